@@ -1,0 +1,87 @@
+"""The command line: one file per command, imported when it is run, and errors that fit on one line.
+
+Exit codes: 0 done, 2 a mistake that the user can mend, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from infernum import __version__
+from infernum.cli.options import Settings, verbose
+from infernum.errors import CompileError, InfernumError
+
+COMMANDS = ("compile", "run", "inspect", "bench", "doctor")
+
+USAGE = 2
+INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A group whose command NAME is `infernum.cli.NAME_command.command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return import_module(f"infernum.cli.{cmd_name}_command").command
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+@verbose
+def cli() -> None:
+    """Infernum compiles language models ahead of time, to CUDA that a person can read, and runs them.
+
+    Try: infernum run "Midway upon the journey of our life"
+    """
+
+
+def main() -> None:
+    """What the command `infernum` calls; does not return."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line and return its exit code."""
+    settings = Settings()
+    try:
+        result: object = cli.main(args=list(args), prog_name="infernum", standalone_mode=False, obj=settings)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        return _fail(_with_hint(error), settings)
+    except InfernumError as error:
+        return _fail(str(error), settings, whole=isinstance(error, CompileError))
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        _silence_stdout()
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def _with_hint(error: click.ClickException) -> str:
+    path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "infernum"
+    return f"{error.format_message().rstrip('.')}; see `{path} --help`"
+
+
+def _fail(message: str, settings: Settings, *, whole: bool = False) -> int:
+    """Print the error, on one line unless it carries a compiler's log, and before it the traceback with -v."""
+    if settings.verbose:
+        traceback.print_exc()
+    text = message.strip() if whole else " ".join(message.split())
+    click.echo(f"error: {text}", err=True)
+    return USAGE
+
+
+def _silence_stdout() -> None:
+    """Whoever read our output has gone away: let Python's last flush go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,138 @@
+"""`infernum compile`: a model to a bundle."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from infernum.cli import options
+
+if TYPE_CHECKING:
+    from infernum.bundle import BlockVariant, Bundle
+
+
+@click.command("compile", short_help="Compile a model into a bundle.")
+@click.argument("model")
+@click.option("--fuse/--no-fuse", default=True, show_default=True, help="Apply the fusion rules.")
+@options.rules
+@click.option(
+    "--arch",
+    metavar="ARCH",
+    help="sm_80, sm_86, sm_89, sm_90a, sm_100a or native; by default the GPU at hand, else sm_90a.",
+)
+@options.dtype
+@click.option(
+    "--max-batch-tokens", type=int, default=4096, show_default=True, help="Most tokens in one step."
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The bundle's folder; by default build/MODEL."
+)
+@click.option("--dump-passes", is_flag=True, help="Keep the graph after each pass, in OUTPUT-passes.")
+@options.as_json
+@options.verbose
+def command(
+    model: str,
+    fuse: bool,
+    rules: str,
+    arch: str | None,
+    dtype: str,
+    max_batch_tokens: int,
+    output: Path | None,
+    dump_passes: bool,
+    as_json: bool,
+) -> None:
+    """Compile MODEL, a preset or a folder in Hugging Face's format, into a bundle."""
+    from infernum.cli.console import print_json, progress_bar, warn
+    from infernum.compiler import Options, compile_model
+    from infernum.errors import CompileError
+    from infernum.machine import default_arch, native_arch
+    from infernum.models.presets import resolve
+
+    if max_batch_tokens < 1:
+        raise CompileError(f"--max-batch-tokens is {max_batch_tokens}; it must be 1 or more")
+    source = resolve(model)
+    warn(source.warnings)
+    out = output or Path("build") / (source.name if fuse else f"{source.name}-nofuse")
+    chosen = Options(
+        arch=default_arch() if arch is None else native_arch() if arch == "native" else arch,
+        dtype=dtype,
+        fuse=fuse,
+        rules=options.split_rules(rules),
+        max_batch_tokens=max_batch_tokens,
+        dump=out.with_name(f"{out.name}-passes") if dump_passes else None,
+    )
+    took: dict[str, float] = {}
+    begin = time.perf_counter()
+    with progress_bar() as progress:
+        bundle = compile_model(source, chosen, out, progress=progress, seconds=took)
+    seconds = time.perf_counter() - begin
+    variants = [variant for block in bundle.manifest.blocks.values() for variant in block.values()]
+    spilling = [f"{v.block}.{v.variant}: {k.name}" for v in variants for k in v.kernels if k.spill_bytes]
+    warn([f"{name} spills registers to memory" for name in spilling])
+    if as_json:
+        print_json(_summary(bundle, variants, took, seconds))
+    else:
+        _print_summary(bundle, variants, took, seconds)
+
+
+def _summary(
+    bundle: Bundle, variants: list[BlockVariant], took: dict[str, float], seconds: float
+) -> dict[str, object]:
+    manifest = bundle.manifest
+    return {
+        "bundle": str(bundle.folder),
+        "model": manifest.model.name,
+        "arch": manifest.arch,
+        "dtype": manifest.dtype,
+        "fuse": manifest.fuse,
+        "seconds": round(seconds, 3),
+        "blocks": [
+            {
+                "block": v.block,
+                "variant": v.variant,
+                "kernels_before_fusion": v.kernels_before_fusion,
+                "kernels": len(v.steps),
+                "registers": max((k.registers for k in v.kernels), default=0),
+                "spill_bytes": sum(k.spill_bytes for k in v.kernels),
+                "seconds": round(took[f"{v.block}.{v.variant}"], 3),
+            }
+            for v in variants
+        ],
+    }
+
+
+def _print_summary(
+    bundle: Bundle, variants: list[BlockVariant], took: dict[str, float], seconds: float
+) -> None:
+    from infernum.cli.console import print_table
+
+    manifest = bundle.manifest
+    rows = [
+        (
+            v.block,
+            v.variant,
+            v.kernels_before_fusion,
+            len(v.steps),
+            max((k.registers for k in v.kernels), default=0) or "–",
+            sum(k.spill_bytes for k in v.kernels),
+            f"{took[f'{v.block}.{v.variant}']:.2f} s",
+        )
+        for v in variants
+    ]
+    columns = (
+        "block",
+        "variant",
+        "kernels before fusion",
+        "after",
+        "registers (max)",
+        "spilled bytes",
+        "time",
+    )
+    title = f"{manifest.model.name}, {manifest.dtype}, {manifest.arch}, {'fused' if manifest.fuse else 'not fused'}"
+    print_table(title, columns, rows, numbers=columns[2:])
+    click.echo(
+        f"{bundle.folder}: compiled in {seconds:.1f} s; look into it with `infernum inspect {bundle.folder}`"
+    )

@@ -1,0 +1,157 @@
+"""`infernum doctor`: what this machine has, what works on it, and what mends the rest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import click
+
+from infernum.cli import options
+
+PACKAGES = (
+    "numpy",
+    "ml_dtypes",
+    "cuda-bindings",
+    "nvidia-cuda-nvrtc-cu12",
+    "nvidia-cuda-nvrtc",
+    "nvidia-cublas-cu12",
+    "nvidia-cublas",
+    "nvmath-python",
+    "tokenizers",
+)
+"""Distributions whose versions a bug report should name; some exclude each other."""
+
+NVRTC_PIP = "pip install nvidia-cuda-nvrtc-cu12"
+CUBLAS_PIP = "pip install 'infernum[cuda]'"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for: whether it was found, what was found, and what to do when it was not."""
+
+    what: str
+    works: bool
+    found: str
+    mend: str = ""
+
+
+@click.command("doctor", short_help="Say what works on this machine, and what mends the rest.")
+@options.as_json
+@options.verbose
+def command(as_json: bool) -> int:
+    """Look for driver, GPU, compiler and libraries; say what works and the command that mends what does not."""
+    from infernum.cli.console import print_json
+
+    findings = [_check(*check) for check in CHECKS]
+    works = {
+        "run without a GPU": _all(findings, "NumPy path"),
+        "compile": _all(findings, "NVRTC"),
+        "run on the GPU": _all(findings, "driver", "GPU", "cuBLAS"),
+    }
+    if as_json:
+        print_json({"findings": [asdict(f) for f in findings], "works": works, "versions": versions()})
+    else:
+        _print(findings, works)
+    return 0 if works["run without a GPU"] else 1
+
+
+def _print(findings: list[Finding], works: dict[str, bool]) -> None:
+    from infernum.cli.console import print_table
+
+    rows = [("yes" if f.works else "no", f.what, f.found) for f in findings]
+    print_table("Found", ("", "what", "details"), rows)
+    print_table("What works", ("", ""), [(what, "yes" if ok else "no") for what, ok in works.items()])
+    print_table("Versions", ("package", "version"), list(versions().items()))
+    for finding in findings:
+        if not finding.works and finding.mend:
+            click.echo(f"{finding.what}: {finding.mend}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, Infernum and the packages it uses; those that are not installed are left out."""
+    from infernum import __version__
+
+    found = {"python": platform.python_version(), "infernum": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _all(findings: list[Finding], *names: str) -> bool:
+    return all(f.works for f in findings if f.what in names)
+
+
+def _check(what: str, look: Callable[[], str], mend: str) -> Finding:
+    """Anything may go wrong in a broken installation, so that whatever is raised is a finding."""
+    try:
+        return Finding(what, True, look())
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return Finding(what, False, first_line, mend)
+
+
+def _python() -> str:
+    return f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.executable}"
+
+
+def _numpy_path() -> str:
+    import numpy as np
+
+    import infernum.cpu.executor as numpy_path
+    from infernum.resources import demo_folder, templates_folder
+
+    assert numpy_path.CpuExecutor
+    return f"NumPy {np.__version__}; demo model in {demo_folder()}, templates in {templates_folder()}"
+
+
+def _nvrtc() -> str:
+    from infernum.codegen.nvrtc import nvrtc_version, supported_archs
+
+    return f"{nvrtc_version()}, compiles for {', '.join(supported_archs())}; no CUDA headers are needed"
+
+
+def _driver() -> str:
+    from infernum.runtime.driver import describe
+
+    return f"supports CUDA up to {describe().cuda_version}"
+
+
+def _gpu() -> str:
+    from infernum.machine import native_arch
+    from infernum.runtime.driver import describe
+
+    gpus = describe().gpus
+    return "; ".join(
+        f"{g.name}, {g.total_bytes / 2**30:.0f} GiB, compute capability {g.arch[0]}.{g.arch[1]}"
+        f" ({native_arch(g.index)}), {g.sms} multiprocessors"
+        for g in gpus
+    )
+
+
+def _cublas() -> str:
+    """The version that cuBLASLt reports of itself, through the bindings that the runtime uses."""
+    from nvmath.bindings import cublasLt  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
+
+    version = int(cublasLt.get_version())  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    return f"cuBLASLt {version // 10000}.{version // 100 % 100}.{version % 100}"
+
+
+CHECKS: tuple[tuple[str, Callable[[], str], str], ...] = (
+    ("Python", _python, ""),
+    ("NumPy path", _numpy_path, "pip install --force-reinstall infernum"),
+    ("NVRTC", _nvrtc, NVRTC_PIP),
+    (
+        "driver",
+        _driver,
+        "install NVIDIA's driver, 525 or newer; a GPU is not needed to compile, nor to run in NumPy",
+    ),
+    ("GPU", _gpu, "check `nvidia-smi` and CUDA_VISIBLE_DEVICES"),
+    ("cuBLAS", _cublas, CUBLAS_PIP),
+)

@@ -1,0 +1,355 @@
+"""Latency of one model on one GPU: the whole loop as the engine runs it, checked before any number is given."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import statistics
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infernum import dims, dtypes
+from infernum.bundle import Bundle
+from infernum.cli.doctor_command import versions
+from infernum.cli.read_bandwidth import measure_read_bandwidth
+from infernum.compiler import Options, cached_bundle
+from infernum.dtypes import relative_error
+from infernum.errors import DeviceError, RequestError
+from infernum.llm import Progress, open_checkpoint
+from infernum.machine import native_arch
+from infernum.models.presets import ModelSource
+from infernum.runtime.batch import Batch, Executor, Float32, Int32, Sampling
+from infernum.runtime.device import Device
+from infernum.runtime.driver import describe
+from infernum.runtime.executor import CudaExecutor
+from infernum.runtime.weight_plan import weight_key
+from infernum.runtime.weights import TensorSource
+
+CHECKED_STEPS = 4
+"""Decode steps, from the first to the last, whose logits are computed again by the unfused path."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is measured: `batch` prompts of `prompt` random tokens, each continued greedily by `tokens` tokens."""
+
+    source: ModelSource
+    load_format: str
+    prompt: int
+    tokens: int
+    batch: int = 1
+    fuse: bool = True
+    rules: tuple[str, ...] = ()
+    dtype: str = "auto"
+    repeats: int = 3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall-clock of one repeat, and the tokens that came out, int32 [batch, tokens]."""
+
+    prompt_seconds: float
+    decode_seconds: float
+    output: Int32
+
+
+def measure(request: Request, progress: Progress | None = None) -> dict[str, Any]:
+    """Time prompt and decoding, check what was computed, and relate the time to the GPU's read bandwidth.
+
+    Raises DeviceError, and gives no number, when a check fails.
+    """
+    _check(request)
+    bundle = _compile(request, fuse=request.fuse, progress=progress)
+    unfused = _compile(request, fuse=False, progress=progress)
+    most = max(variant.max_rows for variant in bundle.manifest.variants)
+    if request.batch > most:
+        raise RequestError(f"--batch is {request.batch}; a step has at most {most} sequences")
+    weights = open_checkpoint(request.source, request.load_format)
+    prompts = _prompts(request)
+    pages = _page_table(request, bundle.manifest.page_size)
+    with _open(request, bundle, weights, pages) as executor:
+        steps = _prompt_steps(prompts, pages, executor)
+        for _ in range(2):  # loads kernels, chooses algorithms, captures graphs
+            _repeat(executor, request, steps, pages)
+        timings = [_repeat(executor, request, steps, pages) for _ in range(request.repeats)]
+        output = timings[-1].output
+        places = _checked_places(request)
+        logits = _decoded_logits(executor, prompts, output, pages, places)
+    with _open(request, unfused, weights, pages) as executor:
+        reference = _prefilled_logits(executor, prompts, output, pages, places)
+    error = _compare(request, bundle, logits, reference, output, places)
+    device = Device.open()
+    try:
+        bandwidth = measure_read_bandwidth(device)
+    finally:
+        device.close()
+    return _results(request, bundle, timings, bandwidth, error)
+
+
+def _check(request: Request) -> None:
+    context = request.source.config.max_position_embeddings
+    for name, value, least in (
+        ("--prompt", request.prompt, 1),
+        ("--tokens", request.tokens, 3),
+        ("--batch", request.batch, 1),
+        ("--repeats", request.repeats, 1),
+    ):
+        if value < least:
+            raise RequestError(f"{name} is {value}; it must be {least} or more")
+    if request.prompt + request.tokens > context:
+        raise RequestError(
+            f"--prompt and --tokens make {request.prompt + request.tokens} tokens, more than the context of {context}"
+        )
+
+
+def _compile(request: Request, *, fuse: bool, progress: Progress | None) -> Bundle:
+    rules = request.rules if fuse == request.fuse else ()
+    options = Options(arch=native_arch(), dtype=request.dtype, fuse=fuse, rules=rules)
+    return cached_bundle(request.source, options, progress=progress)
+
+
+def _open(request: Request, bundle: Bundle, weights: TensorSource | None, pages: Int32) -> CudaExecutor:
+    length = request.prompt + request.tokens
+    return CudaExecutor.open(
+        bundle, weights, max_model_len=length, max_pages_total=pages.size, seed=request.seed
+    )
+
+
+def _prompts(request: Request) -> Int32:
+    """Random token ids, int32 [batch, prompt]."""
+    rng = np.random.default_rng(request.seed)
+    return rng.integers(0, request.source.config.vocab_size, (request.batch, request.prompt), np.int32)
+
+
+def _page_table(request: Request, page_size: int) -> Int32:
+    """Pages in no particular order, int32 [batch, pages of one sequence]."""
+    each = dims.ceildiv(request.prompt + request.tokens, page_size)
+    order = np.random.default_rng(request.seed).permutation(request.batch * each)
+    return order.astype(np.int32).reshape(request.batch, each)
+
+
+def _repeat(
+    executor: Executor, request: Request, prompt_steps: list[tuple[Batch, list[int]]], pages: Int32
+) -> Timing:
+    """One whole generation, as the engine does it: each step's tokens are read when the next one is under way."""
+    sampling = _greedy(request.batch)
+    begin = time.perf_counter()
+    first = np.zeros(request.batch, np.int32)
+    for batch, finished in prompt_steps:
+        sampled = executor.run(batch, _greedy(batch.rows)).tokens()
+        first[finished] = sampled[: len(finished)]
+    middle = time.perf_counter()
+    output = [first]
+    pending = executor.run(_decode_batch(first, request.prompt, pages), sampling)
+    for _ in range(request.tokens - 2):
+        following = executor.advance()
+        output.append(pending.tokens())
+        pending = following
+    output.append(pending.tokens())
+    return Timing(middle - begin, time.perf_counter() - middle, np.stack(output, axis=1))
+
+
+def _prompt_steps(prompts: Int32, pages: Int32, executor: Executor) -> list[tuple[Batch, list[int]]]:
+    """The prompts in as few steps as fit, each with the sequences whose prompt ends in it.
+
+    A step in which none ends asks for the logits of its last token, which nobody reads.
+    """
+    count, length = prompts.shape
+    steps: list[tuple[Batch, list[int]]] = []
+    taken = [(s, p) for s in range(count) for p in range(length)]
+    for start in range(0, len(taken), executor.max_batch_tokens):
+        chunk = taken[start : start + executor.max_batch_tokens]
+        present = list(dict.fromkeys(s for s, _ in chunk))
+        ends = [i for i, (_, p) in enumerate(chunk) if p == length - 1]
+        rows = ends[: executor.max_rows] or [len(chunk) - 1]
+        assert len(ends) <= executor.max_rows, "more prompts end in a step than it has rows"
+        sequence = np.array([present.index(s) for s, _ in chunk], np.int32)
+        lengths = np.bincount(sequence, minlength=len(present))
+        batch = Batch(
+            token_ids=np.array([prompts[s, p] for s, p in chunk], np.int32),
+            positions=np.array([p for _, p in chunk], np.int32),
+            sequence=sequence,
+            query_start=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+            page_table=np.ascontiguousarray(pages[present]),
+            output_rows=np.array(rows, np.int32),
+        )
+        steps.append((batch, [chunk[i][0] for i in ends]))
+    return steps
+
+
+def _decode_batch(tokens: Int32, position: int, pages: Int32) -> Batch:
+    """One token of each sequence, all at one position."""
+    each = np.arange(len(tokens), dtype=np.int32)
+    positions = np.full(len(tokens), position, np.int32)
+    starts = np.arange(len(tokens) + 1, dtype=np.int32)
+    return Batch(tokens, positions, each, starts, pages, each)
+
+
+def _greedy(rows: int) -> Sampling:
+    none, one = np.zeros(rows, np.int32), np.ones(rows, np.float32)
+    return Sampling(np.zeros(rows, np.float32), none, one, np.zeros(rows, np.float32), one, none)
+
+
+def _checked_places(request: Request) -> list[int]:
+    """Indices of output tokens, beginning with the one after the first, whose choice is checked."""
+    return sorted({int(i) for i in np.linspace(1, request.tokens - 1, CHECKED_STEPS)})
+
+
+def _decoded_logits(
+    executor: Executor, prompts: Int32, output: Int32, pages: Int32, places: list[int]
+) -> Float32:
+    """Logits of the measured path that chose output tokens `places`, [places, batch, vocab], over its own cache."""
+    length = prompts.shape[1]
+    steps = [_decode_batch(np.ascontiguousarray(output[:, p - 1]), length + p - 1, pages) for p in places]
+    return np.stack([executor.logits(step) for step in steps])
+
+
+def _prefilled_logits(
+    executor: Executor, prompts: Int32, output: Int32, pages: Int32, places: list[int]
+) -> Float32:
+    """The same logits from another executor, which is given prompt and output at once."""
+    length = prompts.shape[1]
+    whole = np.concatenate([prompts, output], axis=1)
+    found: list[Float32] = []
+    for sequence, tokens in enumerate(whole):
+        rows: list[Float32] = []
+        wanted = [length + p - 1 for p in places]
+        for start in range(0, len(tokens), executor.max_batch_tokens):
+            chunk = np.ascontiguousarray(tokens[start : start + executor.max_batch_tokens])
+            positions = np.arange(start, start + len(chunk), dtype=np.int32)
+            inside = [w - start for w in wanted if start <= w < start + len(chunk)]
+            batch = Batch(
+                token_ids=chunk,
+                positions=positions,
+                sequence=np.zeros(len(chunk), np.int32),
+                query_start=np.array([0, len(chunk)], np.int32),
+                page_table=pages[sequence : sequence + 1],
+                output_rows=np.array(inside or [len(chunk) - 1], np.int32),
+            )
+            logits = executor.logits(batch)
+            if inside:
+                rows.append(logits)
+        found.append(np.concatenate(rows))
+    return np.stack(found, axis=1)
+
+
+def _compare(
+    request: Request, bundle: Bundle, logits: Float32, reference: Float32, output: Int32, places: list[int]
+) -> float:
+    """The relative error of the measured logits. Raises DeviceError when anything is not as it should be."""
+    vocab = bundle.manifest.model.vocab_size
+    if not (np.isfinite(logits).all() and np.isfinite(reference).all()):
+        raise DeviceError("the logits are not finite; no result is given")
+    if output.min() < 0 or output.max() >= vocab:
+        raise DeviceError("sampled tokens lie outside of the vocabulary; no result is given")
+    error = relative_error(logits, reference)
+    allowed = allowed_error(bundle)
+    if not error <= allowed:
+        raise DeviceError(
+            f"the logits differ from those of the unfused path by {error:.2e}, more than {allowed:.2e};"
+            " no result is given"
+        )
+    if not np.array_equal(logits.argmax(axis=-1), output[:, places].T):
+        raise DeviceError("decoding chose other tokens than the most likely ones; no result is given")
+    return error
+
+
+def allowed_error(bundle: Bundle) -> float:
+    """How far two right computations of the logits may differ: layers round independently, errors add in quadrature."""
+    return dtypes.dtype(bundle.manifest.dtype).tolerance * math.sqrt(max(1, bundle.manifest.model.num_layers))
+
+
+def bytes_per_token(bundle: Bundle, batch: int, mean_context: float) -> dict[str, int]:
+    """What one decode step must at least read: weights once (of the embedding a row each), and the KV cache."""
+    manifest = bundle.manifest
+    variant = bundle.variant_for(batch).name
+    weights: dict[object, int] = {}
+    gathered = kv = 0
+    for index, stage in enumerate(manifest.program):
+        block = manifest.blocks[stage.block][variant]
+        for weight in block.weights.values():
+            shape = [int(dim) for dim in weight.spec.shape]
+            element = dtypes.dtype(weight.spec.dtype).bytes
+            if index == 0:  # the embedding table, of which each token reads its row
+                gathered += batch * math.prod(shape[1:]) * element
+            else:
+                weights[weight_key(weight, stage)] = math.prod(shape) * element
+        for state in block.state:
+            page = math.prod(int(dim) for dim in state.shape[1:]) * dtypes.dtype(state.dtype).bytes
+            kv += int(page / manifest.page_size * mean_context * batch)
+    return {"weights": sum(weights.values()) + gathered, "kv": kv}
+
+
+def _results(
+    request: Request, bundle: Bundle, timings: list[Timing], bandwidth: float, error: float
+) -> dict[str, Any]:
+    manifest = bundle.manifest
+    steps = request.tokens - 1
+    prompt_ms = statistics.median(1e3 * t.prompt_seconds for t in timings)
+    token_ms = statistics.median(1e3 * t.decode_seconds / steps for t in timings)
+    read = bytes_per_token(bundle, request.batch, request.prompt + request.tokens / 2)
+    floor_ms = 1e3 * sum(read.values()) / bandwidth
+    facts = describe()
+    return {
+        "benchmark": "latency",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "gpu": facts.gpus[0].name,
+        "driver": _driver_version() or f"CUDA {facts.cuda_version}",
+        "versions": versions() | {"nvrtc": manifest.nvrtc},
+        "commit": _commit(),
+        "model": manifest.model.name,
+        "config": manifest.model.config,
+        "load_format": request.load_format,
+        "dtype": manifest.dtype,
+        "arch": manifest.arch,
+        "fuse": request.fuse,
+        "rules": manifest.rules,
+        "batch": request.batch,
+        "prompt_tokens": request.prompt,
+        "output_tokens": request.tokens,
+        "repeats": request.repeats,
+        "prompt_ms": prompt_ms,
+        "ms_per_token": token_ms,
+        "tokens_per_second": request.batch * 1e3 / token_ms,
+        "prompt_ms_all": [1e3 * t.prompt_seconds for t in timings],
+        "ms_per_token_all": [1e3 * t.decode_seconds / steps for t in timings],
+        "read_bandwidth_gb_s": bandwidth / 1e9,
+        "bytes_per_step": read,
+        "floor_ms_per_token": floor_ms,
+        "fraction_of_bound": floor_ms / token_ms,
+        "error_against_unfused": error,
+        "allowed_error": allowed_error(bundle),
+    }
+
+
+def _driver_version() -> str | None:
+    """The driver's own version, as Linux tells it."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0].split()
+    except (OSError, IndexError):
+        return None
+    return next((word for word in words if word.count(".") >= 1 and word.replace(".", "").isdigit()), None)
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this runs from, with "-dirty" where files differ; None outside of one."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

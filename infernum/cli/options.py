@@ -1,0 +1,100 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass
+class Settings:
+    """What holds for the whole program."""
+
+    verbose: bool = False
+
+
+def _note_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    del param
+    ctx.ensure_object(Settings).verbose |= value
+
+
+def verbose(function: Command) -> Command:
+    """-v, which adds the traceback to an error."""
+    return click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_note_verbose,
+        help="Show the traceback of an error.",
+    )(function)
+
+
+def as_json(function: Command) -> Command:
+    """--json, a single object on stdout."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(function)
+
+
+def load_format(function: Command) -> Command:
+    """--load-format auto|dummy."""
+    return click.option(
+        "--load-format",
+        type=click.Choice(["auto", "dummy"]),
+        default="auto",
+        show_default=True,
+        help="dummy: random weights instead of the model's.",
+    )(function)
+
+
+def dtype(function: Command) -> Command:
+    """--dtype of weights and activations."""
+    return click.option(
+        "--dtype",
+        type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
+        default="auto",
+        show_default=True,
+        help="Of weights and activations; auto: as the weights are stored.",
+    )(function)
+
+
+def rules(function: Command) -> Command:
+    """--rules=+name,-name."""
+    return click.option(
+        "--rules",
+        default="",
+        metavar="+NAME,-NAME…",
+        help="Switch single rules on or off, after --fuse or --no-fuse.",
+    )(function)
+
+
+def split_rules(text: str) -> tuple[str, ...]:
+    """The changes that `--rules` asks for; each is checked where the rules are known."""
+    return tuple(change.strip() for change in text.split(",")) if text.strip() else ()
+
+
+def gpu_memory_utilization(function: Command) -> Command:
+    """--gpu-memory-utilization, a share of the GPU's memory."""
+    return click.option(
+        "--gpu-memory-utilization",
+        type=float,
+        default=0.9,
+        show_default=True,
+        metavar="SHARE",
+        help="Share of the GPU's memory for weights and KV cache.",
+    )(function)
+
+
+def max_model_len(function: Command) -> Command:
+    """--max-model-len, in tokens."""
+    return click.option(
+        "--max-model-len",
+        type=int,
+        metavar="TOKENS",
+        help="Longest sequence; by default the model's context, as far as memory goes.",
+    )(function)

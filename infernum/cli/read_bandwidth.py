@@ -1,0 +1,75 @@
+"""How fast this GPU reads its memory: a streaming kernel, checked and timed, as the bound of memory-bound work."""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import ExitStack
+
+import numpy as np
+
+from infernum.codegen.cubin import cache_folder
+from infernum.codegen.nvrtc import compile_cuda
+from infernum.codegen.templates import render
+from infernum.errors import DeviceError
+from infernum.machine import native_arch
+from infernum.runtime.device import Device
+
+NAME = "read_bandwidth"
+THREADS, UNROLL, BLOCKS_PER_SM = 512, 16, 8
+POOL_BYTES = 64 * 2**20
+COPIES = 64
+"""The buffer is so many copies of a pool of random bytes: 4 GiB, far more than any cache holds."""
+
+
+def measure_read_bandwidth(device: Device, *, passes: int = 10) -> float:
+    """Bytes per second of the best of several passes over 4 GiB. Raises DeviceError when a pass reads wrongly."""
+    arch = native_arch(device.facts.index)
+    capability = device.facts.arch[0] * 10 + device.facts.arch[1]
+    source = render(NAME, {"name": NAME, "THREADS": THREADS, "UNROLL": UNROLL}, arch=capability)
+    cubin = compile_cuda(source, name=f"{NAME}.cu", arch=arch, cache=cache_folder())
+    pool = np.random.default_rng(0).integers(0, 2**32, POOL_BYTES // 4, np.uint32)
+    expected = int(pool.sum(dtype=np.uint64)) * COPIES * passes % 2**32
+    nbytes = POOL_BYTES * COPIES
+    with ExitStack() as stack:
+        stream = device.stream()
+        stack.callback(stream.close)
+        data = device.alloc(nbytes, "the buffer of the bandwidth measurement")
+        stack.callback(data.free)
+        total = device.alloc(4, "its checksum")
+        stack.callback(total.free)
+        module = device.load_module(cubin.data, f"{NAME}.cubin")
+        stack.callback(module.close)
+        begin, end = device.event(timing=True), device.event(timing=True)
+        stack.callback(begin.close)
+        stack.callback(end.close)
+        stack.callback(stream.synchronize)
+
+        stream.upload(data.address, pool.ctypes.data, POOL_BYTES)
+        stream.synchronize()
+        for copy in range(1, COPIES):
+            stream.copy(data.address + copy * POOL_BYTES, data.address, POOL_BYTES)
+        stream.fill(total.address, 0, 4)
+        arguments = (
+            ctypes.c_uint64(data.address),
+            ctypes.c_uint64(nbytes // 16),
+            ctypes.c_uint64(total.address),
+        )
+        params = (ctypes.c_void_p * 3)(*(ctypes.addressof(argument) for argument in arguments))
+        kernel = module.kernel(NAME, 0)
+        config = stream.launch_config((THREADS, 1, 1), 0, False)
+        config.set_grid(device.facts.sms * BLOCKS_PER_SM, 1, 1)
+        milliseconds: list[float] = []
+        for _ in range(passes):
+            stream.record(begin)
+            stream.launch(config, kernel, ctypes.addressof(params))
+            stream.record(end)
+            end.wait()
+            milliseconds.append(end.milliseconds_since(begin))
+        found = np.zeros(1, np.uint32)
+        stream.download(found.ctypes.data, total.address, 4)
+        stream.synchronize()
+    if int(found[0]) != expected:
+        raise DeviceError(
+            "the bandwidth measurement read other numbers than were written; no result is given"
+        )
+    return nbytes / (min(milliseconds) * 1e-3)

@@ -1,0 +1,218 @@
+"""`infernum run`: a prompt to text."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from infernum.cli import options
+
+if TYPE_CHECKING:
+    from infernum.engine.sampling_params import SamplingParams
+    from infernum.llm import LLM
+
+DEMO_MODEL = "dante"
+DEMO_PROMPT = "Midway upon the journey of our life"
+
+
+@click.command("run", short_help="Generate text that continues a prompt.")
+@click.argument("prompt", required=False)
+@click.option(
+    "--model", default=DEMO_MODEL, show_default=True, help="A folder in Hugging Face's format, or a preset."
+)
+@click.option(
+    "--bundle", type=click.Path(path_type=Path), help="A compiled bundle; by default compiled now and kept."
+)
+@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True)
+@options.dtype
+@click.option(
+    "--fuse/--no-fuse", default=None, help="Apply the fusion rules, when compiling.  [default: fuse]"
+)
+@options.rules
+@click.option("-n", "--max-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
+@click.option("--temperature", type=float, help="0: always the most likely token.")
+@click.option("--top-k", type=int, help="Choose among the K most likely tokens; 0: among all.")
+@click.option(
+    "--top-p", type=float, help="Choose among the most likely tokens that reach this probability together."
+)
+@click.option(
+    "--min-p", type=float, help="Leave out tokens less likely than this share of the most likely one."
+)
+@click.option(
+    "--repetition-penalty", type=float, help="Make tokens that were there before less likely; 1: off."
+)
+@click.option("--seed", type=int, help="Same seed, same text.")
+@click.option("--greedy", is_flag=True, help="Always the most likely token: --temperature 0.")
+@click.option(
+    "--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times."
+)
+@click.option("--ignore-eos", is_flag=True, help="Generate on past the model's end tokens.")
+@options.load_format
+@options.gpu_memory_utilization
+@options.max_model_len
+@click.option("--stats", is_flag=True, help="Print speeds on stderr at the end.")
+@options.as_json
+@options.verbose
+def command(
+    prompt: str | None,
+    model: str,
+    bundle: Path | None,
+    device: str,
+    dtype: str,
+    fuse: bool | None,
+    rules: str,
+    max_tokens: int,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+    seed: int | None,
+    greedy: bool,
+    stop: tuple[str, ...],
+    ignore_eos: bool,
+    load_format: str,
+    gpu_memory_utilization: float,
+    max_model_len: int | None,
+    stats: bool,
+    as_json: bool,
+) -> None:
+    """Generate text that continues PROMPT; "-" reads it from stdin, less one newline at its end.
+
+    Sampling options that are not given are as the model's makers say in generation_config.json. The prompt of a model
+    without a tokenizer is token ids, such as "1 15 27", and so is the output.
+    """
+    from infernum.cli.console import progress_bar, warn
+    from infernum.llm import LLM, default_params
+    from infernum.models.presets import resolve
+
+    if greedy and temperature:
+        raise click.UsageError("--greedy and --temperature exclude each other")
+    if greedy:
+        temperature, repetition_penalty = 0.0, 1.0 if repetition_penalty is None else repetition_penalty
+    if bundle is not None and (fuse is not None or rules):
+        raise click.UsageError(
+            "--fuse and --rules are for compiling; the bundle that is given is compiled already"
+        )
+    if prompt is None and model != DEMO_MODEL:
+        raise click.UsageError("a PROMPT is needed; - reads it from stdin")
+    source = resolve(model)
+    params = default_params(
+        source.generation,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop,
+        ignore_eos=ignore_eos,
+    )
+    text = _read_stdin() if prompt == "-" else DEMO_PROMPT if prompt is None else prompt
+    has_tokenizer = source.folder is not None and (source.folder / "tokenizer.json").is_file()
+    ids = None if has_tokenizer else _token_ids(text, source.name)
+    warn(source.warnings)
+    with progress_bar() as progress:
+        llm = LLM(
+            source,
+            device,
+            dtype,
+            fuse is not False,
+            bundle,
+            load_format=load_format,
+            rules=options.split_rules(rules),
+            gpu_memory_utilization=gpu_memory_utilization,
+            max_model_len=max_model_len,
+            seed=seed or 0,
+            progress=progress,
+        )
+    with llm:
+        _generate(llm, text, ids, params, stats=stats, as_json=as_json)
+
+
+def _generate(
+    llm: LLM, text: str, ids: list[int] | None, params: SamplingParams, *, stats: bool, as_json: bool
+) -> None:
+    from infernum.cli.console import print_json
+
+    prompt = llm.encode(text)[0] if ids is None else ids
+    pieces: list[str] = []
+    tokens: list[int] = []
+    reason = ""
+    for event in llm.stream([prompt], params):
+        piece = event.text if llm.tokenizer else "".join(f"{token} " for token in event.tokens)
+        pieces.append(piece)
+        tokens.extend(event.tokens)
+        reason = event.finish_reason or reason
+        if piece and not as_json:
+            _write(piece)
+    if as_json:
+        print_json(
+            {
+                "model": llm.source.name,
+                "device": llm.device,
+                "prompt": text,
+                "prompt_tokens": prompt,
+                "text": "".join(pieces) if llm.tokenizer else None,
+                "tokens": tokens,
+                "finish_reason": reason,
+                "statistics": _statistics(llm),
+            }
+        )
+    elif not "".join(pieces).endswith("\n"):
+        _write("\n")
+    if stats:
+        _print_statistics(llm)
+
+
+def _write(text: str) -> None:
+    """Text to stdout as it comes; what the terminal's encoding lacks is replaced."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
+
+
+def _read_stdin() -> str:
+    from infernum.errors import RequestError
+
+    raw = sys.stdin.buffer.read()
+    try:
+        return raw.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"stdin: the prompt is not UTF-8 text (at byte {error.start}); convert it first"
+        ) from error
+
+
+def _token_ids(text: str, model: str) -> list[int]:
+    from infernum.errors import RequestError
+
+    words = text.replace(",", " ").split()
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise RequestError(f"{model} has no tokenizer.json; give the prompt as token ids, such as '1 15 27'")
+    return [int(word) for word in words]
+
+
+def _statistics(llm: LLM) -> dict[str, float | int]:
+    found = llm.statistics
+    return {
+        "prompt_tokens": found.prompt_tokens,
+        "prompt_seconds": round(found.prompt_seconds, 6),
+        "output_tokens": found.output_tokens,
+        "decoded_tokens": found.decoded_tokens,
+        "decode_seconds": round(found.decode_seconds, 6),
+    }
+
+
+def _print_statistics(llm: LLM) -> None:
+    found = llm.statistics
+    prompt = f"prompt {found.prompt_tokens} tokens in {1e3 * found.prompt_seconds:.1f} ms"
+    decode = f"output {found.output_tokens} tokens"
+    if found.decoded_tokens and found.decode_seconds:
+        each = found.decode_seconds / found.decoded_tokens
+        decode += f", {1e3 * each:.2f} ms each ({1 / each:.1f} tokens/s)"
+    click.echo(f"{llm.source.name} on {llm.device}: {prompt}, {decode}", err=True)

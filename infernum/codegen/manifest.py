@@ -1,0 +1,149 @@
+"""A compiled block as the bundle's manifest tells it to the runtime."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from infernum import bundle
+from infernum.codegen.cubin import Cubin
+from infernum.codegen.memory import Lifetime, check_no_overlap, plan_memory
+from infernum.codegen.plan import BlockPlan
+from infernum.codegen.planner import pointer
+from infernum.codegen.steps import Kernel, Product
+from infernum.dims import size
+from infernum.ir.graph import Input, TensorType
+from infernum.ir.kernel import Target
+from infernum.ir.op import Fused
+from infernum.ir.rewrite import Outcome
+
+
+@dataclass(frozen=True)
+class CompiledBlock:
+    """One block for one variant, up to its source: the fused graph, the plan, and what the rules did."""
+
+    block: str
+    target: Target
+    outcome: Outcome
+    plan: BlockPlan
+    source: str
+    kernels_before_fusion: int
+
+    @property
+    def stem(self) -> str:
+        return f"{self.block}.{self.target.variant}"
+
+
+def describe_block(block: CompiledBlock, variant: bundle.VariantSpec, cubin: Cubin) -> bundle.BlockVariant:
+    """Everything the runtime needs to know of one block for one variant."""
+    plan, graph = block.plan, block.plan.graph
+    inputs = {node.name: node for node in graph.inputs}
+    produced = list(dict.fromkeys(plan.places[v].tensor for v in graph.outputs))
+    out_types = {plan.places[v].tensor: graph.type(v) for v in graph.outputs}
+    streams_out = [name for name in produced if name not in inputs]
+    buffers, arena = _plan_arena(plan, variant, set(streams_out) | set(inputs))
+
+    def of_role(role: str) -> list[bundle.TensorSpec]:
+        return [
+            _spec(n.name, n.types[0]) for n in graph.inputs if isinstance(n.op, Input) and n.op.role == role
+        ]
+
+    return bundle.BlockVariant(
+        block=block.block,
+        variant=variant.name,
+        source=f"{block.stem}.cu",
+        cubin=f"{block.stem}.cubin",
+        graph=f"{block.stem}.ir",
+        stream_in=of_role("stream"),
+        stream_out=[_spec(name, out_types[name]) for name in streams_out],
+        batch=of_role("batch"),
+        state=of_role("state"),
+        buffers=buffers,
+        weights={
+            n.name: _weight(n.name, n.op, n.types[0])
+            for n in graph.inputs
+            if isinstance(n.op, Input) and n.op.role == "weight"
+        },
+        arena_bytes=arena,
+        steps=[_step(step, block.target) for step in plan.steps],
+        kernels=[_kernel(step, cubin) for step in plan.steps if isinstance(step, Kernel)],
+        kernels_before_fusion=block.kernels_before_fusion,
+        fired=dict(block.outcome.fired),
+        refused=[bundle.Refusal(**asdict(r)) for r in block.outcome.refused],
+    )
+
+
+def _plan_arena(
+    plan: BlockPlan, variant: bundle.VariantSpec, external: set[str]
+) -> tuple[dict[str, bundle.Buffer], int]:
+    """Offsets of every intermediate tensor, at the variant's largest token count."""
+    symbols = {"tokens": variant.max_tokens, "seqs": variant.max_tokens, "rows": variant.max_rows}
+    order = {step.node.name: i for i, step in enumerate(plan.steps)}
+    types: dict[str, TensorType] = {}
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for value, place in plan.places.items():
+        if place.tensor in external:
+            continue
+        if place.tensor not in types:
+            types[place.tensor] = place.type
+            first[place.tensor] = last[place.tensor] = order[value.node]
+        for user in (u for u, _ in plan.graph.users(value) if u in order):
+            last[place.tensor] = max(last[place.tensor], order[user])
+    for name, (type_, node) in plan.workspaces.items():
+        types[name] = type_
+        steps = [i for i, step in enumerate(plan.steps) if step.node.name == node]
+        first[name], last[name] = steps[0], steps[-1]
+    lifetimes = [
+        Lifetime(n, size(t.shape, symbols) * t.dtype.bytes, first[n], last[n]) for n, t in types.items()
+    ]
+    offsets, arena = plan_memory(lifetimes)
+    check_no_overlap(lifetimes, offsets)
+    return {
+        name: bundle.Buffer(spec=_spec(name, types[name]), offset=offset) for name, offset in offsets.items()
+    }, arena
+
+
+def _step(step: Kernel | Product, target: Target) -> bundle.Step:
+    if isinstance(step, Product):
+        return step.gemm
+    return bundle.Launch(
+        kernel=step.name,
+        args=[
+            *(pointer(o.place) for o in step.operands),
+            *(bundle.SymbolArg(symbol=symbol) for _, symbol in step.symbols),
+        ],
+        grid=list(step.grid),
+        block=[step.block, 1, 1],
+        shared_bytes=step.shared_bytes,
+        programmatic=target.programmatic,
+    )
+
+
+def _kernel(step: Kernel, cubin: Cubin) -> bundle.Kernel:
+    op = step.node.op
+    used = cubin.kernels[step.name]
+    return bundle.Kernel(
+        name=step.name,
+        template=step.template.name,
+        ops=[n.op.name for n in op.body.calls] if isinstance(op, Fused) else [op.name],
+        rules=list(op.rules) if isinstance(op, Fused) else [],
+        where=list(step.node.where),
+        bytes=step.bytes,
+        flops=step.flops,
+        registers=used.registers,
+        stack_bytes=used.stack_bytes,
+        spill_bytes=used.spill_bytes,
+        static_shared_bytes=used.static_shared_bytes,
+    )
+
+
+def _weight(name: str, op: Input, type_: TensorType) -> bundle.Weight:
+    return bundle.Weight(
+        spec=_spec(name, type_),
+        parts=[p.name for p in op.parts],
+        part_shapes=[list(p.shape) for p in op.parts],
+    )
+
+
+def _spec(name: str, type_: TensorType) -> bundle.TensorSpec:
+    return bundle.TensorSpec(name=name, dtype=type_.dtype.name, shape=list(type_.shape))

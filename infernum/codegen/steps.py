@@ -1,0 +1,45 @@
+"""The steps of a block: kernels to render and launch, and products left to the library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from infernum import bundle
+from infernum.codegen.places import Operand
+from infernum.ir.graph import Node
+from infernum.ir.kernel import Formula, Template
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel to render and launch. `context` is what its template sees besides name and signature."""
+
+    name: str
+    template: Template
+    node: Node
+    operands: tuple[Operand, ...]
+    symbols: tuple[tuple[str, str], ...]
+    context: Mapping[str, Any]
+    grid: tuple[Formula, Formula, Formula]
+    block: int
+    shared_bytes: int
+    bytes: Formula
+    flops: Formula
+
+    @property
+    def signature(self) -> str:
+        """The C parameters, one to a line."""
+        names = [operand.parameter for operand in self.operands] + [f"int {name}" for name, _ in self.symbols]
+        return ",\n    ".join(["\n    " + names[0], *names[1:]]) if names else ""
+
+
+@dataclass(frozen=True)
+class Product:
+    """One library product, with the node it computes."""
+
+    node: Node
+    gemm: bundle.Gemm
+    bytes: Formula
+    flops: Formula

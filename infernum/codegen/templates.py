@@ -1,0 +1,80 @@
+"""The CUDA templates: Jinja, strict about names, with overrides for an architecture in `sm_<arch>/`."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import (
+    Environment,
+    FileSystemLoader,
+    StrictUndefined,
+    TemplateError,
+    TemplateNotFound,
+    TemplateSyntaxError,
+)
+
+from infernum.errors import CompileError
+from infernum.resources import templates_folder
+
+SUFFIX = ".cu.j2"
+
+
+def render(template_name: str, context: Mapping[str, Any], *, arch: int, folders: Iterable[Path] = ()) -> str:
+    """The CUDA that `<template_name>.cu.j2` gives for `context` (the suffix may be written or left out).
+
+    Looked for in `folders` (those of plugins, in order), then in the package's own; in each first under
+    `sm_<arch>`, as are the templates that it includes or imports. Raises CompileError naming the template and
+    where it was looked for, or the file, line and variable that is not defined.
+    """
+    name = template_name if template_name.endswith(".j2") else f"{template_name}{SUFFIX}"
+    searched = _searched(arch, folders)
+    try:
+        return _environment(searched).get_template(name).render(context)
+    except TemplateNotFound as error:
+        looked = ", ".join(map(str, searched))
+        raise CompileError(f"template {error.name} does not exist; looked in {looked}") from error
+    except TemplateSyntaxError as error:
+        raise CompileError(f"{error.filename or error.name}:{error.lineno}: {error.message}") from error
+    except TemplateError as error:
+        raise CompileError(f"{_line(error, name)}: {error.message}") from error
+
+
+def include_text(name: str, *, folders: Iterable[Path] = ()) -> str:
+    """The text of the CUDA header `include/<name>`, from `folders` or the package's own templates.
+
+    Raises CompileError naming it and where it was looked for.
+    """
+    candidates = [folder / "include" / name for folder in (*folders, templates_folder())]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        looked = ", ".join(str(path.parent) for path in candidates)
+        raise CompileError(f"include file {name} does not exist; looked in {looked}")
+    return found.read_text(encoding="utf-8")
+
+
+def _searched(arch: int, folders: Iterable[Path]) -> tuple[Path, ...]:
+    return tuple(
+        place for folder in (*folders, templates_folder()) for place in (folder / f"sm_{arch}", folder)
+    )
+
+
+@lru_cache
+def _environment(searched: tuple[Path, ...]) -> Environment:
+    return Environment(
+        loader=FileSystemLoader(searched),
+        undefined=StrictUndefined,
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _line(error: TemplateError, name: str) -> str:
+    """`file:line` of the innermost template in an error's traceback, where Jinja shows them as Python."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".j2")]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else name

@@ -1,0 +1,241 @@
+"""The whole pipeline, from a model to a bundle: trace, fuse, plan, emit, compile, write."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import infernum.ops  # noqa: F401 - fills the registry
+from infernum import __version__, bundle
+from infernum.codegen.cubin import Cubin, cache_folder
+from infernum.codegen.emit import MAX_ROWS, emit_block
+from infernum.codegen.manifest import CompiledBlock, describe_block
+from infernum.codegen.nvrtc import compile_all, nvrtc_version, parse_arch
+from infernum.codegen.plan import plan_block
+from infernum.codegen.weights import fold_weights
+from infernum.dtypes import DType
+from infernum.dtypes import dtype as dtype_named
+from infernum.errors import CompileError
+from infernum.fusion import select_rules
+from infernum.ir.block import PAGE, Block
+from infernum.ir.graph import Graph
+from infernum.ir.kernel import Target
+from infernum.ir.rewrite import Rule, apply_rules
+from infernum.ir.text import print_graph
+from infernum.models import sampler
+from infernum.models.config import config_hash, find_family
+from infernum.models.presets import ModelSource
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to compile a model for. `dtype` auto: as the checkpoint stores it. `dump`: a folder for graphs by pass."""
+
+    arch: str = "sm_90a"
+    dtype: str = "auto"
+    fuse: bool = True
+    rules: tuple[str, ...] = ()
+    max_batch_tokens: int = 4096
+    dump: Path | None = None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Everything that is known of a bundle before NVRTC runs."""
+
+    source: ModelSource
+    options: Options
+    dtype: DType
+    variants: list[bundle.VariantSpec]
+    rules: list[Rule]
+    program: list[tuple[Block, int | None]]
+    blocks: list[CompiledBlock] = field(default_factory=list[CompiledBlock])
+
+
+def compile_model(
+    source: ModelSource,
+    options: Options,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    seconds: dict[str, float] | None = None,
+) -> bundle.Bundle:
+    """Compile a model into the bundle `out`. Raises CompileError, ConfigError or BundleError.
+
+    `seconds`, when given, receives how long NVRTC took for each `block.variant`.
+    """
+    sources = emit_sources(source, options)
+    files = {f"{b.stem}.cu": b.source for b in sources.blocks}
+    took = seconds if seconds is not None else {}
+
+    def on_compiled(name: str, duration: float) -> None:
+        took[name.removesuffix(".cu")] = duration
+        if progress:
+            progress("compiling", len(took), len(files))
+
+    cubins = compile_all(files, options.arch, progress=on_compiled, cache=cache_folder())
+    manifest = describe(sources, {b.stem: cubins[f"{b.stem}.cu"] for b in sources.blocks})
+    contents: dict[str, bytes] = {"rules.txt": _rules_text(sources).encode()}
+    for block in sources.blocks:
+        contents[f"{block.stem}.ir"] = print_graph(block.plan.graph).encode()
+        contents[f"{block.stem}.cu"] = block.source.encode()
+        contents[f"{block.stem}.cubin"] = cubins[f"{block.stem}.cu"].data
+    return bundle.write_bundle(out, manifest, contents)
+
+
+def cached_bundle(
+    source: ModelSource, options: Options, *, progress: Progress | None = None
+) -> bundle.Bundle:
+    """The bundle of a model in the user's cache, compiled now unless the very same one is there already."""
+    key = _cache_key(source, options)
+    folder = cache_folder() / "bundles" / f"{source.name.replace('/', '_')}-{key[:16]}"
+    if (folder / bundle.MANIFEST).is_file():
+        try:
+            return bundle.open_bundle(folder)
+        except bundle.BundleError:
+            pass  # damaged: made anew below
+    return compile_model(source, options, folder, progress=progress)
+
+
+def emit_sources(source: ModelSource, options: Options) -> Sources:
+    """Trace, fuse, plan and emit every block for every variant; no compiler is needed for that."""
+    family = find_family(source.family)
+    dtype = dtype_named(source.config.dtype if options.dtype == "auto" else options.dtype)
+    if not dtype.is_float:
+        raise CompileError(f"--dtype {options.dtype}: use float32, float16 or bfloat16")
+    rules = select_rules(options.fuse, options.rules)
+    program = family.program(source.config)
+    sources = Sources(source, options, dtype, variants_for(options, source.config), rules, program)
+    distinct = {block.name: block for block, _ in program}
+    for block in [*distinct.values(), sampler.greedy, sampler.sample]:
+        traced = block.trace(source.config, dtype)
+        for variant in sources.variants:
+            target = Target(
+                parse_arch(options.arch), variant.name, variant.min_tokens, variant.max_tokens, dtype
+            )
+            sources.blocks.append(compile_block(traced, target, rules, sources))
+    return sources
+
+
+def compile_block(traced: Graph, target: Target, rules: Sequence[Rule], sources: Sources) -> CompiledBlock:
+    """Fuse, plan and emit one block for one target."""
+    dump = _Dump(sources.options.dump, f"{traced.name}.{target.variant}")
+    dump("traced", traced)
+    outcome = apply_rules(traced, rules, target, normalise=fold_weights, on_pass=dump)
+    plan = plan_block(outcome.graph, target)
+    before = len(plan_block(traced, target).steps)
+    title = (
+        f"{sources.source.name}: block {traced.name}, {target.min_tokens} to {target.max_tokens} token(s), "
+        f"{target.dtype.long_name}, {sources.options.arch}. Emitted by Infernum {__version__}."
+    )
+    return CompiledBlock(traced.name, target, outcome, plan, emit_block(plan, title), before)
+
+
+def variants_for(options: Options, cfg: Any) -> list[bundle.VariantSpec]:
+    """The classes of token counts: one token, a few (GEMV), decoding many sequences, and prompts."""
+    largest = max(1, min(options.max_batch_tokens, cfg.max_position_embeddings))
+    classes = [("t1", 1, 1), ("t8", 2, 8), ("t64", 9, 64), ("prefill", 65, largest)]
+    return [
+        bundle.VariantSpec(
+            name=n, min_tokens=low, max_tokens=min(high, largest), max_rows=min(high, largest, MAX_ROWS)
+        )
+        for n, low, high in classes
+        if low <= largest
+    ]
+
+
+def describe(sources: Sources, cubins: Mapping[str, Cubin]) -> bundle.Manifest:
+    """The manifest of a bundle."""
+    source, options = sources.source, sources.options
+    blocks: dict[str, dict[str, bundle.BlockVariant]] = {}
+    for block in sources.blocks:
+        variant = next(v for v in sources.variants if v.name == block.target.variant)
+        blocks.setdefault(block.block, {})[variant.name] = describe_block(block, variant, cubins[block.stem])
+    return bundle.Manifest(
+        schema=bundle.SCHEMA,
+        infernum=__version__,
+        nvrtc=nvrtc_version(),
+        arch=options.arch,
+        dtype=sources.dtype.name,
+        fuse=options.fuse,
+        rules=[rule.name for rule in sources.rules],
+        page_size=PAGE,
+        model=bundle.ModelInfo(
+            family=source.family,
+            name=source.name,
+            config=source.config.to_json(),
+            config_hash=config_hash(source.config),
+            vocab_size=source.config.vocab_size,
+            context=source.config.max_position_embeddings,
+            num_layers=source.config.num_hidden_layers,
+        ),
+        variants=sources.variants,
+        program=[bundle.Stage(block=block.name, layer=layer) for block, layer in sources.program],
+        samplers=[sampler.greedy.name, sampler.sample.name],
+        blocks=blocks,
+    )
+
+
+def _rules_text(sources: Sources) -> str:
+    """What each rule did, block by block, for a person to read."""
+    reasons = {rule.name: rule.why for rule in sources.rules}
+    lines = ["Rules, in the order they were tried:", *(f"  {name}: {why}" for name, why in reasons.items())]
+    for block in sources.blocks:
+        lines += [
+            "",
+            f"{block.stem}: {block.kernels_before_fusion} kernels before, {len(block.plan.steps)} after",
+        ]
+        lines += [f"  {name} fired {count} time(s)" for name, count in block.outcome.fired.items() if count]
+        lines += [f"  {r.rule} refused at {r.at}: {r.reason}" for r in block.outcome.refused]
+    return "\n".join(lines) + "\n"
+
+
+class _Dump:
+    """Writes the graph of each pass to `NN-name.ir` when a folder is given."""
+
+    def __init__(self, folder: Path | None, stem: str) -> None:
+        self.folder = folder / stem if folder else None
+        self.count = 0
+
+    def __call__(self, name: str, graph: Graph) -> None:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / f"{self.count:02}-{name}.ir").write_text(print_graph(graph), encoding="utf-8")
+        self.count += 1
+
+
+def _cache_key(source: ModelSource, options: Options) -> str:
+    """A hash of everything that a bundle depends on: model, options, compiler, and Infernum's own sources."""
+    digest = hashlib.sha256()
+    facts = [
+        config_hash(source.config),
+        source.config.dtype,
+        options.arch,
+        options.dtype,
+        options.fuse,
+        options.rules,
+    ]
+    digest.update(
+        repr([*facts, options.max_batch_tokens, nvrtc_version(), __version__, bundle.SCHEMA]).encode()
+    )
+    digest.update(_own_sources())
+    return digest.hexdigest()
+
+
+def _own_sources() -> bytes:
+    """A fingerprint of the package's code and templates: name, size and time of every file."""
+    from infernum.resources import templates_folder
+
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for folder, pattern in ((package, "**/*.py"), (templates_folder(), "**/*")):
+        for path in sorted(p for p in folder.glob(pattern) if p.is_file()):
+            stat = path.stat()
+            digest.update(f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.digest()

@@ -1,0 +1,1 @@
+"""Runs bundles without a GPU: their graphs, interpreted in NumPy."""

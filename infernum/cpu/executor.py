@@ -1,0 +1,264 @@
+"""Runs steps of a bundle in NumPy: the same graphs, variants and samplers as on a GPU, slow and exact."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+import infernum.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers the ops that graphs name
+from infernum import dims
+from infernum.bundle import Bundle, Manifest, Stage
+from infernum.cpu.routine import Routine
+from infernum.cpu.weights import HostWeights, Progress, TensorSource
+from infernum.dtypes import F32
+from infernum.errors import BundleError, CompileError, DeviceError
+from infernum.ir.text import parse_graph
+from infernum.runtime.batch import Batch, Float32, Int32, Sampling
+
+Array = np.ndarray[Any, Any]
+
+KV_BYTES = 2**30
+"""The KV cache takes no more than this, unless a length was asked for that needs more."""
+
+SEQUENCES = 16
+"""Sequences of full length that the KV cache has room for, where `KV_BYTES` allows."""
+
+_BATCH = ("token_ids", "positions", "sequence", "query_start", "page_table", "output_rows")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+
+
+@dataclass(frozen=True)
+class Done:
+    """The tokens of a step that has been run: in NumPy nothing stays in flight."""
+
+    sampled: Int32
+
+    def tokens(self) -> Int32:
+        """The sampled token of each row, int32 [rows]."""
+        return self.sampled
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A block as applied in one stage: its routine, and the weights and KV cache of the stage by name."""
+
+    routine: Routine
+    streams: tuple[str, ...]
+    arrays: dict[str, Array]
+
+
+@dataclass
+class _Decode:
+    """The last step, as `advance` goes on from it: its inputs (updated in place by the sampler) and what ran."""
+
+    variant: str
+    sampler: str
+    inputs: dict[str, Array]
+    steps_left: int
+
+
+class CpuExecutor:
+    """One model in host memory. Not for use by several threads at the same time."""
+
+    def __init__(self, bundle: Bundle, weights: HostWeights, pages: int) -> None:
+        self._bundle = bundle
+        self._pages = pages
+        self._caches = _allocate(bundle.manifest, pages)
+        binder = _Binder(bundle, weights, self._caches)
+        stages = list(enumerate(bundle.manifest.program))
+        names = [variant.name for variant in bundle.manifest.variants]
+        self._programs = {
+            name: [binder.bind(stage, name, index) for index, stage in stages] for name in names
+        }
+        self._samplers = {
+            (sampler, name): binder.bind(Stage(block=sampler), name, None)
+            for sampler in bundle.manifest.samplers
+            for name in names
+        }
+        self._last: _Decode | None = None
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Bundle,
+        checkpoint: TensorSource | None,
+        *,
+        max_model_len: int | None = None,
+        max_pages_total: int | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> CpuExecutor:
+        """Load the weights; without a checkpoint, random ones made from `seed`.
+
+        The KV cache holds a sequence of `max_model_len` tokens. By default that is the model's context, as far as it
+        fits in 1 GiB. Raises BundleError, CheckpointError or DeviceError.
+        """
+        pages = _count_pages(bundle.manifest, max_model_len)
+        pages = pages if max_pages_total is None else min(pages, max_pages_total)
+        weights = HostWeights.load(bundle.manifest, checkpoint, seed=seed, progress=progress)
+        return cls(bundle, weights, pages)
+
+    @property
+    def page_size(self) -> int:
+        """Positions in one page of the KV cache."""
+        return self._bundle.manifest.page_size
+
+    @property
+    def num_pages(self) -> int:
+        """Pages in the KV cache."""
+        return self._pages
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Most tokens in one step."""
+        return max(variant.max_tokens for variant in self._bundle.manifest.variants)
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows of logits in one step."""
+        return max(variant.max_rows for variant in self._bundle.manifest.variants)
+
+    def logits(self, batch: Batch) -> Float32:
+        """Run a step and return its logits, float32 [rows, vocab]."""
+        self._last = None
+        return self._forward(self._variant(batch), _inputs(batch))
+
+    def run(self, batch: Batch, sampling: Sampling) -> Done:
+        """Run a step and sample one token for each row. Raises BundleError when the bundle lacks the sampler."""
+        sampler = "greedy" if sampling.greedy else "sample"
+        if sampler not in self._bundle.manifest.samplers:
+            raise BundleError(
+                f"{self._bundle.folder}: compiled without the sampler {sampler!r}; compile the model again"
+            )
+        inputs = _inputs(batch)
+        if sampler == "sample":
+            inputs |= {name: getattr(sampling, name) for name in _SAMPLING}
+            words = dims.ceildiv(self._bundle.manifest.model.vocab_size, 32)
+            seen = np.zeros((batch.rows, words), np.int32) if sampling.seen is None else sampling.seen.copy()
+            inputs["seen"] = seen
+        decode = batch.tokens == batch.seqs == batch.rows
+        room = _room(batch, self.page_size) if decode else 0
+        self._last = _Decode(self._variant(batch), sampler, inputs, room)
+        return self._step(self._last)
+
+    def advance(self) -> Done:
+        """Run the next step of the last batch: each sequence's input is the token it has just sampled.
+
+        The page table of that batch must have had pages for the new positions.
+        """
+        assert self._last is not None, "advance() follows a run()"
+        assert self._last.steps_left > 0, (
+            "advance() needs one token and one row for each sequence, and a page for each new position"
+        )
+        self._last.steps_left -= 1
+        return self._step(self._last)
+
+    def close(self) -> None:
+        """Let go of weights and cache; the executor cannot be used afterwards."""
+        self._last = None
+        self._programs.clear()
+        self._samplers.clear()
+        self._caches.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _step(self, step: _Decode) -> Done:
+        logits = self._forward(step.variant, step.inputs)
+        bound = self._samplers[step.sampler, step.variant]
+        next_tokens, *_ = bound.routine.run(step.inputs | dict(zip(bound.streams, [logits], strict=True)))
+        return Done(next_tokens)
+
+    def _forward(self, variant: str, inputs: dict[str, Array]) -> Float32:
+        """Run the program's stages, each fed by the outputs of the one before; the last gives the logits."""
+        flowing: list[Array] = []
+        for bound in self._programs[variant]:
+            streams = dict(zip(bound.streams, flowing, strict=True))
+            flowing = bound.routine.run(inputs | bound.arrays | streams)
+        return flowing[0]
+
+    def _variant(self, batch: Batch) -> str:
+        variant = self._bundle.variant_for(batch.tokens)
+        assert batch.rows <= variant.max_rows, (
+            f"{batch.rows} rows in a step of variant {variant.name}: {variant.max_rows}"
+        )
+        return variant.name
+
+
+class _Binder:
+    """Finds what each stage works with. A block's graph is read once, whatever the number of its layers."""
+
+    def __init__(self, bundle: Bundle, weights: HostWeights, caches: dict[int, Array]) -> None:
+        self._bundle = bundle
+        self._weights = weights
+        self._caches = caches
+        self._routines: dict[str, Routine] = {}
+
+    def bind(self, stage: Stage, variant: str, index: int | None) -> _Bound:
+        """Block `stage.block` with its weights and, for stage `index` of the program, its KV cache."""
+        block = self._bundle.manifest.blocks[stage.block][variant]
+        arrays = {name: self._weights.array(weight, stage) for name, weight in block.weights.items()}
+        for state in block.state:
+            assert index is not None, f"{stage.block}: a sampler has no KV cache"
+            arrays[state.name] = self._caches[index]
+        if block.graph not in self._routines:
+            self._routines[block.graph] = _read_routine(self._bundle, block.graph)
+        return _Bound(self._routines[block.graph], tuple(spec.name for spec in block.stream_in), arrays)
+
+
+def _read_routine(bundle: Bundle, file: str) -> Routine:
+    try:
+        return Routine(parse_graph(bundle.read(file).decode()))
+    except (CompileError, UnicodeDecodeError) as error:
+        raise BundleError(f"{bundle.folder / file}: {error}; compile the model again") from error
+
+
+def _inputs(batch: Batch) -> dict[str, Array]:
+    """The arrays of a step; those that a sampler updates in place are copies."""
+    arrays: dict[str, Array] = {name: getattr(batch, name) for name in _BATCH}
+    return arrays | {name: arrays[name].copy() for name in ("token_ids", "positions")}
+
+
+def _room(batch: Batch, page_size: int) -> int:
+    """How many positions past the current ones every sequence of a decode has pages for."""
+    capacity = (batch.page_table >= 0).sum(axis=1) * page_size
+    return int((capacity[batch.sequence] - 1 - batch.positions).min())
+
+
+def _cache_shapes(manifest: Manifest) -> dict[int, tuple[int, ...]]:
+    """Shape of one page of the KV cache, by the index of the stage that keeps it."""
+    shapes: dict[int, tuple[int, ...]] = {}
+    for index, stage in enumerate(manifest.program):
+        block = next(iter(manifest.blocks[stage.block].values()))
+        for state in block.state:
+            shapes[index] = tuple(int(dim) for dim in state.shape[1:])
+    return shapes
+
+
+def _count_pages(manifest: Manifest, max_model_len: int | None) -> int:
+    """Pages for several sequences of full length; for less than one only when no length was asked for."""
+    page_bytes = F32.bytes * sum(math.prod(shape) for shape in _cache_shapes(manifest).values())
+    needed = dims.ceildiv(max_model_len or manifest.model.context, manifest.page_size)
+    within = min(KV_BYTES // max(page_bytes, 1), SEQUENCES * needed)
+    return max(within, needed if max_model_len is not None else 1)
+
+
+def _allocate(manifest: Manifest, pages: int) -> dict[int, Array]:
+    """A cache for each stage that keeps one. Memory is taken by the system as pages are first written."""
+    try:
+        return {
+            index: np.zeros((pages, *shape), np.float32) for index, shape in _cache_shapes(manifest).items()
+        }
+    except MemoryError as error:
+        raise DeviceError(
+            f"the KV cache of {pages} pages does not fit in memory; lower --max-model-len"
+        ) from error

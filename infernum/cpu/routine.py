@@ -1,0 +1,80 @@
+"""A graph worked out once for many steps: the flat list of op calls that interpreting it comes down to.
+
+The meaning stays that of `infernum.ir.interpret`: each op's NumPy function, its results rounded to their types.
+Rounding is left out only where it cannot change anything: a result that is a look at, or takes over the memory of,
+an operand that is rounded already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from infernum.dtypes import DType, round_to
+from infernum.ir.graph import Graph, Value
+from infernum.ir.kernel import View
+from infernum.ir.op import Op
+from infernum.ir.rewrite import decomposed
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One op call. `rounded[i]` is what result i is rounded to; None: it is as it should be."""
+
+    meaning: Callable[..., Any]
+    operands: tuple[int, ...]
+    attrs: Mapping[str, Any]
+    results: tuple[int, ...]
+    rounded: tuple[DType | None, ...]
+    last_reads: tuple[int, ...]
+
+
+class Routine:
+    """A graph ready to be run: values live in numbered slots, fused nodes are dissolved into what they mean."""
+
+    def __init__(self, graph: Graph) -> None:
+        flat = decomposed(graph)
+        slots: dict[Value, int] = {}
+        for node in flat.nodes:
+            for index in range(max(1, len(node.types))):
+                slots[Value(node.name, index)] = len(slots)
+        self.inputs = {node.name: slots[Value(node.name)] for node in flat.inputs}
+        self._count = len(slots)
+        self._outputs = tuple(slots[value] for value in flat.outputs)
+        kept = {*self._outputs, *self.inputs.values()}
+        reads = [[slots[v] for v in flat.operands(node.name)] for node in flat.calls]
+        last = {slot: place for place, operands in enumerate(reads) for slot in operands}
+        steps: list[_Step] = []
+        for place, (node, operands) in enumerate(zip(flat.calls, reads, strict=True)):
+            op = node.op
+            assert isinstance(op, Op), "a decomposed graph holds primitive ops only"
+            results = tuple(slots[Value(node.name, i)] for i in range(len(node.types)))
+            rounded = tuple(_rounding(op, i, t.dtype) for i, t in enumerate(node.types))
+            done = tuple(s for s in dict.fromkeys(operands) if last[s] == place and s not in kept)
+            steps.append(_Step(op.meaning, tuple(operands), node.attrs, results, rounded, done))
+        self._steps = tuple(steps)
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """The graph's outputs. Inputs are by name, as for `interpret`; extra ones are ignored."""
+        values: list[Any] = [None] * self._count
+        for name, slot in self.inputs.items():
+            values[slot] = inputs[name]
+        for step in self._steps:
+            out = step.meaning(*[values[slot] for slot in step.operands], **step.attrs)
+            results = cast("tuple[Array, ...]", out if isinstance(out, tuple) else (out,))
+            for slot, result, dtype in zip(step.results, results, step.rounded, strict=True):
+                values[slot] = result if dtype is None else round_to(np.asarray(result), dtype)
+            for slot in step.last_reads:
+                values[slot] = None
+        return [values[slot] for slot in self._outputs]
+
+
+def _rounding(op: Op, result: int, dtype: DType) -> DType | None:
+    if result in op.in_place or isinstance(op.emit, View):
+        return None
+    return dtype

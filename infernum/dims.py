@@ -1,0 +1,74 @@
+"""Symbolic sizes: a dim is an int or a symbol such as `tokens`, and a formula is arithmetic over symbols.
+
+Symbols get their values when a step is launched:
+
+    tokens     new tokens in the step, all sequences together
+    seqs       sequences in the step
+    rows       rows of logits wanted
+    max_pages  columns of the page table
+    pages      pages in the KV cache
+    sms        multiprocessors of the GPU
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+
+from infernum.errors import InfernumError
+
+Dim = int | str
+SYMBOLS = ("tokens", "seqs", "rows", "max_pages", "pages", "sms")
+
+
+def ceildiv(a: int, b: int) -> int:
+    """The smallest integer not below a / b."""
+    return -(-a // b)
+
+
+_BINARY: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
+_CALLS: dict[str, Callable[..., int]] = {"ceildiv": ceildiv, "min": min, "max": max}
+
+
+def evaluate(formula: str | int, symbols: Mapping[str, int]) -> int:
+    """The value of a launch formula such as `ceildiv(tokens, 64) + seqs`.
+
+    Only integers, symbols, `+ - * //`, `ceildiv`, `min` and `max` are understood, so that a manifest cannot
+    run code. Raises InfernumError for anything else.
+    """
+    if isinstance(formula, int):
+        return formula
+    try:
+        return _value(ast.parse(formula, mode="eval").body, symbols)
+    except (SyntaxError, KeyError, TypeError) as error:
+        raise InfernumError(
+            f"formula {formula!r} cannot be evaluated over {sorted(symbols)}: {error}"
+        ) from error
+
+
+def _value(node: ast.expr, symbols: Mapping[str, int]) -> int:
+    match node:
+        case ast.Constant(value=int(value)):
+            return value
+        case ast.Name(id=name):
+            return symbols[name]
+        case ast.BinOp(left=left, op=op, right=right):
+            return _BINARY[type(op)](_value(left, symbols), _value(right, symbols))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
+            return _CALLS[name](*(_value(arg, symbols) for arg in args))
+        case _:
+            raise TypeError(f"{ast.dump(node)} is not allowed")
+
+
+def size(shape: tuple[Dim, ...], symbols: Mapping[str, int]) -> int:
+    """Number of elements of `shape` under the given symbol values."""
+    count = 1
+    for dim in shape:
+        count *= dim if isinstance(dim, int) else symbols[dim]
+    return count

@@ -1,0 +1,235 @@
+"""The engine: takes prompts, keeps the executor busy, and hands out tokens and text as they come."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Collection, Iterator
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass, field, replace
+
+from infernum.bundle import ModelInfo
+from infernum.engine.events import Completion, Event, Statistics
+from infernum.engine.page_pool import PagePool
+from infernum.engine.sampling_params import SamplingParams, derived_seed
+from infernum.engine.scheduler import Plan, Scheduler
+from infernum.engine.sequence import FinishReason, Sequence
+from infernum.engine.step_inputs import batch_of, prompt_logits, sampling_of
+from infernum.engine.tokenizer import TextStream, Tokenizer
+from infernum.errors import RequestError
+from infernum.runtime.batch import Executor, Float32, Pending
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A step that has been launched and whose tokens have not been read."""
+
+    plan: Plan
+    pending: Pending
+
+
+@dataclass
+class Engine:
+    """Serves any number of sequences over one executor.
+
+    `end_tokens` are the tokens any of which ends a sequence. Without a tokenizer it works on token ids alone.
+    `max_model_len` is the executor's, where it was opened for sequences shorter than the model's context.
+    `add` and `step` are for servers; `stream` and `generate` for everyone else. Not for several threads at the
+    same time.
+    """
+
+    executor: Executor
+    model: ModelInfo
+    end_tokens: Collection[int] = ()
+    tokenizer: Tokenizer | None = None
+    max_model_len: int | None = None
+    statistics: Statistics = field(default=Statistics(), init=False)
+
+    def __post_init__(self) -> None:
+        self._end = frozenset(self.end_tokens)
+        self._context = min(self.model.context, self.max_model_len or self.model.context)
+        self._pool = PagePool(self.executor.num_pages, self.executor.page_size)
+        self._scheduler = Scheduler(
+            self._pool, max_tokens=self.executor.max_batch_tokens, max_sequences=self.executor.max_rows
+        )
+        self._sequences: dict[int, Sequence] = {}
+        self._in_flight: Flight | None = None
+        self._next_number = 0
+        self._mark = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """True while `step` has something to do."""
+        return self._scheduler.busy or self._in_flight is not None
+
+    def step(self) -> list[Event]:
+        """Launch the next step, and hand out the tokens of the one before.
+
+        As long as the same sequences go on decoding, the device feeds itself: the next step is launched
+        before the tokens of the last are read. A sequence that turns out to have ended has then taken part in
+        one step too many, whose token is dropped. When somebody comes or goes, the tokens are read first.
+        """
+        flight = self._in_flight
+        if flight is not None and self._scheduler.repeats(flight.plan):
+            self._in_flight = self._advance(flight.plan)
+            return self._postprocess(flight)
+        events = self._postprocess(flight) if flight is not None else []
+        plan = self._scheduler.plan()
+        self._in_flight = self._run(plan) if plan is not None else None
+        return events
+
+    def add(self, prompt: Ordered[int], params: SamplingParams) -> int:
+        """Queue a prompt of token ids; its events carry the number returned. Raises RequestError."""
+        return self._enqueue(self._sequence(prompt, params, index=0))
+
+    def cancel(self, number: int) -> None:
+        """Stop a sequence that `add` has queued; no further event comes. Nothing happens if it has ended."""
+        sequence = self._sequences.pop(number, None)
+        if sequence is not None:
+            sequence.finish_reason = "stop"
+            self._scheduler.remove(sequence)
+
+    def stream(
+        self, prompts: Ordered[Ordered[int]], params: SamplingParams | Ordered[SamplingParams]
+    ) -> Iterator[Event]:
+        """Generate for several prompts at once and yield events as they come.
+
+        `Event.sequence` is the prompt's place in `prompts`. `params` are one for all or one for each. With a
+        seed, prompt i gets a seed of its own, derived from it and i; without, each gets a fresh one. Closing
+        the iterator stops the generation. Raises RequestError before anything is run.
+        """
+        if isinstance(params, SamplingParams):
+            params = [params] * len(prompts)
+        if len(params) != len(prompts):
+            raise RequestError(f"{len(params)} sampling parameters are given for {len(prompts)} prompts")
+        made = [self._sequence(p, q, index) for index, (p, q) in enumerate(zip(prompts, params, strict=True))]
+        return self._stream(made)
+
+    def generate(
+        self, prompts: Ordered[Ordered[int]], params: SamplingParams | Ordered[SamplingParams]
+    ) -> list[Completion]:
+        """Generate for several prompts at once and return when all are done. As `stream` otherwise."""
+        tokens: list[list[int]] = [[] for _ in prompts]
+        texts: list[list[str]] = [[] for _ in prompts]
+        reasons: list[FinishReason] = ["stop" for _ in prompts]
+        for event in self.stream(prompts, params):
+            tokens[event.sequence].extend(event.tokens)
+            texts[event.sequence].append(event.text)
+            reasons[event.sequence] = event.finish_reason or reasons[event.sequence]
+        return [Completion(tuple(t), "".join(x), r) for t, x, r in zip(tokens, texts, reasons, strict=True)]
+
+    def logits(self, token_ids: Ordered[int]) -> Float32:
+        """The logits after each of the given tokens, float32 [tokens, vocab]: row t predicts token t + 1.
+
+        Raises RequestError while sequences are being generated, and for more tokens than fit the context or
+        the cache.
+        """
+        self._require_idle()
+        self._check_tokens(token_ids)
+        count = len(token_ids)
+        if count > self._longest:
+            raise RequestError(
+                f"{count} tokens are more than the {self._limit_name} of {self._longest} tokens"
+            )
+        pages = self._pool.allocate(count)
+        assert pages is not None, "an idle engine owns all its pages"
+        try:
+            return prompt_logits(self.executor, token_ids, pages)
+        finally:
+            self._pool.release(pages)
+
+    def _stream(self, sequences: list[Sequence]) -> Iterator[Event]:
+        self._require_idle()
+        index = {self._enqueue(sequence): i for i, sequence in enumerate(sequences)}
+        try:
+            while self.busy:
+                for event in self.step():
+                    yield replace(event, sequence=index[event.sequence])
+        finally:
+            for number in index:
+                self.cancel(number)
+            self._in_flight = None
+
+    def _sequence(self, prompt: Ordered[int], params: SamplingParams, index: int) -> Sequence:
+        """A sequence that can be served. Raises RequestError."""
+        self._check_tokens(prompt)
+        room = self._longest
+        if len(prompt) >= room:
+            raise RequestError(
+                f"the prompt has {len(prompt)} tokens, which leaves no room for a new one in the "
+                f"{self._limit_name} of {room} tokens; shorten it"
+            )
+        if params.stop and self.tokenizer is None:
+            raise RequestError("stop strings need a tokenizer, and this model has no tokenizer.json")
+        seed = secrets.randbits(32) if params.seed is None else derived_seed(params.seed, index)
+        text = TextStream(self.tokenizer, prompt, params.stop) if self.tokenizer else None
+        max_tokens = min(params.max_tokens, room - len(prompt))
+        return Sequence(-1, prompt, params, max_tokens=max_tokens, seed=seed, text=text)
+
+    def _enqueue(self, sequence: Sequence) -> int:
+        sequence.number = self._next_number
+        self._next_number += 1
+        self._sequences[sequence.number] = sequence
+        self._scheduler.add(sequence)
+        return sequence.number
+
+    def _check_tokens(self, token_ids: Ordered[int]) -> None:
+        if not token_ids:
+            raise RequestError(
+                "the prompt is empty, and this model has no token to begin with; give at least one token"
+            )
+        for place, token in enumerate(token_ids):
+            if not 0 <= token < self.model.vocab_size:
+                raise RequestError(
+                    f"token {place} of the prompt is {token}; "
+                    f"the model's tokens are 0 to {self.model.vocab_size - 1}"
+                )
+
+    @property
+    def _longest(self) -> int:
+        """Tokens that one sequence can come to, prompt and output."""
+        return min(self._context, self._pool.capacity)
+
+    @property
+    def _limit_name(self) -> str:
+        if self._pool.capacity < self._context:
+            return "KV cache"
+        return "model's context" if self._context == self.model.context else "limit --max-model-len"
+
+    def _require_idle(self) -> None:
+        if self.busy:
+            raise RequestError("the engine is generating; finish or close that generation first")
+
+    def _run(self, plan: Plan) -> Flight:
+        if self._in_flight is None:
+            self._mark = time.perf_counter()
+        pending = self.executor.run(batch_of(plan), sampling_of(plan, self.model.vocab_size))
+        for chunk in plan.chunks:
+            chunk.sequence.cached += chunk.length
+        return Flight(plan, pending)
+
+    def _advance(self, plan: Plan) -> Flight:
+        pending = self.executor.advance()
+        for chunk in plan.chunks:
+            chunk.sequence.cached += 1
+        return Flight(plan.following(), pending)
+
+    def _postprocess(self, flight: Flight) -> list[Event]:
+        """Read a step's tokens, give each to its sequence, and let go of the sequences that have ended."""
+        sampled = flight.pending.tokens()
+        events: list[Event] = []
+        for row, place in enumerate(flight.plan.rows):
+            chunk = flight.plan.chunks[place]
+            sequence = chunk.sequence
+            if sequence.finished or not chunk.last:
+                continue
+            token = int(sampled[row])
+            text = sequence.append(token, self._end)
+            events.append(Event(sequence.number, (token,), text, sequence.finish_reason))
+            if sequence.finished:
+                del self._sequences[sequence.number]
+                self._scheduler.remove(sequence)
+        now = time.perf_counter()
+        self.statistics = self.statistics.plus(flight.plan.prompt_tokens, len(events), now - self._mark)
+        self._mark = now
+        return events

@@ -1,0 +1,83 @@
+"""Plans and prompts as the arrays that an executor takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Ordered
+
+import numpy as np
+
+from infernum.engine.scheduler import Plan
+from infernum.engine.sequence import Sequence
+from infernum.runtime.batch import Batch, Executor, Float32, Int32, Sampling
+
+
+def batch_of(plan: Plan) -> Batch:
+    """The ragged batch of a plan: its chunks one after another, one row of logits for each of `plan.rows`."""
+    lengths = [chunk.length for chunk in plan.chunks]
+    query_start = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+    tokens = [chunk.sequence.tokens[chunk.start : chunk.start + chunk.length] for chunk in plan.chunks]
+    return Batch(
+        token_ids=np.concatenate(tokens).astype(np.int32),
+        positions=np.concatenate([np.arange(c.start, c.start + c.length) for c in plan.chunks]).astype(
+            np.int32
+        ),
+        sequence=np.repeat(np.arange(len(lengths)), lengths).astype(np.int32),
+        query_start=query_start,
+        page_table=page_table([chunk.sequence.pages for chunk in plan.chunks]),
+        output_rows=np.array([query_start[i + 1] - 1 for i in plan.rows], np.int32),
+    )
+
+
+def page_table(pages: Ordered[tuple[int, ...]]) -> Int32:
+    """One row of page numbers for each sequence, filled up with −1: int32 [seqs, pages of the longest]."""
+    table = np.full((len(pages), max(map(len, pages))), -1, np.int32)
+    for row, owned in enumerate(pages):
+        table[row, : len(owned)] = owned
+    return table
+
+
+def sampling_of(plan: Plan, vocab_size: int) -> Sampling:
+    """How each of a plan's rows is sampled."""
+    sequences = [plan.chunks[i].sequence for i in plan.rows]
+    params = [sequence.params for sequence in sequences]
+    penalised = any(p.repetition_penalty != 1 for p in params)
+    return Sampling(
+        temperature=np.array([p.temperature for p in params], np.float32),
+        top_k=np.array([p.top_k for p in params], np.int32),
+        top_p=np.array([p.top_p for p in params], np.float32),
+        min_p=np.array([p.min_p for p in params], np.float32),
+        repetition_penalty=np.array([p.repetition_penalty for p in params], np.float32),
+        seed=np.array([s.seed for s in sequences], np.uint32).view(np.int32),
+        seen=np.stack([_seen(s, vocab_size) for s in sequences]) if penalised else None,
+    )
+
+
+def _seen(sequence: Sequence, vocab_size: int) -> Int32:
+    """The bit set of a sequence's tokens, prompt and output: int32 [ceil(vocab_size / 32)]."""
+    words = np.zeros(-(-vocab_size // 32), np.uint32)
+    if sequence.params.repetition_penalty != 1:
+        tokens = np.unique(np.array(sequence.tokens, np.int64))
+        np.bitwise_or.at(words, tokens // 32, np.uint32(1) << (tokens % 32).astype(np.uint32))
+    return words.view(np.int32)
+
+
+def prompt_logits(executor: Executor, token_ids: Ordered[int], pages: tuple[int, ...]) -> Float32:
+    """The logits after each token of a prompt, float32 [tokens, vocab], in as many steps as it takes.
+
+    `pages` must hold the whole prompt; what they held before is overwritten.
+    """
+    size = min(executor.max_rows, executor.max_batch_tokens)
+    parts: list[Float32] = []
+    for start in range(0, len(token_ids), size):
+        chunk = np.array(token_ids[start : start + size], np.int32)
+        rows = np.arange(len(chunk), dtype=np.int32)
+        batch = Batch(
+            token_ids=chunk,
+            positions=start + rows,
+            sequence=np.zeros_like(rows),
+            query_start=np.array([0, len(chunk)], np.int32),
+            page_table=page_table([pages]),
+            output_rows=rows,
+        )
+        parts.append(executor.logits(batch))
+    return np.concatenate(parts)

@@ -1,0 +1,53 @@
+"""The rules, in the order they are applied."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from infernum.errors import CompileError
+from infernum.fusion.attention import rope_append
+from infernum.fusion.linear import (
+    bias_into_linear,
+    merge_qkv,
+    merge_qkv_bias,
+    residual_into_gemm,
+    residual_into_gemv,
+)
+from infernum.fusion.mlp import biased_swiglu_into_gemv, merge_gate_up, merge_gate_up_bias, swiglu_into_gemv
+from infernum.fusion.norms import add_rms_norm, norm_into_gemv
+from infernum.fusion.pointwise import merge_pointwise
+from infernum.ir.rewrite import Rule
+
+RULES: list[Rule] = [
+    merge_qkv,
+    merge_qkv_bias,
+    merge_gate_up,
+    merge_gate_up_bias,
+    rope_append,
+    bias_into_linear,
+    swiglu_into_gemv,
+    biased_swiglu_into_gemv,
+    residual_into_gemv,
+    norm_into_gemv,
+    add_rms_norm,
+    residual_into_gemm,
+    merge_pointwise,
+]
+"""Merges come first, so that what follows sees merged products; then slots; then what is left between hosts."""
+
+
+def select_rules(fuse: bool, changes: Sequence[str] = ()) -> list[Rule]:
+    """The rules to apply: all of them or none, then `+name` and `-name` in turn. Raises CompileError."""
+    known = {rule.name: rule for rule in RULES}
+    chosen = set(known) if fuse else set[str]()
+    for change in changes:
+        sign, name = change[:1], change[1:]
+        if sign not in ("+", "-"):
+            raise CompileError(f"--rules: {change!r} should be +name or -name")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; the rules are {', '.join(known)}"
+            raise CompileError(f"--rules: no rule is called {name!r}{hint}")
+        chosen = chosen | {name} if sign == "+" else chosen - {name}
+    return [rule for rule in RULES if rule.name in chosen]

@@ -1,0 +1,235 @@
+"""The DSL: a block is a Python function over tensors; running it once builds its graph.
+
+    @block(x="tokens hidden_size")
+    def decoder(x, *, batch, w, cfg): ...
+
+Dims are symbols (`tokens`) or fields of the model's configuration. `batch` holds the facts of the step, `w` names
+weights by their checkpoint names. Shape and dtype errors name the line of the block that made them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infernum.dims import SYMBOLS, Dim
+from infernum.dtypes import F32, I32, DType
+from infernum.errors import InfernumError, ShapeError
+from infernum.ir.graph import Graph, Input, Node, Part, TensorType, Value
+from infernum.ir.hazards import check_in_place
+from infernum.ir.op import Op, as_tuple
+
+PAGE = 64
+"""Positions in one page of the KV cache."""
+
+BATCH: dict[str, TensorType] = {
+    "token_ids": TensorType(("tokens",), I32),
+    "positions": TensorType(("tokens",), I32),
+    "sequence": TensorType(("tokens",), I32),
+    "query_start": TensorType(("seqs + 1",), I32),
+    "page_table": TensorType(("seqs", "max_pages"), I32),
+    "output_rows": TensorType(("rows",), I32),
+    "temperature": TensorType(("rows",), F32),
+    "top_k": TensorType(("rows",), I32),
+    "top_p": TensorType(("rows",), F32),
+    "min_p": TensorType(("rows",), F32),
+    "repetition_penalty": TensorType(("rows",), F32),
+    "seed": TensorType(("rows",), I32),
+}
+"""The facts of a step that a block may read, as `infernum.runtime.batch.Batch` and `Sampling` describe them."""
+
+
+RESERVED = frozenset((*BATCH, *SYMBOLS, "kv", "seen", "out"))
+"""What no weight is called: inputs of the step, and the parameters of kernels."""
+
+
+class Trace:
+    """A graph under construction. `typed` is False for patterns, whose values have no types."""
+
+    def __init__(self, *, typed: bool = True, where: tuple[str, ...] | None = None) -> None:
+        self.typed = typed
+        self.where = where
+        self.entries: dict[str, tuple[Node, tuple[Value, ...]]] = {}
+
+    def input(self, name: str, role: Input, type_: TensorType | None) -> Tensor:
+        """A graph input; asking twice for the same one gives the same value.
+
+        Raises ShapeError for two different ones of one name.
+        """
+        if name not in self.entries:
+            self.entries[name] = (Node(name, role, (type_,) if type_ else ()), ())
+        found = self.entries[name][0]
+        if found.op != role or (type_ and found.types != (type_,)):
+            said = f"{found.op.name} {found.types[0]}" if found.types else found.op.name
+            raise ShapeError(
+                f"{caller()}: %{name} is a {said} already, and cannot be a {role.name} {type_} too"
+            )
+        return Tensor(self, Value(name))
+
+    def add(self, op: Op, operands: Sequence[Tensor], attrs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """A call of `op`. Raises ShapeError or DTypeError with the DSL line in front."""
+        where = self.where if self.where is not None else (caller(),)
+        types: tuple[TensorType, ...] = ()
+        if self.typed:
+            try:
+                types = op.infer_types(*(o.type for o in operands), **attrs)
+            except InfernumError as error:
+                raise type(error)(f"{', '.join(where)}: {error}") from error
+        node = Node(self.fresh(op.name), op, types, dict(attrs), where)
+        self.entries[node.name] = (node, tuple(o.value for o in operands))
+        return tuple(Tensor(self, Value(node.name, i)) for i in range(len(op.results)))
+
+    def fresh(self, stem: str) -> str:
+        count = 1
+        while f"{stem}_{count}" in self.entries:
+            count += 1
+        return f"{stem}_{count}"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A value of a block being traced: what the functions of the DSL take and return."""
+
+    trace: Trace
+    value: Value
+
+    @property
+    def type(self) -> TensorType:
+        return self.trace.entries[self.value.node][0].types[self.value.index]
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        return self.type.shape
+
+    @property
+    def dtype(self) -> DType:
+        return self.type.dtype
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Names the weights of a block. `prefix` may hold `{layer}`."""
+
+    trace: Trace
+    dtype: DType
+    prefix: str = ""
+
+    def tensor(self, name: str, *shape: int) -> Tensor:
+        """The checkpoint tensor `prefix + name`, which must have the given shape."""
+        role = Input("weight", (Part(self.prefix + name, shape),))
+        return self.trace.input(self._called(name, role), role, TensorType(shape, self.dtype))
+
+    def _called(self, name: str, role: Input) -> str:
+        """What the graph calls a weight: its name, with as much of the prefix as tells it from everything else."""
+        before = [part for part in self.prefix.split(".") if part.isidentifier()]
+        called = _identifier(name)
+        while not self._is_free(called, role) and before:
+            called = f"{before.pop()}_{called}"
+        while not self._is_free(called, role):
+            called = f"w_{called}"
+        return called
+
+    def _is_free(self, called: str, role: Input) -> bool:
+        if not called.isidentifier() or called in RESERVED:
+            return False
+        if called not in self.trace.entries:
+            return True
+        found = self.trace.entries[called][0].op
+        return (
+            isinstance(found, Input)
+            and found.role == "weight"
+            and [p.name for p in found.parts] == [p.name for p in role.parts]
+        )
+
+    def under(self, prefix: str) -> Weights:
+        """The same weights with a longer prefix."""
+        return Weights(self.trace, self.dtype, self.prefix + prefix)
+
+
+@dataclass(frozen=True)
+class BatchInputs:
+    """The facts of the step, each becoming an input of the block when it is first read."""
+
+    trace: Trace
+    dtype: DType
+
+    def __getattr__(self, name: str) -> Tensor:
+        type_ = BATCH.get(name)
+        if type_ is None:
+            raise ShapeError(f"{caller()}: a step has no {name!r}; it has {', '.join(BATCH)}")
+        return self.trace.input(name, Input("batch"), type_)
+
+    def kv(self, num_kv_heads: int, head_dim: int) -> Tensor:
+        """This layer's KV cache, [pages, 2, num_kv_heads, PAGE, head_dim]: keys, then values."""
+        return self.trace.input(
+            "kv", Input("state"), TensorType(("pages", 2, num_kv_heads, PAGE, head_dim), self.dtype)
+        )
+
+    def seen(self, vocab_size: int) -> Tensor:
+        """Which tokens are in each row's context: a bit set, [rows, ceil(vocab_size / 32)]."""
+        return self.trace.input("seen", Input("batch"), TensorType(("rows", -(-vocab_size // 32)), I32))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a model that is compiled once and applied for any number of layers."""
+
+    name: str
+    function: Callable[..., Any]
+    streams: Mapping[str, str]
+    prefix: str
+
+    def trace(self, cfg: Any, dtype: DType) -> Graph:
+        """Run the function once and return its graph. Raises ShapeError, DTypeError or CompileError at the DSL line."""
+        trace = Trace()
+        streams = {
+            n: trace.input(n, Input("stream"), _stream_type(text, cfg, dtype))
+            for n, text in self.streams.items()
+        }
+        weights = Weights(trace, dtype, self.prefix)
+        returned = self.function(**streams, batch=BatchInputs(trace, dtype), w=weights, cfg=cfg)
+        outputs: tuple[Tensor, ...] = as_tuple(returned)
+        graph = Graph.build(self.name, trace.entries.values(), [t.value for t in outputs])
+        check_in_place(graph)
+        return graph.live()
+
+
+def block(*, prefix: str = "", **streams: str) -> Callable[[Callable[..., Any]], Block]:
+    """Declare a block. Each stream is `name="dims"`, or `name="dtype dims"`; `prefix` begins its weights' names."""
+
+    def declare(function: Callable[..., Any]) -> Block:
+        return Block(function.__name__, function, streams, prefix)
+
+    return declare
+
+
+def _stream_type(text: str, cfg: Any, dtype: DType) -> TensorType:
+    words = text.split()
+    fixed = {"f32": F32, "i32": I32}.get(words[0])
+    dims = words[1:] if fixed else words
+    return TensorType(
+        tuple(d if d in SYMBOLS else int(d) if d.isdigit() else getattr(cfg, d) for d in dims), fixed or dtype
+    )
+
+
+def _identifier(name: str) -> str:
+    return name.removesuffix(".weight").replace(".", "_")
+
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_INTERNAL = tuple(str(_PACKAGE / part) for part in ("ir", "ops"))
+
+
+def caller() -> str:
+    """`file:line` of the innermost frame outside the ir and ops packages: the user's line of a block."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_INTERNAL):
+        frame = frame.f_back
+    if frame is None:
+        return "?"
+    path = Path(frame.f_code.co_filename)
+    shown = path.relative_to(_PACKAGE) if path.is_relative_to(_PACKAGE) else Path(path.name)
+    return f"{shown.as_posix()}:{frame.f_lineno}"

@@ -1,0 +1,247 @@
+"""The dataflow graph: a networkx MultiDiGraph whose nodes are op calls and whose edges are operand slots.
+
+An edge from producer to consumer is keyed by the consumer's operand slot and carries the producer's result index,
+so that a value is always (node, index). Graphs are values: passes return new ones and never change their input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import networkx as nx
+
+from infernum.dims import Dim
+from infernum.dtypes import DType
+
+if TYPE_CHECKING:
+    from infernum.ir.op import Operation
+
+Role = Literal["stream", "batch", "state", "weight"]
+"""What a graph input is: a value flowing between blocks, a fact of the step, the KV cache, or a weight."""
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Shape and element type of a value; a dim is an int or a symbol of `infernum.dims`."""
+
+    shape: tuple[Dim, ...]
+    dtype: DType
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+    @property
+    def width(self) -> int:
+        """Elements of one row: the product of every dim but the first. All of them are static."""
+        count = 1
+        for dim in self.shape[1:]:
+            assert isinstance(dim, int), f"{self}: only the first dim of a tensor may be a symbol"
+            count *= dim
+        return count
+
+
+@dataclass(frozen=True, order=True)
+class Value:
+    """One result of one node."""
+
+    node: str
+    index: int = 0
+
+    def __str__(self) -> str:
+        return f"%{self.node}" if self.index == 0 else f"%{self.node}.{self.index}"
+
+
+class Part(NamedTuple):
+    """One checkpoint tensor of a weight; its name may hold `{layer}`."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Input:
+    """A graph input. `parts` of a weight are the checkpoint tensors it is made of, stacked along axis 0."""
+
+    role: Role
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.role
+
+
+@dataclass(frozen=True)
+class Node:
+    """An op call (or a graph input): what it computes, the types of its results, the DSL lines that made it."""
+
+    name: str
+    op: Operation | Input
+    types: tuple[TensorType, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    where: tuple[str, ...] = ()
+
+    @property
+    def is_input(self) -> bool:
+        return isinstance(self.op, Input)
+
+
+class Graph:
+    """An immutable dataflow graph. `nx` is the data; every property below is read off it."""
+
+    def __init__(self, name: str, data: nx.MultiDiGraph[str], outputs: Sequence[Value]) -> None:
+        self.name = name
+        self.nx: nx.MultiDiGraph[str] = nx.freeze(data)
+        self.outputs = tuple(outputs)
+
+    @staticmethod
+    def build(name: str, nodes: Iterable[tuple[Node, Sequence[Value]]], outputs: Sequence[Value]) -> Graph:
+        """A graph of the given nodes with their operands. The order of `nodes` decides ties in printing."""
+        data: nx.MultiDiGraph[str] = nx.MultiDiGraph()
+        for place, (node, operands) in enumerate(nodes):
+            assert node.name not in data or "node" not in data.nodes[node.name], (
+                f"{name}: two nodes named {node.name}"
+            )
+            data.add_node(node.name, node=node, place=place)
+            for slot, operand in enumerate(operands):
+                data.add_edge(operand.node, node.name, key=slot, result=operand.index)
+        missing = [n for n, d in data.nodes(data=True) if "node" not in d]
+        assert not missing, f"{name}: operands {missing} are not in the graph"
+        assert nx.is_directed_acyclic_graph(data), f"{name}: the graph has a cycle"
+        return Graph(name, data, outputs)
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """Node names, operands before users; ties in the order of declaration."""
+        place = {n: d["place"] for n, d in self.nx.nodes(data=True)}
+        return tuple(nx.lexicographical_topological_sort(self.nx, key=place.__getitem__))
+
+    def node(self, name: str) -> Node:
+        return self.nx.nodes[name]["node"]
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """All nodes in `order`."""
+        return tuple(self.node(name) for name in self.order)
+
+    @cached_property
+    def inputs(self) -> tuple[Node, ...]:
+        """The graph's inputs, in order of declaration."""
+        found = [n for n in self.nodes if n.is_input]
+        return tuple(sorted(found, key=lambda n: self.nx.nodes[n.name]["place"]))
+
+    @cached_property
+    def calls(self) -> tuple[Node, ...]:
+        """Every node that computes something."""
+        return tuple(n for n in self.nodes if not n.is_input)
+
+    def operands(self, name: str) -> tuple[Value, ...]:
+        """The values that a node reads, by slot."""
+        read: dict[int, Value] = {}
+        for producer, slots in self.nx.pred[name].items():
+            read |= {slot: Value(producer, edge["result"]) for slot, edge in _edges(slots)}
+        return tuple(read[slot] for slot in sorted(read))
+
+    def users(self, value: Value) -> tuple[tuple[str, int], ...]:
+        """(node, slot) of every read of a value, in graph order."""
+        rank = {n: i for i, n in enumerate(self.order)}
+        found = [
+            (user, slot)
+            for user, slots in self.nx.succ[value.node].items()
+            for slot, edge in _edges(slots)
+            if edge["result"] == value.index
+        ]
+        return tuple(sorted(found, key=lambda u: (rank[u[0]], u[1])))
+
+    def type(self, value: Value) -> TensorType:
+        return self.node(value.node).types[value.index]
+
+    def is_output(self, value: Value) -> bool:
+        return value in self.outputs
+
+    def entries(self) -> list[tuple[Node, tuple[Value, ...]]]:
+        """What `build` takes: the nodes with their operands."""
+        return [(node, self.operands(node.name)) for node in self.nodes]
+
+    def fresh(self, stem: str, taken: Iterable[str] = ()) -> str:
+        """A node name not in use: `stem`, or `stem_2`, `stem_3` …"""
+        used = set(self.nx.nodes) | set(taken)
+        if stem not in used:
+            return stem
+        return next(f"{stem}_{i}" for i in range(2, len(used) + 3) if f"{stem}_{i}" not in used)
+
+    def fresh_call(self, op: str, taken: Iterable[str] = ()) -> str:
+        """A name for another call of `op`: `op_1`, `op_2` …"""
+        used = set(self.nx.nodes) | set(taken)
+        return next(f"{op}_{i}" for i in range(1, len(used) + 2) if f"{op}_{i}" not in used)
+
+    def replaced(
+        self,
+        removed: Iterable[str],
+        added: Sequence[tuple[Node, Sequence[Value]]],
+        values: Mapping[Value, Value],
+    ) -> Graph:
+        """This graph without `removed`, with `added`, and with every read of a key of `values` redirected.
+
+        Added nodes take the place, in print order, of the first node removed; inputs and calls that nothing uses
+        any more are dropped.
+        """
+        gone = set(removed)
+        at = next((i for i, n in enumerate(self.nodes) if n.name in gone), len(self.nodes))
+        redirected = [
+            (node, tuple(values.get(v, v) for v in operands))
+            for node, operands in self.entries()
+            if node.name not in gone
+        ]
+        before = sum(1 for n in self.nodes[:at] if n.name not in gone)
+        entries = [*redirected[:before], *((n, tuple(o)) for n, o in added), *redirected[before:]]
+        outputs = [values.get(v, v) for v in self.outputs]
+        return Graph.build(self.name, _live(entries, outputs), outputs)
+
+    def live(self) -> Graph:
+        """This graph without the calls and weights that no output depends on."""
+        return Graph.build(self.name, _live(self.entries(), self.outputs), self.outputs)
+
+    def with_nodes(self, changed: Mapping[str, Node]) -> Graph:
+        """This graph with some nodes replaced by others of the same name, operands and result types."""
+        entries = [(changed.get(node.name, node), operands) for node, operands in self.entries()]
+        return Graph.build(self.name, entries, self.outputs)
+
+    def renamed(self, name: str) -> Graph:
+        return Graph(name, self.nx, self.outputs)
+
+    def __str__(self) -> str:
+        from infernum.ir.text import print_graph
+
+        return print_graph(self)
+
+
+def _edges(slots: Any) -> Iterable[tuple[int, dict[str, int]]]:
+    """The edges between two nodes, by operand slot (the stubs of networkx believe that keys are strings)."""
+    return slots.items()
+
+
+def _live(
+    entries: Sequence[tuple[Node, Sequence[Value]]], outputs: Sequence[Value]
+) -> list[tuple[Node, Sequence[Value]]]:
+    """The entries that some output depends on; stream, batch and state inputs are always kept."""
+    operands = {node.name: ops for node, ops in entries}
+    wanted: set[str] = set()
+    todo = [v.node for v in outputs]
+    while todo:
+        name = todo.pop()
+        if name not in wanted:
+            wanted.add(name)
+            todo.extend(v.node for v in operands[name])
+
+    def kept(node: Node) -> bool:
+        return node.name in wanted or (isinstance(node.op, Input) and node.op.role != "weight")
+
+    return [(node, ops) for node, ops in entries if kept(node)]
+
+
+def relocated(node: Node, where: Iterable[str]) -> Node:
+    """`node` with the DSL lines of other nodes added to its own, in order, each once."""
+    return replace(node, where=tuple(dict.fromkeys((*node.where, *where))))

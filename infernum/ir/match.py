@@ -1,0 +1,179 @@
+"""Finding a pattern in a graph: untyped, through commutative operands and several outputs, in a stable order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import networkx as nx
+
+from infernum.ir.graph import Graph, Node, Value
+from infernum.ir.op import Op
+
+
+@dataclass(frozen=True)
+class AttrVar:
+    """An attribute of a pattern that matches any value and remembers it."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Match:
+    """Where a pattern was found: pattern node → graph node, pattern input → value, attribute variable → value."""
+
+    nodes: Mapping[str, str]
+    inputs: Mapping[str, Value]
+    attrs: Mapping[str, Any]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The graph nodes that the pattern covers."""
+        return frozenset(self.nodes.values())
+
+    def value(self, pattern_value: Value) -> Value:
+        """The graph value that a value of the pattern stands for."""
+        if pattern_value.node in self.inputs:
+            return self.inputs[pattern_value.node]
+        return Value(self.nodes[pattern_value.node], pattern_value.index)
+
+
+def find_matches(pattern: Graph, graph: Graph) -> Iterator[Match]:
+    """Every way the pattern fits, in graph order; ways that bind the same nodes and inputs alike count once."""
+    seen: set[tuple[frozenset[tuple[str, str]], frozenset[tuple[str, Value]]]] = set()
+    for match in _match_outputs(
+        pattern, graph, list(dict.fromkeys(v.node for v in pattern.outputs)), Match({}, {}, {})
+    ):
+        key = (frozenset(match.nodes.items()), frozenset(match.inputs.items()))
+        if key not in seen:
+            seen.add(key)
+            yield match
+
+
+def _match_outputs(pattern: Graph, graph: Graph, outputs: list[str], match: Match) -> Iterator[Match]:
+    if not outputs:
+        yield match
+        return
+    first, rest = outputs[0], outputs[1:]
+    if first in match.nodes:
+        yield from _match_outputs(pattern, graph, rest, match)
+        return
+    for candidate in graph.calls:
+        for grown in _match_node(pattern, graph, pattern.node(first), candidate, match):
+            yield from _match_outputs(pattern, graph, rest, grown)
+
+
+def _match_node(pattern: Graph, graph: Graph, wanted: Node, found: Node, match: Match) -> Iterator[Match]:
+    if wanted.name in match.nodes:
+        if match.nodes[wanted.name] == found.name:
+            yield match
+        return
+    if not isinstance(found.op, Op) or found.op is not wanted.op or found.name in match.names:
+        return
+    attrs = _unify(wanted.attrs, {**found.op.defaults, **found.attrs}, match.attrs)
+    if attrs is None:
+        return
+    grown = Match({**match.nodes, wanted.name: found.name}, match.inputs, attrs)
+    patterns, operands = pattern.operands(wanted.name), graph.operands(found.name)
+    if len(patterns) != len(operands):
+        return
+    orders = permutations(operands) if found.op.commutative else iter([operands])
+    for order in orders:
+        yield from _match_operands(pattern, graph, list(zip(patterns, order, strict=True)), grown)
+
+
+def _match_operands(
+    pattern: Graph, graph: Graph, pairs: list[tuple[Value, Value]], match: Match
+) -> Iterator[Match]:
+    if not pairs:
+        yield match
+        return
+    (wanted, found), rest = pairs[0], pairs[1:]
+    node = pattern.node(wanted.node)
+    if node.is_input:
+        bound = match.inputs.get(node.name)
+        if bound is None or bound == found:
+            inputs = {**match.inputs, node.name: found}
+            yield from _match_operands(pattern, graph, rest, Match(match.nodes, inputs, match.attrs))
+        return
+    if wanted.index != found.index or graph.node(found.node).is_input:
+        return
+    for grown in _match_node(pattern, graph, node, graph.node(found.node), match):
+        yield from _match_operands(pattern, graph, rest, grown)
+
+
+def _unify(
+    wanted: Mapping[str, Any], found: Mapping[str, Any], bound: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    out = dict(bound)
+    for name, value in wanted.items():
+        if isinstance(value, AttrVar):
+            if out.setdefault(value.name, found[name]) != found[name]:
+                return None
+        elif found[name] != value:
+            return None
+    return out
+
+
+def why_not_replaceable(
+    graph: Graph, names: frozenset[str], kept: frozenset[Value], inputs: frozenset[Value]
+) -> str | None:
+    """What forbids every rule to make one node of the nodes `names`; None when nothing does.
+
+    `kept` are the results that stay available afterwards, `inputs` the values that the replacement reads.
+    """
+    reasons = (guard(graph, names, kept, inputs) for guard in GUARDS)
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def reads_itself(
+    graph: Graph, names: frozenset[str], kept: frozenset[Value], inputs: frozenset[Value]
+) -> str | None:
+    """An input of the pattern is computed inside the match, and would be gone."""
+    del graph, kept
+    inside = sorted(value for value in inputs if value.node in names)
+    return f"{inside[0]}, which it reads, is computed inside the match" if inside else None
+
+
+def is_used_outside(
+    graph: Graph, names: frozenset[str], kept: frozenset[Value], inputs: frozenset[Value]
+) -> str | None:
+    """A value that would be gone is wanted by the block or by other nodes."""
+    del inputs
+    for name in (n for n in graph.order if n in names):
+        for index in range(len(graph.node(name).types)):
+            value = Value(name, index)
+            if value in kept:
+                continue
+            if graph.is_output(value):
+                return f"{value} inside it is an output of the block"
+            outside = [user for user, _ in graph.users(value) if user not in names]
+            if outside:
+                return f"{value} inside it is also used by {', '.join(dict.fromkeys(outside))}"
+    return None
+
+
+def makes_a_cycle(
+    graph: Graph, names: frozenset[str], kept: frozenset[Value], inputs: frozenset[Value]
+) -> str | None:
+    """Something outside reads a result of the match and computes an operand of it."""
+    del kept, inputs
+    between = _between(graph, names)
+    return f"{', '.join(between)} would have to run both after and before it" if between else None
+
+
+Guard = Callable[[Graph, frozenset[str], frozenset[Value], frozenset[Value]], str | None]
+GUARDS: tuple[Guard, ...] = (reads_itself, is_used_outside, makes_a_cycle)
+
+
+def _between(graph: Graph, names: frozenset[str]) -> list[str]:
+    """Nodes outside `names` that lie on a path from one of them to another."""
+    after: set[str] = set()
+    for name in names:
+        after |= nx.descendants(graph.nx, name)
+    before: set[str] = set()
+    for name in names:
+        before |= nx.ancestors(graph.nx, name)
+    return [n for n in graph.order if n in (after & before) - names]

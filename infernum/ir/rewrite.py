@@ -1,0 +1,438 @@
+"""Rules: what they look like, where they may be applied, and the pass that applies them.
+
+    @rewrite   yields the pattern, then what takes its place
+    @fusion    the body is both the pattern and the meaning of the kernel it becomes
+    @absorb    a fusion whose first input is the result of a host op, or whose result is read by one
+
+Every rule carries a name and a reason to exist; where it matches and is not applied, it says why.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from infernum.errors import CompileError
+from infernum.ir.block import Tensor, Trace
+from infernum.ir.graph import Graph, Input, Node, TensorType, Value, relocated
+from infernum.ir.kernel import KernelSpec, Target
+from infernum.ir.match import AttrVar, Match, find_matches, why_not_replaceable
+from infernum.ir.op import Fused, Op, as_tuple
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where a rule's pattern was found: the graph, the match, and what is being compiled for."""
+
+    graph: Graph
+    match: Match
+    target: Target
+
+    def type(self, name: str) -> TensorType:
+        """Type of the value bound to an input of the pattern."""
+        return self.graph.type(self.match.inputs[name])
+
+    def producer(self, name: str) -> Node:
+        """The node that computes the value bound to an input of the pattern."""
+        return self.graph.node(self.match.inputs[name].node)
+
+
+When = Callable[[Site], str | None]
+"""None to apply a rule at a site, otherwise why not."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A place where a rule could be applied. `reason` says why it is not; `apply` gives the new graph."""
+
+    at: str
+    reason: str | None
+    apply: Callable[[], Graph]
+
+
+class Rule(Protocol):
+    """A named change to a graph that keeps its meaning."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def why(self) -> str:
+        """One line: the reason to have the rule."""
+        ...
+
+    def candidates(self, graph: Graph, target: Target) -> Iterator[Candidate]:
+        """Every place where the rule's pattern is found, in graph order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A place where a rule matched and was not applied, and why."""
+
+    rule: str
+    at: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a list of rules did to a graph. `fired` has every rule of the list, also those that never fired."""
+
+    graph: Graph
+    fired: Mapping[str, int]
+    refused: tuple[Refused, ...]
+
+
+MOST_FIRINGS = 1000
+"""How often one rule may fire in a block; a rule that matches its own result would never end."""
+
+
+def apply_rules(
+    graph: Graph,
+    rules: Iterable[Rule],
+    target: Target,
+    *,
+    normalise: Callable[[Graph], Graph] = lambda graph: graph,
+    on_pass: Callable[[str, Graph], None] | None = None,
+) -> Outcome:
+    """Apply each rule, in order, wherever it can be.
+
+    `normalise` is applied after every change; `on_pass` sees the graph after each rule that fired. Raises CompileError
+    for a rule that does not come to an end.
+    """
+    graph = graph.live()
+    fired: dict[str, int] = {}
+    refused: list[Refused] = []
+    for rule in rules:
+        fired[rule.name] = 0
+        while True:
+            candidates = list(rule.candidates(graph, target))
+            chosen = next((c for c in candidates if c.reason is None), None)
+            if chosen is None:
+                refused += [Refused(rule.name, c.at, c.reason) for c in candidates if c.reason is not None]
+                break
+            graph = normalise(chosen.apply())
+            fired[rule.name] += 1
+            if fired[rule.name] == MOST_FIRINGS:
+                raise CompileError(
+                    f"{rule.name} fired {MOST_FIRINGS} times at {chosen.at}: does it match what it makes?"
+                )
+        if fired[rule.name] and on_pass is not None:
+            on_pass(rule.name, graph)
+    return Outcome(graph, fired, tuple(dict.fromkeys(refused)))
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """Replaces a pattern by other ops. `function` is a generator that yields before, then after."""
+
+    name: str
+    why: str
+    function: Callable[..., Iterator[Any]]
+    when: When
+
+    @property
+    def pattern(self) -> Graph:
+        return _pattern(
+            self.name, lambda *tensors, **attrs: next(self.function(*tensors, **attrs)), self.function
+        )
+
+    def candidates(self, graph: Graph, target: Target) -> Iterator[Candidate]:
+        pattern = self.pattern
+        for match in find_matches(pattern, graph):
+            kept = frozenset(match.value(v) for v in pattern.outputs)
+            reason = why_not_replaceable(graph, match.names, kept, frozenset(match.inputs.values()))
+            reason = reason or self.when(Site(graph, match, target))
+            yield Candidate(
+                _place(graph, match.names), reason, lambda m=match: self._apply(graph, pattern, m)
+            )
+
+    def _apply(self, graph: Graph, pattern: Graph, match: Match) -> Graph:
+        where = _where(graph, match.names)
+        trace = Trace(where=where)
+        tensors = [_bound(trace, graph, match.inputs[p.name]) for p in pattern.inputs]
+        steps = self.function(*tensors, **match.attrs)
+        next(steps)
+        after: tuple[Tensor, ...] = as_tuple(next(steps))
+        bound = {t.value: match.inputs[p.name] for t, p in zip(tensors, pattern.inputs, strict=True)}
+        wanted = {
+            v.node for a in after for v in _with_operands(trace, a.value)
+        }  # not what was traced as the pattern
+        made = [
+            (n, operands) for n, operands in trace.entries.values() if not n.is_input and n.name in wanted
+        ]
+        names: dict[str, str] = {}
+        for node, _ in made:
+            names[node.name] = graph.fresh_call(node.op.name, names.values())
+
+        def outer(value: Value) -> Value:
+            return bound[value] if value in bound else Value(names[value.node], value.index)
+
+        added = [(_renamed(node, names[node.name]), [outer(v) for v in operands]) for node, operands in made]
+        values = {match.value(v): outer(a.value) for v, a in zip(pattern.outputs, after, strict=True)}
+        return graph.replaced(match.names, added, values)
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Makes one kernel of a pattern. `kernels` are its own, or none: then those of its host op, with slots."""
+
+    name: str
+    why: str
+    function: Callable[..., Any]
+    kernels: tuple[KernelSpec, ...]
+    results: tuple[str, ...]
+    when: When
+
+    @property
+    def pattern(self) -> Graph:
+        return _pattern(self.name, self.function, self.function)
+
+    def candidates(self, graph: Graph, target: Target) -> Iterator[Candidate]:
+        pattern = self.pattern
+        for match in find_matches(pattern, graph):
+            outputs = [match.value(v) for v in pattern.outputs]
+            reason = why_not_replaceable(
+                graph, match.names, frozenset(outputs), frozenset(match.inputs.values())
+            )
+            reason = reason or self.when(Site(graph, match, target))
+            names = {p.name: match.inputs[p.name] for p in pattern.inputs} if self.kernels else None
+            yield Candidate(
+                _place(graph, match.names),
+                reason,
+                lambda m=match, n=names, o=outputs: fuse_nodes(
+                    graph, m.names, self.name, o, n, self.kernels, self.results
+                ),
+            )
+
+
+@dataclass(frozen=True)
+class Absorb:
+    """Takes a pattern into the slot of a host op beside it.
+
+    side "epilogue": the pattern's first input is the host's result. side "prologue": the pattern's only output is
+    read by the host. `host` tells whether a node is one that can take the pattern; None means yes.
+    """
+
+    name: str
+    why: str
+    function: Callable[..., Any]
+    side: Literal["epilogue", "prologue"]
+    host: Callable[[Graph, Node, Target], str | None]
+    is_host: Callable[[Node], bool]
+    when: When
+
+    @property
+    def pattern(self) -> Graph:
+        return _pattern(self.name, self.function, self.function)
+
+    def candidates(self, graph: Graph, target: Target) -> Iterator[Candidate]:
+        pattern = self.pattern
+        for match in find_matches(pattern, graph):
+            host = self._host(graph, pattern, match)
+            if host is None or not self.is_host(host):
+                continue
+            names = match.names | {host.name}
+            outputs = [match.value(v) for v in pattern.outputs] if self.side == "epilogue" else []
+            if self.side == "prologue":
+                outputs = [Value(host.name, i) for i in range(len(host.types))]
+            read = pattern.inputs[1:] if self.side == "epilogue" else pattern.inputs
+            reason = (
+                why_not_replaceable(
+                    graph, names, frozenset(outputs), frozenset(match.inputs[p.name] for p in read)
+                )
+                or self.when(Site(graph, match, target))
+                or self.host(graph, host, target)
+            )
+            yield Candidate(
+                _place(graph, match.names),
+                reason,
+                lambda n=names, o=outputs: fuse_nodes(graph, n, self.name, o),
+            )
+
+    def _host(self, graph: Graph, pattern: Graph, match: Match) -> Node | None:
+        if self.side == "epilogue":
+            return graph.node(match.inputs[pattern.inputs[0].name].node)
+        users = graph.users(match.value(pattern.outputs[0]))
+        return graph.node(users[0][0]) if users else None
+
+
+def fuse_nodes(
+    graph: Graph,
+    names: frozenset[str],
+    rule: str,
+    outputs: Sequence[Value],
+    inputs: Mapping[str, Value] | None = None,
+    kernels: tuple[KernelSpec, ...] = (),
+    results: tuple[str, ...] = (),
+) -> Graph:
+    """The graph with the nodes `names` made one Fused node with the given results; fused nodes among them dissolve.
+
+    `inputs` names the body's inputs; without it they are named after the nodes they come from.
+    """
+    rules = [r for n in graph.order if n in names for r in _rules(graph.node(n))]
+    flat = inlined(graph, names)
+    rules = [*rules, rule]
+    inner = {node.name for node, _ in flat.entries}
+    read = list(dict.fromkeys(v for _, operands in flat.entries for v in operands if v.node not in inner))
+    if inputs is None:
+        inputs = _input_names(read)
+    named = {value: name for name, value in reversed(list(inputs.items()))}
+    body_inputs = [(Node(name, Input("stream"), (graph.type(value),)), ()) for name, value in inputs.items()]
+    clash: dict[str, str] = {}
+    for name in sorted(inner & inputs.keys()):
+        clash[name] = _unlike(f"{name}_inner", inner | inputs.keys() | set(clash.values()))
+
+    def inside(value: Value) -> Value:
+        if value.node in inner:
+            return Value(clash.get(value.node, value.node), value.index)
+        return Value(named[value])
+
+    body_calls = [
+        (_renamed(n, clash.get(n.name, n.name)), [inside(v) for v in ops]) for n, ops in flat.entries
+    ]
+    body = Graph.build(rule, [*body_inputs, *body_calls], [inside(flat.values.get(v, v)) for v in outputs])
+    types = tuple(graph.type(v) for v in outputs)
+    name = outputs[0].node  # free again: its node is one of those that go
+    fused = Node(
+        name,
+        Fused(rule, body, tuple(dict.fromkeys(rules)), kernels, results),
+        types,
+        {},
+        _where(graph, names),
+    )
+    values = {v: Value(name, i) for i, v in enumerate(outputs)}
+    return graph.replaced(names, [(fused, list(inputs.values()))], values)
+
+
+@dataclass(frozen=True)
+class Flattened:
+    """Some nodes of a graph with every Fused among them replaced by its body; `values` maps its results inside."""
+
+    entries: tuple[tuple[Node, tuple[Value, ...]], ...]
+    values: Mapping[Value, Value]
+
+
+def inlined(graph: Graph, names: frozenset[str]) -> Flattened:
+    """The primitive calls of the nodes `names`, in graph order, with unique names."""
+    entries: list[tuple[Node, tuple[Value, ...]]] = []
+    values: dict[Value, Value] = {}
+    taken = {n.name for n in graph.nodes if n.name not in names or not isinstance(n.op, Fused)}
+    for name in (n for n in graph.order if n in names):
+        node, operands = graph.node(name), tuple(values.get(v, v) for v in graph.operands(name))
+        if not isinstance(node.op, Fused):
+            entries.append((node, operands))
+            continue
+        body = node.op.body
+        inner = {Value(n.name): v for n, v in zip(body.inputs, operands, strict=True)}
+        for call in body.calls:
+            fresh = _unlike(call.name, taken)
+            taken.add(fresh)
+            entries.append((_renamed(call, fresh), tuple(inner[v] for v in body.operands(call.name))))
+            inner |= {Value(call.name, i): Value(fresh, i) for i in range(len(call.types))}
+        values |= {Value(name, i): inner[v] for i, v in enumerate(body.outputs)}
+    return Flattened(tuple(entries), values)
+
+
+def decomposed(graph: Graph) -> Graph:
+    """The graph with every Fused node replaced by its body: what its kernels mean, op by op."""
+    flat = inlined(graph, frozenset(n.name for n in graph.calls))
+    entries = [(n, ()) for n in graph.inputs]
+    return Graph.build(graph.name, [*entries, *flat.entries], [flat.values.get(v, v) for v in graph.outputs])
+
+
+def rewrite(*, why: str, when: When = lambda site: None) -> Callable[[Callable[..., Iterator[Any]]], Rewrite]:
+    """Declare a rewrite: a generator over pattern values that yields what to find, then what to put there."""
+    return lambda function: Rewrite(function.__name__, why, function, when)
+
+
+def fusion(
+    *,
+    why: str,
+    kernels: Sequence[KernelSpec] = (),
+    results: Sequence[str] = (),
+    when: When = lambda site: None,
+) -> Callable[[Callable[..., Any]], Fusion]:
+    """Declare a fusion; keyword-only parameters stand for attributes of any value.
+
+    `results` names the results for a template of the fusion's own.
+    """
+    return lambda function: Fusion(function.__name__, why, function, tuple(kernels), tuple(results), when)
+
+
+def absorb(
+    side: Literal["epilogue", "prologue"],
+    *,
+    why: str,
+    is_host: Callable[[Node], bool],
+    host: Callable[[Graph, Node, Target], str | None],
+    when: When = lambda site: None,
+) -> Callable[[Callable[..., Any]], Absorb]:
+    """Declare an absorption into a host op's slot."""
+    return lambda function: Absorb(function.__name__, why, function, side, host, is_host, when)
+
+
+def _pattern(name: str, build: Callable[..., Any], declared: Callable[..., Any]) -> Graph:
+    """The untyped graph of a pattern function, its inputs in parameter order."""
+    trace = Trace(typed=False, where=())
+    parameters = inspect.signature(declared).parameters.values()
+    tensors = [trace.input(p.name, Input("stream"), None) for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    attrs = {p.name: AttrVar(p.name) for p in parameters if p.kind is p.KEYWORD_ONLY}
+    outputs: tuple[Tensor, ...] = as_tuple(build(*tensors, **attrs))
+    return Graph.build(name, trace.entries.values(), [t.value for t in outputs])
+
+
+def _bound(trace: Trace, graph: Graph, value: Value) -> Tensor:
+    node = graph.node(value.node)
+    role = node.op if isinstance(node.op, Input) else Input("stream")
+    name = value.node if value.index == 0 else f"{value.node}__{value.index}"
+    return trace.input(name, role, graph.type(value))
+
+
+def _with_operands(trace: Trace, value: Value) -> Iterator[Value]:
+    """A value and everything that it is computed from."""
+    yield value
+    for operand in trace.entries[value.node][1]:
+        yield from _with_operands(trace, operand)
+
+
+def _renamed(node: Node, name: str) -> Node:
+    return Node(name, node.op, node.types, node.attrs, node.where)
+
+
+def _rules(node: Node) -> tuple[str, ...]:
+    return node.op.rules if isinstance(node.op, Fused) else ()
+
+
+def _where(graph: Graph, names: Iterable[str]) -> tuple[str, ...]:
+    wanted = set(names)
+    lines = [line for n in graph.order if n in wanted for line in graph.node(n).where]
+    return relocated(Node("", Input("stream"), ()), lines).where
+
+
+def _place(graph: Graph, names: frozenset[str]) -> str:
+    return ", ".join(n for n in graph.order if n in names)
+
+
+def _input_names(values: Sequence[Value]) -> dict[str, Value]:
+    names: dict[str, Value] = {}
+    for value in values:
+        name = value.node if value.index == 0 else f"{value.node}_r{value.index}"
+        names[_unlike(name, names)] = value
+    return names
+
+
+def _unlike(name: str, taken: Container[str]) -> str:
+    """`name`, with underscores behind it as long as it is taken."""
+    while name in taken:
+        name += "_"
+    return name
+
+
+def primitive(node: Node) -> Op:
+    """The op of a node that is known to be a primitive call."""
+    assert isinstance(node.op, Op), f"{node.name} is not a primitive call"
+    return node.op

@@ -1,0 +1,265 @@
+"""A model ready to generate: compiled if need be, loaded onto the GPU or into host memory.
+
+This is where the compile side and the run side are put together; a bundle that is given runs without the former.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import msgspec
+
+from infernum import dtypes
+from infernum.bundle import Bundle, open_bundle
+from infernum.checkpoint import Checkpoint
+from infernum.engine.engine import Completion, Engine, Event, Statistics
+from infernum.engine.sampling_params import SamplingParams
+from infernum.engine.tokenizer import Tokenizer, load_tokenizer
+from infernum.errors import BundleError, CheckpointError, RequestError
+from infernum.machine import DEFAULT_ARCH, Device, choose_device, native_arch
+from infernum.models.config import GenerationDefaults, config_hash
+from infernum.models.presets import ModelSource, resolve
+from infernum.runtime.batch import Executor, Float32
+from infernum.runtime.weight_plan import plan_weights
+
+__all__ = ["LLM", "Completion", "Event", "SamplingParams", "default_params", "load_executor"]
+
+LOAD_FORMATS = ("auto", "dummy")
+
+Prompts = str | Sequence[str] | Sequence[Sequence[int]]
+"""One text, several texts, or several lists of token ids."""
+
+Params = SamplingParams | Sequence[SamplingParams]
+"""One for all prompts, or one for each."""
+
+
+class Progress(Protocol):
+    """Called as work goes on: what is being done, how much of it is done, how much there is."""
+
+    def __call__(self, what: str, done: int, total: int, /) -> None: ...
+
+
+class LLM:
+    """A language model on one device.
+
+    model                   a folder in Hugging Face's format, or a preset such as "dante", the demo
+    device                  "auto": the GPU where there is one; "cuda" or "cpu"
+    dtype                   "auto": as the weights are stored; "bfloat16", "float16" or "float32"
+    fuse, rules             which rules the compiler applies (`infernum compile`); of no effect on a given bundle
+    bundle                  a compiled bundle of this model; None: compiled now, or taken from the cache
+    load_format             "auto": the model's weights; "dummy": random ones, made from `seed`
+    gpu_memory_utilization  share of the GPU's memory that weights and KV cache may take
+    max_model_len           longest sequence in tokens; None: the model's context, as far as memory goes
+    progress                called as compiling and loading go on
+
+    Raises InfernumError of a kind that says whose fault it is, before anything heavy is done where possible.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | ModelSource = "dante",
+        device: str = "auto",
+        dtype: str = "auto",
+        fuse: bool = True,
+        bundle: str | os.PathLike[str] | Bundle | None = None,
+        *,
+        load_format: str = "auto",
+        rules: Sequence[str] = (),
+        gpu_memory_utilization: float = 0.9,
+        max_model_len: int | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self.source = model if isinstance(model, ModelSource) else resolve(os.fspath(model))
+        self.device: Device = choose_device(device)
+        checkpoint = open_checkpoint(self.source, load_format)
+        self.tokenizer = _tokenizer(self.source)
+        if bundle is None:
+            self.bundle = compile_for(self.source, self.device, dtype, fuse, rules, progress)
+        else:
+            self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
+            check_bundle(self.bundle, self.source, dtype)
+        self._executor = load_executor(
+            self.bundle,
+            checkpoint,
+            self.device,
+            gpu_memory_utilization=gpu_memory_utilization,
+            max_model_len=max_model_len,
+            seed=seed,
+            progress=progress,
+        )
+        info = self.bundle.manifest.model
+        if max_model_len is not None:
+            info = msgspec.structs.replace(info, context=min(info.context, max_model_len))
+        self._engine = Engine(self._executor, info, self.source.generation.eos_token_ids, self.tokenizer)
+
+    @property
+    def statistics(self) -> Statistics:
+        """Tokens and seconds since this model was loaded."""
+        return self._engine.statistics
+
+    def generate(self, prompts: Prompts, params: Params | None = None) -> list[Completion]:
+        """Generate for all prompts as one ragged batch; one completion each, in order.
+
+        `params` are one for all or one for each; None: the model's own defaults. Raises RequestError.
+        """
+        return self._engine.generate(self.encode(prompts), self._params(params))
+
+    def stream(self, prompts: Prompts, params: Params | None = None) -> Iterator[Event]:
+        """As `generate`, but yield tokens and text as they come; `Event.sequence` counts the prompts."""
+        return self._engine.stream(self.encode(prompts), self._params(params))
+
+    def logits(self, token_ids: Sequence[int]) -> Float32:
+        """The logits after each of the given tokens, float32 [tokens, vocab]: row t predicts token t + 1."""
+        return self._engine.logits(token_ids)
+
+    def encode(self, prompts: Prompts) -> list[list[int]]:
+        """The token ids of each prompt. Raises RequestError for text when the model has no tokenizer."""
+        listed = [prompts] if isinstance(prompts, str) else prompts
+        return [self._encode_one(prompt) for prompt in listed]
+
+    def close(self) -> None:
+        """Give back the device's memory; the model cannot be used afterwards."""
+        self._executor.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _encode_one(self, prompt: str | Sequence[int]) -> list[int]:
+        if not isinstance(prompt, str):
+            return list(prompt)
+        if self.tokenizer is None:
+            raise RequestError(f"{self.source.name} has no tokenizer.json; give the prompt as token ids")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"the prompt is not valid text (at character {error.start}); give UTF-8"
+            ) from error
+        return self.tokenizer.encode(prompt)
+
+    def _params(
+        self, params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> SamplingParams | Sequence[SamplingParams]:
+        return default_params(self.source.generation) if params is None else params
+
+
+def default_params(generation: GenerationDefaults, **chosen: Any) -> SamplingParams:
+    """Sampling as `chosen`; where that is None or silent, as the model's makers say; else SamplingParams' defaults."""
+    theirs = {
+        name: value for name, value in asdict(generation).items() if name in _SHARED and value is not None
+    }
+    if generation.do_sample is False:
+        theirs["temperature"] = 0.0
+    return SamplingParams(**theirs | {name: value for name, value in chosen.items() if value is not None})
+
+
+_SHARED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def open_checkpoint(source: ModelSource, load_format: str) -> Checkpoint | None:
+    """The model's weights; None when random ones are asked for. Raises CheckpointError or RequestError."""
+    if load_format not in LOAD_FORMATS:
+        raise RequestError(f"unknown load format {load_format!r}; use one of {', '.join(LOAD_FORMATS)}")
+    if load_format == "dummy":
+        return None
+    if source.folder is None:
+        raise CheckpointError(
+            f"{source.name}: is a preset of shapes, without weights; give a model folder, or --load-format dummy"
+        )
+    return Checkpoint.open(source.folder)
+
+
+def _tokenizer(source: ModelSource) -> Tokenizer | None:
+    return load_tokenizer(source.folder) if source.folder is not None else None
+
+
+def compile_for(
+    source: ModelSource,
+    device: Device,
+    dtype: str,
+    fuse: bool,
+    rules: Sequence[str],
+    progress: Progress | None,
+) -> Bundle:
+    """A bundle of the model for this device, from the cache or compiled now. Raises CompileError."""
+    from infernum.compiler import Options, cached_bundle
+
+    arch = native_arch() if device == "cuda" else DEFAULT_ARCH
+    return cached_bundle(
+        source, Options(arch=arch, dtype=dtype, fuse=fuse, rules=tuple(rules)), progress=progress
+    )
+
+
+def check_bundle(bundle: Bundle, source: ModelSource, dtype: str = "auto") -> None:
+    """Raises BundleError unless `bundle` was compiled for a model with this configuration, in this dtype."""
+    model, folder = bundle.manifest.model, bundle.folder
+    again = f"infernum compile {source.folder or source.name} -o {folder}"
+    if model.config_hash != config_hash(source.config):
+        raise BundleError(
+            f"{folder}: was compiled for {model.name}, whose config differs from that of {source.name}; run `{again}`"
+        )
+    if dtype != "auto" and dtypes.dtype(dtype).name != bundle.manifest.dtype:
+        raise BundleError(
+            f"{folder}: was compiled for {bundle.manifest.dtype}; run `{again} --dtype {dtype}`"
+        )
+
+
+def load_executor(
+    bundle: Bundle,
+    checkpoint: Checkpoint | None,
+    device: Device,
+    *,
+    gpu_memory_utilization: float = 0.9,
+    max_model_len: int | None = None,
+    max_pages_total: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Executor:
+    """The bundle, loaded with its weights (None: random ones). Raises CheckpointError, BundleError or DeviceError."""
+    context = bundle.manifest.model.context
+    if max_model_len is not None and not 1 <= max_model_len <= context:
+        raise RequestError(
+            f"max_model_len is {max_model_len}; it must be from 1 to {context}, the model's context"
+        )
+    if not 0 < gpu_memory_utilization <= 1:
+        raise RequestError(
+            f"gpu_memory_utilization is {gpu_memory_utilization}; it must be above 0, at most 1"
+        )
+    if checkpoint is not None:
+        stored = plan_weights(bundle.manifest).stored
+        checkpoint.check({part.name: part.shape for weight in stored for part in weight.parts})
+    loading: Callable[[int, int], None] | None = partial(progress, "loading weights") if progress else None
+    if device == "cuda":
+        from infernum.runtime.executor import CudaExecutor
+
+        return CudaExecutor.open(
+            bundle,
+            checkpoint,
+            gpu_memory_utilization=gpu_memory_utilization,
+            max_model_len=max_model_len,
+            max_pages_total=max_pages_total,
+            seed=seed,
+            progress=loading,
+        )
+    from infernum.cpu.executor import CpuExecutor
+
+    return CpuExecutor.open(
+        bundle,
+        checkpoint,
+        max_model_len=max_model_len,
+        max_pages_total=max_pages_total,
+        seed=seed,
+        progress=loading,
+    )

@@ -1,0 +1,64 @@
+"""What this machine can run a model on, and what it would be compiled for."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from infernum.errors import DeviceError, RequestError
+from infernum.runtime import driver
+
+Device = Literal["cuda", "cpu"]
+
+DEVICES = ("auto", "cuda", "cpu")
+DEFAULT_ARCH = "sm_90a"
+"""What is compiled for where there is no GPU to ask."""
+
+
+def choose_device(asked: str) -> Device:
+    """The device that "auto", "cuda" or "cpu" stands for here. Raises DeviceError when there is no GPU for "cuda"."""
+    match asked:
+        case "cpu":
+            return "cpu"
+        case "auto":
+            return "cuda" if driver.gpu_available() else "cpu"
+        case "cuda":
+            try:
+                driver.describe()
+            except DeviceError as error:
+                raise DeviceError(
+                    f"--device cuda: {error}; see `infernum doctor`, or use --device cpu"
+                ) from error
+            return "cuda"
+        case _:
+            raise RequestError(f"unknown device {asked!r}; use one of {', '.join(DEVICES)}")
+
+
+def native_arch(index: int = 0) -> str:
+    """The architecture to compile for so that it runs on GPU `index`, the newest that does. Raises DeviceError.
+
+    A cubin of a plain architecture runs on later GPUs of the same major version; one whose name ends in `a` only on
+    its own (CUDA programming guide, binary compatibility).
+    """
+    from infernum.codegen.nvrtc import supported_archs
+
+    facts = driver.gpu_facts(index)
+    capability = facts.arch[0] * 10 + facts.arch[1]
+    runs = [name for name in supported_archs() if _runs_on(name, capability)]
+    if not runs:
+        raise DeviceError(
+            f"{facts.name} (compute capability {facts.arch[0]}.{facts.arch[1]}) is not supported;"
+            f" these are: {', '.join(supported_archs())}"
+        )
+    return runs[-1]
+
+
+def default_arch() -> str:
+    """The architecture of the GPU at hand, else `DEFAULT_ARCH`."""
+    return native_arch() if driver.gpu_available() else DEFAULT_ARCH
+
+
+def _runs_on(arch: str, capability: int) -> bool:
+    wanted = int(arch.removeprefix("sm_").rstrip("a"))
+    if arch.endswith("a"):
+        return wanted == capability
+    return wanted // 10 == capability // 10 and wanted <= capability

@@ -1,0 +1,169 @@
+"""The fields of a JSON object, read by type; the ones that nobody asks for can be reported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from infernum.errors import ConfigError
+
+LARGEST = 2**31 - 1
+LARGEST_NUMBER = 1e30
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """The JSON object in the file `path`. Raises ConfigError when it is missing, not UTF-8 or no object."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; give the folder of a Hugging Face model") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); download it again") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        value: object = json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise ConfigError(f"{path}: is not valid JSON ({error.msg}, {place}); download it again") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: is not usable JSON ({error}); download it again") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: holds {show(value)}, not a JSON object; download it again")
+    return cast("dict[str, object]", value)
+
+
+def show(value: object, longest: int = 60) -> str:
+    """`value` as JSON, cut to a length that fits an error message."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """A field that would change the mathematics: why it is refused, and the values that change nothing."""
+
+    reason: str
+    inert: tuple[object, ...] = ()
+
+    def allows(self, value: object) -> bool:
+        """True for null and for the inert values; true is not 1, false is not 0."""
+        same = (value == ok and isinstance(value, bool) == isinstance(ok, bool) for ok in self.inert)
+        return value is None or any(same)
+
+
+class Fields(Mapping[str, object]):
+    """A JSON object whose fields are read by type; null means the same as absent.
+
+    `where` begins each error message (a file); `prefix` names an enclosing field (`rope_scaling.`).
+    """
+
+    def __init__(self, values: Mapping[str, object], where: str, prefix: str = "") -> None:
+        self.where = where
+        self._values = dict(values)
+        self._prefix = prefix
+        self._read: set[str] = set()
+        self._warnings: list[str] = []
+
+    @classmethod
+    def of(cls, values: Mapping[str, object], where: str = "config.json") -> Fields:
+        """`values` itself when it is a Fields already, so that what it remembers is kept."""
+        return values if isinstance(values, Fields) else cls(values, where)
+
+    def __getitem__(self, name: str) -> object:
+        self._read.add(name)
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def integer(self, name: str, default: int | None = None, minimum: int = 1) -> int:
+        """The integer called `name`, between `minimum` and 2³¹ − 1. Without a default it is required."""
+        value = self._value(name, default)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self.error(name, "must be an integer")
+        if not minimum <= value <= LARGEST:
+            raise self.error(name, f"must be an integer from {minimum} to {LARGEST}")
+        return value
+
+    def number(self, name: str, default: float | None = None, *, zero: bool = False) -> float:
+        """The positive number called `name` (`zero`: it may be 0). Without a default it is required."""
+        value = self._value(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise self.error(name, "must be a number")
+        if not (value >= 0 if zero else value > 0) or not value <= LARGEST_NUMBER:
+            raise self.error(name, "must be a number, " + ("0 or more" if zero else "greater than 0"))
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """The true or false called `name`."""
+        value = self._value(name, default)
+        if not isinstance(value, bool):
+            raise self.error(name, "must be true or false")
+        return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """The string called `name`. Without a default it is required."""
+        value = self._value(name, default)
+        if not isinstance(value, str):
+            raise self.error(name, "must be a string")
+        return value
+
+    def child(self, name: str) -> Fields | None:
+        """The object called `name`; None when it is absent, null or empty."""
+        value = self.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.error(name, "must be an object")
+        return (
+            Fields(cast("dict[str, object]", value), self.where, f"{self._prefix}{name}.") if value else None
+        )
+
+    def first_object(self) -> str | None:
+        """The name of the first field that holds an object; looking does not count as reading."""
+        return next((name for name, value in self._values.items() if isinstance(value, dict)), None)
+
+    def refuse(self, table: Mapping[str, Unsupported]) -> None:
+        """Raise ConfigError if a field of `table` has a value that would change the mathematics."""
+        for name, unsupported in table.items():
+            if name in self._values and not unsupported.allows(self[name]):
+                raise self.error(name, f"is not supported: {unsupported.reason}")
+
+    def error(self, name: str, problem: str) -> ConfigError:
+        """The error that names the file, the field, its value and the problem."""
+        value = f" = {show(self._values[name])}" if name in self._values else ""
+        return ConfigError(f"{self.where}: {self._prefix}{name}{value} {problem}")
+
+    def warn(self, text: str) -> None:
+        """Remember a sentence for the user."""
+        self._warnings.append(f"{self.where}: {text}")
+
+    def warn_unread(self, harmless: frozenset[str] = frozenset(), *, to: Fields | None = None) -> None:
+        """Remember a warning for each field that nobody read and that is not `harmless`."""
+        for name in self._values:
+            if name not in self._read and name not in harmless:
+                value = show(self._values[name])
+                (self if to is None else to).warn(
+                    f"{self._prefix}{name} = {value} is not known and was ignored"
+                )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(self._warnings)
+
+    def _value(self, name: str, default: object) -> object:
+        value = self.get(name)
+        if value is not None:
+            return value
+        if default is None:
+            raise ConfigError(
+                f"{self.where}: {self._prefix}{name} is missing; add it from the original model"
+            )
+        return default

@@ -1,0 +1,138 @@
+"""Models known by name, without weights; and the one place where what a user calls a model is looked up."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from infernum.errors import ConfigError
+from infernum.models.config import FamilyConfig, GenerationDefaults, ModelConfig, read_model, understand
+from infernum.models.fields import Fields
+from infernum.resources import demo_folder
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was asked for: its settings and, unless it is a preset of shapes only, its folder.
+
+    `warnings` are sentences to print on stderr.
+    """
+
+    name: str
+    family: str
+    config: FamilyConfig
+    folder: Path | None
+    generation: GenerationDefaults
+    warnings: tuple[str, ...]
+
+
+def resolve(model: str) -> ModelSource:
+    """The preset called `model`, or the model in the folder `model`.
+
+    A preset wins over a folder of the same name (`./llama` is the folder). Raises ConfigError.
+    """
+    preset = PRESETS.get(model)
+    if preset is not None:
+        folder, found = preset()
+        return _source(model, found, folder)
+    folder = _expand(model)
+    if folder is None or not folder.exists():
+        raise _unknown(model)
+    if not folder.is_dir():
+        raise ConfigError(f"{model}: is a file; give the folder that holds it and config.json")
+    return _source(folder.resolve().name, read_model(folder), folder)
+
+
+def _source(name: str, found: ModelConfig, folder: Path | None) -> ModelSource:
+    return ModelSource(name, found.family, found.config, folder, found.generation, found.warnings)
+
+
+def _expand(model: str) -> Path | None:
+    """The path `model` names; None when it cannot be one."""
+    if not model.strip() or "\0" in model:
+        return None
+    try:
+        return Path(model).expanduser()
+    except RuntimeError:
+        return None
+
+
+def _unknown(model: str) -> ConfigError:
+    presets = f"presets: {', '.join(PRESETS)}"
+    if "/" in model or "\\" in model:
+        return ConfigError(
+            f"{model}: no such folder; models are not downloaded, give a local folder ({presets})"
+        )
+    close = difflib.get_close_matches(model.lower(), PRESETS, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    return ConfigError(f"{model!r} is neither a folder nor a preset{hint} ({presets})")
+
+
+def _shape(name: str, **differences: object) -> Callable[[], tuple[None, ModelConfig]]:
+    """A preset that is Llama 3.2 1B with other numbers."""
+
+    def build() -> tuple[None, ModelConfig]:
+        return None, understand(Fields(_LLAMA_3_2_1B | differences, name))
+
+    return build
+
+
+def _demo() -> tuple[Path, ModelConfig]:
+    folder = demo_folder()
+    return folder, read_model(folder)
+
+
+def _llama3_rope(factor: float) -> dict[str, object]:
+    return {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+
+
+# The public config.json of meta-llama/Llama-3.2-1B.
+_LLAMA_3_2_1B: dict[str, object] = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": _llama3_rope(32.0),
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 131072,
+    "dtype": "bfloat16",
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+}
+
+PRESETS: dict[str, Callable[[], tuple[Path | None, ModelConfig]]] = {
+    "llama": _shape("llama"),
+    "llama-3.2-1b": _shape("llama-3.2-1b"),
+    "llama-3.2-3b": _shape(
+        "llama-3.2-3b",
+        hidden_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=24,
+        head_dim=128,
+    ),
+    "llama-3.1-8b": _shape(
+        "llama-3.1-8b",
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        head_dim=128,
+        rope_parameters=_llama3_rope(8.0),
+        tie_word_embeddings=False,
+    ),
+    "dante": _demo,
+}
+"""What a user can call a model besides giving its folder. "llama" is Llama 3.2 1B."""

@@ -1,0 +1,41 @@
+"""The last block of every program: from logits to the next token, which becomes the input of the next step.
+
+What aliases an input of the step (token_ids, positions, seen) is returned so that its update in place is
+kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from infernum.ir.block import BatchInputs, Tensor, Weights, block
+from infernum.ops import sampling
+
+
+@block(logits="f32 rows vocab_size")
+def greedy(logits: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> tuple[Tensor, ...]:
+    """Take the most likely token of each row."""
+    del w, cfg
+    next_tokens = sampling.argmax(logits)
+    return next_tokens, *sampling.advance(next_tokens, batch.token_ids, batch.positions)
+
+
+@block(logits="f32 rows vocab_size")
+def sample(logits: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> tuple[Tensor, ...]:
+    """Draw a token for each row, by the row's own parameters."""
+    del w
+    seen = batch.seen(cfg.vocab_size)
+    next_tokens = sampling.sample(
+        logits,
+        seen,
+        batch.temperature,
+        batch.top_k,
+        batch.top_p,
+        batch.min_p,
+        batch.repetition_penalty,
+        batch.seed,
+        batch.positions,
+        batch.output_rows,
+    )
+    advanced = sampling.advance(next_tokens, batch.token_ids, batch.positions)
+    return next_tokens, *advanced, sampling.mark_seen(seen, next_tokens)

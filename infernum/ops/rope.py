@@ -1,0 +1,151 @@
+"""Rotary position embedding, and what is done to keys right after it: storing them in the paged KV cache.
+
+The cache of a layer is kv [pages, 2, kv_heads, 64, dim]: in a page of 64 positions, all keys and then all values.
+The batch is ragged: see `infernum.runtime.batch.Batch` for positions, sequence and page_table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from infernum.errors import ShapeError
+from infernum.ir.block import PAGE
+from infernum.ir.graph import TensorType
+from infernum.ir.kernel import Call, Target, Template
+from infernum.ir.op import Signature, elements, op
+from infernum.rope import Rope
+
+_SIGNATURE = "tokens heads dim, i32 tokens -> tokens heads dim"
+
+
+def _rope_types(x: TensorType, positions: TensorType, *, rope: Rope) -> tuple[TensorType, ...]:
+    del rope
+    types = Signature.parse(_SIGNATURE).infer("rope", ("x", "positions"), (x, positions))
+    dim = x.shape[-1]
+    if not isinstance(dim, int) or dim % 2:
+        raise ShapeError(f"rope: x is {x}; it turns pairs of elements, so the last dim must be even")
+    return types
+
+
+def _thread_constants(x: TensorType, heads: int, rope: Rope) -> dict[str, Any]:
+    """How a block's threads share one token: PAIR_LANES side by side in a head, HEAD_LANES heads at a time."""
+    dim = x.shape[-1]
+    assert isinstance(dim, int)
+    half = dim // 2
+    vector = next(v for v in (4, 2, 1) if half % v == 0)
+    pair_lanes = half // vector
+    most = 512  # more threads leave too few registers for what is in flight
+    head_lanes = max(1, min(heads, most // pair_lanes))
+    return {
+        "HEAD_DIM": dim,
+        "VECTOR": vector,
+        "PAIR_LANES": pair_lanes,
+        "HEAD_LANES": head_lanes,
+        "THREADS": pair_lanes * head_lanes,
+        "INV_FREQ": [f"{f}f" for f in rope.inv_freq(dim)],
+    }
+
+
+def _rope_constants(call: Call, target: Target) -> Mapping[str, Any]:
+    del target
+    x = call.operands["x"]
+    heads = x.width // int(x.shape[-1])
+    return {"HEADS": heads, **_thread_constants(x, heads, call.attrs["rope"])}
+
+
+@op(
+    _SIGNATURE,
+    infer=_rope_types,
+    kernels=[
+        Template(
+            "rope",
+            grid=("tokens", 1, 1),
+            block="THREADS",
+            constants=_rope_constants,
+            includes=("numeric.cuh", "programmatic.cuh", "rope.cuh"),
+            symbols=(),
+        )
+    ],
+    flops=lambda call: f"3 * {elements(call.operands['x'])}",
+)
+def rope(x: np.ndarray, positions: np.ndarray, *, rope: Rope) -> np.ndarray:
+    """Turn each pair of a head's elements by an angle that grows with the position (Su et al. 2021, arXiv:2104.09864).
+
+    x [tokens, heads, dim], positions int32 [tokens] -> [tokens, heads, dim]. Element i is paired with i + dim / 2, as
+    in transformers' `rotate_half`. The angle is the float32 product of position and frequency, as there.
+    """
+    half = x.shape[-1] // 2
+    angle = positions[:, None, None].astype(np.float32) * rope.inv_freq(x.shape[-1])
+    cos, sin = (f(angle.astype(np.float64)).astype(np.float32) for f in (np.cos, np.sin))
+    first, second = x[..., :half], x[..., half:]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def _append_constants(call: Call, target: Target) -> Mapping[str, Any]:
+    del target
+    k = call.operands["k"]
+    kv_heads, dim = int(k.shape[1]), int(k.shape[2])
+    vector = next(v for v in (8, 4, 2, 1) if v * k.dtype.bytes <= 16 and dim % v == 0)
+    threads = min(256, -(-kv_heads * dim // vector // 32) * 32)
+    return {"KV_HEADS": kv_heads, "HEAD_DIM": dim, "VECTOR": vector, "THREADS": threads}
+
+
+@op(
+    "pages 2 kv_heads 64 dim, tokens kv_heads dim, tokens kv_heads dim, i32 tokens, i32 tokens, i32 seqs max_pages"
+    " -> pages 2 kv_heads 64 dim",
+    kernels=[
+        Template(
+            "append",
+            grid=("tokens", 1, 1),
+            block="THREADS",
+            constants=_append_constants,
+            includes=("numeric.cuh", "programmatic.cuh", "copy.cuh", "kv_cache.cuh"),
+            symbols=("max_pages",),
+        )
+    ],
+    in_place={0: 0},
+)
+def append(
+    kv: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    positions: np.ndarray,
+    sequence: np.ndarray,
+    page_table: np.ndarray,
+) -> np.ndarray:
+    """Store the keys and values of new tokens in the paged cache (Kwon et al. 2023, arXiv:2309.06180).
+
+    kv [pages, 2, kv_heads, 64, dim], k and v [tokens, kv_heads, dim], positions and sequence int32 [tokens],
+    page_table int32 [seqs, max_pages] -> kv, changed in place. Token t goes to row positions[t] % 64 of page
+    page_table[sequence[t], positions[t] // 64].
+    """
+    page, row = page_table[sequence, positions // PAGE], positions % PAGE
+    kv[page, 0, :, row] = k
+    kv[page, 1, :, row] = v
+    return kv
+
+
+def _rope_append_constants(call: Call, target: Target) -> Mapping[str, Any]:
+    del target
+    q, k = call.operands["q"], call.operands["k"]
+    heads, kv_heads = q.width // int(q.shape[-1]), k.width // int(k.shape[-1])
+    shared = _thread_constants(q, heads + 2 * kv_heads, call.attrs["rope"])
+    return {"HEADS": heads, "KV_HEADS": kv_heads, **shared}
+
+
+ROPE_APPEND = Template(
+    "rope_append",
+    grid=("tokens", 1, 1),
+    block="THREADS",
+    constants=_rope_append_constants,
+    includes=("numeric.cuh", "programmatic.cuh", "rope.cuh", "kv_cache.cuh"),
+    symbols=("max_pages",),
+)
+"""Queries and keys turned, keys and values stored in the cache, in one launch.
+
+Operands q [tokens, heads, dim], k and v [tokens, kv_heads, dim], positions, kv, sequence and page_table as for
+`append`; results q_out, like q, and kv in place. The attribute `rope` is that of both turns.
+"""

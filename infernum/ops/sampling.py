@@ -1,0 +1,251 @@
+"""From logits to the next token, and from the next token to the next step, without leaving the device.
+
+Sampling sorts nothing and sums in integers, so that neither the order of a sum nor the width of a GPU can
+change a text: a token's weight is e^(logit − max) in units of 2⁻³², computed with float32 products and sums
+rounded one by one, here and in templates/include/sampling.cuh. The same logits give the same token in NumPy
+and in CUDA, bit by bit. (The logits themselves differ in their last bits between devices, so a text may still
+part ways between them.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from infernum.dims import ceildiv
+from infernum.ir.kernel import Call, Target, Template, Workspace
+from infernum.ir.op import elements, op
+
+ONE = 1 << 32
+"""The weight of the most likely token; one that is less likely by more than 2³³ weighs nothing."""
+
+# 2^x on [-1/2, 1/2]: the Taylor series, whose error (1e-7) is that of float32 itself.
+EXP2 = tuple(
+    np.float32(c)
+    for c in (1.5403530e-4, 1.3333558e-3, 9.6181291e-3, 5.5504109e-2, 0.24022651, 0.69314718, 1.0)
+)
+LOG2_E = np.float32(1.4426950)
+
+
+def _argmax_constants(call: Call, target: Target) -> Mapping[str, Any]:
+    del target
+    vocab, tile = call.operands["logits"].width, 2048
+    return {
+        "VOCAB": vocab,
+        "TILE": tile,
+        "SPLITS": ceildiv(vocab, tile),
+        "THREADS": 256,
+        "FINISH_THREADS": 32,
+    }
+
+
+def _sample_constants(call: Call, target: Target) -> Mapping[str, Any]:
+    del target
+    return {"VOCAB": call.operands["logits"].width, "THREADS": 1024}
+
+
+def _row_threads(call: Call, target: Target) -> Mapping[str, Any]:
+    del call, target
+    return {"THREADS": 128}
+
+
+@op(
+    "f32 rows vocab -> i32 rows",
+    kernels=[
+        Template(
+            "argmax",
+            grid=("SPLITS", "rows", 1),
+            block="THREADS",
+            constants=_argmax_constants,
+            includes=("programmatic.cuh", "argmax.cuh"),
+            workspaces=(
+                Workspace("best_logit", ("rows", "SPLITS")),
+                Workspace("best_token", ("rows", "SPLITS"), "i32"),
+            ),
+            symbols=(),
+            then=Template(
+                "argmax_finish",
+                grid=("rows", 1, 1),
+                block="FINISH_THREADS",
+                constants=_argmax_constants,
+                includes=("programmatic.cuh", "argmax.cuh"),
+                symbols=(),
+            ),
+        )
+    ],
+    results=("next_tokens",),
+    flops=lambda call: elements(call.operands["logits"]),
+)
+def argmax(logits: np.ndarray) -> np.ndarray:
+    """Take the most likely token of each row: the first of the largest logits.
+
+    logits [rows, vocab] -> next_tokens int32 [rows]. A NaN counts as −∞.
+    """
+    return np.argmax(np.where(np.isnan(logits), -np.inf, logits), axis=-1).astype(np.int32)
+
+
+@op(
+    "f32 rows vocab, i32 rows words, f32 rows, i32 rows, f32 rows, f32 rows, f32 rows, i32 rows, i32 tokens, "
+    "i32 rows -> i32 rows",
+    kernels=[
+        Template(
+            "sample",
+            grid=("rows", 1, 1),
+            block="THREADS",
+            constants=_sample_constants,
+            includes=("programmatic.cuh", "sampling.cuh"),
+            workspaces=(Workspace("keys", ("rows", "VOCAB"), "u32"),),
+            symbols=(),
+        )
+    ],
+    results=("next_tokens",),
+    flops=lambda call: f"20 * {elements(call.operands['logits'])}",
+)
+def sample(
+    logits: np.ndarray,
+    seen: np.ndarray,
+    temperature: np.ndarray,
+    top_k: np.ndarray,
+    top_p: np.ndarray,
+    min_p: np.ndarray,
+    repetition_penalty: np.ndarray,
+    seed: np.ndarray,
+    positions: np.ndarray,
+    output_rows: np.ndarray,
+) -> np.ndarray:
+    """Draw one token for each row of logits [rows, vocab]; parameters are [rows] -> next_tokens int32 [rows].
+
+    In this order: repetition penalty for the tokens set in `seen` (bit t % 32 of word t // 32; read only
+    where the penalty is not 1), temperature (0: take the most likely token and be done), top-k (0: off),
+    top-p (1: off), min-p (0: off), then a draw by inverse cumulative distribution in vocabulary order. Its
+    randomness is a hash of the row's seed and the position of the row's token, `positions[output_rows[row]]`,
+    so that it does not depend on what else is in the batch. A NaN counts as −∞.
+    """
+    bits = random_bits(seed, positions[output_rows])
+    tokens = np.zeros(len(logits), np.int32)
+    for row in range(len(logits)):
+        scores = adjusted(logits[row], seen[row], temperature[row], repetition_penalty[row])
+        if temperature[row] <= 0:
+            tokens[row] = np.argmax(scores)
+            continue
+        weights = kept_weights(scores, int(top_k[row]), top_p[row], min_p[row])
+        sums = np.cumsum(weights)
+        target = int(bits[row]) * int(sums[-1]) >> 64
+        tokens[row] = np.searchsorted(sums, np.uint64(target), side="right")
+    return tokens
+
+
+@op(
+    "i32 rows, i32 tokens, i32 tokens -> i32 tokens, i32 tokens",
+    kernels=[
+        Template(
+            "advance",
+            grid=("ceildiv(rows, THREADS)", 1, 1),
+            block="THREADS",
+            constants=_row_threads,
+            includes=("programmatic.cuh",),
+            symbols=("rows",),
+        )
+    ],
+    results=("advanced_ids", "advanced_positions"),
+    in_place={0: 1, 1: 2},
+)
+def advance(
+    next_tokens: np.ndarray, token_ids: np.ndarray, positions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Make the sampled tokens the input of the next step, in place: this is how decoding feeds itself.
+
+    next_tokens [rows], token_ids [tokens], positions [tokens]. Of use when the step had one token and one row
+    for each sequence; after any other step the host uploads its next batch, and what is written here is never
+    read.
+    """
+    rows = len(next_tokens)
+    token_ids[:rows] = next_tokens
+    positions[:rows] += 1
+    return token_ids, positions
+
+
+@op(
+    "i32 rows words, i32 rows -> i32 rows words",
+    kernels=[
+        Template(
+            "mark_seen",
+            grid=("ceildiv(rows, THREADS)", 1, 1),
+            block="THREADS",
+            constants=_row_threads,
+            includes=("programmatic.cuh",),
+            symbols=("rows",),
+        )
+    ],
+    results=("marked",),
+    in_place={0: 0},
+)
+def mark_seen(seen: np.ndarray, next_tokens: np.ndarray) -> np.ndarray:
+    """Set the bit of each row's sampled token in place: seen [rows, words], next_tokens [rows]."""
+    rows = np.arange(len(next_tokens))
+    seen.view(np.uint32)[rows, next_tokens // 32] |= np.uint32(1) << (next_tokens % 32).astype(np.uint32)
+    return seen
+
+
+def adjusted(
+    scores: np.ndarray, seen: np.ndarray, temperature: np.float32, penalty: np.float32
+) -> np.ndarray:
+    """One row of logits [vocab] after repetition penalty and temperature, NaN as −∞.
+
+    The penalty is that of Keskar et al. 2019 (arXiv:1909.05858), as transformers applies it.
+    """
+    if penalty != 1:
+        marked = np.unpackbits(seen.view(np.uint8), count=len(scores), bitorder="little").astype(bool)
+        scores = np.where(marked, np.where(scores > 0, scores / penalty, scores * penalty), scores)
+    if temperature > 0:
+        with np.errstate(over="ignore"):
+            scores = scores / temperature
+    return np.where(np.isnan(scores), np.float32(-np.inf), scores)
+
+
+def weights_of(scores: np.ndarray) -> np.ndarray:
+    """e^(score − largest score) of one row in units of 2⁻³², uint64 [vocab]."""
+    largest = scores.max()
+    with np.errstate(invalid="ignore", over="ignore"):
+        below = np.where(scores == largest, np.float32(0), scores - largest)
+    power = np.maximum(below * LOG2_E, np.float32(-40))
+    whole = np.rint(power)
+    part = power - whole
+    value = np.full_like(part, EXP2[0])
+    for coefficient in EXP2[1:]:
+        value = value * part + coefficient
+    return np.rint(np.ldexp(value, whole.astype(np.int32) + 32)).astype(np.uint64)
+
+
+def kept_weights(scores: np.ndarray, top_k: int, top_p: np.float32, min_p: np.float32) -> np.ndarray:
+    """The weights of one row, uint64 [vocab], zero for tokens that top-k, top-p or min-p exclude.
+
+    top-k keeps the scores not below the k-th largest. top-p (Holtzman et al. 2020, arXiv:1904.09751) keeps
+    the smallest set of most likely tokens whose share of what is left reaches p. Both are thresholds on the
+    score, so equal scores stay or go together. min-p (Nguyen et al. 2024, arXiv:2407.01082) keeps what is at
+    least `min_p` times as likely as the most likely token.
+    """
+    weights = weights_of(scores)
+    kept = np.ones(len(scores), bool)
+    if 0 < top_k < len(scores):
+        kept = scores >= np.partition(scores, -top_k)[-top_k]
+    if top_p < 1:
+        order = np.argsort(-scores, kind="stable")
+        reached = np.cumsum(np.where(kept, weights, np.uint64(0))[order])
+        wanted = max(1, int(np.ceil(np.float64(top_p) * np.float64(reached[-1]))))
+        kept &= scores >= scores[order[np.searchsorted(reached, np.uint64(wanted))]]
+    kept &= weights >= np.uint64(np.ceil(np.float64(np.fmin(min_p, 1)) * ONE))
+    return np.where(kept, weights, np.uint64(0))
+
+
+def random_bits(seed: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """64 random bits for each (seed, position), uint64, by SplitMix64 (Steele et al. 2014)."""
+    place = seed.astype(np.uint32).astype(np.uint64) << np.uint64(32) | position.astype(np.uint32).astype(
+        np.uint64
+    )
+    x = (place + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return x ^ x >> np.uint64(31)

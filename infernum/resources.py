@@ -1,0 +1,26 @@
+"""Where the files that belong to the package lie: in it when installed, beside it in a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from infernum.errors import InfernumError
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def templates_folder() -> Path:
+    """The folder of CUDA templates (`*.cu.j2`, `include/*.cuh`)."""
+    return _first("templates", PACKAGE / "templates", PACKAGE.parent / "templates")
+
+
+def demo_folder() -> Path:
+    """The Hugging Face folder of the demo model, Dante."""
+    return _first("the demo model", PACKAGE / "demo" / "dante", PACKAGE.parent / "examples" / "dante")
+
+
+def _first(what: str, *candidates: Path) -> Path:
+    found = next((path for path in candidates if path.is_dir()), None)
+    if found is None:
+        raise InfernumError(f"{PACKAGE}: {what} is missing from this installation; install infernum again")
+    return found

@@ -1,0 +1,202 @@
+"""Steps of the manifest bound to addresses: what is known before a step runs is worked out once, here.
+
+Pointers never change, and symbols are passed by the address of a shared cell, so that the argument arrays of
+all launches are packed once. What is left per step is to set the cells, and the grids that depend on them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from infernum import dims
+from infernum.bundle import BlockVariant, Formula, Gemm, Launch, Pointer, SymbolArg
+from infernum.errors import BundleError
+from infernum.runtime.gemm import Product
+from infernum.runtime.stream import LaunchConfig, Stream
+
+_REMEMBERED_SIZES = 1024
+
+
+class Kernels(Protocol):
+    """Where the kernels of a block are found; see `infernum.runtime.modules.Module`."""
+
+    def kernel(self, name: str, shared_bytes: int) -> Any: ...
+
+
+class ProductLibrary(Protocol):
+    """What runs matrix products; see `infernum.runtime.gemm.CublasLt`."""
+
+    def run(self, product: Product, m: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Symbols:
+    """The values of symbols in the current step, each in a 32-bit cell that kernel arguments point to."""
+
+    def __init__(self, *, max_pages: int, pages: int, sms: int) -> None:
+        self._cells = {name: ctypes.c_int32(0) for name in dims.SYMBOLS}
+        self._remembered: dict[tuple[int, int, int], dict[Formula, int]] = {}
+        self._values: dict[Formula, int] = {}
+        for name, value in (("max_pages", max_pages), ("pages", pages), ("sms", sms)):
+            self._cells[name].value = value
+        self.set(0, 0, 0)
+
+    def set(self, tokens: int, seqs: int, rows: int) -> None:
+        """Begin a step of these sizes."""
+        for name, value in (("tokens", tokens), ("seqs", seqs), ("rows", rows)):
+            self._cells[name].value = value
+        if len(self._remembered) >= _REMEMBERED_SIZES:
+            self._remembered.clear()
+        self._values = self._remembered.setdefault((tokens, seqs, rows), {})
+
+    def value(self, formula: Formula) -> int:
+        """The value of a formula in the current step, remembered by step size."""
+        if isinstance(formula, int):
+            return formula
+        found = self._values.get(formula)
+        if found is None:
+            symbols = {name: cell.value for name, cell in self._cells.items()}
+            found = self._values[formula] = dims.evaluate(formula, symbols)
+        return found
+
+    def address(self, symbol: str) -> int:
+        """Where the value of a symbol is kept. Raises BundleError when there is no such symbol."""
+        if symbol not in self._cells:
+            raise BundleError(f"unknown symbol {symbol!r}; this runtime knows {', '.join(dims.SYMBOLS)}")
+        return ctypes.addressof(self._cells[symbol])
+
+
+@dataclass(frozen=True)
+class BoundLaunch:
+    """A kernel launch whose argument array lies at `params`; `arguments` keeps that memory alive."""
+
+    config: LaunchConfig
+    kernel: Any
+    params: int
+    arguments: tuple[Any, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class BoundProduct:
+    """A matrix product of `m` rows."""
+
+    product: Product
+    m: Formula
+
+
+class BoundProgram:
+    """Steps ready to be queued, in order, on one stream."""
+
+    def __init__(self, stream: Stream, symbols: Symbols, products: ProductLibrary | None) -> None:
+        self._stream = stream
+        self._symbols = symbols
+        self._products = products
+        self._steps: list[BoundLaunch | BoundProduct] = []
+        self._configs: dict[tuple[object, ...], LaunchConfig] = {}
+        self._grids: list[tuple[LaunchConfig, tuple[Formula, Formula, Formula]]] = []
+
+    def append(self, variant: BlockVariant, kernels: Kernels | None, addresses: Mapping[str, int]) -> None:
+        """Add the steps of a block, with every tensor that they name at the given address."""
+        where = f"{variant.block}.{variant.variant}"
+        for step in variant.steps:
+            match step:
+                case Launch():
+                    assert kernels is not None, f"{where} launches kernels but was given no module"
+                    kernel = kernels.kernel(step.kernel, step.shared_bytes)
+                    params, arguments = pack_arguments(step, addresses, self._symbols, where)
+                    self._steps.append(BoundLaunch(self._config(step), kernel, params, arguments))
+                case Gemm():
+                    product = bind_product(step, addresses, _bias_dtype(step, variant), where)
+                    self._steps.append(BoundProduct(product, step.m))
+
+    def queue(self) -> None:
+        """Queue every step for the current values of the symbols; a launch without blocks is left out."""
+        value, launch = self._symbols.value, self._stream.launch
+        for config, (x, y, z) in self._grids:
+            config.set_grid(value(x), value(y), value(z))
+        for step in self._steps:
+            if isinstance(step, BoundLaunch):
+                if not step.config.empty:
+                    launch(step.config, step.kernel, step.params)
+            elif (m := value(step.m)) > 0:
+                assert self._products is not None, "a program with matrix products was given no library"
+                self._products.run(step.product, m)
+
+    def _config(self, launch: Launch) -> LaunchConfig:
+        """The geometry of a launch, shared by all launches that have the same."""
+        key = (*launch.grid, "by", *launch.block, launch.shared_bytes, launch.programmatic)
+        config = self._configs.get(key)
+        if config is None:
+            block = (*launch.block, 1, 1)[:3]
+            config = self._stream.launch_config(
+                (block[0], block[1], block[2]), launch.shared_bytes, launch.programmatic
+            )
+            self._configs[key] = config
+            grid = (*launch.grid, 1, 1)[:3]
+            self._grids.append((config, (grid[0], grid[1], grid[2])))
+        return config
+
+
+def resolve(pointer: Pointer, addresses: Mapping[str, int], where: str) -> int:
+    """The address a pointer means. Raises BundleError when its block has no tensor of that name."""
+    base = addresses.get(pointer.tensor)
+    if base is None:
+        raise BundleError(
+            f"{where}: no tensor {pointer.tensor!r} among {sorted(addresses)}; compile the model again"
+        )
+    return base + pointer.offset
+
+
+def pack_arguments(
+    launch: Launch, addresses: Mapping[str, int], symbols: Symbols, where: str
+) -> tuple[int, tuple[Any, ...]]:
+    """The address of a launch's argument array (pointers to values, as in CUDA), and what keeps it alive."""
+    pointers = [
+        resolve(arg, addresses, f"{where}: {launch.kernel}")
+        for arg in launch.args
+        if isinstance(arg, Pointer)
+    ]
+    values = (ctypes.c_uint64 * max(len(pointers), 1))(*pointers)
+    next_value = ctypes.addressof(values)
+    cells: list[int] = []
+    for arg in launch.args:
+        match arg:
+            case Pointer():
+                cells.append(next_value)
+                next_value += ctypes.sizeof(ctypes.c_uint64)
+            case SymbolArg():
+                cells.append(symbols.address(arg.symbol))
+    array = (ctypes.c_void_p * max(len(cells), 1))(*cells)
+    return ctypes.addressof(array), (array, values, symbols)
+
+
+def bind_product(gemm: Gemm, addresses: Mapping[str, int], bias_dtype: str, where: str) -> Product:
+    """A matrix product with its operands' addresses."""
+    place = f"{where}: {gemm.name}"
+    return Product(
+        name=place,
+        x=resolve(gemm.x, addresses, place),
+        weight=resolve(gemm.weight, addresses, place),
+        out=resolve(gemm.out, addresses, place),
+        n=gemm.n,
+        k=gemm.k,
+        x_stride=gemm.x_stride,
+        out_stride=gemm.out_stride,
+        dtype=gemm.dtype,
+        out_dtype=gemm.out_dtype,
+        bias=resolve(gemm.bias, addresses, place) if gemm.bias else 0,
+        bias_dtype=bias_dtype,
+        residual=resolve(gemm.residual, addresses, place) if gemm.residual else 0,
+        residual_stride=gemm.residual_stride,
+    )
+
+
+def _bias_dtype(gemm: Gemm, variant: BlockVariant) -> str:
+    if gemm.bias is None:
+        return ""
+    weight = variant.weights.get(gemm.bias.tensor)
+    return weight.spec.dtype if weight else gemm.out_dtype

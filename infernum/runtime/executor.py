@@ -1,0 +1,236 @@
+"""Runs steps of a bundle on a GPU: upload, launch, fetch the sampled tokens; small decodes as CUDA graphs."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from infernum.bundle import Bundle
+from infernum.errors import BundleError, DeviceError
+from infernum.runtime.batch import Batch, Float32, Sampling
+from infernum.runtime.device import Device
+from infernum.runtime.gemm import CublasLt
+from infernum.runtime.loading import LoadOptions, MemoryUse, OpenLibrary, load_bundle
+from infernum.runtime.sampled import SampledTokens, TokenRing
+from infernum.runtime.stream import Graph
+from infernum.runtime.weights import Progress, TensorSource
+
+MAX_GRAPH_TOKENS = 64
+"""Larger decodes keep the GPU busy for longer than their launches take the host."""
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What decides which kernels a step launches, and with what grids."""
+
+    variant: str
+    tokens: int
+    seqs: int
+    rows: int
+    sampler: str
+
+    @property
+    def is_decode(self) -> bool:
+        """True when every sequence has one token and one row: its sampled token can feed the next step."""
+        return self.tokens == self.seqs == self.rows
+
+
+class CudaExecutor:
+    """One model on one GPU. Not for use by several threads at the same time."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        checkpoint: TensorSource | None,
+        device: Device,
+        options: LoadOptions,
+        *,
+        use_graphs: bool = True,
+        progress: Progress | None = None,
+        open_library: OpenLibrary = CublasLt,
+    ) -> None:
+        """Load `bundle` onto `device`, which is closed with this executor, or at once when loading fails."""
+        self._bundle = bundle
+        self._device = device
+        self._use_graphs = use_graphs
+        self._stack = ExitStack()
+        self._graphs: dict[StepShape, Graph] = {}
+        self._launched: set[StepShape] = set()
+        self._last: StepShape | None = None
+        self._advances_left = 0
+        try:
+            self._stack.callback(device.close)
+            self._stream = device.stream()
+            self._stack.callback(self._stream.close)
+            self._loaded = load_bundle(
+                bundle, checkpoint, device, self._stream, options, open_library, self._stack, progress
+            )
+            self._ring = TokenRing(device, self._stream, self._loaded.limits.rows, self._stack)
+        except BaseException:
+            with suppress(DeviceError):  # the first error is the one to report
+                self._stack.close()
+            raise
+        self._stack.callback(self._close_graphs)
+        self._stack.callback(self._stream.synchronize)
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Bundle,
+        checkpoint: TensorSource | None,
+        *,
+        device_index: int = 0,
+        gpu_memory_utilization: float = 0.9,
+        max_model_len: int | None = None,
+        max_pages_total: int | None = None,
+        use_graphs: bool = True,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> CudaExecutor:
+        """Load `bundle` onto GPU `device_index`; without a checkpoint, with random weights made from `seed`.
+
+        For the other options see `LoadOptions`. Raises BundleError, CheckpointError or DeviceError.
+        """
+        options = LoadOptions(gpu_memory_utilization, max_model_len, max_pages_total, seed)
+        device = Device.open(device_index)
+        return cls(bundle, checkpoint, device, options, use_graphs=use_graphs, progress=progress)
+
+    @property
+    def page_size(self) -> int:
+        """Positions in one page of the KV cache."""
+        return self._bundle.manifest.page_size
+
+    @property
+    def num_pages(self) -> int:
+        """Pages in the KV cache."""
+        return self._loaded.pages
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Most tokens in one step."""
+        return self._loaded.limits.tokens
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows of logits in one step."""
+        return self._loaded.limits.rows
+
+    @property
+    def max_pages(self) -> int:
+        """Most pages of one sequence: columns that a batch's page table may have."""
+        return self._loaded.limits.max_pages
+
+    @property
+    def memory(self) -> MemoryUse:
+        """Bytes of GPU memory by purpose."""
+        return self._loaded.memory
+
+    def run(self, batch: Batch, sampling: Sampling) -> SampledTokens:
+        """Run a step and sample one token for each row; returns while the step is running.
+
+        Raises BundleError when the bundle was compiled without the sampler this needs.
+        """
+        self._device.activate()
+        shape = self._shape(batch, "greedy" if sampling.greedy else "sample")
+        self._loaded.inputs.upload(batch, sampling)
+        self._last = shape
+        self._advances_left = _room(batch, self.page_size) if shape.is_decode else 0
+        return self._step(shape)
+
+    def advance(self) -> SampledTokens:
+        """Run the next step of the last batch: each sequence's input is the token it has just sampled.
+
+        Nothing crosses the host. The page table of that batch must have had pages for the new positions.
+        """
+        assert self._last is not None and self._last.is_decode, (
+            "advance() follows a run() of one token per sequence"
+        )
+        assert self._advances_left > 0, "advance() would go past the pages of a sequence"
+        self._advances_left -= 1
+        self._device.activate()
+        return self._step(self._last)
+
+    def logits(self, batch: Batch) -> Float32:
+        """Run a step and return its logits, float32 [rows, vocab], for at most `max_rows` rows."""
+        self._device.activate()
+        shape = self._shape(batch, "")
+        self._loaded.inputs.upload(batch, None)
+        self._last = None
+        self._queue(shape)
+        logits = np.empty((batch.rows, self._loaded.limits.vocab), np.float32)
+        if logits.size:
+            self._stream.download(logits.ctypes.data, self._loaded.logits, logits.nbytes)
+        self._stream.synchronize()
+        return logits
+
+    def close(self) -> None:
+        """Give back device memory; the executor cannot be used afterwards."""
+        self._last = None
+        self._device.activate()
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _shape(self, batch: Batch, sampler: str) -> StepShape:
+        variant, limits = self._bundle.variant_for(batch.tokens), self._loaded.limits
+        assert batch.rows <= variant.max_rows, (
+            f"{batch.rows} rows in a step of variant {variant.name}: {variant.max_rows}"
+        )
+        assert 0 < batch.seqs <= limits.seqs, f"{batch.seqs} sequences in a step: at most {limits.seqs}"
+        columns = batch.page_table.shape[1]
+        assert columns <= limits.max_pages, f"{columns} columns in the page table: at most {limits.max_pages}"
+        if sampler and (variant.name, sampler) not in self._loaded.samplers:
+            raise BundleError(
+                f"{self._bundle.folder}: compiled without the sampler {sampler!r}; compile the model again"
+            )
+        return StepShape(variant.name, batch.tokens, batch.seqs, batch.rows, sampler)
+
+    def _step(self, shape: StepShape) -> SampledTokens:
+        graph = self._graphs.get(shape)
+        if graph is None and self._wants_graph(shape):
+            with self._stream.capture() as capture:
+                self._queue(shape)
+            assert capture.graph is not None, "a capture that ended well has a graph"
+            graph = self._graphs[shape] = capture.graph
+        if graph is not None:
+            graph.launch()
+        else:
+            self._queue(shape)
+            self._launched.add(shape)
+        return self._ring.fetch(self._loaded.inputs.addresses["next_tokens"], shape.rows)
+
+    def _wants_graph(self, shape: StepShape) -> bool:
+        """A decode is captured when seen again: its first run loads kernels and chooses algorithms."""
+        return (
+            self._use_graphs
+            and shape.is_decode
+            and shape.tokens <= MAX_GRAPH_TOKENS
+            and shape in self._launched
+        )
+
+    def _queue(self, shape: StepShape) -> None:
+        self._loaded.symbols.set(shape.tokens, shape.seqs, shape.rows)
+        self._loaded.programs[shape.variant].queue()
+        if shape.sampler:
+            self._loaded.samplers[shape.variant, shape.sampler].queue()
+
+    def _close_graphs(self) -> None:
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs.clear()
+
+
+def _room(batch: Batch, page_size: int) -> int:
+    """How many positions past the current ones every sequence of a decode has pages for."""
+    capacity = (batch.page_table >= 0).sum(axis=1) * page_size
+    return int((capacity[batch.sequence] - 1 - batch.positions).min())

@@ -1,0 +1,149 @@
+"""The arrays of a step on the GPU: what the host uploads, and what a sampler leaves for the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from infernum import dims, dtypes
+from infernum.bundle import TensorSpec
+from infernum.dtypes import F32, I32, DType
+from infernum.errors import BundleError
+from infernum.runtime.batch import Batch, Sampling
+from infernum.runtime.device import Device, PinnedMemory
+from infernum.runtime.kv_cache import POISON
+from infernum.runtime.layout import Limits, pack
+from infernum.runtime.stream import Event, Stream
+
+_BYTES = 4
+"""Every array here holds 32-bit integers or floats."""
+
+
+@dataclass(frozen=True)
+class _Array:
+    """A small array, part of the one copy that a step uploads."""
+
+    dtype: DType
+    offset: int
+    count: int
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Pinned memory of one upload, free again once `sent` has passed."""
+
+    packed: PinnedMemory
+    page_table: PinnedMemory
+    arrays: dict[str, np.ndarray[Any, Any]]
+    sent: Event
+
+
+class Inputs:
+    """Batch arrays at their largest sizes and fixed addresses: a captured graph never needs patching."""
+
+    def __init__(self, device: Device, stream: Stream, limits: Limits, stack: ExitStack) -> None:
+        """Allocate on `device`; `stack` gives everything back. Raises DeviceError when it does not fit."""
+        self._stream = stream
+        self._limits = limits
+        self._arrays, packed_bytes = _pack_arrays(limits)
+        seen_words = dims.ceildiv(limits.vocab, 32)
+        device_only = {
+            "page_table": limits.seqs * limits.max_pages * _BYTES,
+            "next_tokens": limits.rows * _BYTES,
+            "seen": limits.rows * seen_words * _BYTES,
+        }
+        offsets, self.nbytes = pack([packed_bytes, *device_only.values()], at=0)
+        memory = device.alloc(self.nbytes, "the arrays of a step")
+        stack.callback(memory.free)
+        stream.fill(memory.address, POISON, self.nbytes)
+        self._base = memory.address
+        self._packed_bytes = packed_bytes
+        self.addresses = {name: memory.address + array.offset for name, array in self._arrays.items()}
+        self.addresses |= {
+            name: memory.address + at for name, at in zip(device_only, offsets[1:], strict=True)
+        }
+        self._slots = [self._slot(device, stack) for _ in range(2)]
+        self._turn = 0
+
+    def _slot(self, device: Device, stack: ExitStack) -> _Slot:
+        packed = device.alloc_pinned(self._packed_bytes)
+        stack.callback(packed.free)
+        page_table = device.alloc_pinned(self._limits.seqs * self._limits.max_pages * _BYTES)
+        stack.callback(page_table.free)
+        sent = device.event()
+        stack.callback(sent.close)
+        packed.array(I32.numpy, packed.nbytes // _BYTES)[:] = 0
+        arrays = {name: packed.array(a.dtype.numpy, a.count, a.offset) for name, a in self._arrays.items()}
+        return _Slot(packed, page_table, arrays, sent)
+
+    def check(self, specs: Iterable[TensorSpec], block: str) -> None:
+        """Raises BundleError when a block wants an array that is not here, or is of another kind of type."""
+        for spec in specs:
+            if spec.name not in self.addresses:
+                raise BundleError(
+                    f"{block}: no batch array {spec.name!r}; this runtime has {sorted(self.addresses)}"
+                )
+            array = self._arrays.get(spec.name)
+            wanted, held = dtypes.dtype(spec.dtype), array.dtype if array else I32
+            if wanted.bytes != held.bytes or wanted.is_float != held.is_float:
+                raise BundleError(f"{block}: batch array {spec.name!r} is {held}, not {wanted}")
+
+    def upload(self, batch: Batch, sampling: Sampling | None) -> None:
+        """Queue the copy of a step's arrays to the GPU; the caller may change them once this returns."""
+        self._turn = 1 - self._turn
+        slot = self._slots[self._turn]
+        slot.sent.wait()
+        for name in ("token_ids", "positions", "sequence", "query_start", "output_rows"):
+            _put(slot.arrays[name], getattr(batch, name))
+        if sampling is not None and not sampling.greedy:
+            for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"):
+                _put(slot.arrays[name], getattr(sampling, name))
+        self._stream.upload(self._base, slot.packed.address, self._packed_bytes)
+        self._upload_page_table(batch, slot)
+        self._stream.record(slot.sent)
+        if sampling is not None and sampling.seen is not None:
+            seen = np.ascontiguousarray(sampling.seen, np.int32)
+            self._stream.upload(
+                self.addresses["seen"], seen.ctypes.data, seen.nbytes
+            )  # pageable: copied before it returns
+
+    def _upload_page_table(self, batch: Batch, slot: _Slot) -> None:
+        seqs, columns = batch.page_table.shape
+        if seqs * columns == 0:
+            return
+        slot.page_table.array(I32.numpy, seqs * columns).reshape(seqs, columns)[:] = batch.page_table
+        width, pitch = columns * _BYTES, self._limits.max_pages * _BYTES
+        self._stream.upload_rows(
+            self.addresses["page_table"], pitch, slot.page_table.address, width, width, seqs
+        )
+
+
+def _put(to: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
+    to[: len(values)] = values
+
+
+def _pack_arrays(limits: Limits) -> tuple[dict[str, _Array], int]:
+    """Where each small array lies within the packed upload, and the bytes of the whole."""
+    kinds: dict[str, tuple[DType, int]] = {
+        "token_ids": (I32, limits.tokens),
+        "positions": (I32, limits.tokens),
+        "sequence": (I32, limits.tokens),
+        "query_start": (I32, limits.seqs + 1),
+        "output_rows": (I32, limits.rows),
+        "temperature": (F32, limits.rows),
+        "top_k": (I32, limits.rows),
+        "top_p": (F32, limits.rows),
+        "min_p": (F32, limits.rows),
+        "repetition_penalty": (F32, limits.rows),
+        "seed": (I32, limits.rows),
+    }
+    offsets, end = pack([count * _BYTES for _, count in kinds.values()], at=0)
+    arrays = {
+        name: _Array(dtype, offset, count)
+        for (name, (dtype, count)), offset in zip(kinds.items(), offsets, strict=True)
+    }
+    return arrays, end

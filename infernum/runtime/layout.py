@@ -1,0 +1,146 @@
+"""Sizes and offsets of what a step reads and writes, besides weights and KV cache; all pure arithmetic."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from infernum import dims, dtypes
+from infernum.bundle import BlockVariant, Bundle, Manifest, TensorSpec, VariantSpec
+from infernum.errors import BundleError
+
+ALIGNMENT = 256
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest step an executor can be given. `max_pages`: columns of the page table, always the same."""
+
+    tokens: int
+    seqs: int
+    rows: int
+    max_pages: int
+    vocab: int
+
+
+def step_limits(manifest: Manifest, max_model_len: int | None) -> Limits:
+    """The limits of a bundle. Raises BundleError when `max_model_len` is more than it was compiled for."""
+    context = manifest.model.context
+    length = context if max_model_len is None else max_model_len
+    if not 1 <= length <= context:
+        raise BundleError(
+            f"--max-model-len {length}: this bundle was compiled for contexts of 1 to {context} tokens"
+        )
+    tokens = max(variant.max_tokens for variant in manifest.variants)
+    return Limits(
+        tokens=tokens,
+        seqs=tokens,
+        rows=max(variant.max_rows for variant in manifest.variants),
+        max_pages=dims.ceildiv(length, manifest.page_size),
+        vocab=manifest.model.vocab_size,
+    )
+
+
+def check_arch(bundle: Bundle, gpu_arch: tuple[int, int], gpu_name: str) -> None:
+    """Raises BundleError when cubins of the bundle's architecture do not run on the GPU.
+
+    `sm_80` runs on any 8.x from 8.0; `sm_90a` on 9.0 alone (CUDA programming
+    guide, binary compatibility and feature sets).
+    """
+    arch = bundle.manifest.arch
+    found = re.fullmatch(r"sm_(\d+)(\d)([af]?)", arch)
+    if found is None:
+        raise BundleError(f"{bundle.folder}: unknown architecture {arch!r}; compile the model again")
+    wanted = (int(found[1]), int(found[2]))
+    exact = found[3] == "a"
+    if gpu_arch == wanted or (not exact and gpu_arch[0] == wanted[0] and gpu_arch[1] >= wanted[1]):
+        return
+    raise BundleError(
+        f"{bundle.folder}: compiled for {arch}, and {gpu_name} is sm_{gpu_arch[0]}{gpu_arch[1]};"
+        f" run `infernum compile {bundle.manifest.model.name} --arch native -o {bundle.folder}`"
+    )
+
+
+def block_variant(manifest: Manifest, block: str, variant: str) -> BlockVariant:
+    """A block as compiled for one variant. Raises BundleError when the bundle lacks it."""
+    found = manifest.blocks.get(block, {}).get(variant)
+    if found is None:
+        raise BundleError(
+            f"the bundle has no block {block!r} for variant {variant!r}; compile the model again"
+        )
+    return found
+
+
+def tensor_bytes(spec: TensorSpec, symbols: Mapping[str, int]) -> int:
+    """Bytes of a tensor under the given values of symbols."""
+    count = dtypes.dtype(spec.dtype).bytes
+    for dim in spec.shape:
+        count *= dims.evaluate(dim, symbols)
+    return count
+
+
+def largest_symbols(variant: VariantSpec, limits: Limits) -> dict[str, int]:
+    """The values of symbols in the largest step of a variant."""
+    tokens = variant.max_tokens
+    return {"tokens": tokens, "seqs": tokens, "rows": variant.max_rows, "max_pages": limits.max_pages}
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """Two sets of buffers for the tensors between stages: even stages write set 0, odd ones set 1.
+
+    A stage thus never writes a buffer it reads. `offsets[parity][position]` counts from a common start.
+    """
+
+    offsets: tuple[tuple[int, ...], tuple[int, ...]]
+    total_bytes: int
+
+    def outputs(self, stage: int) -> tuple[int, ...]:
+        """Offsets of what stage `stage` of the program writes, by position."""
+        return self.offsets[stage % 2]
+
+    def inputs(self, stage: int) -> tuple[int, ...]:
+        """Offsets of what stage `stage` reads: what the one before wrote."""
+        return self.offsets[(stage - 1) % 2]
+
+
+def plan_streams(manifest: Manifest, limits: Limits) -> StreamPlan:
+    """Lay out the tensors between stages. Raises BundleError when a stage does not read what was written."""
+    sizes: tuple[list[int], list[int]] = ([], [])
+    for variant in manifest.variants:
+        symbols = largest_symbols(variant, limits)
+        feeder: list[TensorSpec] = []
+        for index, stage in enumerate(manifest.program):
+            block = block_variant(manifest, stage.block, variant.name)
+            check_feed(feeder, block)
+            mine = sizes[index % 2]
+            for position, spec in enumerate(block.stream_out):
+                if position == len(mine):
+                    mine.append(0)
+                mine[position] = max(mine[position], tensor_bytes(spec, symbols))
+            feeder = block.stream_out
+        for name in manifest.samplers:
+            check_feed(feeder, block_variant(manifest, name, variant.name))
+    even, end = pack(sizes[0], at=0)
+    odd, end = pack(sizes[1], at=end)
+    return StreamPlan((even, odd), end)
+
+
+def check_feed(feeder: list[TensorSpec], block: BlockVariant) -> None:
+    """Raises BundleError unless the tensors `feeder` writes are, by position, those that `block` reads."""
+    written = [(spec.dtype, spec.shape) for spec in feeder]
+    read = [(spec.dtype, spec.shape) for spec in block.stream_in]
+    if written != read:
+        raise BundleError(
+            f"{block.block}.{block.variant}: is fed {written} but reads {read}; compile the model again"
+        )
+
+
+def pack(sizes: list[int], *, at: int) -> tuple[tuple[int, ...], int]:
+    """Offsets of buffers of the given sizes, laid aligned one after the other from `at`, and their end."""
+    offsets: list[int] = []
+    for size in sizes:
+        offsets.append(at)
+        at += dims.ceildiv(size, ALIGNMENT) * ALIGNMENT
+    return tuple(offsets), at

@@ -1,0 +1,268 @@
+"""A bundle brought onto a GPU: its weights, memory and kernels, bound into programs ready to be queued."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from infernum.bundle import BlockVariant, Bundle, Gemm, Launch, Manifest, VariantSpec
+from infernum.errors import BundleError
+from infernum.runtime.binding import BoundProgram, ProductLibrary, Symbols
+from infernum.runtime.device import Device, DeviceMemory
+from infernum.runtime.inputs import Inputs
+from infernum.runtime.kv_cache import KV, POISON, KvCache, count_pages, plan_cache
+from infernum.runtime.layout import Limits, StreamPlan, block_variant, check_arch, plan_streams, step_limits
+from infernum.runtime.modules import Module
+from infernum.runtime.stream import Stream
+from infernum.runtime.weight_plan import WeightPlan, plan_weights
+from infernum.runtime.weights import Progress, TensorSource, fill_from_checkpoint, fill_with_random
+
+OpenLibrary = Callable[[Device, Stream], ProductLibrary]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a bundle uses the GPU.
+
+    gpu_memory_utilization  share of the GPU's memory that may be in use once the KV cache is there
+    max_model_len           longest sequence in tokens, which must then fit; None: the model's context
+    max_pages_total         most KV cache pages to allocate; None: as many as fit
+    seed                    of the random weights that are used when there is no checkpoint
+    """
+
+    gpu_memory_utilization: float = 0.9
+    max_model_len: int | None = None
+    max_pages_total: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes of GPU memory by purpose."""
+
+    weights: int
+    kv_cache: int
+    arena: int
+    streams: int
+    inputs: int
+
+
+@dataclass(frozen=True)
+class LoadedBundle:
+    """Everything that steps need. `samplers` is keyed by variant and sampler, `programs` by variant."""
+
+    limits: Limits
+    symbols: Symbols
+    inputs: Inputs
+    pages: int
+    programs: dict[str, BoundProgram]
+    samplers: dict[tuple[str, str], BoundProgram]
+    logits: int
+    memory: MemoryUse
+
+
+def load_bundle(
+    bundle: Bundle,
+    checkpoint: TensorSource | None,
+    device: Device,
+    stream: Stream,
+    options: LoadOptions,
+    open_library: OpenLibrary,
+    stack: ExitStack,
+    progress: Progress | None = None,
+) -> LoadedBundle:
+    """Bring `bundle` onto `device`; `stack` gives everything back. Returns once the weights are in place.
+
+    Raises BundleError, CheckpointError or DeviceError, saying what does not fit with what.
+    """
+    manifest = bundle.manifest
+    check_arch(bundle, device.facts.arch, device.facts.name)
+    limits = step_limits(manifest, options.max_model_len)
+    weight_plan = plan_weights(manifest)
+    stream_plan = plan_streams(manifest, limits)
+    cache_plan = plan_cache(manifest)
+    _check_logits(manifest)
+
+    loader = _Loader(bundle, device, stream, stack)
+    weights = loader.weights(weight_plan, checkpoint, options.seed, progress)
+    arena_bytes = max(variant.arena_bytes for variant in _variants(manifest))
+    arena = loader.poisoned(arena_bytes, "intermediate tensors")
+    streams = loader.poisoned(stream_plan.total_bytes, "tensors between blocks")
+    inputs = Inputs(device, stream, limits, stack)
+    modules = loader.modules()
+    products = loader.products(open_library)
+
+    free, total = device.memory()
+    pages = count_pages(
+        cache_plan,
+        page_size=manifest.page_size,
+        free=free,
+        total=total,
+        utilization=options.gpu_memory_utilization,
+        need_tokens=options.max_model_len or 1,
+        max_pages=options.max_pages_total,
+    )
+    cache = KvCache(cache_plan, pages)
+    stack.callback(cache.close)
+    cache.allocate(device, stream)
+
+    symbols = Symbols(max_pages=limits.max_pages, pages=pages, sms=device.facts.sms)
+    binder = _Binder(
+        manifest=manifest,
+        weight_plan=weight_plan,
+        stream_plan=stream_plan,
+        weights=weights.address,
+        arena=arena.address,
+        streams=streams.address,
+        inputs=inputs,
+        cache=cache,
+        modules=modules,
+    )
+    programs: dict[str, BoundProgram] = {}
+    samplers: dict[tuple[str, str], BoundProgram] = {}
+    for variant in manifest.variants:
+        programs[variant.name] = binder.program(variant, BoundProgram(stream, symbols, products))
+        for name in manifest.samplers:
+            bound = BoundProgram(stream, symbols, products)
+            samplers[variant.name, name] = binder.sampler(name, variant, bound)
+    stream.synchronize()
+    return LoadedBundle(
+        limits=limits,
+        symbols=symbols,
+        inputs=inputs,
+        pages=pages,
+        programs=programs,
+        samplers=samplers,
+        logits=streams.address + stream_plan.outputs(len(manifest.program) - 1)[0],
+        memory=MemoryUse(weights.nbytes, cache.nbytes, arena.nbytes, streams.nbytes, inputs.nbytes),
+    )
+
+
+def _variants(manifest: Manifest) -> list[BlockVariant]:
+    return [variant for block in manifest.blocks.values() for variant in block.values()]
+
+
+def _check_logits(manifest: Manifest) -> None:
+    for variant in manifest.variants:
+        out = block_variant(manifest, manifest.program[-1].block, variant.name).stream_out
+        if [(spec.dtype, spec.shape) for spec in out] != [("f32", ["rows", manifest.model.vocab_size])]:
+            raise BundleError(
+                f"{manifest.program[-1].block}.{variant.name}: the last block must give logits"
+                f" f32 [rows, {manifest.model.vocab_size}], not {out}"
+            )
+
+
+class _Loader:
+    """Allocates and fills what a bundle needs; everything is given back by one stack."""
+
+    def __init__(self, bundle: Bundle, device: Device, stream: Stream, stack: ExitStack) -> None:
+        self._bundle = bundle
+        self._device = device
+        self._stream = stream
+        self._stack = stack
+
+    def weights(
+        self, plan: WeightPlan, checkpoint: TensorSource | None, seed: int, progress: Progress | None
+    ) -> DeviceMemory:
+        memory = self._device.alloc(plan.total_bytes, "the weights")
+        self._stack.callback(memory.free)
+        if checkpoint is None:
+            fill_with_random(plan, memory.address, self._device, self._stream, seed=seed, progress=progress)
+        else:
+            fill_from_checkpoint(plan, checkpoint, memory.address, self._device, self._stream, progress)
+        return memory
+
+    def poisoned(self, nbytes: int, what: str) -> DeviceMemory:
+        """Memory full of NaN, so that a kernel that reads what was not written shows."""
+        memory = self._device.alloc(nbytes, what)
+        self._stack.callback(memory.free)
+        self._stream.fill(memory.address, POISON, max(nbytes, 1))
+        return memory
+
+    def modules(self) -> dict[tuple[str, str], Module]:
+        """The loaded cubin of every block variant that launches kernels."""
+        loaded: dict[tuple[str, str], Module] = {}
+        for variant in _variants(self._bundle.manifest):
+            if any(isinstance(step, Launch) for step in variant.steps):
+                module = self._device.load_module(self._bundle.read(variant.cubin), variant.cubin)
+                self._stack.callback(module.close)
+                loaded[variant.block, variant.variant] = module
+        return loaded
+
+    def products(self, open_library: OpenLibrary) -> ProductLibrary | None:
+        """The matrix product library, opened only when some step needs it."""
+        if not any(isinstance(step, Gemm) for v in _variants(self._bundle.manifest) for step in v.steps):
+            return None
+        library = open_library(self._device, self._stream)
+        self._stack.callback(library.close)
+        return library
+
+
+@dataclass(frozen=True)
+class _Binder:
+    """Knows where every tensor of every stage lies."""
+
+    manifest: Manifest
+    weight_plan: WeightPlan
+    stream_plan: StreamPlan
+    weights: int
+    arena: int
+    streams: int
+    inputs: Inputs
+    cache: KvCache
+    modules: dict[tuple[str, str], Module]
+
+    def program(self, spec: VariantSpec, bound: BoundProgram) -> BoundProgram:
+        """All stages of the model, bound into `bound`."""
+        for index, stage in enumerate(self.manifest.program):
+            block = block_variant(self.manifest, stage.block, spec.name)
+            addresses = self._common(block)
+            for name, weight in block.weights.items():
+                addresses[name] = self.weights + self.weight_plan.offset(weight, stage)
+            for tensor, offset in zip(block.stream_in, self.stream_plan.inputs(index), strict=False):
+                addresses[tensor.name] = self.streams + offset
+            for tensor, offset in zip(block.stream_out, self.stream_plan.outputs(index), strict=False):
+                addresses[tensor.name] = self.streams + offset
+            if block.state:
+                addresses[KV] = self.cache.address(index)
+            bound.append(block, self.modules.get((stage.block, spec.name)), addresses)
+        return bound
+
+    def sampler(self, name: str, spec: VariantSpec, bound: BoundProgram) -> BoundProgram:
+        """One sampler, bound into `bound`: it reads logits and writes batch arrays.
+
+        Its first output is the sampled tokens, whatever it is called; others are batch arrays by name.
+        """
+        block = block_variant(self.manifest, name, spec.name)
+        if not block.stream_out:
+            raise BundleError(f"{name}.{spec.name}: a sampler must give a token for each row")
+        addresses = self._common(block)
+        sampled, *updated = block.stream_out
+        self.inputs.check(updated, name)
+        addresses[sampled.name] = self.inputs.addresses["next_tokens"]
+        for tensor in updated:
+            addresses[tensor.name] = self.inputs.addresses[tensor.name]
+        logits = self.stream_plan.inputs(len(self.manifest.program))
+        for tensor, offset in zip(block.stream_in, logits, strict=False):
+            addresses[tensor.name] = self.streams + offset
+        bound.append(block, self.modules.get((name, spec.name)), addresses)
+        return bound
+
+    def _common(self, block: BlockVariant) -> dict[str, int]:
+        self.inputs.check(block.batch, block.block)
+        _check_names(block)
+        addresses = {tensor.name: self.inputs.addresses[tensor.name] for tensor in block.batch}
+        return addresses | {name: self.arena + buffer.offset for name, buffer in block.buffers.items()}
+
+
+def _check_names(block: BlockVariant) -> None:
+    """Raises BundleError when two tensors of a block have one name: a pointer to it would be ambiguous."""
+    streams = [tensor.name for tensor in (*block.stream_in, *block.stream_out)]
+    updated_by_sampler = {t.name for t in block.stream_out} & {t.name for t in block.batch}
+    names = [*streams, *(t.name for t in (*block.batch, *block.state)), *block.buffers, *block.weights]
+    twice = {name for name in names if names.count(name) > 1} - updated_by_sampler
+    if twice:
+        raise BundleError(
+            f"{block.block}.{block.variant}: several tensors are called {sorted(twice)}; compile it again"
+        )

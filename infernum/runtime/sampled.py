@@ -1,0 +1,79 @@
+"""Sampled tokens on their way from the GPU to the host."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from infernum.dtypes import I32
+from infernum.runtime.batch import Int32
+from infernum.runtime.device import Device
+from infernum.runtime.stream import Event, Stream
+
+SLOTS = 8
+"""Steps whose tokens may be on their way at once."""
+
+
+@dataclass(frozen=True)
+class _Slot:
+    address: int
+    values: np.ndarray[Any, Any]
+    arrived: Event
+
+
+class TokenRing:
+    """A ring of pinned rows, each filled by an asynchronous copy after a step."""
+
+    def __init__(self, device: Device, stream: Stream, max_rows: int, stack: ExitStack) -> None:
+        """Allocate for steps of up to `max_rows` rows; `stack` gives everything back."""
+        self._device = device
+        self._stream = stream
+        self.step = 0
+        memory = device.alloc_pinned(SLOTS * max_rows * I32.bytes)
+        stack.callback(memory.free)
+        self._slots: list[_Slot] = []
+        for index in range(SLOTS):
+            offset = index * max_rows * I32.bytes
+            arrived = device.event()
+            stack.callback(arrived.close)
+            self._slots.append(
+                _Slot(memory.address + offset, memory.array(I32.numpy, max_rows, offset), arrived)
+            )
+
+    def fetch(self, source: int, rows: int) -> SampledTokens:
+        """Queue the copy of `rows` tokens at `source` on the GPU."""
+        slot = self._slots[self.step % SLOTS]
+        if rows:
+            self._stream.download(slot.address, source, rows * I32.bytes)
+        self._stream.record(slot.arrived)
+        self.step += 1
+        return SampledTokens(self, self.step - 1, rows)
+
+    def read(self, step: int, rows: int) -> Int32:
+        """The tokens of step number `step`, once they have arrived."""
+        assert self.step - step <= SLOTS, (
+            f"the tokens of a step must be read before {SLOTS} more steps are started"
+        )
+        slot = self._slots[step % SLOTS]
+        self._device.activate()
+        slot.arrived.wait()
+        return slot.values[:rows].copy()
+
+
+class SampledTokens:
+    """Tokens of a step that may still be running; must be asked for before `SLOTS` more steps are started."""
+
+    def __init__(self, ring: TokenRing, step: int, rows: int) -> None:
+        self._ring = ring
+        self._step = step
+        self._rows = rows
+        self._tokens: Int32 | None = None
+
+    def tokens(self) -> Int32:
+        """The sampled token of each row, int32 [rows]; waits for the step."""
+        if self._tokens is None:
+            self._tokens = self._ring.read(self._step, self._rows)
+        return self._tokens

@@ -1,0 +1,162 @@
+"""Work queued on the GPU in order: copies, kernel launches, events, and captured graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from infernum.runtime.driver import checked
+
+
+class Event:
+    """A mark in a stream that the host can wait for."""
+
+    def __init__(self, api: Any, handle: Any) -> None:
+        self._api = api
+        self.handle: Any = handle
+
+    def wait(self) -> None:
+        """Block the host until the GPU has passed the mark; returns at once when it was never recorded."""
+        checked(self._api.cuEventSynchronize(self.handle), "waiting for the GPU")
+
+    def milliseconds_since(self, earlier: Event) -> float:
+        """Time between two recorded marks, both made with `timing` and both passed."""
+        return checked(self._api.cuEventElapsedTime(earlier.handle, self.handle), "reading a timer")
+
+    def close(self) -> None:
+        if self.handle is not None:
+            checked(self._api.cuEventDestroy(self.handle), "destroying an event")
+            self.handle = None
+
+
+class LaunchConfig:
+    """Grid, block and dynamic shared memory of a launch on one stream; the grid may change between launches.
+
+    `empty` is True while the grid has no blocks: such a launch is skipped, since CUDA refuses it.
+    """
+
+    def __init__(
+        self, api: Any, stream: Any, block: tuple[int, int, int], shared_bytes: int, programmatic: bool
+    ) -> None:
+        self.empty = True
+        self.raw: Any = api.CUlaunchConfig()
+        self.raw.hStream = stream
+        self.raw.blockDimX, self.raw.blockDimY, self.raw.blockDimZ = block
+        self.raw.sharedMemBytes = shared_bytes
+        self.raw.numAttrs = 0
+        if programmatic:
+            attribute = api.CUlaunchAttribute()
+            attribute.id = api.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attribute.value.programmaticStreamSerializationAllowed = 1
+            self.raw.attrs = [attribute]
+            self.raw.numAttrs = 1
+
+    def set_grid(self, x: int, y: int, z: int) -> None:
+        self.empty = x * y * z == 0
+        if not self.empty:
+            self.raw.gridDimX, self.raw.gridDimY, self.raw.gridDimZ = x, y, z
+
+
+class Graph:
+    """A captured sequence of launches, replayed with one call."""
+
+    def __init__(self, api: Any, captured: Any, stream: Any) -> None:
+        self._api = api
+        self._stream = stream
+        try:
+            self._exec: Any = checked(api.cuGraphInstantiate(captured, 0), "instantiating a CUDA graph")
+        finally:
+            checked(api.cuGraphDestroy(captured), "destroying a CUDA graph")
+        checked(api.cuGraphUpload(self._exec, stream), "uploading a CUDA graph")
+
+    def launch(self) -> None:
+        """Queue the whole graph on the stream it was captured from."""
+        result = self._api.cuGraphLaunch(self._exec, self._stream)
+        if result[0] != 0:
+            checked(result, "launching a CUDA graph")
+
+    def close(self) -> None:
+        if self._exec is not None:
+            checked(self._api.cuGraphExecDestroy(self._exec), "destroying a CUDA graph")
+            self._exec = None
+
+
+class Capture:
+    """Holds the graph once a `Stream.capture()` block has ended without an error."""
+
+    graph: Graph | None = None
+
+
+class Stream:
+    """A queue of GPU work. Addresses are integers, sizes are bytes; nothing here waits but `synchronize`."""
+
+    def __init__(self, api: Any, handle: Any) -> None:
+        self._api = api
+        self.handle: Any = handle
+
+    def upload(self, to: int, host: int, nbytes: int) -> None:
+        """Copy from host to GPU. Pinned host memory must not change until the copy is done."""
+        checked(self._api.cuMemcpyHtoDAsync(to, host, nbytes, self.handle), "copying to the GPU")
+
+    def upload_rows(self, to: int, to_pitch: int, host: int, host_pitch: int, width: int, rows: int) -> None:
+        """Copy `rows` rows of `width` bytes to the GPU; pitches are the bytes from row to row."""
+        copy = self._api.CUDA_MEMCPY2D()
+        kinds = self._api.CUmemorytype
+        copy.srcMemoryType, copy.srcHost, copy.srcPitch = kinds.CU_MEMORYTYPE_HOST, host, host_pitch
+        copy.dstMemoryType, copy.dstDevice, copy.dstPitch = kinds.CU_MEMORYTYPE_DEVICE, to, to_pitch
+        copy.WidthInBytes, copy.Height = width, rows
+        checked(self._api.cuMemcpy2DAsync(copy, self.handle), "copying rows to the GPU")
+
+    def download(self, host: int, source: int, nbytes: int) -> None:
+        """Copy from GPU to host."""
+        checked(self._api.cuMemcpyDtoHAsync(host, source, nbytes, self.handle), "copying from the GPU")
+
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        """Copy within the GPU."""
+        checked(self._api.cuMemcpyDtoDAsync(to, source, nbytes, self.handle), "copying on the GPU")
+
+    def fill(self, to: int, byte: int, nbytes: int) -> None:
+        """Set every byte of a stretch of GPU memory."""
+        checked(self._api.cuMemsetD8Async(to, byte, nbytes, self.handle), "filling GPU memory")
+
+    def record(self, event: Event) -> None:
+        """Mark this point of the stream."""
+        checked(self._api.cuEventRecord(event.handle, self.handle), "recording an event")
+
+    def launch_config(
+        self, block: tuple[int, int, int], shared_bytes: int, programmatic: bool
+    ) -> LaunchConfig:
+        """The geometry of launches on this stream. `programmatic`: kernels wait by themselves."""
+        return LaunchConfig(self._api, self.handle, block, shared_bytes, programmatic)
+
+    def launch(self, config: LaunchConfig, kernel: Any, params: int) -> None:
+        """Queue a kernel. `params`: address of an array of pointers to its arguments, read in this call."""
+        result = self._api.cuLaunchKernelEx(config.raw, kernel, params, 0)
+        if result[0] != 0:
+            checked(result, "launching a kernel")
+
+    @contextmanager
+    def capture(self) -> Generator[Capture]:
+        """Collect what is queued inside the block into a graph, instead of running it."""
+        mode = self._api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        checked(self._api.cuStreamBeginCapture(self.handle, mode), "starting a CUDA graph")
+        capture = Capture()
+        try:
+            yield capture
+        except BaseException:
+            result = self._api.cuStreamEndCapture(self.handle)  # the first error is the one to report
+            if result[0] == 0:
+                self._api.cuGraphDestroy(result[1])
+            raise
+        captured = checked(self._api.cuStreamEndCapture(self.handle), "capturing a CUDA graph")
+        capture.graph = Graph(self._api, captured, self.handle)
+
+    def synchronize(self) -> None:
+        """Wait until everything queued so far is done."""
+        checked(self._api.cuStreamSynchronize(self.handle), "waiting for the GPU")
+
+    def close(self) -> None:
+        if self.handle is not None:
+            checked(self._api.cuStreamDestroy(self.handle), "destroying a stream")
+            self.handle = None

@@ -1,0 +1,1014 @@
+// tiny: block decoder, 1 to 1 token(s), bfloat16, sm_90a. Emitted by Infernum 0.1.0.
+//
+// graph decoder {
+//   stream %x : bf16[tokens, 64]
+//   weight %input_layernorm : bf16[64] = "model.layers.{layer}.input_layernorm.weight"
+//   weight %q_k_v_proj : bf16[128, 64] = "model.layers.{layer}.self_attn.q_proj.weight" [64, 64], "model.layers.{layer}.self_attn.k_proj.weight" [32, 64], "model.layers.{layer}.self_attn.v_proj.weight" [32, 64]
+//   batch %positions : i32[tokens]
+//   state %kv : bf16[pages, 2, 2, 64, 16]
+//   batch %sequence : i32[tokens]
+//   batch %page_table : i32[seqs, max_pages]
+//   batch %query_start : i32[seqs + 1]
+//   weight %o_proj : bf16[64, 64] = "model.layers.{layer}.self_attn.o_proj.weight"
+//   weight %post_attention_layernorm : bf16[64] = "model.layers.{layer}.post_attention_layernorm.weight"
+//   weight %gate_up_proj : bf16[192, 64] = "model.layers.{layer}.mlp.gate_proj.weight" [96, 64], "model.layers.{layer}.mlp.up_proj.weight" [96, 64]
+//   weight %down_proj : bf16[64, 96] = "model.layers.{layer}.mlp.down_proj.weight"
+//
+//   %linear_8 = fused norm_into_gemv(%x = %x, %input_layernorm = %input_layernorm, %q_k_v_proj = %q_k_v_proj) by norm_into_gemv : bf16[tokens, 128] {  # models/llama.py:32, models/llama.py:40, models/llama.py:41, models/llama.py:42
+//     %rms_norm_1 = rms_norm(%x, %input_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:32
+//     %linear_8 = linear(%rms_norm_1, %q_k_v_proj) {out = ''} : bf16[tokens, 128]  # models/llama.py:40, models/llama.py:41, models/llama.py:42
+//     return %linear_8
+//   }
+//   %columns_1 = columns(%linear_8) {start = 0, stop = 64} : bf16[tokens, 64]  # models/llama.py:40, models/llama.py:41, models/llama.py:42
+//   %columns_2 = columns(%linear_8) {start = 64, stop = 96} : bf16[tokens, 32]  # models/llama.py:40, models/llama.py:41, models/llama.py:42
+//   %columns_3 = columns(%linear_8) {start = 96, stop = 128} : bf16[tokens, 32]  # models/llama.py:40, models/llama.py:41, models/llama.py:42
+//   %heads_1 = heads(%columns_1) {dim = 16} : bf16[tokens, 4, 16]  # models/llama.py:40
+//   %heads_2 = heads(%columns_2) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:41
+//   %heads_3 = heads(%columns_3) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:42
+//   %rope_1, %rope_1.1 = fused rope_append(%q = %heads_1, %k = %heads_2, %v = %heads_3, %kv = %kv, %positions = %positions, %sequence = %sequence, %page_table = %page_table) by rope_append : bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {  # models/llama.py:43, models/llama.py:44
+//     %rope_1 = rope(%q, %positions) {rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=0)} : bf16[tokens, 4, 16]  # models/llama.py:43
+//     %rope_2 = rope(%k, %positions) {rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=0)} : bf16[tokens, 2, 16]  # models/llama.py:43
+//     %append_1 = append(%kv, %rope_2, %v, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # models/llama.py:44
+//     return %rope_1, %append_1
+//   }
+//   %attention_1 = attention(%rope_1, %rope_1.1, %positions, %sequence, %query_start, %page_table) {scale = 0.25} : bf16[tokens, 4, 16]  # models/llama.py:52
+//   %flatten_1 = flatten(%attention_1) : bf16[tokens, 64]  # models/llama.py:55
+//   %add_1 = fused residual_into_gemv(%flatten_1 = %flatten_1, %o_proj = %o_proj, %x = %x) by residual_into_gemv : bf16[tokens, 64] {  # models/llama.py:55, models/llama.py:33
+//     %linear_4 = linear(%flatten_1, %o_proj) {out = ''} : bf16[tokens, 64]  # models/llama.py:55
+//     %add_1 = add(%x, %linear_4) : bf16[tokens, 64]  # models/llama.py:33
+//     return %add_1
+//   }
+//   %mul_2 = fused norm_into_gemv(%add_1 = %add_1, %post_attention_layernorm = %post_attention_layernorm, %gate_up_proj = %gate_up_proj) by swiglu_into_gemv, norm_into_gemv : bf16[tokens, 96] {  # models/llama.py:34, models/llama.py:59, models/llama.py:60, models/llama.py:61
+//     %rms_norm_2 = rms_norm(%add_1, %post_attention_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:34
+//     %linear_1 = linear(%rms_norm_2, %gate_up_proj) {out = ''} : bf16[tokens, 192]  # models/llama.py:59, models/llama.py:60, models/llama.py:61
+//     %columns_4 = columns(%linear_1) {start = 0, stop = 96} : bf16[tokens, 96]  # models/llama.py:59, models/llama.py:60, models/llama.py:61
+//     %columns_5 = columns(%linear_1) {start = 96, stop = 192} : bf16[tokens, 96]  # models/llama.py:59, models/llama.py:60, models/llama.py:61
+//     %silu_2 = silu(%columns_4) : bf16[tokens, 96]  # models/llama.py:59, models/llama.py:60, models/llama.py:61
+//     %mul_2 = mul(%silu_2, %columns_5) : bf16[tokens, 96]  # models/llama.py:59, models/llama.py:60, models/llama.py:61
+//     return %mul_2
+//   }
+//   %add_2 = fused residual_into_gemv(%mul_2 = %mul_2, %down_proj = %down_proj, %add_1 = %add_1) by residual_into_gemv : bf16[tokens, 64] {  # models/llama.py:61, models/llama.py:35
+//     %linear_7 = linear(%mul_2, %down_proj) {out = ''} : bf16[tokens, 64]  # models/llama.py:61
+//     %add_2 = add(%add_1, %linear_7) : bf16[tokens, 64]  # models/llama.py:35
+//     return %add_2
+//   }
+//   return %add_2
+// }
+
+// ---- numeric.cuh
+// Storage types and their conversions. Arithmetic is in float; bf16_t and half_t are only stored.
+// Our own, because cuda_bf16.h costs NVRTC more time than all the kernels of a block.
+
+struct bf16_t { unsigned short bits; };
+struct half_t { unsigned short bits; };
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(bf16_t x) { return __uint_as_float(unsigned(x.bits) << 16); }
+__device__ __forceinline__ float to_float(half_t x) {
+    float out;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(x.bits));
+    return out;
+}
+
+template <typename T> __device__ __forceinline__ T from_float(float x);
+template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
+template <> __device__ __forceinline__ bf16_t from_float<bf16_t>(float x) {
+    bf16_t out;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
+    return out;
+}
+template <> __device__ __forceinline__ half_t from_float<half_t>(float x) {
+    half_t out;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
+    return out;
+}
+
+// x as it would read after being stored as T: fused kernels round where the separate kernels would.
+template <typename T> __device__ __forceinline__ float round_to(float x) { return to_float(from_float<T>(x)); }
+
+// N consecutive elements in one access of N * sizeof(T) bytes (4, 8 or 16), or several of 16; p aligned to match.
+template <int BYTES> struct Chunk;
+template <> struct Chunk<2> { unsigned short v; };
+template <> struct Chunk<4> { unsigned v; };
+template <> struct Chunk<8> { uint2 v; };
+template <> struct Chunk<16> { uint4 v; };
+
+template <int N, typename T> __device__ __forceinline__ void load_vector(float (&out)[N], const T* p) {
+    constexpr int PER = N * sizeof(T) <= 16 ? N : 16 / sizeof(T);
+    union Pack { Chunk<PER * sizeof(T)> raw; T items[PER]; __device__ Pack() {} };
+#pragma unroll
+    for (int i = 0; i < N; i += PER) {
+        Pack pack;
+        pack.raw = *reinterpret_cast<const Chunk<PER * sizeof(T)>*>(p + i);
+#pragma unroll
+        for (int j = 0; j < PER; j++) out[i + j] = to_float(pack.items[j]);
+    }
+}
+
+template <int N, typename T> __device__ __forceinline__ void store_vector(T* p, const float (&in)[N]) {
+    constexpr int PER = N * sizeof(T) <= 16 ? N : 16 / sizeof(T);
+    union Pack { Chunk<PER * sizeof(T)> raw; T items[PER]; __device__ Pack() {} };
+#pragma unroll
+    for (int i = 0; i < N; i += PER) {
+        Pack pack;
+#pragma unroll
+        for (int j = 0; j < PER; j++) pack.items[j] = from_float<T>(in[i + j]);
+        *reinterpret_cast<Chunk<PER * sizeof(T)>*>(p + i) = pack.raw;
+    }
+}
+
+// ---- reduce.cuh
+// Sums and maxima over a warp and over a block of up to 1024 threads; every thread gets the result.
+
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int lane = 16; lane > 0; lane >>= 1) x += __shfl_xor_sync(0xffffffffu, x, lane);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int lane = 16; lane > 0; lane >>= 1) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lane));
+    return x;
+}
+
+template <int THREADS> __device__ __forceinline__ float block_sum(float x) {
+    __shared__ float partial[THREADS / 32];
+    x = warp_sum(x);
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
+    __syncthreads();
+    float total = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < THREADS / 32; warp++) total += partial[warp];
+    __syncthreads();
+    return total;
+}
+
+// ---- programmatic.cuh
+// Programmatic dependent launch (PTX ISA 9.7.13.15, griddepcontrol): from sm_90 on a kernel may start before the one
+// before it in the stream has ended. Every kernel waits before its first dependent read and before any write; what it
+// does ahead of the wait may only touch constants such as weights. On older GPUs both calls are nothing.
+
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// ---- dot.cuh
+// What a GEMV is made of: chunks of weights on their way from memory, and rows of activations in shared memory.
+
+// Weights are read once a step: they pass by the L1 cache (ld.global.nc, PTX ISA 9.7.9.8).
+__device__ __forceinline__ Chunk<16> load_stream(const Chunk<16>* p) {
+    Chunk<16> out;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out.v.x), "=r"(out.v.y), "=r"(out.v.z), "=r"(out.v.w)
+                 : "l"(p));
+    return out;
+}
+__device__ __forceinline__ Chunk<8> load_stream(const Chunk<8>* p) { return *p; }
+__device__ __forceinline__ Chunk<4> load_stream(const Chunk<4>* p) { return *p; }
+__device__ __forceinline__ Chunk<2> load_stream(const Chunk<2>* p) { return *p; }
+
+// The chunk's N elements of type T, as floats.
+template <int N, typename T>
+__device__ __forceinline__ void unpack(float (&out)[N], const Chunk<N * sizeof(T)>& chunk) {
+    union Pack { Chunk<N * sizeof(T)> raw; T items[N]; __device__ Pack() {} } pack;
+    pack.raw = chunk;
+#pragma unroll
+    for (int i = 0; i < N; i++) out[i] = to_float(pack.items[i]);
+}
+
+// A warp's share of UNROLL consecutive warp-wide chunks of PARTS weight rows, PART_ROWS rows apart.
+template <typename T, int WIDTH, int VECTOR, int UNROLL, int PARTS, int PART_ROWS> struct WeightTile {
+    using Piece = Chunk<VECTOR * sizeof(T)>;
+    static constexpr int CHUNKS = WIDTH / VECTOR;
+    static constexpr int STEPS = (CHUNKS + 32 * UNROLL - 1) / (32 * UNROLL);  // tiles in a row
+    Piece pieces[PARTS][UNROLL];
+
+    __device__ __forceinline__ void load(const T* weight, int row, int step) {
+        const int first = step * 32 * UNROLL + threadIdx.x % 32;
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+            const Piece* chunks = reinterpret_cast<const Piece*>(weight + size_t(row + part * PART_ROWS) * WIDTH);
+#pragma unroll
+            for (int u = 0; u < UNROLL; u++) {
+                const int chunk = first + 32 * u;
+                if (CHUNKS % (32 * UNROLL) == 0 || chunk < CHUNKS) pieces[part][u] = load_stream(chunks + chunk);
+            }
+        }
+    }
+
+    // Adds this tile's products with TOKENS rows of activations, x_stride elements apart.
+    template <int TOKENS>
+    __device__ __forceinline__ void dot(float (&sum)[PARTS][TOKENS], const T* x, int x_stride, int step) const {
+        const int first = step * 32 * UNROLL + threadIdx.x % 32;
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            const int chunk = first + 32 * u;
+            if (CHUNKS % (32 * UNROLL) != 0 && chunk >= CHUNKS) break;
+            float w[PARTS][VECTOR];
+#pragma unroll
+            for (int part = 0; part < PARTS; part++) unpack<VECTOR, T>(w[part], pieces[part][u]);
+#pragma unroll
+            for (int token = 0; token < TOKENS; token++) {
+                float a[VECTOR];
+                load_vector(a, x + token * x_stride + chunk * VECTOR);
+#pragma unroll
+                for (int part = 0; part < PARTS; part++)
+#pragma unroll
+                    for (int i = 0; i < VECTOR; i++) sum[part][token] = fmaf(w[part][i], a[i], sum[part][token]);
+            }
+        }
+    }
+};
+
+// Copies rows of activations to shared memory, as they are.
+template <int WIDTH, int VECTOR, int THREADS, typename T>
+__device__ __forceinline__ void stage_rows(T* shared, const T* x, int x_stride, int tokens) {
+    using Piece = Chunk<VECTOR * sizeof(T)>;
+    constexpr int CHUNKS = WIDTH / VECTOR;
+    for (int i = threadIdx.x; i < tokens * CHUNKS; i += THREADS) {
+        const int token = i / CHUNKS, chunk = i % CHUNKS;
+        const T* from = x + size_t(token) * x_stride + chunk * VECTOR;
+        reinterpret_cast<Piece*>(shared)[i] = *reinterpret_cast<const Piece*>(from);
+    }
+}
+
+// The weight of a normalisation, spread over the threads of a block, for rows of WIDTH.
+template <typename T, int WIDTH, int VECTOR, int THREADS> struct RowGain {
+    static constexpr int VECTORS = (WIDTH + VECTOR * THREADS - 1) / (VECTOR * THREADS);  // of each thread
+    using Piece = Chunk<VECTOR * sizeof(T)>;
+    Piece gains[VECTORS];
+
+    __device__ __forceinline__ static int column(int v) { return (v * THREADS + threadIdx.x) * VECTOR; }
+
+    __device__ __forceinline__ void load(const T* weight) {
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++)
+            if (column(v) < WIDTH) gains[v] = load_stream(reinterpret_cast<const Piece*>(weight + column(v)));
+    }
+
+    // Copies rows to shared memory, each scaled to unit root-mean-square and by the weight, rounded as stored.
+    __device__ __forceinline__ void stage_normalised(
+        T* shared, const T* x, int x_stride, int tokens, float eps) const {
+        for (int token = 0; token < tokens; token++) {
+            float kept[VECTORS][VECTOR];
+            float squares = 0.0f;
+#pragma unroll
+            for (int v = 0; v < VECTORS; v++) {
+                if (column(v) >= WIDTH) break;
+                load_vector(kept[v], x + size_t(token) * x_stride + column(v));
+#pragma unroll
+                for (int i = 0; i < VECTOR; i++) squares += kept[v][i] * kept[v][i];
+            }
+            const float scale = 1.0f / sqrtf(block_sum<THREADS>(squares) / WIDTH + eps);
+#pragma unroll
+            for (int v = 0; v < VECTORS; v++) {
+                if (column(v) >= WIDTH) break;
+                float gain[VECTOR];
+                unpack<VECTOR, T>(gain, gains[v]);
+#pragma unroll
+                for (int i = 0; i < VECTOR; i++) gain[i] *= kept[v][i] * scale;
+                store_vector(shared + token * WIDTH + column(v), gain);
+            }
+        }
+    }
+};
+
+// ---- rope.cuh
+// Rotary position embedding (Su et al. 2021, arXiv:2104.09864) of pairs (i, i + HEAD_DIM / 2).
+
+// Sine and cosine of an angle in radians of up to a few hundred thousand, to about 2e-7.
+//
+// sincosf reduces such angles by its slow path (Payne and Hanek), in local memory. sincospif has none, as a whole
+// number of half turns is subtracted exactly; so the angle is divided by pi first, in two floats (Dekker 1971):
+// 1/pi = INV_PI_HIGH + INV_PI_LOW to 2^-50, and the product's rounding error is recovered by one fused multiply-add.
+__device__ __forceinline__ void sine_cosine(float angle, float& sine, float& cosine) {
+    constexpr float INV_PI_HIGH = 0.318309873342514038f, INV_PI_LOW = 1.28412765e-8f;
+    const float high = __fmul_rn(angle, INV_PI_HIGH);  // never contracted: `low` is the error of this very product
+    const float low = fmaf(angle, INV_PI_LOW, fmaf(angle, INV_PI_HIGH, -high));
+    const float whole_turns = 2.0f * rintf(0.5f * high);
+    sincospif((high - whole_turns) + low, &sine, &cosine);
+}
+
+// The sines and cosines of N neighbouring pairs at one position. The product is rounded to float, as the
+// reference's is, so that both turn by the same angle.
+template <int N> struct Rotation {
+    float sine[N], cosine[N];
+
+    __device__ __forceinline__ Rotation(int position, const float (&inv_freq)[N]) {
+#pragma unroll
+        for (int i = 0; i < N; i++) sine_cosine(float(position) * inv_freq[i], sine[i], cosine[i]);
+    }
+
+    __device__ __forceinline__ void turn(float (&first)[N], float (&second)[N]) const {
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            const float turned = first[i] * cosine[i] - second[i] * sine[i];
+            second[i] = second[i] * cosine[i] + first[i] * sine[i];
+            first[i] = turned;
+        }
+    }
+};
+
+// ---- kv_cache.cuh
+// The paged cache kv [pages, 2, KV_HEADS, PAGE, HEAD_DIM]: in a page, all keys and then all values, head by head.
+
+constexpr int PAGE = 64;
+
+template <int KV_HEADS, int HEAD_DIM> struct KvCache {
+    static constexpr size_t HEAD = size_t(PAGE) * HEAD_DIM;  // elements of one head's keys in one page
+    static constexpr size_t VALUES = KV_HEADS * HEAD;        // from a key to its value
+    static constexpr size_t STRIDE = 2 * VALUES;             // from a page to the next
+
+    // Where the key of `head` at row `row` of `page` begins, in elements.
+    static __device__ __forceinline__ size_t key(int page, int head, int row) {
+        return page * STRIDE + head * HEAD + size_t(row) * HEAD_DIM;
+    }
+};
+
+// ---- softmax.cuh
+// What every online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867) needs.
+
+// The factor of scores whose softmax is taken in powers of two.
+__device__ constexpr float base_two(float scale) { return scale * 1.4426950408889634f; }
+
+__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
+
+// 2^x to two units in the last place, with 2^-inf = 0 (PTX ISA 9.7.3.20, ex2).
+__device__ __forceinline__ float exp2_approximate(float x) {
+    float out;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+    return out;
+}
+
+// ---- attention_split.cuh
+// Attention of single tokens with the context split among blocks ("flash-decoding", Dao et al. 2023).
+
+constexpr float NO_SCORE = -1e30f;  // below any score, yet finite: NO_SCORE - NO_SCORE is 0, not NaN
+
+// Positions of the context in one split: at least LEAST, so that a short context keeps few blocks busy.
+template <int SPLITS, int LEAST> __device__ __forceinline__ int split_length(int context) {
+    return max(LEAST, (context + SPLITS - 1) / SPLITS);
+}
+
+// N elements as they lie in memory, kept so until they are needed: half the registers of floats.
+template <typename T, int N> struct Packed {
+    union { Chunk<N * sizeof(T)> raw; T items[N]; };
+
+    __device__ __forceinline__ Packed() {}
+    __device__ __forceinline__ void load(const T* p) { raw = *reinterpret_cast<const Chunk<N * sizeof(T)>*>(p); }
+    __device__ __forceinline__ void clear() { raw = {}; }
+    __device__ __forceinline__ float operator[](int i) const { return to_float(items[i]); }
+};
+
+// One element of a softmax-weighted sum over some positions: its numerator and denominator, both relative to the
+// highest score among them.
+struct Part {
+    float sum, highest, total;
+};
+
+// The sum over the positions of all parts.
+template <int N> __device__ __forceinline__ Part merge(const Part (&parts)[N]) {
+    Part whole = {0.0f, NO_SCORE, 0.0f};
+#pragma unroll
+    for (int i = 0; i < N; i++) whole.highest = fmaxf(whole.highest, parts[i].highest);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        const float rescale = exp2_approximate(parts[i].highest - whole.highest);
+        whole.sum = fmaf(rescale, parts[i].sum, whole.sum);
+        whole.total = fmaf(rescale, parts[i].total, whole.total);
+    }
+    return whole;
+}
+
+// The parts of a block's warps in shared memory, for HEADS query heads.
+template <int WARPS, int HEADS, int HEAD_DIM> struct WarpParts {
+    float sum[WARPS][HEADS][HEAD_DIM], highest[WARPS][HEADS], total[WARPS][HEADS];
+
+    __device__ __forceinline__ Part merged(int head, int column) const {
+        Part parts[WARPS];
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) parts[w] = {sum[w][head][column], highest[w][head], total[w][head]};
+        return merge(parts);
+    }
+};
+
+// What a lane knows of HEADS query heads: LANES lanes share a position and hold CHUNKS times VECTOR elements each of
+// its key and value; the other lanes and warps are at other positions.
+template <int HEADS, int HEAD_DIM, int LANES, int CHUNKS, int VECTOR> struct LaneAttention {
+    float query[HEADS][CHUNKS][VECTOR];
+    float sum[HEADS][CHUNKS][VECTOR] = {}, highest[HEADS], total[HEADS] = {};
+
+    __device__ __forceinline__ LaneAttention() {
+#pragma unroll
+        for (int h = 0; h < HEADS; h++) highest[h] = NO_SCORE;
+    }
+
+    // The first of the elements in chunk c; those from HEAD_DIM on do not exist.
+    static __device__ __forceinline__ int column(int c) { return (c * LANES + threadIdx.x % LANES) * VECTOR; }
+
+    template <typename T> __device__ __forceinline__ void load_query(int head, const T* row, float scale) {
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++) {
+            Packed<T, VECTOR> packed;
+            packed.clear();
+            if (column(c) < HEAD_DIM) packed.load(row + column(c));
+#pragma unroll
+            for (int e = 0; e < VECTOR; e++) query[head][c][e] = packed[e] * scale;
+        }
+    }
+
+    // Attend to N positions more. Keys and values are zero where a position is not present.
+    template <int N, typename T>
+    __device__ __forceinline__ void attend(const Packed<T, VECTOR> (&key)[N][CHUNKS],
+                                           const Packed<T, VECTOR> (&value)[N][CHUNKS], const bool (&present)[N]) {
+        float score[HEADS][N];
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+#pragma unroll
+            for (int h = 0; h < HEADS; h++) {
+                float dot = 0.0f;
+#pragma unroll
+                for (int c = 0; c < CHUNKS; c++) {
+#pragma unroll
+                    for (int e = 0; e < VECTOR; e++) dot = fmaf(query[h][c][e], key[n][c][e], dot);
+                }
+#pragma unroll
+                for (int lane = LANES / 2; lane > 0; lane /= 2) dot += __shfl_xor_sync(0xffffffffu, dot, lane);
+                score[h][n] = present[n] ? dot : minus_infinity();
+            }
+        }
+#pragma unroll
+        for (int h = 0; h < HEADS; h++) {
+            float raised = highest[h];
+#pragma unroll
+            for (int n = 0; n < N; n++) raised = fmaxf(raised, score[h][n]);
+            const float rescale = exp2_approximate(highest[h] - raised);
+            highest[h] = raised;
+            total[h] *= rescale;
+#pragma unroll
+            for (int c = 0; c < CHUNKS; c++) {
+#pragma unroll
+                for (int e = 0; e < VECTOR; e++) sum[h][c][e] *= rescale;
+            }
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                score[h][n] = exp2_approximate(score[h][n] - raised);
+                total[h] += score[h][n];
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+#pragma unroll
+            for (int c = 0; c < CHUNKS; c++) {
+#pragma unroll
+                for (int e = 0; e < VECTOR; e++) {
+                    const float element = value[n][c][e];
+#pragma unroll
+                    for (int h = 0; h < HEADS; h++) sum[h][c][e] = fmaf(score[h][n], element, sum[h][c][e]);
+                }
+            }
+        }
+    }
+
+    // The lanes of a warp that hold the same columns of different positions agree, and store what they found.
+    template <int WARPS> __device__ __forceinline__ void store(WarpParts<WARPS, HEADS, HEAD_DIM>& parts) {
+        const int warp = threadIdx.x / 32, lane_of_warp = threadIdx.x % 32;
+#pragma unroll
+        for (int h = 0; h < HEADS; h++) {
+            float raised = highest[h];
+#pragma unroll
+            for (int lane = LANES; lane < 32; lane *= 2)
+                raised = fmaxf(raised, __shfl_xor_sync(0xffffffffu, raised, lane));
+            const float rescale = exp2_approximate(highest[h] - raised);
+            total[h] *= rescale;
+#pragma unroll
+            for (int lane = LANES; lane < 32; lane *= 2) total[h] += __shfl_xor_sync(0xffffffffu, total[h], lane);
+#pragma unroll
+            for (int c = 0; c < CHUNKS; c++) {
+#pragma unroll
+                for (int e = 0; e < VECTOR; e++) {
+                    float whole = sum[h][c][e] * rescale;
+#pragma unroll
+                    for (int lane = LANES; lane < 32; lane *= 2) whole += __shfl_xor_sync(0xffffffffu, whole, lane);
+                    if (lane_of_warp < LANES && column(c) < HEAD_DIM) parts.sum[warp][h][column(c) + e] = whole;
+                }
+            }
+            if (lane_of_warp == 0) {
+                parts.highest[warp][h] = raised;
+                parts.total[warp][h] = total[h];
+            }
+        }
+    }
+};
+
+// ---- gemv_q_k_v_proj
+// rms_norm -> linear, by norm_into_gemv
+// from models/llama.py:32, models/llama.py:40, models/llama.py:41, models/llama.py:42
+// 1 token(s): 16.9 kB, 16.6 kFLOP; at least 0.00 us on one H200
+// Each warp computes whole output columns, for all tokens at once, and strides over the columns with the grid. Its
+// lanes share a row of weights in chunks of 8; two tiles of them are on their way ahead of the sum.
+extern "C" __global__ void __launch_bounds__(512, 1) gemv_q_k_v_proj(
+    const bf16_t* __restrict__ q_k_v_proj,
+    const bf16_t* __restrict__ input_layernorm,
+    const bf16_t* x,
+    bf16_t* out,
+    int tokens) {
+    using T = bf16_t;
+    // out[tokens, COLUMNS], summed over WIDTH
+    constexpr int WIDTH = 64, COLUMNS = 128, TOKENS = 1;
+    constexpr int VECTOR = 8, UNROLL = 4, THREADS = 512, WARPS = THREADS / 32;
+    constexpr int PARTS = 1;  // weight rows, COLUMNS apart, that one output column combines
+    using Tile = WeightTile<T, WIDTH, VECTOR, UNROLL, PARTS, COLUMNS>;
+    const int lane = threadIdx.x % 32, stride = gridDim.x * WARPS;
+    int column = blockIdx.x * WARPS + threadIdx.x / 32;
+
+    Tile tiles[2];
+    int next_column = column, next_step = 0;
+    const auto load_next = [&](Tile& tile) {
+        if (next_column >= COLUMNS) {
+            let_next_kernel_start();  // this warp has nothing left to load
+            return;
+        }
+        tile.load(q_k_v_proj, next_column, next_step);
+        if (++next_step < Tile::STEPS) return;
+        next_step = 0;
+        next_column += stride;
+    };
+    load_next(tiles[0]);  // weights depend on no kernel: ahead of the wait
+    load_next(tiles[1]);
+    RowGain<T, WIDTH, VECTOR, THREADS> gain;
+    gain.load(input_layernorm);  // models/llama.py:32
+    wait_for_previous_kernel();
+    extern __shared__ __align__(16) unsigned char dynamic_shared[];
+    T* rows = reinterpret_cast<T*>(dynamic_shared);
+    constexpr int ROW_STRIDE = WIDTH;
+    gain.stage_normalised(rows, x, 64, tokens, 1e-05f);
+    __syncthreads();
+
+    const int token = lane;  // one lane finishes each token
+    float sum[PARTS][TOKENS] = {};
+    int step = 0;
+    const auto finish_column = [&] {
+#pragma unroll
+        for (int part = 0; part < PARTS; part++)
+#pragma unroll
+            for (int t = 0; t < TOKENS; t++) sum[part][t] = warp_sum(sum[part][t]);
+
+        if (token >= tokens) return;
+        const float part_0 = sum[0][0];
+        out[token * 128 + column] = from_float<bf16_t>(part_0);
+    };
+    while (column < COLUMNS) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            if (column >= COLUMNS) break;
+            tiles[i].dot(sum, rows, ROW_STRIDE, step);
+            load_next(tiles[i]);
+            if (++step < Tile::STEPS) continue;
+            finish_column();
+            step = 0;
+            column += stride;
+#pragma unroll
+            for (int part = 0; part < PARTS; part++)
+#pragma unroll
+                for (int t = 0; t < TOKENS; t++) sum[part][t] = 0.0f;
+        }
+    }
+}
+
+// ---- rope_append
+// rope -> rope -> append, by rope_append
+// from models/llama.py:43, models/llama.py:44
+// 1 token(s): 396 B and the KV cache, 288 FLOP; at least 0.00 us on one H200
+// One block per token: PAIR_LANES threads, VECTOR pairs each, serve one head of q, k or v; HEAD_LANES heads go
+// side by side.
+__device__ const __align__(16) float rope_append_inv_freq[8] = {
+    1.0f, 0.3162277638912201f, 0.10000000149011612f, 0.03162277862429619f,
+    0.009999999776482582f, 0.003162277862429619f, 0.0010000000474974513f, 0.0003162277862429619f,
+};
+
+extern "C" __global__ void __launch_bounds__(16) rope_append(
+    const bf16_t* q,
+    const bf16_t* k,
+    const bf16_t* v,
+    bf16_t* kv,
+    const int* positions,
+    const int* sequence,
+    const int* page_table,
+    bf16_t* q_out,
+    int max_pages) {
+    using T = bf16_t;
+    constexpr int HEADS = 4, KV_HEADS = 2, HEAD_DIM = 16, HALF = HEAD_DIM / 2;
+    constexpr int VECTOR = 4, PAIR_LANES = 2, HEAD_LANES = 8;
+    constexpr size_t Q_STRIDE = 128, K_STRIDE = 128, V_STRIDE = 128;
+    constexpr size_t Q_OUT_STRIDE = 64;
+    static_assert(Q_STRIDE % VECTOR == 0 && K_STRIDE % VECTOR == 0 && V_STRIDE % VECTOR == 0 &&
+                  Q_OUT_STRIDE % VECTOR == 0, "every row starts at a whole access");
+    using Cache = KvCache<KV_HEADS, HEAD_DIM>;
+
+    let_next_kernel_start();
+    const int token = blockIdx.x;
+    const int pair = threadIdx.x % PAIR_LANES * VECTOR;
+    float inv_freq[VECTOR];
+    load_vector(inv_freq, rope_append_inv_freq + pair);
+
+    wait_for_previous_kernel();
+    const int position = positions[token];
+    const int page = page_table[sequence[token] * max_pages + position / PAGE];
+    const Rotation<VECTOR> rotation(position, inv_freq);
+#pragma unroll 2
+    for (int i = threadIdx.x / PAIR_LANES; i < HEADS + 2 * KV_HEADS; i += HEAD_LANES) {
+        const bool is_query = i < HEADS, is_value = i >= HEADS + KV_HEADS;
+        const int head = is_query ? i : (i - HEADS) % KV_HEADS;
+        const T* from = is_query   ? q + token * Q_STRIDE
+                        : is_value ? v + token * V_STRIDE
+                                   : k + token * K_STRIDE;
+        float first[VECTOR], second[VECTOR];
+        load_vector(first, from + head * HEAD_DIM + pair);
+        load_vector(second, from + head * HEAD_DIM + pair + HALF);
+        if (!is_value) rotation.turn(first, second);
+
+        if (!is_query && page < 0) continue;  // a token that fills up a batch has no place in the cache
+        T* to = is_query ? q_out + token * Q_OUT_STRIDE + head * HEAD_DIM
+                         : kv + Cache::key(page, head, position % PAGE) + (is_value ? Cache::VALUES : 0);
+        store_vector(to + pair, first);
+        store_vector(to + pair + HALF, second);
+    }
+}
+
+// ---- attention_split
+// attention
+// from models/llama.py:52
+// 1 token(s): 9.49 kB and the KV cache, 0 FLOP; at least 0.00 us on one H200
+// One block per token, HEAD_TILE query heads of one key head, and split of the context: LANES lanes read a position.
+extern "C" __global__ void __launch_bounds__(256) attention_split(
+    const bf16_t* q,
+    const bf16_t* kv,
+    const int* positions,
+    const int* sequence,
+    const int* query_start,
+    const int* page_table,
+    bf16_t* out,
+    float* partial_out,
+    float* partial_stats,
+    int max_pages) {
+    using T = bf16_t;
+    constexpr int HEADS = 4, KV_HEADS = 2, GROUP = 2, HEAD_DIM = 16;
+    constexpr int HEAD_TILE = 2, HEAD_TILES = 1;
+    constexpr int SPLITS = 32, SPLIT_MIN = 128;
+    constexpr int WARPS = 8, LANES = 2, VECTOR = 8, CHUNKS = 1;
+    constexpr int ROWS = 32 / LANES;                 // positions that a warp reads in one access
+    constexpr int UNROLL = 4;                        // such accesses in flight
+    constexpr int STEP = UNROLL * WARPS * ROWS;      // positions that the block reads in one iteration
+    constexpr float SCALE = base_two(0.25f);
+    constexpr size_t Q_STRIDE = 64;
+    static_assert(Q_STRIDE % VECTOR == 0, "every row starts at a whole access");
+    using Cache = KvCache<KV_HEADS, HEAD_DIM>;
+    using Lane = LaneAttention<HEAD_TILE, HEAD_DIM, LANES, CHUNKS, VECTOR>;
+    __shared__ WarpParts<WARPS, HEAD_TILE, HEAD_DIM> parts;
+
+    let_next_kernel_start();
+    wait_for_previous_kernel();
+    const int token = blockIdx.x, kv_head = blockIdx.y / HEAD_TILES, split = blockIdx.z;
+    const int context = positions[token] + 1;
+    const int* pages = page_table + sequence[token] * max_pages;
+    const int length = split_length<SPLITS, SPLIT_MIN>(context);
+    const int begin = split * length, end = min(begin + length, context);
+    if (begin >= end) return;  // a short context has fewer splits, as the combining kernel knows
+
+    const int warp = threadIdx.x / 32, row = threadIdx.x % 32 / LANES;
+    const int first_head = kv_head * GROUP + blockIdx.y % HEAD_TILES * HEAD_TILE;
+    const int last_head = kv_head * GROUP + GROUP - 1;  // the last tile of a group may have fewer heads
+    Lane lane;
+#pragma unroll
+    for (int h = 0; h < HEAD_TILE; h++) {
+        lane.load_query(h, q + token * Q_STRIDE + min(first_head + h, last_head) * HEAD_DIM, SCALE);
+    }
+
+    for (int start = begin; start < end; start += STEP) {
+        Packed<T, VECTOR> key[UNROLL][CHUNKS], value[UNROLL][CHUNKS];
+        bool present[UNROLL];
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            const int position = start + (u * WARPS + warp) * ROWS + row;
+            const int page = position < end ? pages[position / PAGE] : -1;
+            const T* cached = kv + Cache::key(page, kv_head, position % PAGE);
+            present[u] = page >= 0;
+#pragma unroll
+            for (int c = 0; c < CHUNKS; c++) {
+                key[u][c].clear();
+                value[u][c].clear();
+                if (present[u] && Lane::column(c) < HEAD_DIM) {
+                    key[u][c].load(cached + Lane::column(c));
+                    value[u][c].load(cached + Cache::VALUES + Lane::column(c));
+                }
+            }
+        }
+        lane.attend(key, value, present);
+    }
+    lane.store(parts);
+    __syncthreads();
+
+    for (int i = threadIdx.x; i < HEAD_TILE * HEAD_DIM; i += 32 * WARPS) {
+        const int h = i / HEAD_DIM, head = first_head + h;
+        if (head > last_head) break;
+        const Part whole = parts.merged(h, i % HEAD_DIM);
+        const size_t part = (size_t(token) * HEADS + head) * SPLITS + split;
+        partial_out[part * HEAD_DIM + i % HEAD_DIM] = whole.sum;
+        if (i % HEAD_DIM == 0) {
+            partial_stats[part * 2] = whole.highest;
+            partial_stats[part * 2 + 1] = whole.total;
+        }
+    }
+}
+
+// ---- attention_combine
+// attention
+// from models/llama.py:52
+// 1 token(s): 9.49 kB and the KV cache, 0 FLOP; at least 0.00 us on one H200
+// One block per token and query head, one thread per element: it sums the splits of the context, rescaled.
+extern "C" __global__ void __launch_bounds__(32) attention_combine(
+    const bf16_t* q,
+    const bf16_t* kv,
+    const int* positions,
+    const int* sequence,
+    const int* query_start,
+    const int* page_table,
+    bf16_t* out,
+    float* partial_out,
+    float* partial_stats) {
+    using T = bf16_t;
+    constexpr int HEADS = 4, HEAD_DIM = 16, SPLITS = 32, SPLIT_MIN = 128;
+    constexpr size_t OUT_STRIDE = 64;
+
+    let_next_kernel_start();
+    wait_for_previous_kernel();
+    const int token = blockIdx.x, head = blockIdx.y, column = threadIdx.x;
+    if (column >= HEAD_DIM) return;
+    const int context = positions[token] + 1;
+    const int length = split_length<SPLITS, SPLIT_MIN>(context);
+    const int splits = (context + length - 1) / length;  // the others were never written
+    const size_t part = (size_t(token) * HEADS + head) * SPLITS;
+    const float2* stats = reinterpret_cast<const float2*>(partial_stats) + part;
+    const float* sums = partial_out + part * HEAD_DIM + column;
+
+    Part parts[SPLITS];
+#pragma unroll
+    for (int s = 0; s < SPLITS; s++) {
+        const float2 stat = s < splits ? stats[s] : make_float2(NO_SCORE, 0.0f);
+        parts[s] = {s < splits ? sums[s * HEAD_DIM] : 0.0f, stat.x, stat.y};
+    }
+    const Part whole = merge(parts);
+    const size_t place = token * OUT_STRIDE + head * HEAD_DIM + column;
+    out[place] = from_float<T>(whole.total > 0.0f ? whole.sum / whole.total : 0.0f);
+}
+
+// ---- gemv_o_proj
+// linear -> add, by residual_into_gemv
+// from models/llama.py:55, models/llama.py:33
+// 1 token(s): 8.58 kB, 8.26 kFLOP; at least 0.00 us on one H200
+// Each warp computes whole output columns, for all tokens at once, and strides over the columns with the grid. Its
+// lanes share a row of weights in chunks of 8; two tiles of them are on their way ahead of the sum.
+extern "C" __global__ void __launch_bounds__(512, 1) gemv_o_proj(
+    const bf16_t* __restrict__ o_proj,
+    const bf16_t* flatten_1,
+    const bf16_t* x,
+    bf16_t* out,
+    int tokens) {
+    using T = bf16_t;
+    // out[tokens, COLUMNS], summed over WIDTH
+    constexpr int WIDTH = 64, COLUMNS = 64, TOKENS = 1;
+    constexpr int VECTOR = 8, UNROLL = 4, THREADS = 512, WARPS = THREADS / 32;
+    constexpr int PARTS = 1;  // weight rows, COLUMNS apart, that one output column combines
+    using Tile = WeightTile<T, WIDTH, VECTOR, UNROLL, PARTS, COLUMNS>;
+    const int lane = threadIdx.x % 32, stride = gridDim.x * WARPS;
+    int column = blockIdx.x * WARPS + threadIdx.x / 32;
+
+    Tile tiles[2];
+    int next_column = column, next_step = 0;
+    const auto load_next = [&](Tile& tile) {
+        if (next_column >= COLUMNS) {
+            let_next_kernel_start();  // this warp has nothing left to load
+            return;
+        }
+        tile.load(o_proj, next_column, next_step);
+        if (++next_step < Tile::STEPS) return;
+        next_step = 0;
+        next_column += stride;
+    };
+    load_next(tiles[0]);  // weights depend on no kernel: ahead of the wait
+    load_next(tiles[1]);
+    wait_for_previous_kernel();
+    extern __shared__ __align__(16) unsigned char dynamic_shared[];
+    T* rows = reinterpret_cast<T*>(dynamic_shared);
+    constexpr int ROW_STRIDE = WIDTH;
+    stage_rows<WIDTH, VECTOR, THREADS>(rows, flatten_1, 64, tokens);
+    __syncthreads();
+
+    const int token = lane;  // one lane finishes each token
+    float x_value;
+    const auto load_operands = [&] {  // of the column begun, long before they are needed
+        if (token >= tokens) return;
+        x_value = to_float(x[token * 64 + column]);
+    };
+    if (column < COLUMNS) load_operands();
+    float sum[PARTS][TOKENS] = {};
+    int step = 0;
+    const auto finish_column = [&] {
+#pragma unroll
+        for (int part = 0; part < PARTS; part++)
+#pragma unroll
+            for (int t = 0; t < TOKENS; t++) sum[part][t] = warp_sum(sum[part][t]);
+
+        if (token >= tokens) return;
+        const float part_0 = round_to<bf16_t>(sum[0][0]);
+        const float add_1 = x_value + part_0;  // models/llama.py:33
+        out[token * 64 + column] = from_float<bf16_t>(add_1);
+    };
+    while (column < COLUMNS) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            if (column >= COLUMNS) break;
+            tiles[i].dot(sum, rows, ROW_STRIDE, step);
+            load_next(tiles[i]);
+            if (++step < Tile::STEPS) continue;
+            finish_column();
+            step = 0;
+            column += stride;
+            if (column < COLUMNS) load_operands();
+#pragma unroll
+            for (int part = 0; part < PARTS; part++)
+#pragma unroll
+                for (int t = 0; t < TOKENS; t++) sum[part][t] = 0.0f;
+        }
+    }
+}
+
+// ---- gemv_gate_up_proj
+// rms_norm -> linear -> columns -> columns -> silu -> mul, by swiglu_into_gemv, norm_into_gemv
+// from models/llama.py:34, models/llama.py:59, models/llama.py:60, models/llama.py:61
+// 1 token(s): 25 kB, 25.3 kFLOP; at least 0.01 us on one H200
+// Each warp computes whole output columns, for all tokens at once, and strides over the columns with the grid. Its
+// lanes share a row of weights in chunks of 8; two tiles of them are on their way ahead of the sum.
+extern "C" __global__ void __launch_bounds__(512, 1) gemv_gate_up_proj(
+    const bf16_t* __restrict__ gate_up_proj,
+    const bf16_t* __restrict__ post_attention_layernorm,
+    const bf16_t* add_1,
+    bf16_t* out,
+    int tokens) {
+    using T = bf16_t;
+    // out[tokens, COLUMNS], summed over WIDTH
+    constexpr int WIDTH = 64, COLUMNS = 96, TOKENS = 1;
+    constexpr int VECTOR = 8, UNROLL = 2, THREADS = 512, WARPS = THREADS / 32;
+    constexpr int PARTS = 2;  // weight rows, COLUMNS apart, that one output column combines
+    using Tile = WeightTile<T, WIDTH, VECTOR, UNROLL, PARTS, COLUMNS>;
+    const int lane = threadIdx.x % 32, stride = gridDim.x * WARPS;
+    int column = blockIdx.x * WARPS + threadIdx.x / 32;
+
+    Tile tiles[2];
+    int next_column = column, next_step = 0;
+    const auto load_next = [&](Tile& tile) {
+        if (next_column >= COLUMNS) {
+            let_next_kernel_start();  // this warp has nothing left to load
+            return;
+        }
+        tile.load(gate_up_proj, next_column, next_step);
+        if (++next_step < Tile::STEPS) return;
+        next_step = 0;
+        next_column += stride;
+    };
+    load_next(tiles[0]);  // weights depend on no kernel: ahead of the wait
+    load_next(tiles[1]);
+    RowGain<T, WIDTH, VECTOR, THREADS> gain;
+    gain.load(post_attention_layernorm);  // models/llama.py:34
+    wait_for_previous_kernel();
+    extern __shared__ __align__(16) unsigned char dynamic_shared[];
+    T* rows = reinterpret_cast<T*>(dynamic_shared);
+    constexpr int ROW_STRIDE = WIDTH;
+    gain.stage_normalised(rows, add_1, 64, tokens, 1e-05f);
+    __syncthreads();
+
+    const int token = lane;  // one lane finishes each token
+    float sum[PARTS][TOKENS] = {};
+    int step = 0;
+    const auto finish_column = [&] {
+#pragma unroll
+        for (int part = 0; part < PARTS; part++)
+#pragma unroll
+            for (int t = 0; t < TOKENS; t++) sum[part][t] = warp_sum(sum[part][t]);
+
+        if (token >= tokens) return;
+        const float part_0 = round_to<bf16_t>(sum[0][0]);
+        const float part_1 = round_to<bf16_t>(sum[1][0]);
+        // models/llama.py:59, models/llama.py:60, models/llama.py:61
+        const float silu_2 = round_to<bf16_t>(part_0 / (1.0f + expf(-part_0)));
+        const float mul_2 = silu_2 * part_1;  // models/llama.py:59, models/llama.py:60, models/llama.py:61
+        out[token * 96 + column] = from_float<bf16_t>(mul_2);
+    };
+    while (column < COLUMNS) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            if (column >= COLUMNS) break;
+            tiles[i].dot(sum, rows, ROW_STRIDE, step);
+            load_next(tiles[i]);
+            if (++step < Tile::STEPS) continue;
+            finish_column();
+            step = 0;
+            column += stride;
+#pragma unroll
+            for (int part = 0; part < PARTS; part++)
+#pragma unroll
+                for (int t = 0; t < TOKENS; t++) sum[part][t] = 0.0f;
+        }
+    }
+}
+
+// ---- gemv_down_proj
+// linear -> add, by residual_into_gemv
+// from models/llama.py:61, models/llama.py:35
+// 1 token(s): 12.7 kB, 12.4 kFLOP; at least 0.00 us on one H200
+// Each warp computes whole output columns, for all tokens at once, and strides over the columns with the grid. Its
+// lanes share a row of weights in chunks of 8; two tiles of them are on their way ahead of the sum.
+extern "C" __global__ void __launch_bounds__(512, 1) gemv_down_proj(
+    const bf16_t* __restrict__ down_proj,
+    const bf16_t* mul_2,
+    const bf16_t* add_1,
+    bf16_t* out,
+    int tokens) {
+    using T = bf16_t;
+    // out[tokens, COLUMNS], summed over WIDTH
+    constexpr int WIDTH = 96, COLUMNS = 64, TOKENS = 1;
+    constexpr int VECTOR = 8, UNROLL = 4, THREADS = 512, WARPS = THREADS / 32;
+    constexpr int PARTS = 1;  // weight rows, COLUMNS apart, that one output column combines
+    using Tile = WeightTile<T, WIDTH, VECTOR, UNROLL, PARTS, COLUMNS>;
+    const int lane = threadIdx.x % 32, stride = gridDim.x * WARPS;
+    int column = blockIdx.x * WARPS + threadIdx.x / 32;
+
+    Tile tiles[2];
+    int next_column = column, next_step = 0;
+    const auto load_next = [&](Tile& tile) {
+        if (next_column >= COLUMNS) {
+            let_next_kernel_start();  // this warp has nothing left to load
+            return;
+        }
+        tile.load(down_proj, next_column, next_step);
+        if (++next_step < Tile::STEPS) return;
+        next_step = 0;
+        next_column += stride;
+    };
+    load_next(tiles[0]);  // weights depend on no kernel: ahead of the wait
+    load_next(tiles[1]);
+    wait_for_previous_kernel();
+    extern __shared__ __align__(16) unsigned char dynamic_shared[];
+    T* rows = reinterpret_cast<T*>(dynamic_shared);
+    constexpr int ROW_STRIDE = WIDTH;
+    stage_rows<WIDTH, VECTOR, THREADS>(rows, mul_2, 96, tokens);
+    __syncthreads();
+
+    const int token = lane;  // one lane finishes each token
+    float add_1_value;
+    const auto load_operands = [&] {  // of the column begun, long before they are needed
+        if (token >= tokens) return;
+        add_1_value = to_float(add_1[token * 64 + column]);
+    };
+    if (column < COLUMNS) load_operands();
+    float sum[PARTS][TOKENS] = {};
+    int step = 0;
+    const auto finish_column = [&] {
+#pragma unroll
+        for (int part = 0; part < PARTS; part++)
+#pragma unroll
+            for (int t = 0; t < TOKENS; t++) sum[part][t] = warp_sum(sum[part][t]);
+
+        if (token >= tokens) return;
+        const float part_0 = round_to<bf16_t>(sum[0][0]);
+        const float add_2 = add_1_value + part_0;  // models/llama.py:35
+        out[token * 64 + column] = from_float<bf16_t>(add_2);
+    };
+    while (column < COLUMNS) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            if (column >= COLUMNS) break;
+            tiles[i].dot(sum, rows, ROW_STRIDE, step);
+            load_next(tiles[i]);
+            if (++step < Tile::STEPS) continue;
+            finish_column();
+            step = 0;
+            column += stride;
+            if (column < COLUMNS) load_operands();
+#pragma unroll
+            for (int part = 0; part < PARTS; part++)
+#pragma unroll
+                for (int t = 0; t < TOKENS; t++) sum[part][t] = 0.0f;
+        }
+    }
+}

@@ -1,0 +1,66 @@
+"""What GPU tests share: compiled bundles, checkpoints of the oracle's models, and a bench to run kernels on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from oracle.checkpoints import write_checkpoint
+from oracle.configs import case
+from oracle.weights import random_weights, rounded
+
+from gpu.recipes import Bundles, Recipe
+from gpu.single_step import Bench
+from infernum.machine import default_arch
+from infernum.runtime.device import Device
+from infernum.runtime.gemm import CublasLt
+
+
+@pytest.fixture(scope="session")
+def bundles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundles]:
+    """Bundles by recipe. Those that selected tests name by their parameter `recipe` are begun at once.
+
+    NVRTC's results are kept in a folder of this session, so that nothing that was compiled before is tested.
+    """
+    folder = tmp_path_factory.mktemp("gpu-bundles")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INFERNUM_CACHE", str(folder / "cache"))
+        made = Bundles(folder, default_arch())
+        named = [
+            item.callspec.params.get("recipe") for item in request.session.items if hasattr(item, "callspec")
+        ]
+        made.prepare(recipe for recipe in named if isinstance(recipe, Recipe))
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """The folder of an oracle case's checkpoint: as it is stored, or ("bfloat16") rounded to that as well."""
+
+    @cache
+    def write(name: str, dtype: str) -> Path:
+        found, folder = case(name), tmp_path_factory.mktemp(f"{name}-{dtype}") / name
+        weights = random_weights(found.config)
+        if dtype == "bfloat16":
+            return write_checkpoint(folder, found.config, rounded(weights, found.dtype), dtype="bfloat16")
+        return write_checkpoint(folder, found.config, weights, dtype=found.dtype, shards=found.shards)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def bench() -> Iterator[Bench]:
+    """The first GPU, with a stream and cuBLASLt."""
+    device = Device.open(0)
+    stream = device.stream()
+    products = CublasLt(device, stream)
+    made = Bench(device, stream, products)
+    yield made
+    device.activate()
+    made.close()
+    products.close()
+    stream.close()
+    device.close()

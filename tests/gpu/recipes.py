@@ -1,0 +1,115 @@
+"""The bundles that GPU tests are about: which model, in which type, fused or not; compiled in parallel, once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oracle.configs import CASES
+
+from infernum.bundle import Bundle
+from infernum.codegen.nvrtc import nvrtc_version
+from infernum.compiler import Options, compile_model
+from infernum.models.presets import ModelSource, resolve
+
+UTILIZATION = 0.1
+"""Share of the GPU that a test's model may take: plenty, and quick to poison."""
+
+_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model (a preset, an oracle case or one of `MODELS`), its dtype, and whether the rules are applied."""
+
+    model: str
+    dtype: str
+    fuse: bool
+
+    def __str__(self) -> str:
+        return f"{self.model}-{self.dtype}-{'fused' if self.fuse else 'unfused'}"
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "odd": {
+        "model_type": "llama",
+        "hidden_size": 90,
+        "intermediate_size": 77,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 5,
+        "num_key_value_heads": 5,
+        "head_dim": 30,
+        "vocab_size": 133,
+        "max_position_embeddings": 512,
+        "rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 10000.0},
+    },
+    "llama_layer": {
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 4099,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "tie_word_embeddings": True,
+    },
+}
+"""Sizes that are multiples of nothing, and one layer of Llama 3.2 1B with a vocabulary cut short."""
+
+
+class Bundles:
+    """Compiles recipes into bundles under `folder`, several at a time, each once."""
+
+    def __init__(self, folder: Path, arch: str) -> None:
+        self._folder = folder
+        self._arch = arch
+        self._pool = ThreadPoolExecutor(_AT_ONCE)
+        self._made: dict[Recipe, Future[Bundle]] = {}
+        self._sources: dict[str, ModelSource] = {}
+        nvrtc_version()  # loads NVRTC before the threads that share it start
+
+    def prepare(self, recipes: Iterable[Recipe]) -> None:
+        """Begin to compile what will be asked for."""
+        for recipe in recipes:
+            if recipe not in self._made:
+                source = self.source(recipe.model)
+                self._made[recipe] = self._pool.submit(self._compile, recipe, source)
+
+    def get(self, recipe: Recipe) -> Bundle:
+        """The bundle of a recipe, once it is compiled."""
+        self.prepare([recipe])
+        return self._made[recipe].result()
+
+    def source(self, model: str) -> ModelSource:
+        """The settings of a model by name."""
+        if model in self._sources:
+            return self._sources[model]
+        configs = {case.name: case.config for case in CASES} | MODELS
+        if model not in configs:
+            return self._sources.setdefault(model, resolve(model))
+        folder = self._folder / "configs" / model
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(configs[model]), encoding="utf-8")
+        return self._sources.setdefault(model, resolve(str(folder)))
+
+    def close(self) -> None:
+        """Leave out what has not been begun."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _compile(self, recipe: Recipe, source: ModelSource) -> Bundle:
+        options = Options(arch=self._arch, dtype=recipe.dtype, fuse=recipe.fuse)
+        return compile_model(source, options, self._folder / str(recipe))

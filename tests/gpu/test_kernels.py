@@ -1,0 +1,104 @@
+"""Every kernel of many bundles against the NumPy meaning of its node, on ragged batches of odd sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from gpu.recipes import Bundles, Recipe
+from gpu.single_step import Bench, Difference, Unit, check_unit, units_of
+from infernum.bundle import Bundle
+from infernum.errors import InfernumError
+from infernum.fusion import RULES
+from infernum.ir.kernel import Template
+from infernum.ir.op import OPS
+
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
+
+BF16, F16, F32 = "bfloat16", "float16", "float32"
+
+RECIPES = [
+    Recipe("llama_layer", BF16, True),  # first, since they take longest
+    Recipe("llama_layer", BF16, False),
+    Recipe("llama_layer", F32, True),
+    Recipe("dante", BF16, True),
+    Recipe("dante", BF16, False),
+    Recipe("all_biases", BF16, True),
+    Recipe("all_biases", F32, True),
+    Recipe("fourteen_to_two", BF16, True),
+    Recipe("fourteen_to_two", F32, False),
+    Recipe("head_80", F16, True),
+    Recipe("head_80", BF16, False),
+    Recipe("head_128_tied", BF16, True),
+    Recipe("head_128_tied", F32, False),
+    Recipe("odd", BF16, True),
+    Recipe("odd", F32, True),
+    Recipe("odd", F16, False),
+    Recipe("seven_to_one", F16, True),
+]
+"""Groups of 1, 2, 4 and 7 query heads; heads of 16, 30, 64, 80 and 128; biases nowhere, somewhere, everywhere."""
+
+TOKENS: dict[str, tuple[int, ...]] = {
+    "t1": (1,),
+    "t8": (2, 5, 8),
+    "t64": (9, 33, 64),
+    "prefill": (65, 130, 200),
+}
+ONE_OF_MANY: dict[str, tuple[int, ...]] = {"t1": (1,), "t8": (5,), "t64": (33,), "prefill": (200,)}
+"""For the large layer, whose references take NumPy a while."""
+
+
+def units(bundle: Bundle, variant: str) -> Iterator[Unit]:
+    """Every unit of every block, samplers too, of one variant."""
+    for variants in bundle.manifest.blocks.values():
+        yield from units_of(bundle, variants[variant])
+
+
+def check(bench: Bench, unit: Unit, counts: tuple[int, ...]) -> Iterator[str]:
+    """What is wrong with a unit. Nothing more is launched after an error of the GPU: its context may be lost."""
+    for tokens in counts:
+        try:
+            found: list[Difference] = check_unit(bench, unit, tokens)
+        except InfernumError as error:
+            yield f"{unit} at {tokens} tokens: {type(error).__name__}: {error}"
+            return
+        yield from map(str, found)
+
+
+@pytest.mark.parametrize("variant", TOKENS)
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_every_kernel_computes_what_its_node_means(
+    recipe: Recipe, variant: str, bundles: Bundles, bench: Bench
+) -> None:
+    counts = (ONE_OF_MANY if recipe.model == "llama_layer" else TOKENS)[variant]
+    bench.device.activate()
+    wrong = [what for unit in units(bundles.get(recipe), variant) for what in check(bench, unit, counts)]
+    bench.forget_modules()
+    assert not wrong, f"{len(wrong)} differences:\n" + "\n".join(wrong)
+
+
+def test_every_op_and_rule_with_a_kernel_is_among_what_is_checked(bundles: Bundles) -> None:
+    checked = [
+        unit for recipe in RECIPES for variant in TOKENS for unit in units(bundles.get(recipe), variant)
+    ]
+    ops_with_kernels = {name: op.emit for name, op in OPS.items() if isinstance(op.emit, tuple) and op.emit}
+    rules_with_kernels = {rule.name for rule in RULES if getattr(rule, "kernels", ())}
+    assert {op for unit in checked for op in unit.ops} >= set(ops_with_kernels)
+    assert {rule for unit in checked for rule in unit.rules} >= rules_with_kernels
+
+    templates = {"pointwise"}
+    for emit in ops_with_kernels.values():
+        for spec in emit:
+            while isinstance(spec, Template):
+                templates.add(spec.name)
+                spec = spec.then
+    assert {template for unit in checked for template in unit.templates} >= templates
+
+
+def test_every_rule_has_made_some_kernel_that_is_checked(bundles: Bundles) -> None:
+    fired: set[str] = set()
+    for recipe in RECIPES:
+        for variants in bundles.get(recipe).manifest.blocks.values():
+            fired |= {rule for v in variants.values() for rule, count in v.fired.items() if count}
+    assert {rule.name for rule in RULES} <= fired

@@ -1,0 +1,94 @@
+"""Random weights for a tiny Llama, the same on every machine, so that only logits need to be committed.
+
+The numbers come from PCG64's raw 64-bit stream, which NumPy promises not to change (it gives no such
+promise for `Generator.standard_normal`), by additions and multiplications alone: not even the last bit
+depends on a libm.
+"""
+
+import hashlib
+import math
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+Weights = dict[str, np.ndarray]
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def bell(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Float64 numbers of mean 0 and standard deviation 1 within (-3, 3): the sum of three uniform ones."""
+    seed = int.from_bytes(hashlib.sha256(f"{name} {shape}".encode()).digest()[:8], "little")
+    raw = np.random.PCG64(seed).random_raw(3 * math.prod(shape))
+    first, second, third = (raw >> np.uint64(11)).astype(np.float64).reshape(3, *shape) * 2.0**-53
+    return 2.0 * (first + second + third - 1.5)
+
+
+def random_weights(config: dict[str, Any]) -> Weights:
+    """Every tensor of the checkpoint, float32, under its Hugging Face name.
+
+    Norm weights lie around 1 with deviation 0.2 and biases around 0 with 0.3. A matrix of `fan_in` columns
+    has deviation 1/sqrt(fan_in), times 1.5 where that tells more: in q and k it makes attention sharp
+    enough for a wrong rope to show, in the head it gives the logits a deviation of about 1.5. Tied models
+    have no `lm_head`.
+    """
+    hidden, intermediate = config["hidden_size"], config["intermediate_size"]
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or hidden // heads
+    query, kv = heads * head_dim, config["num_key_value_heads"] * head_dim
+    tied = config.get("tie_word_embeddings", False)
+    attention_bias, mlp_bias = config.get("attention_bias", False), config.get("mlp_bias", False)
+    weights: Weights = {}
+
+    def norm(name: str) -> None:
+        weights[f"{name}.weight"] = 1.0 + 0.2 * bell(f"{name}.weight", (hidden,))
+
+    def linear(name: str, rows: int, columns: int, bias: bool, gain: float = 1.0) -> None:
+        weights[f"{name}.weight"] = bell(f"{name}.weight", (rows, columns)) * (gain / math.sqrt(columns))
+        if bias:
+            weights[f"{name}.bias"] = 0.3 * bell(f"{name}.bias", (rows,))
+
+    embedding = bell("model.embed_tokens.weight", (config["vocab_size"], hidden))
+    weights["model.embed_tokens.weight"] = embedding * (1.5 / math.sqrt(hidden) if tied else 1.0)
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}"
+        norm(f"{prefix}.input_layernorm")
+        linear(f"{prefix}.self_attn.q_proj", query, hidden, attention_bias, gain=1.5)
+        linear(f"{prefix}.self_attn.k_proj", kv, hidden, attention_bias, gain=1.5)
+        linear(f"{prefix}.self_attn.v_proj", kv, hidden, attention_bias)
+        linear(f"{prefix}.self_attn.o_proj", hidden, query, attention_bias)
+        norm(f"{prefix}.post_attention_layernorm")
+        linear(f"{prefix}.mlp.gate_proj", intermediate, hidden, mlp_bias)
+        linear(f"{prefix}.mlp.up_proj", intermediate, hidden, mlp_bias)
+        linear(f"{prefix}.mlp.down_proj", hidden, intermediate, mlp_bias)
+    norm("model.norm")
+    if not tied:
+        linear("lm_head", config["vocab_size"], hidden, bias=False, gain=1.5)
+    return {name: tensor.astype(np.float32) for name, tensor in weights.items()}
+
+
+def rounded(weights: Weights, dtype: str) -> Weights:
+    """The weights as `dtype` ("float32", "float16", "bfloat16") keeps them, back in float32."""
+    return {name: tensor.astype(DTYPES[dtype]).astype(np.float32) for name, tensor in weights.items()}
+
+
+def random_tokens(config: dict[str, Any], count: int) -> np.ndarray:
+    """A fixed sequence of `count` token ids below the vocabulary's size, int32."""
+    seed = int.from_bytes(
+        hashlib.sha256(f"tokens {config['vocab_size']} {count}".encode()).digest()[:8], "little"
+    )
+    return (np.random.PCG64(seed).random_raw(count) % np.uint64(config["vocab_size"])).astype(np.int32)
+
+
+def digest(weights: Weights) -> str:
+    """SHA-256 over names, shapes and bytes: tells a changed recipe from a wrong model."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        total.update(f"{name} {weights[name].shape} {weights[name].dtype}".encode())
+        total.update(np.ascontiguousarray(weights[name]).tobytes())
+    return total.hexdigest()

@@ -1,0 +1,179 @@
+"""The kernels of attention, rope, the cache and row picking compile without spilling, for the shapes of real models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from infernum.codegen.emit import emit_block
+from infernum.codegen.nvrtc import compile_cuda, supported_archs
+from infernum.codegen.plan import plan_block
+from infernum.codegen.steps import Kernel
+from infernum.dtypes import DType, dtype
+from infernum.errors import CompileError, ShapeError
+from infernum.fusion import rope_append
+from infernum.ir.block import BATCH, Tensor, Trace
+from infernum.ir.graph import Graph, Input, TensorType
+from infernum.ir.kernel import Choice, Target, choose
+from infernum.ir.op import OPS
+from infernum.ir.rewrite import apply_rules
+from infernum.ops import append, attention, embedding, rope, select_rows
+from infernum.rope import Rope
+
+try:
+    KNOWN = supported_archs()
+except CompileError as missing:
+    pytest.skip(str(missing), allow_module_level=True)
+ARCHS = [arch for arch in ("sm_80", "sm_90a") if arch in KNOWN]
+BATCH_FACTS = ("positions", "sequence", "query_start", "page_table")
+LLAMA3 = Rope("llama3", 5e5, 8.0, 1.0, 4.0, 8192)
+
+
+def target(arch: str, max_tokens: int, of: DType) -> Target:
+    return Target(int(arch[3:].rstrip("a")), "test", 1 if max_tokens == 1 else 65, max_tokens, of)
+
+
+class Inputs:
+    """The inputs of a graph under construction."""
+
+    def __init__(self, of: DType) -> None:
+        self.trace, self.of = Trace(), of
+
+    def stream(self, name: str, *shape: int | str) -> Tensor:
+        return self.trace.input(name, Input("stream"), TensorType(shape, self.of))
+
+    def batch(self, name: str) -> Tensor:
+        return self.trace.input(name, Input("batch"), BATCH[name])
+
+    def kv(self, kv_heads: int, dim: int) -> Tensor:
+        return self.trace.input("kv", Input("state"), TensorType(("pages", 2, kv_heads, 64, dim), self.of))
+
+    def weight(self, name: str, *shape: int) -> Tensor:
+        return self.trace.input(name, Input("weight"), TensorType(shape, self.of))
+
+
+def attend(inputs: Inputs, heads: int, kv_heads: int, dim: int) -> Tensor:
+    facts = [inputs.batch(name) for name in BATCH_FACTS]
+    return attention(
+        inputs.stream("q", "tokens", heads, dim), inputs.kv(kv_heads, dim), *facts, scale=dim**-0.5
+    )
+
+
+def kernels(
+    build: Callable[[Inputs], Any], arch: str, max_tokens: int, of: str, *, fuse: bool = False
+) -> list[str]:
+    """Emit and compile what `build` traces; assert that nothing spills; return the kernels' templates."""
+    inputs = Inputs(dtype(of))
+    built = build(inputs)
+    outputs = built if isinstance(built, tuple) else (built,)
+    graph = Graph.build("test", inputs.trace.entries.values(), [t.value for t in outputs])
+    goal = target(arch, max_tokens, inputs.of)
+    if fuse:
+        graph = apply_rules(graph, [rope_append], goal).graph
+    plan = plan_block(graph, goal)
+    cubin = compile_cuda(emit_block(plan, "test"), name="test.cu", arch=arch, cache=None)
+    for name, found in cubin.kernels.items():
+        assert found.spill_bytes == 0 and found.stack_bytes == 0, f"{name} spills: {found}"
+    return [step.template.name for step in plan.steps if isinstance(step, Kernel)]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "of"),
+    [
+        (32, 8, 64, "bf16"),
+        (32, 8, 128, "bf16"),
+        (14, 2, 64, "f16"),
+        (64, 8, 128, "f16"),
+        (71, 1, 64, "bf16"),
+        (4, 4, 80, "f32"),
+        (16, 2, 250, "bf16"),
+        (16, 2, 256, "f32"),
+    ],
+)
+def test_one_token_splits_its_context(arch: str, heads: int, kv_heads: int, dim: int, of: str) -> None:
+    found = kernels(lambda inputs: attend(inputs, heads, kv_heads, dim), arch, 1, of)
+    assert found == ["attention_split", "attention_combine"]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "of"),
+    [
+        (32, 8, 64, "bf16"),
+        (32, 8, 128, "bf16"),
+        (28, 4, 128, "bf16"),
+        (14, 2, 64, "f16"),
+        (4, 4, 80, "f16"),
+        (16, 2, 256, "bf16"),
+    ],
+)
+def test_a_prompt_runs_on_tensor_cores(arch: str, heads: int, kv_heads: int, dim: int, of: str) -> None:
+    found = kernels(lambda inputs: attend(inputs, heads, kv_heads, dim), arch, 8192, of)
+    assert found == ["attention_prefill"]
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "of", "reason"),
+    [
+        (4, 4, 64, "f32", "tensor cores"),
+        (4, 4, 72, "bf16", "head size 72"),
+        (256, 1, 64, "bf16", "256 query heads"),
+    ],
+)
+def test_what_the_prompt_kernel_refuses_goes_to_the_other(
+    heads: int, kv_heads: int, dim: int, of: str, reason: str
+) -> None:
+    inputs = Inputs(dtype(of))
+    attend(inputs, heads, kv_heads, dim)
+    operands = [inputs.trace.entries[name][0].types[0] for name in OPS["attention"].params]
+    call = OPS["attention"].call(operands, (operands[0],), {"scale": 1.0})
+    emitted = OPS["attention"].emit
+    assert isinstance(emitted, tuple)
+    choice = choose(emitted, call, target("sm_90a", 8192, inputs.of))
+    assert isinstance(choice, Choice) and reason in choice.passed_over[0]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "of"),
+    [
+        (32, 8, 64, "bf16"),
+        (32, 8, 128, "f16"),
+        (32, 8, 80, "f32"),
+        (32, 8, 18, "bf16"),
+        (128, 16, 256, "bf16"),
+        (128, 16, 256, "f32"),
+    ],
+)
+def test_rope_and_append_compile_fused_and_apart(
+    arch: str, heads: int, kv_heads: int, dim: int, of: str
+) -> None:
+    def build(inputs: Inputs) -> tuple[Tensor, ...]:
+        positions, sequence, table = (inputs.batch(n) for n in ("positions", "sequence", "page_table"))
+        q, k, v = (
+            inputs.stream(n, "tokens", h, dim) for n, h in (("q", heads), ("k", kv_heads), ("v", kv_heads))
+        )
+        turned = rope(k, positions, rope=LLAMA3)
+        kv = append(inputs.kv(kv_heads, dim), turned, v, positions, sequence, table)
+        return rope(q, positions, rope=LLAMA3), kv
+
+    assert sorted(kernels(build, arch, 1, of)) == ["append", "rope", "rope"]
+    assert kernels(build, arch, 1, of, fuse=True) == ["rope_append"]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("width", "of"), [(2048, "bf16"), (4095, "f16"), (896, "f32")])
+def test_rows_are_copied(arch: str, width: int, of: str) -> None:
+    def build(inputs: Inputs) -> Tensor:
+        rows = embedding(inputs.batch("token_ids"), inputs.weight("table", 1000, width))
+        return select_rows(rows, inputs.batch("output_rows"))
+
+    assert kernels(build, arch, 1, of) == ["embedding", "select_rows"]
+
+
+def test_heads_that_do_not_divide_are_refused_while_tracing() -> None:
+    with pytest.raises(ShapeError, match="7 heads, which do not divide among the 2"):
+        attend(Inputs(dtype("bf16")), 7, 2, 64)

@@ -1,0 +1,271 @@
+"""The command line as people use it: what it prints, where, and how fast it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Outcome, Tiny
+
+import infernum as package
+from infernum.bundle import Bundle
+
+Run = Callable[..., Outcome]
+
+FIRST_LINE = "Midway upon the journey of our life"
+NEXT_LINES = "\nI found myself within a forest dark,\nFor the straightforward pathway had been lost.\n\n"
+RUN = ("run", FIRST_LINE, "--device", "cpu", "--greedy", "-n", "20")
+
+
+def python(*args: str, **more: object) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
+    return subprocess.run([sys.executable, *args], capture_output=True, env=environment, check=False, **more)  # type: ignore[call-overload]
+
+
+def test_help_lists_the_commands_in_less_than_a_third_of_a_second() -> None:
+    times: list[float] = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        done = python("-m", "infernum", "--help")
+        times.append(time.perf_counter() - begin)
+        assert done.returncode == 0
+        for command in (b"compile", b"run", b"inspect", b"bench", b"doctor"):
+            assert command in done.stdout
+    assert min(times) < 0.3
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, infernum.cli; infernum.cli.run(['--help']);"
+        "print({'numpy', 'rich', 'networkx', 'jinja2', 'msgspec', 'tokenizers'} & set(sys.modules))"
+    )
+    assert python("-c", code).stdout.decode().endswith("set()\n")
+
+
+@pytest.mark.parametrize("command", ["compile", "run", "inspect", "doctor", "bench", "bench latency"])
+def test_every_command_explains_itself(command: str, infernum: Run) -> None:
+    done = infernum(*command.split(), "--help")
+    assert done.code == 0
+    assert done.out.startswith(f"Usage: infernum {command}")
+    assert done.err == ""
+
+
+def test_the_version_is_the_packages(infernum: Run) -> None:
+    assert infernum("--version").out == f"infernum {package.__version__}\n"
+
+
+def test_the_demo_continues_the_poem(dante_bundle: Bundle, infernum: Run) -> None:
+    done = infernum(*RUN, "--bundle", dante_bundle.folder)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == NEXT_LINES
+
+
+def test_the_unfused_bundle_says_the_same(dante_bundle: Bundle, dante_unfused: Bundle, infernum: Run) -> None:
+    more = ("run", FIRST_LINE, "--device", "cpu", "--greedy", "-n", "40", "--json", "--bundle")
+    texts = [json.loads(infernum(*more, b.folder).out)["tokens"] for b in (dante_bundle, dante_unfused)]
+    assert texts[0] == texts[1]
+
+
+def test_without_arguments_the_demo_says_its_line(dante_bundle: Bundle, infernum: Run) -> None:
+    done = infernum("run", "--device", "cpu", "-n", "3", "--bundle", dante_bundle.folder, "--json")
+    assert json.loads(done.out)["prompt"] == FIRST_LINE
+
+
+def test_a_prompt_is_read_from_stdin_less_its_last_newline(dante_bundle: Bundle, infernum: Run) -> None:
+    more = ("--device", "cpu", "--greedy", "-n", "20", "--bundle", dante_bundle.folder)
+    assert infernum("run", "-", *more, stdin=FIRST_LINE.encode() + b"\n").out == NEXT_LINES
+
+
+def test_json_is_one_object_alone_on_stdout(dante_bundle: Bundle, infernum: Run) -> None:
+    done = infernum(*RUN, "--json", "--bundle", dante_bundle.folder)
+    found = json.loads(done.out)
+    assert found["text"] == NEXT_LINES
+    assert len(found["tokens"]) == 20
+    assert found["finish_reason"] == "length"
+    assert found["statistics"]["prompt_tokens"] == len(found["prompt_tokens"])
+    assert done.err == ""
+
+
+def test_statistics_go_to_stderr(dante_bundle: Bundle, infernum: Run) -> None:
+    done = infernum(*RUN, "--stats", "--bundle", dante_bundle.folder)
+    assert done.out == NEXT_LINES
+    assert "tokens/s" in done.err
+
+
+def test_the_same_seed_gives_the_same_text_and_another_seed_another(
+    dante_bundle: Bundle, infernum: Run
+) -> None:
+    def text(seed: int) -> str:
+        more = ("-n", "24", "--temperature", "1.5", "--top-p", "1", "--seed", str(seed))
+        return infernum("run", "The", "--device", "cpu", *more, "--bundle", dante_bundle.folder).out
+
+    assert text(1) == text(1)
+    assert text(1) != text(2)
+
+
+def test_generation_ends_before_a_stop_string(dante_bundle: Bundle, infernum: Run) -> None:
+    done = infernum(*RUN, "--stop", "forest", "--json", "--bundle", dante_bundle.folder)
+    found = json.loads(done.out)
+    assert found["text"] == "\nI found myself within a "
+    assert found["finish_reason"] == "stop"
+
+
+def test_a_model_without_a_tokenizer_takes_and_gives_token_ids(
+    tiny: Callable[[str], Tiny], infernum: Run
+) -> None:
+    case = tiny("plain")
+    more = (
+        "--model",
+        case.folder,
+        "--bundle",
+        case.bundle().folder,
+        "--device",
+        "cpu",
+        "--greedy",
+        "--ignore-eos",
+    )
+    done = infernum("run", "1 15, 27", *more, "-n", "5")
+    assert (done.code, done.err) == (0, "")
+    assert len([int(word) for word in done.out.split()]) == 5
+
+
+def test_whoever_closes_the_pipe_early_sees_no_error(dante_bundle: Bundle) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
+    command = [sys.executable, "-m", "infernum", *RUN, "-n", "200", "--bundle", str(dante_bundle.folder)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def test_an_interrupt_is_quiet_and_ends_with_130(infernum: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(model: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("infernum.models.presets.resolve", interrupted)
+    done = infernum("run")
+    assert done.code == 130
+    assert "Traceback" not in done.err
+
+
+def test_compile_writes_a_bundle_and_says_what_is_in_it(tmp_path: Path, infernum: Run) -> None:
+    done = infernum("compile", "dante", "-o", tmp_path / "out", "--dump-passes")
+    assert (done.code, done.err) == (0, "")
+    for word in ("decoder", "prefill", "kernels before fusion", "registers", "spilled"):
+        assert word in done.out
+    assert (tmp_path / "out" / "decoder.t1.cu").is_file()
+    assert (tmp_path / "out-passes" / "decoder.t1" / "00-traced.ir").is_file()
+
+
+def test_compiling_twice_gives_the_same_bytes(dante_bundle: Bundle, tmp_path: Path, infernum: Run) -> None:
+    done = infernum("compile", "dante", "--arch", "sm_90a", "-o", tmp_path / "again", "--json")
+    assert json.loads(done.out)["bundle"] == str(tmp_path / "again")
+    for path in dante_bundle.folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_inspect_shows_the_manifest_a_block_and_a_kernel(dante_bundle: Bundle, infernum: Run) -> None:
+    folder = dante_bundle.folder
+    assert "dante (llama), 5 layers" in infernum("inspect", folder).out
+    block = infernum("inspect", folder, "--block", "decoder", "--variant", "t1").out
+    for word in ("arena of", "model.layers.{layer}.mlp.down_proj.weight", "rules refused"):
+        assert word in block
+    kernel = dante_bundle.manifest.blocks["decoder"]["t1"].kernels[0].name
+    assert "registers" in infernum("inspect", folder, "--kernel", kernel).out
+    source = infernum("inspect", folder, "--kernel", kernel, "--source").out
+    assert source.count("__global__") == 1 and kernel in source
+
+
+def test_inspect_as_json_is_the_manifest(dante_bundle: Bundle, infernum: Run) -> None:
+    found = json.loads(infernum("inspect", dante_bundle.folder, "--json").out)
+    assert found["model"]["name"] == "dante"
+    assert set(found["blocks"]) == {"embed", "decoder", "head", "greedy", "sample"}
+
+
+def test_doctor_says_what_works_and_passes_without_a_gpu(infernum: Run) -> None:
+    done = infernum("doctor", "--json")
+    found = json.loads(done.out)
+    assert done.code == 0
+    assert found["works"]["run without a GPU"] is True
+    assert found["works"]["compile"] is True
+    assert found["versions"]["numpy"]
+    assert infernum("doctor").code == 0
+
+
+def test_python_has_the_same_entry_points() -> None:
+    from infernum.engine.sampling_params import SamplingParams
+    from infernum.llm import LLM
+
+    assert package.LLM is LLM
+    assert package.SamplingParams is SamplingParams
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = package.nothing  # type: ignore[attr-defined]
+
+
+def test_several_prompts_are_one_ragged_batch(dante_bundle: Bundle) -> None:
+    prompts = [FIRST_LINE, "Through me", "I"]
+    params = package.SamplingParams(max_tokens=12, temperature=0)
+    with package.LLM(device="cpu", bundle=dante_bundle) as llm:
+        together = llm.generate(prompts, params)
+        alone = [llm.generate(prompt, params)[0] for prompt in prompts]
+    assert [c.tokens for c in together] == [c.tokens for c in alone]
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    done = python("-c", "import sys, infernum; print('numpy' in sys.modules, 'infernum.llm' in sys.modules)")
+    assert done.stdout.split() == [b"False", b"False"]
+
+
+COMPILE_SIDE = (
+    "{'jinja2', 'networkx', 'infernum.ir', 'infernum.ops', 'infernum.codegen', 'cuda.bindings.nvrtc'}"
+)
+
+
+def test_what_runs_a_bundle_on_a_gpu_imports_nothing_that_compiles(dante_bundle: Bundle) -> None:
+    code = (
+        "import sys, infernum.llm, infernum.runtime.executor, infernum.runtime.gemm, infernum.engine.engine\n"
+        "from pathlib import Path\n"
+        "from infernum.bundle import open_bundle\n"
+        "from infernum.models.presets import resolve\n"
+        "infernum.llm.check_bundle(open_bundle(Path(sys.argv[1])), resolve('dante'))\n"
+        f"print({COMPILE_SIDE} & set(sys.modules))"
+    )
+    done = python("-c", code, str(dante_bundle.folder))
+    assert done.stdout.decode().strip() == "set()", done.stderr.decode()
+
+
+@pytest.mark.gpu
+def test_running_a_bundle_on_the_gpu_imports_nothing_that_compiles(tmp_path: Path, infernum: Run) -> None:
+    assert infernum("compile", "dante", "--arch", "native", "-o", tmp_path / "dante").code == 0
+    code = (
+        "import sys; from infernum.cli import run\n"
+        f"assert run(['run', '--device', 'cuda', '--greedy', '-n', '20', '--bundle', sys.argv[1]]) == 0\n"
+        f"print({COMPILE_SIDE} & set(sys.modules))"
+    )
+    done = python("-c", code, str(tmp_path / "dante"))
+    assert done.stdout.decode() == f"{NEXT_LINES}set()\n", done.stderr.decode()
+
+
+@pytest.mark.gpu
+def test_the_gpu_says_what_numpy_says(infernum: Run) -> None:
+    texts = [infernum("run", FIRST_LINE, "--greedy", "-n", "40", "--device", d).out for d in ("cuda", "cpu")]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.gpu
+def test_bench_latency_checks_what_it_measures(infernum: Run, tmp_path: Path) -> None:
+    sizes = ("--prompt", "70", "--tokens", "20", "--repeats", "1")
+    done = infernum("bench", "latency", "--model", "dante", *sizes, "--json", "--output", tmp_path / "r.json")
+    found = json.loads(done.out)
+    assert found == json.loads((tmp_path / "r.json").read_text())
+    assert 0 < found["error_against_unfused"] <= found["allowed_error"]
+    assert 0 < found["fraction_of_bound"] < 1

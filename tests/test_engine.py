@@ -1,0 +1,340 @@
+"""The engine over a toy model that checks every batch: who is served when, and what comes out."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_executor import ToyExecutor, hashed_logits, scripted
+
+from infernum.bundle import ModelInfo
+from infernum.engine.engine import Engine
+from infernum.engine.page_pool import PagePool
+from infernum.engine.sampling_params import SamplingParams, derived_seed
+from infernum.engine.step_inputs import sampling_of
+from infernum.errors import RequestError
+from infernum.ops import sampling
+
+VOCAB = 97
+GREEDY = SamplingParams(max_tokens=10, temperature=0)
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [12, 13]]
+
+
+def model_info(context=64, vocab=VOCAB):
+    return ModelInfo(
+        family="toy", name="toy", config={}, config_hash="", vocab_size=vocab, context=context, num_layers=1
+    )
+
+
+def make(model=None, *, context=64, end_tokens=(), max_model_len=None, tokenizer=None, **executor):
+    toy = ToyExecutor(model or hashed_logits(VOCAB), VOCAB, **executor)
+    engine = Engine(toy, model_info(context), end_tokens, tokenizer, max_model_len)
+    return engine, toy
+
+
+def alone(prompt, params, index=0, model=None):
+    """What a sequence must come to: the model applied to the whole context, token by token."""
+    model, context = model or hashed_logits(VOCAB), list(prompt)
+    seed = np.array([derived_seed(params.seed or 0, index)], np.uint32).view(np.int32)
+    one = lambda value, dtype: np.array([value], dtype)  # noqa: E731
+    for _ in range(params.max_tokens):
+        words = np.zeros((1, -(-VOCAB // 32)), np.int32)
+        for token in context:
+            sampling.mark_seen.meaning(words, np.array([token], np.int32))
+        token = sampling.sample.meaning(
+            model(context)[None],
+            words,
+            one(params.temperature, np.float32),
+            one(params.top_k, np.int32),
+            one(params.top_p, np.float32),
+            one(params.min_p, np.float32),
+            one(params.repetition_penalty, np.float32),
+            seed,
+            one(len(context) - 1, np.int32),
+            one(0, np.int32),
+        )
+        context.append(int(token[0]))
+    return tuple(context[len(prompt) :])
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 8])
+@pytest.mark.parametrize("max_batch_tokens", [1, 3, 32])
+@pytest.mark.parametrize("pages", [5, 9, 40])
+def test_every_prompt_gets_the_text_it_would_get_alone(max_rows, max_batch_tokens, pages):
+    engine, _ = make(max_rows=max_rows, max_batch_tokens=max_batch_tokens, pages=pages)
+    found = engine.generate(PROMPTS, GREEDY)
+    assert [c.tokens for c in found] == [alone(p, GREEDY) for p in PROMPTS]
+    assert {c.finish_reason for c in found} == {"length"}
+    assert engine._pool.free_pages == pages
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    prompts=st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20), min_size=1, max_size=6),
+    lengths=st.lists(st.integers(1, 15), min_size=6, max_size=6),
+    max_rows=st.integers(1, 5),
+    max_batch_tokens=st.integers(1, 12),
+    pages=st.integers(9, 30),
+    end=st.sets(st.integers(0, VOCAB - 1), max_size=20),
+)
+def test_any_mixture_of_requests_is_served_as_if_each_were_alone(
+    prompts, lengths, max_rows, max_batch_tokens, pages, end
+):
+    params = [SamplingParams(max_tokens=n, temperature=0.9, seed=5, repetition_penalty=1.2) for n in lengths]
+    engine, _ = make(max_rows=max_rows, max_batch_tokens=max_batch_tokens, pages=pages, end_tokens=end)
+    found = engine.generate(prompts, params[: len(prompts)])
+    for index, (prompt, one, completion) in enumerate(zip(prompts, params, found, strict=False)):
+        whole = alone(prompt, one, index)
+        stop = next((i for i, token in enumerate(whole) if token in end), None)
+        expected = whole if stop is None else whole[: stop + 1]
+        assert completion.tokens == expected
+        assert completion.finish_reason == ("length" if stop is None else "stop")
+    assert engine._pool.free_pages == pages
+    assert not engine.busy
+
+
+def test_several_prompts_go_into_one_ragged_step():
+    engine, toy = make(pages=40)
+    engine.generate(PROMPTS, GREEDY)
+    assert np.diff(toy.batches[0].query_start).tolist() == [3, 1, 7, 2]
+    assert toy.batches[0].output_rows.tolist() == [2, 3, 10, 12]
+
+
+def test_a_long_prompt_goes_in_chunks_and_one_row_is_asked_for_in_each():
+    engine, toy = make(max_batch_tokens=4)
+    prompt = list(range(10))
+    assert engine.generate([prompt], GREEDY)[0].tokens == alone(prompt, GREEDY)
+    assert [b.tokens for b in toy.batches[:4]] == [4, 4, 2, 1]
+    assert [b.rows for b in toy.batches[:3]] == [1, 1, 1]
+    assert toy.batches[1].positions.tolist() == [4, 5, 6, 7]
+
+
+def test_decoding_goes_on_beside_a_prompt_in_chunks():
+    engine, toy = make(max_batch_tokens=4, pages=40)
+    engine.generate([[1], list(range(12))], GREEDY)
+    assert [np.diff(b.query_start).tolist() for b in toy.batches[:4]] == [[1, 3], [1, 3], [1, 3], [1, 3]]
+    assert toy.batches[1].output_rows.tolist() == [0]
+
+
+def test_tokens_are_read_one_step_late_and_decoding_feeds_itself():
+    engine, toy = make()
+    engine.generate([[1, 2, 3]], SamplingParams(max_tokens=5, temperature=0))
+    assert toy.log == [
+        "run 0", "read 0",
+        "run 1", "advance 2", "read 1", "advance 3", "read 2", "advance 4", "read 3", "read 4",
+    ]  # fmt: skip
+
+
+def test_the_extra_token_of_a_sequence_that_had_ended_is_dropped():
+    engine, toy = make(scripted(VOCAB, 1, [10, 11, 12, 13, 14]), end_tokens=[12])
+    found = engine.generate([[1]], GREEDY)[0]
+    assert found.tokens == (10, 11, 12)
+    assert found.finish_reason == "stop"
+    assert toy.steps == 4
+    assert toy.log[-1] == "read 3"
+
+
+def test_an_end_by_length_is_foreseen_and_wastes_no_step():
+    engine, toy = make()
+    engine.generate([[1, 2]], SamplingParams(max_tokens=1, temperature=0))
+    assert toy.steps == 1
+
+
+def test_any_of_the_end_tokens_ends_a_sequence_unless_they_are_ignored():
+    model = scripted(VOCAB, 1, [10, 11, 12, 13])
+    assert make(model, end_tokens=[90, 11])[0].generate([[1]], GREEDY)[0].tokens == (10, 11)
+    ignoring = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+    found = make(model, end_tokens=[90, 11])[0].generate([[1]], ignoring)[0]
+    assert found.tokens == (10, 11, 12, 13)
+    assert found.finish_reason == "length"
+
+
+def test_a_sequence_waits_until_the_cache_has_pages_for_all_it_may_need():
+    engine, toy = make(pages=4)  # 16 positions: one sequence of 3 + 10 tokens at a time
+    engine.generate([[1, 2, 3], [4, 5, 6], [7, 8, 9]], GREEDY)
+    assert {b.seqs for b in toy.batches} == {1}
+
+
+def test_a_thousand_tokens_come_out_as_they_should():
+    params = SamplingParams(max_tokens=1000, temperature=0.8, seed=3)
+    engine, toy = make(context=2000, pages=300)
+    assert engine.generate([[1, 2, 3]], params)[0].tokens == alone([1, 2, 3], params)
+    assert sum(line.startswith("run") for line in toy.log) == 2
+
+
+def test_max_tokens_is_cut_to_the_context():
+    engine, _ = make(context=8)
+    found = engine.generate([[1, 2, 3]], GREEDY)[0]
+    assert len(found.tokens) == 5
+    assert found.finish_reason == "length"
+
+
+def test_max_tokens_is_cut_to_the_cache_and_to_max_model_len():
+    assert len(make(pages=2, page_size=4)[0].generate([[1, 2, 3]], GREEDY)[0].tokens) == 5
+    assert len(make(max_model_len=6)[0].generate([[1, 2, 3]], GREEDY)[0].tokens) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt", "message"),
+    [
+        ({"context": 8}, list(range(8)), "the prompt has 8 tokens, .* model's context of 8 tokens"),
+        ({"pages": 2}, list(range(9)), "the prompt has 9 tokens, .* KV cache of 8 tokens"),
+        ({"max_model_len": 4}, list(range(5)), "the prompt has 5 tokens, .* --max-model-len of 4 tokens"),
+        ({}, [], "the prompt is empty"),
+        ({}, [1, VOCAB], "token 1 of the prompt is 97; the model's tokens are 0 to 96"),
+        ({}, [-1], "token 0 of the prompt is -1"),
+    ],
+)
+def test_a_prompt_that_cannot_be_served_is_refused_with_numbers(options, prompt, message):
+    engine, toy = make(**options)
+    with pytest.raises(RequestError, match=message):
+        engine.stream([[1], prompt], GREEDY)
+    assert toy.steps == 0
+    assert not engine.busy
+
+
+def test_stop_strings_need_a_tokenizer():
+    with pytest.raises(RequestError, match="tokenizer"):
+        make()[0].generate([[1]], SamplingParams(stop=("a",)))
+
+
+def test_parameters_must_match_the_prompts():
+    with pytest.raises(RequestError, match="2 sampling parameters are given for 1 prompts"):
+        make()[0].generate([[1]], [GREEDY, GREEDY])
+
+
+def test_the_same_seed_gives_the_same_text_and_each_prompt_its_own():
+    params = SamplingParams(max_tokens=20, temperature=1.5, seed=11)
+    first = make(pages=40)[0].generate([[1], [1]], params)
+    again = make(pages=40, max_rows=1)[0].generate([[1], [1]], params)
+    assert first == again
+    assert first[0].tokens != first[1].tokens
+    assert first[0] == make()[0].generate([[1]], params)[0]
+
+
+def test_without_a_seed_every_text_is_another():
+    params = SamplingParams(max_tokens=20, temperature=1.5)
+    engine, _ = make(pages=40)
+    assert len({c.tokens for c in engine.generate([[1]] * 3, params) + engine.generate([[1]], params)}) == 4
+
+
+def test_prompts_with_and_without_randomness_share_a_step():
+    params = [GREEDY, SamplingParams(max_tokens=10, temperature=1.2, seed=4, repetition_penalty=1.5)]
+    engine, toy = make(pages=40)
+    found = engine.generate([[1, 2], [3]], params)
+    assert [c.tokens for c in found] == [alone([1, 2], params[0]), alone([3], params[1], index=1)]
+    assert {b.seqs for b in toy.batches} == {2}
+
+
+def test_seen_holds_prompt_and_output_and_only_where_there_is_a_penalty():
+    def sequence(**params):
+        return SimpleNamespace(params=SamplingParams(**params), tokens=[0, 33, 33, 64], seed=2**32 - 1)
+
+    def plan(*sequences):
+        return SimpleNamespace(
+            chunks=[SimpleNamespace(sequence=s) for s in sequences], rows=range(len(sequences))
+        )
+
+    made = sampling_of(plan(sequence(), sequence(repetition_penalty=1.1)), VOCAB)
+    assert made.seen.tolist() == [[0, 0, 0, 0], [1, 2, 1, 0]]
+    assert made.seed.tolist() == [-1, -1]
+    assert sampling_of(plan(sequence()), VOCAB).seen is None
+
+
+def test_logits_are_those_of_every_position_whatever_the_chunks():
+    tokens, model = list(range(20)), hashed_logits(VOCAB)
+    expected = np.stack([model(tokens[: i + 1]) for i in range(20)])
+    for max_rows, max_batch_tokens in ((8, 32), (3, 2), (32, 32)):
+        engine, _ = make(max_rows=max_rows, max_batch_tokens=max_batch_tokens)
+        np.testing.assert_array_equal(engine.logits(tokens), expected)
+        assert engine._pool.free_pages == 16
+    with pytest.raises(RequestError, match="20 tokens are more than the model's context of 19 tokens"):
+        make(context=19)[0].logits(tokens)
+
+
+def test_closing_a_stream_frees_its_pages_and_the_engine_goes_on():
+    engine, _ = make()
+    events = engine.stream([[1, 2], [3]], GREEDY)
+    next(events)
+    with pytest.raises(RequestError, match="the engine is generating"):
+        engine.logits([1])
+    events.close()
+    assert not engine.busy
+    assert engine._pool.free_pages == 16
+    assert engine.generate([[1, 2]], GREEDY)[0].tokens == alone([1, 2], GREEDY)
+
+
+def test_a_server_may_add_and_cancel_sequences_between_steps():
+    engine, _ = make(pages=40)
+    first = engine.add([1, 2], GREEDY)
+    got = {first: []}
+    late = cancelled = None
+    for step in range(100):
+        if step == 3:
+            late, cancelled = engine.add([3], GREEDY), engine.add([4], GREEDY)
+            got |= {late: [], cancelled: []}
+        if step == 6:
+            engine.cancel(cancelled)
+        for event in engine.step():
+            got[event.sequence].extend(event.tokens)
+        if not engine.busy:
+            break
+    assert tuple(got[first]) == alone([1, 2], GREEDY)
+    assert tuple(got[late]) == alone([3], GREEDY)
+    assert 0 < len(got[cancelled]) < 10
+    assert engine._pool.free_pages == 40
+
+
+def test_statistics_count_prompt_and_output_tokens():
+    engine, _ = make(max_batch_tokens=4, pages=40)
+    engine.generate(PROMPTS, GREEDY)
+    counted = engine.statistics
+    assert counted.prompt_tokens == sum(map(len, PROMPTS))
+    assert counted.output_tokens == 40
+    assert 0 < counted.decoded_tokens < 40
+    assert counted.prompt_seconds > 0
+    assert counted.decode_seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", 0),
+        ("max_tokens", 1.5),
+        ("max_tokens", True),
+        ("temperature", -1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("temperature", 1e-30),
+        ("top_k", -1),
+        ("top_k", 2**31),
+        ("top_p", 0),
+        ("top_p", 1.1),
+        ("top_p", float("nan")),
+        ("min_p", -0.1),
+        ("min_p", "0.1"),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", float("inf")),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("stop", "text"),
+        ("stop", ("",)),
+    ],
+)
+def test_a_parameter_out_of_range_is_refused_by_name_value_and_what_is_allowed(name, value):
+    with pytest.raises(RequestError) as raised:
+        SamplingParams(**{name: value})
+    assert str(raised.value).startswith(f"{name} is {value!r}; it must be ")
+
+
+def test_pages_are_handed_out_once_and_come_back():
+    pool = PagePool(5, 4)
+    first, second = pool.allocate(9), pool.allocate(5)
+    assert len(first) == 3
+    assert sorted(first + second) == [0, 1, 2, 3, 4]
+    assert pool.allocate(1) is None
+    pool.release(first)
+    assert pool.free_pages == 3
+    with pytest.raises(AssertionError, match="given back"):
+        pool.release(first)

@@ -1,0 +1,128 @@
+"""The wheel holds what runs outside a checkout, and the command line starts without what is slow to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from hatchling.builders.sdist import SdistBuilder
+from hatchling.builders.wheel import WheelBuilder
+
+from infernum import __version__
+
+ROOT = Path(__file__).parents[1]
+SLOW = (
+    "numpy",
+    "ml_dtypes",
+    "jinja2",
+    "networkx",
+    "rich",
+    "msgspec",
+    "tokenizers",
+    "cuda.bindings",
+    "nvmath",
+)
+INFO = f"infernum-{__version__}.dist-info"
+DEMO = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "model.safetensors",
+)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    return Path(next(WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])))
+
+
+@pytest.fixture(scope="module")
+def files(wheel: Path) -> set[str]:
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_the_wheel_holds_every_module_and_template(files: set[str]) -> None:
+    modules = [path.relative_to(ROOT).as_posix() for path in (ROOT / "infernum").rglob("*.py")]
+    templates = [
+        f"infernum/{path.relative_to(ROOT).as_posix()}"
+        for path in (ROOT / "templates").rglob("*")
+        if path.suffix in {".j2", ".cuh"}
+    ]
+    assert templates
+    assert {*modules, *templates, "infernum/py.typed"} <= files
+
+
+def test_the_wheel_holds_the_demo_model_and_not_what_made_it(files: set[str]) -> None:
+    demo = {name for name in files if name.startswith("infernum/demo/")}
+    assert demo == {f"infernum/demo/dante/{name}" for name in DEMO}
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(files: set[str]) -> None:
+    assert {name.split("/")[0] for name in files} == {"infernum", INFO}
+    assert not [name for name in files if "__pycache__" in name]
+
+
+def test_the_wheel_declares_the_command_and_the_licence(wheel: Path) -> None:
+    read = zipfile.ZipFile(wheel).read
+    assert b"infernum = infernum.cli:main" in read(f"{INFO}/entry_points.txt")
+    assert b"Apache License" in read(f"{INFO}/licenses/LICENSE")
+
+
+def test_an_installed_wheel_finds_its_own_templates_and_demo_model(wheel: Path, tmp_path: Path) -> None:
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    zipfile.ZipFile(wheel).extractall(site)  # a wheel is a folder of sys.path, zipped
+    elsewhere.mkdir()
+    found = python(
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        "from infernum.resources import demo_folder, templates_folder\n"
+        "print(templates_folder(), demo_folder() / 'model.safetensors', sep='\\n')",
+        cwd=elsewhere,
+    ).splitlines()
+    assert found == [str(site / "infernum/templates"), str(site / "infernum/demo/dante/model.safetensors")]
+    assert all(Path(path).exists() for path in found)
+
+
+def test_a_wheel_built_from_the_source_archive_is_the_same(files: set[str], tmp_path: Path) -> None:
+    archive = next(SdistBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"]))
+    subprocess.run([sys.executable, "-m", "tarfile", "-e", archive, str(tmp_path)], check=True)
+    unpacked = WheelBuilder(str(tmp_path / f"infernum-{__version__}"))
+    rebuilt = next(unpacked.build(directory=str(tmp_path), versions=["standard"]))
+    assert set(zipfile.ZipFile(rebuilt).namelist()) == files
+
+
+def test_the_command_line_imports_nothing_that_is_slow() -> None:
+    loaded = python(f"import infernum.cli, sys; print(*(name for name in {SLOW} if name in sys.modules))")
+    assert loaded.split() == []
+
+
+def test_importing_the_package_imports_nothing_that_is_slow() -> None:
+    loaded = python(f"import infernum, sys; print(*(name for name in {SLOW} if name in sys.modules))")
+    assert loaded.split() == []
+
+
+def test_help_is_instant() -> None:
+    """0.3 s where Python itself starts in 0.03; on a machine that is busy or slow, as many times longer as Python."""
+    helps, nothings = [], []
+    for _ in range(5):  # in turns, so that both meet the same load
+        helps.append(seconds("import sys; from infernum.cli import main; sys.argv[1:] = ['--help']; main()"))
+        nothings.append(seconds("pass"))
+    assert sorted(helps)[2] < max(0.3, 10 * sorted(nothings)[2])
+
+
+def python(code: str, cwd: Path | None = None) -> str:
+    """What a fresh interpreter prints when it runs `code`."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def seconds(code: str) -> float:
+    start = time.perf_counter()
+    python(code)
+    return time.perf_counter() - start

@@ -1,0 +1,318 @@
+"""Fusion keeps the meaning: of random graphs, of every rewrite, and of whole Llama blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from graph_inputs import copied, random_inputs, stacked
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from oracle.configs import case
+
+from infernum.codegen.emit import emit_block
+from infernum.codegen.places import is_free
+from infernum.codegen.plan import plan_block
+from infernum.codegen.steps import Kernel
+from infernum.codegen.weights import fold_weights
+from infernum.dtypes import BF16, F32, DType, relative_error
+from infernum.fusion import RULES
+from infernum.ir.block import Block, Tensor, Trace
+from infernum.ir.graph import Graph, Input, Part, TensorType
+from infernum.ir.interpret import interpret
+from infernum.ir.kernel import Target
+from infernum.ir.rewrite import Rewrite, Rule, apply_rules, decomposed
+from infernum.ir.text import parse_graph, print_graph
+from infernum.models.llama import decoder, embed, head
+from infernum.models.llama_config import LlamaConfig
+from infernum.ops import add, columns, flatten, heads, linear, mul, rms_norm, silu
+
+RANDOM = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=150,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+VARIANTS = {"t1": (1, 1), "t8": (2, 8), "t64": (9, 64), "prefill": (65, 512)}
+TOKENS = {"t1": 1, "t8": 5, "t64": 20, "prefill": 70}
+ROUNDING_RULES = ("residual_into_gemm",)
+"""Rules that may drop a rounding between ops."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def products_summed_exactly() -> Iterator[None]:
+    """Products in float64: BLAS sums in another order when weights are stacked, and bitwise tests would see it."""
+
+    def exactly(x: np.ndarray, weight: np.ndarray, *, out: str = "") -> np.ndarray:
+        del out
+        return x.astype(np.float64) @ weight.astype(np.float64).T
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vars(linear), "meaning", exactly)
+        yield
+
+
+def target(variant: str, dtype: DType) -> Target:
+    return Target(90, variant, *VARIANTS[variant], dtype)
+
+
+def fused(graph: Graph, rules: list[Rule], variant: str, dtype: DType) -> Graph:
+    return apply_rules(graph, rules, target(variant, dtype), normalise=fold_weights).graph
+
+
+def meaning(graph: Graph, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Outputs, and what the ops made of the state."""
+    own = copied(inputs)
+    with np.errstate(all="ignore"):
+        return [*interpret(graph, own), *(own[n.name] for n in graph.inputs if n.op.name == "state")]
+
+
+def check_same_meaning(before: Graph, after: Graph, dtype: DType, *, exact: bool, tokens: int = 3) -> None:
+    inputs = random_inputs(before, tokens)
+    wanted = meaning(before, inputs)
+    got = meaning(after, stacked(after, before, inputs))
+    for out, ref in zip(got, wanted, strict=True):
+        if exact or not np.isfinite(ref).all():
+            assert np.array_equal(out, ref, equal_nan=True)
+        else:
+            assert relative_error(out, ref) <= (1e-5 if dtype is F32 else dtype.tolerance)
+
+
+# ---- random graphs
+
+
+class Maker:
+    """Grows a graph of [tokens, width] values, in the shapes that rules look for and in all others."""
+
+    def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any], dtype: DType) -> None:
+        self.draw, self.dtype, self.trace = draw, dtype, Trace(where=("test.py:1",))
+        self.values: list[Tensor] = []
+        for name in "xy":
+            kind = TensorType(("tokens", self.draw(st.sampled_from([8, 16]))), dtype)
+            self.values.append(self.trace.input(name, Input("stream"), kind))
+
+    def weight(self, *shape: int) -> Tensor:
+        name = f"w{len(self.trace.entries)}"
+        part = Part(f"{name}.weight", shape)
+        return self.trace.input(name, Input("weight", (part,)), TensorType(shape, self.dtype))
+
+    def any(self) -> Tensor:
+        return self.draw(st.sampled_from(self.values))
+
+    def like(self, value: Tensor) -> Tensor:
+        return self.draw(st.sampled_from([v for v in self.values if v.type == value.type]))
+
+    def width(self, value: Tensor) -> int:
+        width = value.shape[-1]
+        assert isinstance(width, int)
+        return width
+
+    def grow(self) -> None:
+        kinds = (
+            "add",
+            "mul",
+            "silu",
+            "bias",
+            "norm",
+            "product",
+            "halves",
+            "turn",
+            "gate",
+            "three",
+            "residual",
+        )
+        x, kind = self.any(), self.draw(st.sampled_from(kinds))
+        made: list[Tensor] = getattr(self, kind)(x)
+        self.values += made
+
+    def add(self, x: Tensor) -> list[Tensor]:
+        return [add(x, self.like(x))]
+
+    def mul(self, x: Tensor) -> list[Tensor]:
+        return [mul(self.like(x), x)]
+
+    def silu(self, x: Tensor) -> list[Tensor]:
+        return [silu(x)]
+
+    def bias(self, x: Tensor) -> list[Tensor]:
+        return [add(x, self.weight(self.width(x)))]
+
+    def norm(self, x: Tensor) -> list[Tensor]:
+        return [rms_norm(x, self.weight(self.width(x)), eps=1e-5)]
+
+    def product(self, x: Tensor) -> list[Tensor]:
+        return [linear(x, self.weight(self.draw(st.sampled_from([8, 16])), self.width(x)))]
+
+    def halves(self, x: Tensor) -> list[Tensor]:
+        half = self.width(x) // 2
+        if half < 4:
+            return []
+        first, second = columns(x, start=0, stop=half), columns(x, start=half, stop=2 * half)
+        return [mul(silu(first), second)] if self.draw(st.booleans()) else [first, second]
+
+    def turn(self, x: Tensor) -> list[Tensor]:
+        turned = heads(x, dim=self.width(x) // 2)
+        return [flatten(add(turned, self.weight(self.width(x) // 2)))]
+
+    def gate(self, x: Tensor) -> list[Tensor]:
+        width = self.draw(st.sampled_from([8, 16]))
+        gate, up = (linear(x, self.weight(width, self.width(x))) for _ in range(2))
+        if self.draw(st.booleans()):
+            gate, up = add(gate, self.weight(width)), add(self.weight(width), up)
+        return [mul(silu(gate), up)]
+
+    def three(self, x: Tensor) -> list[Tensor]:
+        made = [linear(x, self.weight(width, self.width(x))) for width in (16, 8, 8)]
+        return [add(y, self.weight(self.width(y))) for y in made] if self.draw(st.booleans()) else made
+
+    def residual(self, x: Tensor) -> list[Tensor]:
+        y = self.any()
+        total = add(x, linear(y, self.weight(self.width(x), self.width(y))))
+        return [total, *(self.norm(total) if self.draw(st.booleans()) else [])]
+
+
+@st.composite
+def graphs(draw: Callable[[st.SearchStrategy[Any]], Any], dtype: DType) -> Graph:
+    maker = Maker(draw, dtype)
+    for _ in range(draw(st.integers(1, 8))):
+        maker.grow()
+    computed = [v.value for v in maker.values[2:]]
+    assume(computed)
+    outputs = [*draw(st.lists(st.sampled_from(computed), max_size=2)), computed[-1]]
+    return Graph.build("random", maker.trace.entries.values(), list(dict.fromkeys(outputs)))
+
+
+variants = st.sampled_from(list(VARIANTS))
+
+
+def some(rules: list[Rule]) -> st.SearchStrategy[list[Rule]]:
+    """All of the rules, or some of them in their order."""
+    chosen = st.lists(st.booleans(), min_size=len(rules), max_size=len(rules))
+    picked = chosen.map(lambda kept: [rule for rule, keep in zip(rules, kept, strict=True) if keep])
+    return st.one_of(st.just(rules), picked)
+
+
+@RANDOM
+@given(graph=graphs(F32), rules=some(RULES), variant=variants)
+def test_fused_random_graphs_mean_the_same_in_float32(graph: Graph, rules: list[Rule], variant: str) -> None:
+    check_same_meaning(graph, fused(graph, rules, variant, F32), F32, exact=False)
+
+
+@RANDOM
+@given(graph=graphs(BF16), rules=some([r for r in RULES if r.name not in ROUNDING_RULES]), variant=variants)
+def test_fused_random_graphs_mean_the_same_to_the_last_bit_in_bfloat16(
+    graph: Graph, rules: list[Rule], variant: str
+) -> None:
+    check_same_meaning(graph, fused(graph, rules, variant, BF16), BF16, exact=True)
+
+
+@RANDOM
+@given(graph=graphs(BF16), variant=variants)
+def test_a_fused_graph_means_what_its_decomposition_does(graph: Graph, variant: str) -> None:
+    made = fused(graph, RULES, variant, BF16)
+    check_same_meaning(made, decomposed(made), BF16, exact=True)
+
+
+@RANDOM
+@given(graph=graphs(BF16), variant=variants)
+def test_a_fused_graph_reads_back_from_its_text_with_the_same_meaning(graph: Graph, variant: str) -> None:
+    made = fused(graph, RULES, variant, BF16)
+    text = print_graph(made)
+    assert print_graph(parse_graph(text)) == text
+    check_same_meaning(made, parse_graph(text), BF16, exact=True)
+
+
+@RANDOM
+@given(graph=graphs(BF16), rules=some(RULES), variant=variants)
+def test_a_fused_random_graph_gets_kernels_and_source(graph: Graph, rules: list[Rule], variant: str) -> None:
+    assume(not any(is_free(graph.node(v.node)) for v in graph.outputs))
+    plain = plan_block(graph, target(variant, BF16))
+    plan = plan_block(fused(graph, rules, variant, BF16), target(variant, BF16))
+    assert len(plan.steps) <= len(plain.steps)
+    source = emit_block(plan, "random")
+    names = [step.name for step in plan.steps if isinstance(step, Kernel)]
+    assert len(set(names)) == len(names)
+    assert all(f" {name}(" in source for name in names)
+
+
+# ---- rewrites
+
+REWRITES = [rule for rule in RULES if isinstance(rule, Rewrite)]
+Sizes = Callable[[], int]
+
+
+def _typed(rule: str, size: Sizes) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """Shapes of a rewrite's inputs (the stream's without its tokens) and its attributes."""
+    width, q, k, v = size(), size(), size(), size()
+    biases = {"q_bias": (q,), "k_bias": (k,), "v_bias": (v,)}
+    ends = {"q_start": 0, "q_stop": q, "k_start": q, "k_stop": q + k, "v_start": q + k, "v_stop": q + k + v}
+    gate_up = {"x": (width,), "gate": (q, width), "up": (q, width)}
+    known: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, int]]] = {
+        "merge_qkv": ({"x": (width,), "q": (q, width), "k": (k, width), "v": (v, width)}, {}),
+        "merge_qkv_bias": ({"y": (q + k + v,)} | biases, ends),
+        "merge_gate_up": (gate_up, {}),
+        "merge_gate_up_bias": (gate_up | {"gate_bias": (q,), "up_bias": (q,)}, {}),
+    }
+    assert rule in known, f"say which shapes the inputs of {rule} have"
+    return known[rule]
+
+
+@pytest.mark.parametrize("rule", REWRITES, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@settings(RANDOM, max_examples=25)
+@given(data=st.data())
+def test_what_a_rewrite_yields_first_and_second_means_the_same(
+    rule: Rewrite, dtype: DType, data: st.DataObject
+) -> None:
+    shapes, attrs = _typed(rule.name, lambda: data.draw(st.integers(1, 20)))
+    trace = Trace(where=())
+    tensors: list[Tensor] = []
+    for name, shape in shapes.items():
+        stream = name in ("x", "y")
+        kind = TensorType(("tokens", *shape) if stream else shape, dtype)
+        role = Input("stream") if stream else Input("weight", (Part(name, shape),))
+        tensors.append(trace.input(name, role, kind))
+    before, after = list(rule.function(*tensors, **attrs))
+    graph = [
+        Graph.build(
+            rule.name, trace.entries.values(), [t.value for t in (out if isinstance(out, tuple) else (out,))]
+        )
+        for out in (before, after)
+    ]
+    assert [graph[0].type(v) for v in graph[0].outputs] == [graph[1].type(v) for v in graph[1].outputs]
+    check_same_meaning(graph[0], graph[1], dtype, exact=dtype is BF16)
+
+
+# ---- whole blocks
+
+CASES = ["plain", "llama31", "fourteen_to_two", "head_80", "all_biases"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_a_fused_llama_layer_means_what_the_plain_one_does(name: str, dtype: DType, variant: str) -> None:
+    plain = decoder.trace(LlamaConfig.from_hf(case(name).config), dtype)
+    made = fused(plain, RULES, variant, dtype)
+    assert len(made.calls) < len(plain.calls)
+    check_same_meaning(plain, made, dtype, exact=False, tokens=TOKENS[variant])
+    kept = [rule for rule in RULES if rule.name not in ROUNDING_RULES]
+    check_same_meaning(
+        plain, fused(plain, kept, variant, dtype), dtype, exact=dtype is BF16, tokens=TOKENS[variant]
+    )
+    check_same_meaning(made, decomposed(made), dtype, exact=True, tokens=TOKENS[variant])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("block", [embed, head], ids=lambda block: block.name)
+def test_the_blocks_around_the_layers_keep_their_meaning_to_the_last_bit(block: Block, variant: str) -> None:
+    plain = block.trace(LlamaConfig.from_hf(case("llama32_tied").config), BF16)
+    made = fused(plain, RULES, variant, BF16)
+    inputs = random_inputs(plain, TOKENS[variant])
+    if "token_ids" in inputs:
+        inputs["token_ids"] = np.arange(len(inputs["token_ids"]), dtype=np.int32)
+    for out, ref in zip(meaning(made, inputs), meaning(plain, inputs), strict=True):
+        assert np.array_equal(out, ref)

@@ -1,0 +1,437 @@
+"""The CUDA runtime without a GPU: planning, binding, and whole steps on a GPU made of host memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import msgspec
+import numpy as np
+import pytest
+import toy_bundle as toy
+from fake_gpu import FakeGpu, FakeMemory, at
+
+from infernum.bundle import Bundle, Manifest, Stage, Weight
+from infernum.errors import BundleError, CheckpointError, DeviceError
+from infernum.runtime import driver, kv_cache, layout, sampled, weights
+from infernum.runtime.device import Device
+from infernum.runtime.executor import CudaExecutor
+from infernum.runtime.gemm import Product
+from infernum.runtime.kv_cache import CachePlan, count_pages
+from infernum.runtime.loading import LoadOptions
+from infernum.runtime.weight_plan import Part, plan_weights
+
+
+class FakeProducts:
+    """Multiplies when the fake stream gets there."""
+
+    def __init__(self, device: FakeGpu, stream: Any) -> None:
+        self._stream = stream
+
+    def run(self, product: Product, m: int) -> None:
+        def multiply() -> None:
+            x = at(product.x, np.float32, m, product.x_stride)[:, : product.k]
+            out = at(product.out, np.float32, m, product.out_stride)
+            out[:, : product.n] = x @ at(product.weight, np.float32, product.n, product.k).T
+
+        self._stream.put(multiply)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "CHUNK_BYTES", 1024)
+
+
+Open = Callable[..., CudaExecutor]
+
+
+@pytest.fixture
+def gpu() -> FakeGpu:
+    return FakeGpu(toy.KERNELS)
+
+
+@pytest.fixture
+def open_toy(tmp_path: Path, gpu: FakeGpu) -> Open:
+    def opened(**changes: Any) -> CudaExecutor:
+        pages, length = changes.pop("pages", 16), changes.pop("max_model_len", None)
+        options = LoadOptions(max_pages_total=pages, max_model_len=length)
+        bundle = changes.pop("bundle", None) or toy.toy_bundle(tmp_path)
+        checkpoint = changes.pop("checkpoint", toy.ToyCheckpoint())
+        device: Any = gpu
+        library: Any = FakeProducts
+        return CudaExecutor(bundle, checkpoint, device, options, open_library=library, **changes)
+
+    return opened
+
+
+def decode(executor: CudaExecutor, tokens: list[int], steps: int, pages: list[int]) -> list[int]:
+    """Greedy tokens after `tokens`: a run for the prompt, one for a decode, then advances, read one late."""
+    first = executor.run(toy.step([tokens], [len(tokens)], [pages]), toy.greedy(1)).tokens()
+    found = [int(first[0])]
+    pending = executor.run(toy.step([[*tokens, found[0]]], [1], [pages]), toy.greedy(1))
+    for _ in range(steps - 2):
+        following = executor.advance()
+        found.append(int(pending.tokens()[0]))
+        pending = following
+    return [*found, int(pending.tokens()[0])]
+
+
+def expected_decode(tokens: list[int], steps: int) -> list[int]:
+    sequence = list(tokens)
+    for _ in range(steps):
+        sequence.append(int(np.argmax(toy.ToyCheckpoint().logits(sequence)[-1])))
+    return sequence[len(tokens) :]
+
+
+def test_a_ragged_step_gives_each_sequence_the_logits_of_its_own_tokens(open_toy: Open) -> None:
+    a, b, c = [5, 7, 1, 2, 9, 30], [8], [3, 3, 4]
+    pages = [[4, 9], [7, -1], [2, -1]]
+    with open_toy() as executor:
+        executor.logits(toy.step([a[:3], b[:1]], [3, 1], pages[:2]))  # a prompt in two chunks
+        logits = executor.logits(toy.step([a, [*b, 6], c], [3, 1, 3], pages))
+    reference = toy.ToyCheckpoint()
+    expected = [reference.logits(tokens)[-1] for tokens in (a, [*b, 6], c)]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("use_graphs", [True, False])
+def test_advancing_gives_the_tokens_of_a_step_by_step_decode(open_toy: Open, use_graphs: bool) -> None:
+    with open_toy(use_graphs=use_graphs) as executor:
+        assert decode(executor, [8, 8, 1], 12, [3, 1, 6, 11]) == expected_decode([8, 8, 1], 12)
+
+
+def test_a_decode_is_launched_eagerly_once_and_replayed_ever_after(open_toy: Open, gpu: FakeGpu) -> None:
+    with open_toy() as executor:
+        decode(executor, [8, 8, 1], 4, [3, 1])
+        launches = gpu.eager_launches
+        decode(executor, [9, 2, 2], 6, [4, 5, 7])
+    assert gpu.graph_launches == 2 + 5
+    assert gpu.eager_launches - launches == launches // 2, "only the second prompt was launched by kernel"
+
+
+def test_many_sequences_advance_together_each_in_its_own_pages(open_toy: Open) -> None:
+    prompts = [[8, 8, 1], [8, 8], [30, 31, 2, 4]]
+    pages = [[0, 1, -1], [5, 6, -1], [9, 3, 2]]
+    with open_toy() as executor:
+        first = executor.run(toy.step(prompts, [3, 2, 4], pages), toy.greedy(3)).tokens()
+        longer = [[*prompt, int(token)] for prompt, token in zip(prompts, first, strict=True)]
+        steps = [executor.run(toy.step(longer, [1, 1, 1], pages), toy.greedy(3))]
+        steps += [executor.advance() for _ in range(3)]
+        found = np.stack([first, *(pending.tokens() for pending in steps)], axis=1)
+    assert found.tolist() == [expected_decode(prompt, 5) for prompt in prompts]
+
+
+def test_a_step_may_ask_for_no_logits_at_all(open_toy: Open) -> None:
+    chunk = replace(toy.step([[8, 8]], [2], [[3, 1]]), output_rows=np.zeros(0, np.int32))
+    with open_toy() as executor:
+        assert executor.run(chunk, toy.greedy(0)).tokens().tolist() == []
+        logits = executor.logits(toy.step([[8, 8, 1]], [1], [[3, 1]]))
+    np.testing.assert_allclose(logits, toy.ToyCheckpoint().logits([8, 8, 1])[-1:], rtol=1e-4, atol=1e-4)
+
+
+def test_sampling_parameters_and_seen_tokens_reach_the_sampler(open_toy: Open) -> None:
+    best = np.argsort(-toy.ToyCheckpoint().logits([5, 7])[-1])
+    seen = np.zeros((1, toy.WORDS), np.int32)
+    seen.view(np.uint32)[0, best[0] // 32] |= np.uint32(1 << best[0] % 32)
+    with open_toy() as executor:
+        chosen = toy.sampling(1, temperature=2.0, seed=11, seen=seen)
+        pending = executor.run(toy.step([[5, 7]], [2], [[3]]), chosen)
+        seen[:] = 0  # the caller's arrays are his own again
+        assert pending.tokens().tolist() == [(best[1] + 13) % toy.VOCAB]
+
+
+def test_steps_queued_behind_one_another_keep_their_own_inputs(open_toy: Open) -> None:
+    prompts = [[8, 8, 1], [8, 8], [30, 31, 2, 4], [9, 1]]
+    with open_toy() as executor:
+        steps = [
+            executor.run(toy.step([prompt], [len(prompt)], [[page]]), toy.greedy(1))
+            for page, prompt in enumerate(prompts)
+        ]
+        found = [int(pending.tokens()[0]) for pending in steps]
+    assert found == [expected_decode(prompt, 1)[0] for prompt in prompts]
+
+
+def test_tokens_must_be_read_before_their_place_is_used_again(open_toy: Open) -> None:
+    with open_toy() as executor:
+        pending = executor.run(toy.step([[8]], [1], [[3, 1, 6]]), toy.greedy(1))
+        early = executor.advance()
+        second = early.tokens()
+        later = [executor.advance().tokens() for _ in range(sampled.SLOTS)]
+        assert [int(t[0]) for t in (second, *later)] == expected_decode([8], sampled.SLOTS + 2)[1:]
+        assert early.tokens() is second, "tokens once read stay"
+        with pytest.raises(AssertionError, match="must be read before"):
+            pending.tokens()
+
+
+def test_a_sequence_does_not_advance_past_its_pages(open_toy: Open) -> None:
+    with open_toy() as executor:
+        executor.run(toy.step([[5, 2]], [1], [[3, -1]]), toy.greedy(1))
+        executor.advance()
+        executor.advance()
+        with pytest.raises(AssertionError, match="past the pages"):
+            executor.advance()
+
+
+def test_closing_gives_everything_back(open_toy: Open, gpu: FakeGpu) -> None:
+    executor = open_toy()
+    assert executor.memory.kv_cache == 16 * toy.LAYERS * 2 * toy.PAGE * toy.WIDTH * 4
+    executor.close()
+    assert gpu.live == [] and gpu.closed
+
+
+def test_a_load_that_fails_gives_everything_back(open_toy: Open, gpu: FakeGpu) -> None:
+    with pytest.raises(DeviceError, match="KV cache"):
+        open_toy(pages=1, max_model_len=20)
+    assert gpu.live == [] and gpu.closed
+
+
+def test_a_missing_or_misshapen_tensor_is_refused_before_anything_is_copied(open_toy: Open) -> None:
+    checkpoint = toy.ToyCheckpoint()
+    checkpoint.tensors["layers.2.scale"] = np.zeros(3, np.float32)
+    with pytest.raises(CheckpointError, match=r"layers\.2\.scale: the checkpoint has shape \[3\].*\[8\]"):
+        open_toy(checkpoint=checkpoint)
+    del checkpoint.tensors["layers.2.scale"]
+    with pytest.raises(CheckpointError, match=r"layers\.2\.scale: the checkpoint has no such tensor"):
+        open_toy(checkpoint=checkpoint)
+
+
+def test_random_weights_need_no_checkpoint_and_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    def logits(seed: int) -> np.ndarray:
+        gpu: Any = FakeGpu(toy.KERNELS)
+        library: Any = FakeProducts
+        options = LoadOptions(max_pages_total=4, seed=seed)
+        with CudaExecutor(toy.toy_bundle(tmp_path), None, gpu, options, open_library=library) as executor:
+            return executor.logits(toy.step([[5, 7]], [2], [[1]]))
+
+    assert np.array_equal(logits(1), logits(1)) and np.isfinite(logits(1)).all()
+    assert not np.array_equal(logits(1), logits(2))
+
+
+def edited(manifest: Manifest, block: str, **changes: Any) -> Manifest:
+    """The manifest with changes to the `prefill` variant of one block."""
+    variants = dict(manifest.blocks[block])
+    variants["prefill"] = msgspec.structs.replace(variants["prefill"], **changes)
+    return msgspec.structs.replace(manifest, blocks={**manifest.blocks, block: variants})
+
+
+@pytest.mark.parametrize(
+    ("block", "changes", "message"),
+    [
+        ("head", {"stream_in": [toy.spec("y", "tokens", 9)]}, "is fed .* but reads"),
+        ("decoder", {"batch": [toy.spec("alibi", "tokens")]}, "no batch array 'alibi'"),
+        ("greedy", {"batch": [toy.spec("token_ids", "tokens")]}, "'token_ids' is i32, not f32"),
+        ("decoder", {"buffers": {}}, r"decoder\.prefill: mean: no tensor 'h'"),
+        ("decoder", {"state": [toy.spec("kv", "pages", 2, 1, 64, 8)]}, "disagree about the KV cache"),
+        ("embed", {"steps": [toy.launch("embed", "$experts")]}, "unknown symbol 'experts'"),
+        ("embed", {"weights": {"table": toy.weight("table", ["l.{layer}"], 40, 8)}}, "belongs to a layer"),
+        ("head", {"stream_out": [toy.spec("logits", "rows", 40, dtype="bf16")]}, "is fed|must give logits"),
+    ],
+)
+def test_a_manifest_that_does_not_hold_together_is_refused(
+    open_toy: Open, tmp_path: Path, block: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BundleError, match=message):
+        open_toy(bundle=toy.toy_bundle(tmp_path, edited(toy.toy_manifest(), block, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("arch", "gpu_arch", "runs"),
+    [
+        ("sm_90a", (9, 0), True),
+        ("sm_90a", (10, 0), False),
+        ("sm_80", (8, 9), True),
+        ("sm_89", (8, 6), False),
+        ("sm_80", (9, 0), False),
+        ("sm_100a", (10, 3), False),
+        ("sm_100f", (10, 3), True),
+    ],
+)
+def test_a_bundle_runs_on_the_architectures_its_cubins_fit(
+    tmp_path: Path, arch: str, gpu_arch: tuple[int, int], runs: bool
+) -> None:
+    bundle = Bundle(tmp_path / "toy", toy.toy_manifest(arch), {})
+    if runs:
+        layout.check_arch(bundle, gpu_arch, "a GPU")
+    else:
+        found = f"sm_{gpu_arch[0]}{gpu_arch[1]}"
+        with pytest.raises(BundleError, match=rf"{arch}, and a GPU is {found}.*--arch native"):
+            layout.check_arch(bundle, gpu_arch, "a GPU")
+
+
+def qkv_manifest(whole_shape: int) -> Manifest:
+    """The toy, but its decoder wants q, k, v stacked when there is one token, and one by one otherwise."""
+    names = [f"layers.{{layer}}.{n}" for n in "qkv"]
+    stacked = {"qkv": toy.weight("qkv", names, 3 * whole_shape, toy.WIDTH)}
+    single = {n[-1]: toy.weight(n[-1], [n], whole_shape, toy.WIDTH) for n in names}
+    manifest = edited(toy.toy_manifest(), "decoder", weights=single)
+    t1 = msgspec.structs.replace(manifest.blocks["decoder"]["t1"], weights=stacked)
+    manifest.blocks["decoder"]["t1"] = t1
+    return manifest
+
+
+def test_weights_shared_by_blocks_variants_and_layers_are_stored_once() -> None:
+    plan = plan_weights(toy.toy_manifest())
+    assert [weight.parts[0].name for weight in plan.stored].count("embed.weight") == 1
+    assert len(plan.stored) == 1 + toy.LAYERS
+
+
+def test_a_part_of_a_stacked_weight_is_found_inside_it() -> None:
+    manifest = qkv_manifest(8)  # 8 rows of 8 float32 are 256 bytes
+    plan = plan_weights(manifest)
+    layer = Stage(block="decoder", layer=1)
+    prefill, t1 = (manifest.blocks["decoder"][name].weights for name in ("prefill", "t1"))
+    start = plan.offset(t1["qkv"], layer)
+    assert [plan.offset(prefill[n], layer) - start for n in "qkv"] == [0, 256, 512]
+    assert len(plan.stored) == 1 + toy.LAYERS
+
+
+def test_a_part_that_is_not_aligned_within_a_stacked_weight_is_stored_again() -> None:
+    manifest = qkv_manifest(5)
+    plan = plan_weights(manifest)
+    for stored in plan.stored:
+        assert stored.offset % 256 == 0
+    prefill = manifest.blocks["decoder"]["prefill"].weights
+    assert all(plan.offset(prefill[n], Stage(block="decoder", layer=0)) % 256 == 0 for n in "qkv")
+    assert len(plan.stored) == 1 + 3 * toy.LAYERS  # the table; q, k, v whole; then k and v once more
+
+
+def test_two_uses_of_a_weight_must_agree_about_its_shape() -> None:
+    other = Weight(spec=toy.spec("table", 20, 16), parts=["embed.weight"], part_shapes=[[20, 16]])
+    with pytest.raises(BundleError, match="two shapes"):
+        plan_weights(edited(toy.toy_manifest(), "head", weights={"table": other}))
+
+
+def test_casting_rounds_through_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "_CAST_ELEMENTS", 3)
+    values = np.array([1.0, 1e5, -2.5, 3.1415927, 1e-9, 65504.0, 0.1], np.float32)
+    for stored in (np.float16, ml_dtypes.bfloat16, np.float32):
+        with np.errstate(over="ignore"):
+            source = values.astype(stored)
+        for wanted in (np.float16, ml_dtypes.bfloat16, np.float32):
+            out = np.empty(len(values), wanted)
+            weights.cast_into(out, source)
+            with np.errstate(over="ignore"):
+                expected = source.astype(np.float32).astype(wanted)
+            assert out.tobytes() == expected.tobytes()
+
+
+def test_a_tensor_longer_than_two_chunks_arrives_whole(gpu: FakeGpu) -> None:
+    manifest = toy.toy_manifest()
+    checkpoint = toy.ToyCheckpoint()  # the table has 1280 bytes; make the chunk smaller than half of it
+    weights.CHUNK_BYTES = 512  # restored by the autouse fixture
+    plan, reports = plan_weights(manifest), list[tuple[int, int]]()
+    memory: FakeMemory = gpu.alloc(plan.total_bytes, "")
+    device: Any = gpu
+    stream: Any = gpu.stream()
+    weights.fill_from_checkpoint(
+        plan, checkpoint, memory.address, device, stream, lambda done, total: reports.append((done, total))
+    )
+    for stored in plan.stored:
+        for part in stored.parts:
+            arrived = at(memory.address + part.offset, np.float32, *part.shape)
+            assert np.array_equal(arrived, checkpoint.read(part.name))
+    assert reports[-1][0] == reports[-1][1] == sum(stored.nbytes for stored in plan.stored)
+    assert gpu.live == [memory], "staging buffers are given back"
+
+
+def test_random_weights_depend_on_name_and_seed_and_not_on_where_they_lie(gpu: FakeGpu) -> None:
+    plan = plan_weights(toy.toy_manifest())
+    turned = replace(plan, stored=plan.stored[::-1])
+    device: Any = gpu
+    stream: Any = gpu.stream()
+    weights.CHUNK_BYTES = 4096  # restored by the autouse fixture
+    filled: list[dict[str, bytes]] = []
+    for order, seed in ((plan, 1), (turned, 1), (plan, 2)):
+        memory: FakeMemory = gpu.alloc(plan.total_bytes, "")
+        weights.fill_with_random(order, memory.address, device, stream, seed=seed)
+        parts = [part for stored in order.stored for part in stored.parts]
+        filled.append(
+            {part.name: at(memory.address + part.offset, np.float32, *part.shape).tobytes() for part in parts}
+        )
+    assert filled[0] == filled[1]
+    assert all(filled[0][name] != filled[2][name] for name in filled[0])
+
+
+def test_random_norms_are_near_one_and_other_weights_near_zero() -> None:
+    assert weights.is_norm(Part("model.norm.weight", (64,), 0))
+    assert not weights.is_norm(Part("q_proj.bias", (64,), 0))
+    assert not weights.is_norm(Part("q_proj.weight", (64, 64), 0))
+
+
+GIB = 2**30
+CACHE = CachePlan({1: 2**20, 2: 2**20})
+
+
+def test_the_cache_takes_what_utilization_leaves() -> None:
+    pages = count_pages(
+        CACHE, page_size=64, free=70 * GIB, total=100 * GIB, utilization=0.9, need_tokens=1, max_pages=None
+    )
+    assert pages == 60 * 512, "90 % of 100 GiB, less 30 GiB in use, in pages of 2 MiB"
+
+
+def test_the_cache_is_no_larger_than_asked_for() -> None:
+    pages = count_pages(
+        CACHE, page_size=64, free=70 * GIB, total=100 * GIB, utilization=0.9, need_tokens=65, max_pages=2
+    )
+    assert pages == 2
+
+
+@pytest.mark.parametrize(("free", "need_tokens"), [(2 * GIB, 1), (12 * GIB, 128 * 1024 * 10)])
+def test_a_cache_that_does_not_fit_says_what_is_needed_and_what_to_lower(free: int, need_tokens: int) -> None:
+    with pytest.raises(DeviceError, match=r"tokens need \d+ pages of 2\.00 MiB.*lower --max-model-len"):
+        count_pages(
+            CACHE,
+            page_size=64,
+            free=free,
+            total=100 * GIB,
+            utilization=0.9,
+            need_tokens=need_tokens,
+            max_pages=None,
+        )
+
+
+def test_a_sequence_may_not_be_longer_than_the_model_allows() -> None:
+    with pytest.raises(BundleError, match="contexts of 1 to 24 tokens"):
+        layout.step_limits(toy.toy_manifest(), 25)
+
+
+def test_poison_is_nan_in_every_float_type() -> None:
+    for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
+        assert np.isnan(np.full(4, kv_cache.POISON, np.uint8).view(dtype).astype(np.float32)).all()
+
+
+def test_an_algorithm_is_chosen_anew_when_a_pointer_is_less_aligned() -> None:
+    product = Product("p", 512, 1024, 768, n=8, k=8, x_stride=8, out_stride=8, dtype="bf16", out_dtype="bf16")
+    assert product.shape_key(4) == replace(product, x=4096, out=1280).shape_key(4)
+    assert product.shape_key(4) != replace(product, x=512 + 16).shape_key(4)
+    assert product.shape_key(4) != replace(product, residual=512, residual_stride=8).shape_key(4)
+
+
+def test_a_machine_without_the_bindings_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
+    driver.bindings.cache_clear()
+    try:
+        assert not driver.gpu_available()
+        with pytest.raises(DeviceError, match=r"pip install 'infernum\[cuda\]'"):
+            Device.open()
+    finally:
+        driver.bindings.cache_clear()
+
+
+def test_importing_the_runtime_loads_no_compiler_and_touches_no_gpu() -> None:
+    code = (
+        "import sys, infernum.runtime.executor, infernum.runtime.timing\n"
+        "heavy = ('cuda', 'nvmath', 'jinja2', 'networkx')\n"
+        "heavy += tuple('infernum.' + name for name in ('ir', 'ops', 'fusion', 'models', 'codegen'))\n"
+        "print([m for m in sys.modules if any(m == h or m.startswith(h + '.') for h in heavy)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

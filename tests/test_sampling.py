@@ -1,0 +1,202 @@
+"""Sampling in NumPy against plain references that sort, and sum in float64."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from infernum.dtypes import BF16
+from infernum.models import sampler
+from infernum.ops import sampling
+
+VOCAB = 50
+
+
+def rows_of_logits():
+    finite = st.floats(-30, 30, width=32)
+    tied = st.integers(-4, 4).map(float)
+    return st.integers(1, 80).flatmap(
+        lambda n: arrays.arrays(np.float32, n, elements=st.one_of(finite, tied))
+    )
+
+
+def fractions(least, most):
+    return st.floats(least, most).map(np.float32)
+
+
+def draw(
+    logits, seeds, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, penalty=1.0, seen=None, positions=None
+):
+    """`sample` for the same row of logits with many seeds."""
+    n, vocab = len(seeds), len(logits)
+    words = np.zeros((n, -(-vocab // 32)), np.uint32)
+    for token in seen or ():
+        words[:, token // 32] |= np.uint32(1 << token % 32)
+    return sampling.sample.meaning(
+        np.tile(logits.astype(np.float32), (n, 1)),
+        words.view(np.int32),
+        np.full(n, temperature, np.float32),
+        np.full(n, top_k, np.int32),
+        np.full(n, top_p, np.float32),
+        np.full(n, min_p, np.float32),
+        np.full(n, penalty, np.float32),
+        np.asarray(seeds, np.int64).astype(np.int32),
+        np.zeros(n, np.int32) if positions is None else np.asarray(positions, np.int32),
+        np.arange(n, dtype=np.int32),
+    )
+
+
+def kept(logits, top_k=0, top_p=1.0, min_p=0.0):
+    return sampling.kept_weights(logits, top_k, np.float32(top_p), np.float32(min_p)) > 0
+
+
+def softmax(logits):
+    weights = np.exp(logits.astype(np.float64) - logits.max())
+    return weights / weights.sum()
+
+
+def chi_square(counts, probabilities):
+    """Deviations from the expected counts, as multiples of what chance makes usual; above 5 is no chance."""
+    expected = probabilities * counts.sum()
+    used = expected >= 5
+    degrees = max(1, used.sum() - 1)
+    statistic = ((counts - expected)[used] ** 2 / expected[used]).sum()
+    return (statistic - degrees) / np.sqrt(2 * degrees)
+
+
+@given(rows_of_logits())
+def test_weights_are_probabilities_in_fixed_point(logits):
+    weights = sampling.weights_of(logits)
+    exact = np.exp(logits.astype(np.float64) - logits.max()) * 2.0**32
+    assert weights.max() == sampling.ONE
+    np.testing.assert_allclose(weights, exact, rtol=5e-6, atol=1)
+
+
+@given(rows_of_logits(), st.integers(1, 90))
+def test_top_k_keeps_what_is_not_below_the_kth_largest(logits, k):
+    logits = np.maximum(logits, logits.max() - 20)  # nothing so unlikely that it weighs nothing
+    threshold = np.sort(logits)[::-1][min(k, len(logits)) - 1]
+    np.testing.assert_array_equal(kept(logits, top_k=k), logits >= threshold)
+
+
+@given(rows_of_logits(), fractions(0.01, 0.999), st.integers(0, 90))
+def test_top_p_keeps_the_smallest_set_that_reaches_p(logits, p, k):
+    logits = np.maximum(logits, logits.max() - 20)
+    after_top_k = np.where(kept(logits, top_k=k), sampling.weights_of(logits), 0).astype(object)
+    stays = kept(logits, top_k=k, top_p=p) | (after_top_k == 0)
+    wanted = np.float64(p) * float(after_top_k.sum())
+    mass = after_top_k[stays].sum()
+    least_likely = logits[stays & (after_top_k > 0)].min()
+    assert mass >= wanted
+    assert mass - after_top_k[stays & (logits == least_likely)].sum() < wanted
+    assert not np.any((logits >= least_likely) & ~stays)
+
+
+@given(rows_of_logits(), fractions(0, 1))
+def test_min_p_keeps_what_is_likely_enough_beside_the_most_likely(logits, min_p):
+    ratio = np.exp(logits.astype(np.float64) - logits.max())
+    stays = kept(logits, min_p=min_p)
+    assert not np.any(stays & (ratio < float(min_p) * (1 - 1e-5)))
+    assert not np.any(~stays & (ratio > float(min_p) * (1 + 1e-5)) & (ratio > 1e-9))
+
+
+@given(rows_of_logits(), st.integers(0, 90), fractions(0.01, 1), fractions(0, 1), st.integers(0, 2**31 - 1))
+def test_a_draw_is_always_among_the_tokens_kept(logits, k, p, min_p, seed):
+    tokens = draw(logits, [seed], top_k=k, top_p=p, min_p=min_p)
+    assert kept(logits, k, p, min_p)[tokens[0]]
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.8])
+def test_draws_follow_the_softmax(temperature):
+    logits = np.random.default_rng(1).normal(0, 2, VOCAB).astype(np.float32)
+    counts = np.bincount(draw(logits, range(20000), temperature=temperature), minlength=VOCAB)
+    assert chi_square(counts, softmax(logits / np.float32(temperature))) < 5
+
+
+def test_draws_at_successive_positions_of_one_seed_follow_the_softmax():
+    logits = np.random.default_rng(2).normal(0, 2, VOCAB).astype(np.float32)
+    counts = np.bincount(draw(logits, [7] * 20000, positions=range(20000)), minlength=VOCAB)
+    assert chi_square(counts, softmax(logits)) < 5
+
+
+def test_draws_after_top_k_and_top_p_follow_what_is_left():
+    logits = np.random.default_rng(3).normal(0, 2, VOCAB).astype(np.float32)
+    left = np.where(kept(logits, 10, 0.8), softmax(logits), 0)
+    counts = np.bincount(draw(logits, range(20000), top_k=10, top_p=0.8), minlength=VOCAB)
+    assert chi_square(counts, left / left.sum()) < 5
+    assert not counts[left == 0].any()
+
+
+def test_random_bits_are_even_and_repeatable():
+    seeds, positions = np.meshgrid(np.arange(-50, 50), np.arange(200))
+    bits = sampling.random_bits(seeds.ravel(), positions.ravel())
+    ones = [(bits >> np.uint64(b) & np.uint64(1)).mean() for b in range(64)]
+    assert np.abs(np.array(ones) - 0.5).max() < 0.02
+    assert len(np.unique(bits)) == bits.size
+    np.testing.assert_array_equal(bits, sampling.random_bits(seeds.ravel(), positions.ravel()))
+    assert sampling.random_bits(np.array([0]), np.array([0]))[0] == 0xE220A8397B1DCDAF  # SplitMix64's first
+
+
+def test_a_row_draws_the_same_token_whatever_else_is_in_the_batch():
+    logits = np.random.default_rng(4).normal(0, 3, VOCAB).astype(np.float32)
+    together = draw(logits, [5, 6, 7], positions=[11, 12, 13])
+    alone = [draw(logits, [s], positions=[p])[0] for s, p in ((5, 11), (6, 12), (7, 13))]
+    assert together.tolist() == alone
+
+
+@given(rows_of_logits(), fractions(0.1, 10), st.data())
+def test_the_penalty_is_that_of_transformers(logits, penalty, data):
+    tokens = data.draw(st.sets(st.integers(0, len(logits) - 1)))
+    expected = logits.copy()
+    for token in tokens:  # RepetitionPenaltyLogitsProcessor
+        expected[token] = expected[token] * penalty if expected[token] < 0 else expected[token] / penalty
+    words = np.zeros(-(-len(logits) // 32), np.uint32)
+    for token in tokens:
+        words[token // 32] |= np.uint32(1 << token % 32)
+    found = sampling.adjusted(logits, words.view(np.int32), np.float32(0), penalty)
+    np.testing.assert_array_equal(found, expected)
+    greedy = draw(logits, [0], temperature=0, penalty=penalty, seen=tokens)
+    assert greedy[0] == np.argmax(expected)
+
+
+@given(rows_of_logits())
+def test_temperature_zero_and_argmax_take_the_first_of_the_largest(logits):
+    assert (
+        draw(logits, [3], temperature=0)[0] == sampling.argmax.meaning(logits[None])[0] == np.argmax(logits)
+    )
+
+
+def test_logits_that_are_not_numbers_are_never_drawn():
+    logits = np.array([np.nan, 1.0, -np.inf, 2.0, np.nan], np.float32)
+    assert set(draw(logits, range(200)).tolist()) == {1, 3}
+    assert sampling.argmax.meaning(logits[None])[0] == 3
+    assert sampling.argmax.meaning(np.full((1, 4), np.nan, np.float32))[0] == 0
+
+
+def test_infinite_logits_are_drawn_evenly_and_before_all_others():
+    logits = np.array([np.inf, 1.0, np.inf], np.float32)
+    assert set(draw(logits, range(100)).tolist()) == {0, 2}
+
+
+def test_advance_feeds_the_next_step_in_place():
+    token_ids, positions = np.array([1, 2, 3], np.int32), np.array([4, 5, 6], np.int32)
+    sampling.advance.meaning(np.array([7, 8], np.int32), token_ids, positions)
+    assert token_ids.tolist() == [7, 8, 3]
+    assert positions.tolist() == [5, 6, 6]
+
+
+def test_mark_seen_sets_one_bit_a_row_in_place():
+    seen = np.array([[0, 1], [0, 0], [0, 0]], np.int32)
+    sampling.mark_seen.meaning(seen, np.array([33, 0, 31], np.int32))
+    assert seen.view(np.uint32).tolist() == [[0, 3], [1, 0], [2**31, 0]]
+
+
+@pytest.mark.parametrize("block", [sampler.greedy, sampler.sample])
+def test_a_sampler_gives_the_tokens_and_the_inputs_of_the_next_step(block):
+    graph = block.trace(SimpleNamespace(vocab_size=VOCAB), BF16)
+    shapes = [graph.type(value).shape for value in graph.outputs]
+    assert shapes[:3] == [("rows",), ("tokens",), ("tokens",)]
+    assert shapes[3:] == ([("rows", 2)] if block is sampler.sample else [])

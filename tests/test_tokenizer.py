@@ -1,0 +1,249 @@
+"""Text in and out: BOS exactly once, whole characters only, stop strings wherever tokens happen to break."""
+
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from test_engine import model_info
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
+from toy_executor import ToyExecutor, scripted
+
+from infernum.engine.engine import Engine
+from infernum.engine.sampling_params import SamplingParams
+from infernum.engine.tokenizer import BROKEN, TextStream, Tokenizer, load_tokenizer
+from infernum.errors import ConfigError
+
+WORDS = ["th", "he", "in", "er", "an"]
+
+
+def byte_level(*, adds_bos=True):
+    """As Llama 3: every byte is a token, a character outside ASCII is two to four."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*alphabet, *WORDS])}
+    backend = Backend(models.BPE(vocab=vocab, merges=[tuple(word) for word in WORDS]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<bos>"), AddedToken("<eos>")])
+    if adds_bos:
+        backend.post_processor = _bos_first(backend, "<bos>")
+    return backend
+
+
+def sentencepiece(*, adds_bos=True):
+    """As Llama 2: a word begins with ▁, and a character without a token falls back to its bytes."""
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        *"abcdefghijklmnopqrstuvwxyz.,",
+    ]
+    pieces += ["▁t", "▁a", "th", "▁th"]
+    merges = [("▁", "t"), ("▁", "a"), ("t", "h"), ("▁t", "h")]
+    vocab = {token: i for i, token in enumerate(pieces)}
+    backend = Backend(
+        models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens([AddedToken("<s>", normalized=False), AddedToken("</s>", normalized=False)])
+    if adds_bos:
+        backend.post_processor = _bos_first(backend, "<s>")
+    return backend
+
+
+def _bos_first(backend, bos):
+    return processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))])
+
+
+BOTH = pytest.mark.parametrize(("make", "bos"), [(byte_level, "<bos>"), (sentencepiece, "<s>")])
+
+
+@BOTH
+@pytest.mark.parametrize("processor", [True, False])
+@pytest.mark.parametrize("add_bos", [None, True, False])
+@pytest.mark.parametrize("typed", [True, False])
+def test_bos_comes_first_exactly_once(make, bos, processor, add_bos, typed):
+    tokenizer = Tokenizer(make(adds_bos=processor), bos=bos, add_bos=add_bos)
+    ids = tokenizer.encode((bos if typed else "") + "the end")
+    wanted = typed or (processor if add_bos is None else add_bos)
+    assert ids.count(tokenizer.bos_id) == int(wanted)
+    assert (ids[0] == tokenizer.bos_id) == wanted
+    assert tokenizer.encode("") == ([tokenizer.bos_id] if (processor if add_bos is None else add_bos) else [])
+
+
+@BOTH
+def test_a_tokenizer_never_cuts_or_pads_a_prompt(make, bos):
+    backend = make()
+    backend.enable_truncation(3)
+    backend.enable_padding(length=50)
+    assert len(Tokenizer(backend, bos=bos).encode("a b c d e f g h")) > 8
+    assert len(Tokenizer(backend, bos=bos).encode("a")) < 5
+
+
+@BOTH
+@given(prompt=st.text(max_size=12), continuation=st.text(max_size=12))
+@example(prompt="the", continuation=" 你好，世界")
+@example(prompt="smile: 👩‍👩‍👧", continuation="👩‍👩‍👧 and é")
+@example(prompt="", continuation=" the")
+@example(prompt="a", continuation="  a   a")
+def test_streamed_text_is_the_text_decoded_at_once(make, bos, prompt, continuation):
+    tokenizer = Tokenizer(make(), bos=bos)
+    before = tokenizer.encode(prompt)
+    ids = tokenizer.encode(prompt + continuation)
+    if ids[: len(before)] != before:
+        ids = before + tokenizer.encode(continuation)[1:]
+    stream = TextStream(tokenizer, before)
+    pieces = [stream.push(token) for token in ids[len(before) :]]
+    assert not any(piece.endswith(BROKEN) for piece in pieces)
+    assert tokenizer.decode(before) + "".join(pieces) + stream.flush() == tokenizer.decode(ids)
+
+
+@BOTH
+def test_a_character_comes_with_its_last_byte(make, bos):
+    tokenizer = Tokenizer(make(), bos=bos)
+    stream = TextStream(tokenizer, tokenizer.encode("a"))
+    ids = tokenizer.encode("a你😀")[len(tokenizer.encode("a")) :]
+    assert [stream.push(token) for token in ids] == ["", "", "你", "", "", "", "😀"]
+
+
+@BOTH
+def test_half_a_character_at_the_end_is_shown_as_broken(make, bos):
+    tokenizer = Tokenizer(make(), bos=bos)
+    stream = TextStream(tokenizer, tokenizer.encode("a"))
+    for token in tokenizer.encode("a你你")[len(tokenizer.encode("a")) : -1]:
+        stream.push(token)
+    assert set(stream.flush()) == {BROKEN}
+
+
+def test_bytes_that_are_no_character_do_not_hold_the_text_back_for_ever():
+    tokenizer = Tokenizer(byte_level(), bos="<bos>")
+    stream = TextStream(tokenizer)
+    continuation_byte = tokenizer.encode("你")[2]
+    assert "".join(stream.push(continuation_byte) for _ in range(100)).count(BROKEN) > 80
+
+
+def test_a_word_that_begins_with_a_space_keeps_it_after_a_prompt_and_not_at_the_beginning():
+    tokenizer = Tokenizer(sentencepiece(), bos="<s>")
+    word = tokenizer.encode("th")[1:]
+    assert len(word) == 1
+    assert TextStream(tokenizer, tokenizer.encode("a")).push(word[0]) == " th"
+    assert TextStream(tokenizer, [tokenizer.bos_id]).push(word[0]) == "th"
+
+
+def test_special_tokens_are_not_shown():
+    tokenizer = Tokenizer(byte_level(), bos="<bos>")
+    stream = TextStream(tokenizer)
+    assert [stream.push(t) for t in tokenizer.encode("<eos>a<eos>b")] == ["", "", "a", "", "b"]
+
+
+@given(st.text("abth ", max_size=20), st.lists(st.text("abth ", min_size=1, max_size=4), max_size=3))
+def test_text_ends_before_the_first_stop_string_and_nothing_of_it_is_shown(text, stops):
+    tokenizer = Tokenizer(byte_level(adds_bos=False))
+    stream = TextStream(tokenizer, stop=tuple(stops))
+    shown = "".join(stream.push(token) for token in tokenizer.encode(text)) + stream.flush()
+    at = [text.find(stop) for stop in stops if stop in text]
+    assert stream.stopped == bool(at)
+    assert text.startswith(shown)
+    if at:
+        assert not any(stop in shown for stop in stops)
+    else:
+        assert shown == text
+
+
+def test_text_that_may_begin_a_stop_string_is_held_back_until_it_does_not():
+    tokenizer = Tokenizer(byte_level(adds_bos=False))
+    stream = TextStream(tokenizer, stop=("abc",))
+    assert [stream.push(token) for token in tokenizer.encode("xababdab")] == [
+        "x",
+        "",
+        "",
+        "ab",
+        "",
+        "abd",
+        "",
+        "",
+    ]
+    assert stream.flush() == "ab"
+
+
+def _generate(text, prompt="a", *, cut=None, **params):
+    tokenizer = Tokenizer(byte_level(), bos="<bos>")
+    before = tokenizer.encode(prompt)
+    vocab = tokenizer.vocab_size
+    script = [*tokenizer.encode(text)[1:cut], tokenizer.encode("<eos>")[1]]
+    executor = ToyExecutor(scripted(vocab, len(before), script), vocab, pages=40)
+    engine = Engine(executor, model_info(100, vocab), [script[-1]], tokenizer)
+    return engine.generate([before], SamplingParams(temperature=0, **params))[0]
+
+
+def test_a_stop_string_across_tokens_ends_a_sequence():
+    found = _generate("and then STOP here", stop=("STOP", "never"))
+    assert found.text == "and then "
+    assert found.finish_reason == "stop"
+
+
+def test_an_end_token_lets_go_of_what_was_held_back_and_is_not_shown():
+    found = _generate("and ST", stop=("STOP",))
+    assert found.text == "and ST"
+    assert found.finish_reason == "stop"
+
+
+def test_the_length_limit_may_cut_a_character():
+    found = _generate("é你", max_tokens=4)
+    assert found.text == "é" + BROKEN
+    assert found.finish_reason == "length"
+
+
+def test_characters_of_many_bytes_come_out_of_the_engine_whole():
+    assert _generate("你好 👩‍👩‍👧 naïve").text == "你好 👩‍👩‍👧 naïve"
+
+
+def _save(folder, backend, config=None, special=None):
+    backend.save(str(folder / "tokenizer.json"))
+    for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
+        if content is not None:
+            (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return load_tokenizer(folder)
+
+
+def test_a_folder_without_a_tokenizer_has_none(tmp_path):
+    assert load_tokenizer(tmp_path) is None
+
+
+@pytest.mark.parametrize("bos", ["<bos>", {"content": "<bos>", "special": True}])
+def test_bos_is_read_from_either_file_in_either_spelling(tmp_path, bos):
+    by_config = _save(tmp_path, byte_level(adds_bos=False), {"bos_token": bos, "add_bos_token": True})
+    assert by_config.encode("a")[0] == by_config.bos_id is not None
+    by_map = _save(tmp_path, byte_level(), {}, {"bos_token": bos})
+    assert by_map.encode("<bos>a") == by_config.encode("a")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "tokenizer_config.json: is not valid JSON"),
+        ("[]", "tokenizer_config.json: holds no JSON object"),
+        ({"bos_token": 3}, "bos_token is 3; it must be a string"),
+        ({"add_bos_token": "yes"}, "add_bos_token is 'yes'; it must be true or false"),
+        ({"bos_token": "<none>", "add_bos_token": True}, "bos_token '<none>' is no token of tokenizer.json"),
+    ],
+)
+def test_a_broken_tokenizer_config_is_one_clear_error(tmp_path, config, message):
+    with pytest.raises(ConfigError, match=message):
+        _save(tmp_path, byte_level(), config)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"version": "1.0"}'])
+def test_a_broken_tokenizer_is_one_clear_error(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(
+        ConfigError, match=r"tokenizer.json: is not a tokenizer \(.+\); download it again"
+    ) as raised:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(raised.value)

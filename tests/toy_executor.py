@@ -1,0 +1,163 @@
+"""An executor for engine tests: a toy language model whose KV cache holds the tokens themselves.
+
+The next token depends on every token of the context, read back through the page table, so that a wrong page,
+position or order changes the text. It checks each batch, and it notes when steps are launched and when their
+tokens are read.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from infernum.ops import sampling
+from infernum.runtime.batch import Batch, Sampling
+
+Model = Callable[[list[int]], np.ndarray]
+"""Logits of the token after a context."""
+
+
+def hashed_logits(vocab: int) -> Model:
+    """Logits that depend on every token of the context and its place."""
+
+    def model(context: list[int]) -> np.ndarray:
+        state = np.uint64(1)
+        for token in [*context[-8:], len(context), sum(context)]:
+            state = sampling.random_bits(np.array([int(state) & 0x7FFFFFFF]), np.array([token]))[0]
+        return np.random.default_rng(int(state)).normal(0, 2, vocab).astype(np.float32)
+
+    return model
+
+
+def scripted(vocab: int, prompt_length: int, script: Sequence[int]) -> Model:
+    """Logits that make the given tokens the most likely ones, one by one, after a prompt of that length."""
+
+    def model(context: list[int]) -> np.ndarray:
+        place = len(context) - prompt_length
+        return np.eye(vocab, dtype=np.float32)[script[place] if 0 <= place < len(script) else 0] * 50
+
+    return model
+
+
+@dataclass(frozen=True)
+class ToyPending:
+    executor: "ToyExecutor"
+    step: int
+    sampled: np.ndarray
+
+    def tokens(self) -> np.ndarray:
+        self.executor.log.append(f"read {self.step}")
+        return self.sampled
+
+
+class ToyExecutor:
+    """Speaks `infernum.runtime.batch.Executor`. `log` holds `run n`, `advance n` and `read n`, in order."""
+
+    def __init__(self, model: Model, vocab: int, *, pages=16, page_size=4, max_batch_tokens=32, max_rows=8):
+        self.model = model
+        self.vocab = vocab
+        self.num_pages = pages
+        self.page_size = page_size
+        self.max_batch_tokens = max_batch_tokens
+        self.max_rows = max_rows
+        self.cache = np.full((pages, page_size), -1)
+        self.log: list[str] = []
+        self.batches: list[Batch] = []
+        self.samplings: list[Sampling] = []
+        self.steps = 0
+        self._next: tuple[Batch, Sampling] | None = None
+
+    def logits(self, batch: Batch) -> np.ndarray:
+        self._next = None
+        return self._forward(batch)
+
+    def run(self, batch: Batch, sampling_: Sampling) -> ToyPending:
+        self.log.append(f"run {self.steps}")
+        self.batches.append(batch)
+        self.samplings.append(sampling_)
+        return self._step(batch, sampling_)
+
+    def advance(self) -> ToyPending:
+        assert self._next is not None, "the last step cannot feed itself"
+        self.log.append(f"advance {self.steps}")
+        return self._step(*self._next)
+
+    def close(self) -> None:
+        pass
+
+    def _step(self, batch: Batch, s: Sampling) -> ToyPending:
+        logits = self._forward(batch)
+        for array in (s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.seed):
+            assert len(array) == batch.rows
+        if s.greedy:
+            tokens = sampling.argmax.meaning(logits)
+        else:
+            seen = np.zeros((batch.rows, -(-self.vocab // 32)), np.int32) if s.seen is None else s.seen
+            tokens = sampling.sample.meaning(
+                logits,
+                seen,
+                s.temperature,
+                s.top_k,
+                s.top_p,
+                s.min_p,
+                s.repetition_penalty,
+                s.seed,
+                batch.positions,
+                batch.output_rows,
+            )
+            sampling.mark_seen.meaning(seen, tokens)
+            s = Sampling(s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.seed, seen)
+        self._next = None
+        if batch.tokens == batch.seqs == batch.rows:
+            following = Batch(
+                tokens,
+                batch.positions + 1,
+                batch.sequence,
+                batch.query_start,
+                batch.page_table,
+                batch.output_rows,
+            )
+            self._next = following, s
+        self.steps += 1
+        return ToyPending(self, self.steps - 1, tokens)
+
+    def _forward(self, batch: Batch) -> np.ndarray:
+        self._check(batch)
+        for token, position, row in zip(batch.token_ids, batch.positions, batch.sequence, strict=True):
+            page = batch.page_table[row, position // self.page_size]
+            assert page >= 0, f"position {position} of sequence {row} has no page"
+            self.cache[page, position % self.page_size] = token
+        logits = np.empty((batch.rows, self.vocab), np.float32)
+        for out, at in enumerate(batch.output_rows):
+            length = batch.positions[at] + 1
+            pages = batch.page_table[batch.sequence[at], : -(-length // self.page_size)]
+            context = self.cache[pages].ravel()[:length]
+            assert np.all(context >= 0), f"sequence {batch.sequence[at]}: positions were skipped: {context}"
+            logits[out] = self.model(context.tolist())
+        return logits
+
+    def _check(self, batch: Batch) -> None:
+        arrays = (
+            batch.token_ids,
+            batch.positions,
+            batch.sequence,
+            batch.query_start,
+            batch.page_table,
+            batch.output_rows,
+        )
+        assert all(array.dtype == np.int32 for array in arrays)
+        assert 0 < batch.tokens <= self.max_batch_tokens
+        assert 0 < batch.rows <= self.max_rows
+        assert np.all((batch.token_ids >= 0) & (batch.token_ids < self.vocab))
+        assert batch.query_start[0] == 0
+        assert batch.query_start[-1] == batch.tokens
+        lengths = np.diff(batch.query_start)
+        assert np.all(lengths > 0)
+        np.testing.assert_array_equal(batch.sequence, np.repeat(np.arange(batch.seqs), lengths))
+        for row in range(batch.seqs):
+            own = batch.positions[batch.query_start[row] : batch.query_start[row + 1]]
+            np.testing.assert_array_equal(own, np.arange(own[0], own[0] + len(own)))
+        assert np.all(np.diff(batch.output_rows) > 0)
+        owned = batch.page_table[batch.page_table >= 0]
+        assert len(np.unique(owned)) == len(owned), "two sequences share a page"
+        assert owned.max() < self.num_pages
