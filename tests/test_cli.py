@@ -244,18 +244,6 @@ def test_what_runs_a_bundle_on_a_gpu_imports_nothing_that_compiles(dante_bundle:
 
 
 @pytest.mark.gpu
-def test_running_a_bundle_on_the_gpu_imports_nothing_that_compiles(tmp_path: Path, infernum: Run) -> None:
-    assert infernum("compile", "dante", "--arch", "native", "-o", tmp_path / "dante").code == 0
-    code = (
-        "import sys; from infernum.cli import run\n"
-        f"assert run(['run', '--device', 'cuda', '--greedy', '-n', '20', '--bundle', sys.argv[1]]) == 0\n"
-        f"print({COMPILE_SIDE} & set(sys.modules))"
-    )
-    done = python("-c", code, str(tmp_path / "dante"))
-    assert done.stdout.decode() == f"{NEXT_LINES}set()\n", done.stderr.decode()
-
-
-@pytest.mark.gpu
 def test_the_gpu_says_what_numpy_says(infernum: Run) -> None:
     texts = [infernum("run", FIRST_LINE, "--greedy", "-n", "40", "--device", d).out for d in ("cuda", "cpu")]
     assert texts[0] == texts[1]

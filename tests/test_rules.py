@@ -16,11 +16,12 @@ from infernum.errors import CompileError
 from infernum.fusion import RULES, select_rules
 from infernum.ir import match
 from infernum.ir.block import Tensor
+from infernum.ir.fuse import decomposed
 from infernum.ir.graph import Graph
 from infernum.ir.interpret import interpret
 from infernum.ir.kernel import Target
 from infernum.ir.op import Fused
-from infernum.ir.rewrite import Outcome, Rule, apply_rules, decomposed, rewrite
+from infernum.ir.rewrite import Outcome, Rule, apply_rules, rewrite
 from infernum.ir.text import parse_graph, print_graph
 from infernum.models.llama import decoder, embed, head
 from infernum.models.llama_config import LlamaConfig

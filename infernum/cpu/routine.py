@@ -14,10 +14,10 @@ from typing import Any, cast
 import numpy as np
 
 from infernum.dtypes import DType, round_to
+from infernum.ir.fuse import decomposed
 from infernum.ir.graph import Graph, Value
 from infernum.ir.kernel import View
 from infernum.ir.op import Op
-from infernum.ir.rewrite import decomposed
 
 Array = np.ndarray[Any, Any]
 

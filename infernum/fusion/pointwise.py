@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from infernum.ir.fuse import fuse_nodes
 from infernum.ir.graph import Graph, Node, Value
 from infernum.ir.kernel import Pointwise, Target
 from infernum.ir.match import why_not_replaceable
 from infernum.ir.op import Fused, Op
-from infernum.ir.rewrite import Candidate, fuse_nodes
+from infernum.ir.rewrite import Candidate
 
 
 def is_pointwise_kernel(node: Node) -> bool:

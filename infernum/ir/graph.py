@@ -7,7 +7,7 @@ so that a value is always (node, index). Graphs are values: passes return new on
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -240,8 +240,3 @@ def _live(
         return node.name in wanted or (isinstance(node.op, Input) and node.op.role != "weight")
 
     return [(node, ops) for node, ops in entries if kept(node)]
-
-
-def relocated(node: Node, where: Iterable[str]) -> Node:
-    """`node` with the DSL lines of other nodes added to its own, in order, each once."""
-    return replace(node, where=tuple(dict.fromkeys((*node.where, *where))))

@@ -10,16 +10,17 @@ Every rule carries a name and a reason to exist; where it matches and is not app
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from infernum.errors import CompileError
 from infernum.ir.block import Tensor, Trace
-from infernum.ir.graph import Graph, Input, Node, TensorType, Value, relocated
+from infernum.ir.fuse import fuse_nodes, lines_of, renamed
+from infernum.ir.graph import Graph, Input, Node, TensorType, Value
 from infernum.ir.kernel import KernelSpec, Target
 from infernum.ir.match import AttrVar, Match, find_matches, why_not_replaceable
-from infernum.ir.op import Fused, Op, as_tuple
+from infernum.ir.op import as_tuple
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class Rewrite:
             )
 
     def _apply(self, graph: Graph, pattern: Graph, match: Match) -> Graph:
-        where = _where(graph, match.names)
+        where = lines_of(graph, match.names)
         trace = Trace(where=where)
         tensors = [_bound(trace, graph, match.inputs[p.name]) for p in pattern.inputs]
         steps = self.function(*tensors, **match.attrs)
@@ -171,7 +172,7 @@ class Rewrite:
         def outer(value: Value) -> Value:
             return bound[value] if value in bound else Value(names[value.node], value.index)
 
-        added = [(_renamed(node, names[node.name]), [outer(v) for v in operands]) for node, operands in made]
+        added = [(renamed(node, names[node.name]), [outer(v) for v in operands]) for node, operands in made]
         values = {match.value(v): outer(a.value) for v, a in zip(pattern.outputs, after, strict=True)}
         return graph.replaced(match.names, added, values)
 
@@ -260,90 +261,6 @@ class Absorb:
         return graph.node(users[0][0]) if users else None
 
 
-def fuse_nodes(
-    graph: Graph,
-    names: frozenset[str],
-    rule: str,
-    outputs: Sequence[Value],
-    inputs: Mapping[str, Value] | None = None,
-    kernels: tuple[KernelSpec, ...] = (),
-    results: tuple[str, ...] = (),
-) -> Graph:
-    """The graph with the nodes `names` made one Fused node with the given results; fused nodes among them dissolve.
-
-    `inputs` names the body's inputs; without it they are named after the nodes they come from.
-    """
-    rules = [r for n in graph.order if n in names for r in _rules(graph.node(n))]
-    flat = inlined(graph, names)
-    rules = [*rules, rule]
-    inner = {node.name for node, _ in flat.entries}
-    read = list(dict.fromkeys(v for _, operands in flat.entries for v in operands if v.node not in inner))
-    if inputs is None:
-        inputs = _input_names(read)
-    named = {value: name for name, value in reversed(list(inputs.items()))}
-    body_inputs = [(Node(name, Input("stream"), (graph.type(value),)), ()) for name, value in inputs.items()]
-    clash: dict[str, str] = {}
-    for name in sorted(inner & inputs.keys()):
-        clash[name] = _unlike(f"{name}_inner", inner | inputs.keys() | set(clash.values()))
-
-    def inside(value: Value) -> Value:
-        if value.node in inner:
-            return Value(clash.get(value.node, value.node), value.index)
-        return Value(named[value])
-
-    body_calls = [
-        (_renamed(n, clash.get(n.name, n.name)), [inside(v) for v in ops]) for n, ops in flat.entries
-    ]
-    body = Graph.build(rule, [*body_inputs, *body_calls], [inside(flat.values.get(v, v)) for v in outputs])
-    types = tuple(graph.type(v) for v in outputs)
-    name = outputs[0].node  # free again: its node is one of those that go
-    fused = Node(
-        name,
-        Fused(rule, body, tuple(dict.fromkeys(rules)), kernels, results),
-        types,
-        {},
-        _where(graph, names),
-    )
-    values = {v: Value(name, i) for i, v in enumerate(outputs)}
-    return graph.replaced(names, [(fused, list(inputs.values()))], values)
-
-
-@dataclass(frozen=True)
-class Flattened:
-    """Some nodes of a graph with every Fused among them replaced by its body; `values` maps its results inside."""
-
-    entries: tuple[tuple[Node, tuple[Value, ...]], ...]
-    values: Mapping[Value, Value]
-
-
-def inlined(graph: Graph, names: frozenset[str]) -> Flattened:
-    """The primitive calls of the nodes `names`, in graph order, with unique names."""
-    entries: list[tuple[Node, tuple[Value, ...]]] = []
-    values: dict[Value, Value] = {}
-    taken = {n.name for n in graph.nodes if n.name not in names or not isinstance(n.op, Fused)}
-    for name in (n for n in graph.order if n in names):
-        node, operands = graph.node(name), tuple(values.get(v, v) for v in graph.operands(name))
-        if not isinstance(node.op, Fused):
-            entries.append((node, operands))
-            continue
-        body = node.op.body
-        inner = {Value(n.name): v for n, v in zip(body.inputs, operands, strict=True)}
-        for call in body.calls:
-            fresh = _unlike(call.name, taken)
-            taken.add(fresh)
-            entries.append((_renamed(call, fresh), tuple(inner[v] for v in body.operands(call.name))))
-            inner |= {Value(call.name, i): Value(fresh, i) for i in range(len(call.types))}
-        values |= {Value(name, i): inner[v] for i, v in enumerate(body.outputs)}
-    return Flattened(tuple(entries), values)
-
-
-def decomposed(graph: Graph) -> Graph:
-    """The graph with every Fused node replaced by its body: what its kernels mean, op by op."""
-    flat = inlined(graph, frozenset(n.name for n in graph.calls))
-    entries = [(n, ()) for n in graph.inputs]
-    return Graph.build(graph.name, [*entries, *flat.entries], [flat.values.get(v, v) for v in graph.outputs])
-
-
 def rewrite(*, why: str, when: When = lambda site: None) -> Callable[[Callable[..., Iterator[Any]]], Rewrite]:
     """Declare a rewrite: a generator over pattern values that yields what to find, then what to put there."""
     return lambda function: Rewrite(function.__name__, why, function, when)
@@ -399,40 +316,5 @@ def _with_operands(trace: Trace, value: Value) -> Iterator[Value]:
         yield from _with_operands(trace, operand)
 
 
-def _renamed(node: Node, name: str) -> Node:
-    return Node(name, node.op, node.types, node.attrs, node.where)
-
-
-def _rules(node: Node) -> tuple[str, ...]:
-    return node.op.rules if isinstance(node.op, Fused) else ()
-
-
-def _where(graph: Graph, names: Iterable[str]) -> tuple[str, ...]:
-    wanted = set(names)
-    lines = [line for n in graph.order if n in wanted for line in graph.node(n).where]
-    return relocated(Node("", Input("stream"), ()), lines).where
-
-
 def _place(graph: Graph, names: frozenset[str]) -> str:
     return ", ".join(n for n in graph.order if n in names)
-
-
-def _input_names(values: Sequence[Value]) -> dict[str, Value]:
-    names: dict[str, Value] = {}
-    for value in values:
-        name = value.node if value.index == 0 else f"{value.node}_r{value.index}"
-        names[_unlike(name, names)] = value
-    return names
-
-
-def _unlike(name: str, taken: Container[str]) -> str:
-    """`name`, with underscores behind it as long as it is taken."""
-    while name in taken:
-        name += "_"
-    return name
-
-
-def primitive(node: Node) -> Op:
-    """The op of a node that is known to be a primitive call."""
-    assert isinstance(node.op, Op), f"{node.name} is not a primitive call"
-    return node.op
