@@ -60,14 +60,14 @@ def _expand(model: str) -> Path | None:
 
 
 def _unknown(model: str) -> ConfigError:
-    presets = f"presets: {', '.join(PRESETS)}"
+    presets = f"the presets are {', '.join(PRESETS)}"
     if "/" in model or "\\" in model:
         return ConfigError(
             f"{model}: no such folder; models are not downloaded, give a local folder ({presets})"
         )
-    close = difflib.get_close_matches(model.lower(), PRESETS, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
-    return ConfigError(f"{model!r} is neither a folder nor a preset{hint} ({presets})")
+    near = difflib.get_close_matches(model.lower(), PRESETS, n=1)
+    hint = f"did you mean {near[0]!r}? ({presets})" if near else presets
+    return ConfigError(f"{model!r} is neither a folder nor a preset; {hint}")
 
 
 def _shape(name: str, **differences: object) -> Callable[[], tuple[None, ModelConfig]]:
