@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import Tiny
 
-from infernum.cli import latency
+from infernum.cli import latency, origin
 from infernum.cpu.executor import CpuExecutor
 from infernum.errors import DeviceError, RequestError
 from infernum.models.presets import resolve
@@ -48,7 +48,7 @@ def request_(tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch) -> la
     monkeypatch.setattr(latency, "measure_read_bandwidth", lambda device: 4e12)
     gpu = type("Gpu", (), {"name": "an imagined GPU"})
     monkeypatch.setattr(
-        latency, "describe", lambda: type("Facts", (), {"gpus": (gpu,), "cuda_version": "13.0"})
+        origin, "describe", lambda: type("Facts", (), {"gpus": (gpu,), "cuda_version": "13.0"})
     )
     source = resolve(str(case.folder))
     return latency.Request(source, "dummy", prompt=70, tokens=12, batch=2, repeats=2, dtype="float32")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 import statistics
-import subprocess
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from infernum import dims, dtypes
 from infernum.bundle import Bundle
-from infernum.cli.doctor_command import versions
+from infernum.cli.origin import origin
 from infernum.cli.read_bandwidth import measure_read_bandwidth
 from infernum.compiler import Options, cached_bundle
 from infernum.dtypes import relative_error
@@ -25,7 +22,6 @@ from infernum.machine import native_arch
 from infernum.models.presets import ModelSource
 from infernum.runtime.batch import Batch, Executor, Float32, Int32, Sampling
 from infernum.runtime.device import Device
-from infernum.runtime.driver import describe
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.weight_plan import weight_key
 from infernum.runtime.weights import TensorSource
@@ -295,14 +291,9 @@ def _results(
     token_ms = statistics.median(1e3 * t.decode_seconds / steps for t in timings)
     read = bytes_per_token(bundle, request.batch, request.prompt + request.tokens / 2)
     floor_ms = 1e3 * sum(read.values()) / bandwidth
-    facts = describe()
     return {
         "benchmark": "latency",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "gpu": facts.gpus[0].name,
-        "driver": _driver_version() or f"CUDA {facts.cuda_version}",
-        "versions": versions() | {"nvrtc": manifest.nvrtc},
-        "commit": _commit(),
+        **origin(manifest.nvrtc),
         "model": manifest.model.name,
         "config": manifest.model.config,
         "load_format": request.load_format,
@@ -326,30 +317,3 @@ def _results(
         "error_against_unfused": error,
         "allowed_error": allowed_error(bundle),
     }
-
-
-def _driver_version() -> str | None:
-    """The driver's own version, as Linux tells it."""
-    try:
-        words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0].split()
-    except (OSError, IndexError):
-        return None
-    return next((word for word in words if word.count(".") >= 1 and word.replace(".", "").isdigit()), None)
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this runs from, with "-dirty" where files differ; None outside of one."""
-    folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists():
-        return None
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
