@@ -6,6 +6,7 @@ about graphs, templates or GPUs.
     manifest.json        everything the runtime needs to know (the structures below)
     checksums.txt        SHA-256 of every other file, in the format of `sha256sum -c`
     rules.txt            every rule applied, or refused and why
+    decoder.traced.ir    the graph of one block as it was traced, before any rule
     decoder.t1.ir        the fused graph of one block for one variant
     decoder.t1.cu        its kernels, in launch order
     decoder.t1.cubin     the same, compiled
@@ -17,17 +18,21 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from infernum.errors import BundleError
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 CHECKSUMS = "checksums.txt"
+SECTION = "\n// ---- "
+"""What begins a part of an emitted `.cu`, before its name."""
 
 Formula = int | str
 """An integer, or arithmetic over the symbols of `infernum.dims`, evaluated when a step is launched."""
@@ -118,20 +123,51 @@ class Gemm(Record, frozen=True, tag="gemm"):
 Step = Launch | Gemm
 
 
+class Cost(Record, frozen=True):
+    """Kernels, and the bytes and FLOPs they take together, as formulas over symbols."""
+
+    kernels: int
+    bytes: Formula
+    flops: Formula
+
+
 class Kernel(Record, frozen=True):
-    """What is known of one emitted kernel. `bytes` and `flops` are formulas per launch; where = `file:line`."""
+    """What is known of one step: an emitted kernel, or a library product (`template` is then "cublaslt").
+
+    `bytes` and `flops` are formulas per launch, over the symbols of a step and those of `infernum.dims.COSTS`.
+    node         the node of the block's graph that it computes, alone or with the step before or after it
+    ops, where   the primitive ops of that node, and the lines of Python (`file:line`) that called them
+    rules        the rules that made the node, in the order they fired
+    origin       the nodes of the block's traced graph whose work it does
+    before       what those nodes cost as kernels of their own; of several steps of one node, the first one has it
+    passed_over  kernels that would have been preferred, and why each could not serve
+    source_hash  SHA-256 of its part of the `.cu` file as emitted; "" for a library product
+    """
 
     name: str
+    node: str
     template: str
     ops: list[str]
     rules: list[str]
     where: list[str]
+    origin: list[str]
+    before: Cost
     bytes: Formula
     flops: Formula
+    passed_over: list[str] = []
+    source_hash: str = ""
     registers: int = 0
     stack_bytes: int = 0
     spill_bytes: int = 0
     static_shared_bytes: int = 0
+
+
+class Firing(Record, frozen=True):
+    """One time that a rule was applied: the nodes it took, and those it put in their place."""
+
+    rule: str
+    at: str
+    made: str
 
 
 class Refusal(Record, frozen=True):
@@ -142,8 +178,26 @@ class Refusal(Record, frozen=True):
     reason: str
 
 
+class Edit(Record, frozen=True):
+    """A `.cu` file that was changed by hand and compiled again: its kernels that differ from what was emitted."""
+
+    emitted_sha256: str
+    kernels: list[str]
+
+
+class Plugin(Record, frozen=True):
+    """A plugin that was loaded when the bundle was compiled, and the SHA-256 of its code and templates."""
+
+    name: str
+    sha256: str
+
+
 class BlockVariant(Record, frozen=True):
     """One block compiled for one class of token counts.
+
+    `kernels[i]` describes `steps[i]`. `fired` counts every rule that was tried, `firings` tells them one by one.
+    `traced` and `graph` name the files of the graph before and after the rules; `shared_hash` is that of the code which
+    the kernels of `source` share, as emitted.
 
     Tensors named by `steps` are found in `buffers`, `weights`, `stream_in`/`stream_out` (what flows from block to
     block), `batch` (inputs of the step, such as `token_ids`) or `state` (what outlives the step: the KV cache).
@@ -152,7 +206,9 @@ class BlockVariant(Record, frozen=True):
     block: str
     variant: str
     source: str
+    shared_hash: str
     cubin: str
+    traced: str
     graph: str
     stream_in: list[TensorSpec]
     stream_out: list[TensorSpec]
@@ -165,6 +221,7 @@ class BlockVariant(Record, frozen=True):
     kernels: list[Kernel]
     kernels_before_fusion: int
     fired: dict[str, int]
+    firings: list[Firing]
     refused: list[Refusal]
 
 
@@ -197,7 +254,7 @@ class ModelInfo(Record, frozen=True):
 
 
 class Manifest(Record, frozen=True):
-    """The whole bundle, but for the contents of its files."""
+    """The whole bundle, but for the contents of its files. `edits` tells, by file, what a person changed by hand."""
 
     schema: int
     infernum: str
@@ -211,6 +268,8 @@ class Manifest(Record, frozen=True):
     variants: list[VariantSpec]
     program: list[Stage]
     samplers: list[str]
+    plugins: list[Plugin]
+    edits: dict[str, Edit]
     blocks: dict[str, dict[str, BlockVariant]]
 
 
@@ -256,6 +315,50 @@ def open_bundle(folder: Path) -> Bundle:
     return Bundle(folder, manifest, checksums)
 
 
+def sections(source: str) -> dict[str, str]:
+    """The parts of an emitted `.cu` by name, in order: a helper file or a kernel each, without the file's head."""
+    _, *parts = ("\n" + source).split(SECTION)
+    named = (part.partition("\n") for part in parts)
+    return {name: text.strip() + "\n" for name, _, text in named}
+
+
+def shared_code(source: str, kernels: Collection[str]) -> str:
+    """What stands before the first kernel of an emitted `.cu`, less the lines that are comments."""
+    first = min(
+        (at for name in kernels if (at := source.find(f"{SECTION}{name}\n")) >= 0), default=len(source)
+    )
+    return "".join(line for line in source[:first].splitlines(True) if not line.startswith("//"))
+
+
+def source_hash(section: str) -> str:
+    """What `Kernel.source_hash` holds of a part of a `.cu` file."""
+    return hashlib.sha256(section.encode()).hexdigest()
+
+
+FileState = Literal["ok", "edited", "damaged", "missing", "extra"]
+"""A file compared with checksums.txt. "edited": a `.cu` that differs from what was compiled; "extra": not listed."""
+
+
+def file_state(bundle: Bundle, name: str) -> FileState:
+    """How one file of a bundle compares with its checksum."""
+    wanted = bundle.checksums.get(name)
+    if wanted is None:
+        return "extra"
+    try:
+        found = hashlib.sha256((bundle.folder / name).read_bytes()).hexdigest()
+    except OSError:
+        return "missing"
+    if found == wanted:
+        return "ok"
+    return "edited" if name.endswith(".cu") else "damaged"
+
+
+def not_rebuilt(bundle: Bundle) -> list[str]:
+    """The `.cu` files that were edited since they were compiled, in the order of the manifest."""
+    sources = [v.source for variants in bundle.manifest.blocks.values() for v in variants.values()]
+    return [name for name in sources if file_state(bundle, name) == "edited"]
+
+
 class _SchemaOnly(msgspec.Struct):
     schema: int
 
@@ -271,27 +374,80 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -
         and (not folder.is_dir() or any(folder.iterdir()))
     ):
         raise BundleError(f"{folder}: exists and is not a bundle; choose another folder with -o")
-    contents = {**files, MANIFEST: msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"}
+    contents = {**files, MANIFEST: _encoded(manifest)}
     checksums = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(contents.items())}
-    contents[CHECKSUMS] = "".join(f"{digest}  {name}\n" for name, digest in checksums.items()).encode()
+    contents[CHECKSUMS] = _listing(checksums)
+    with _replaced(folder) as staging:
+        _write(staging, contents)
+    return Bundle(folder, manifest, checksums)
+
+
+def update_bundle(
+    bundle: Bundle, manifest: Manifest, files: Mapping[str, bytes], accepted: Mapping[str, str]
+) -> Bundle:
+    """Replace the manifest and some files of a bundle, all or nothing; whatever else lies in its folder stays.
+
+    `accepted` are the SHA-256 of files that lie in the folder already and belong to the bundle as they are from now
+    on. Raises BundleError.
+    """
+    contents = {**files, MANIFEST: _encoded(manifest)}
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    checksums = dict(sorted({**bundle.checksums, **accepted, **digests}.items()))
+    contents[CHECKSUMS] = _listing(checksums)
+    folder = bundle.folder.resolve()  # a link to the bundle goes on pointing at it
+    with _replaced(folder) as staging:
+        shutil.copytree(
+            folder,
+            staging,
+            symlinks=True,
+            copy_function=_link,
+            ignore=lambda at, names: contents.keys() & set(names) if at == str(folder) else set(),
+            dirs_exist_ok=True,
+        )
+        _write(staging, contents)
+    return Bundle(bundle.folder, manifest, checksums)
+
+
+def _encoded(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def _listing(checksums: Mapping[str, str]) -> bytes:
+    return "".join(f"{digest}  {name}\n" for name, digest in checksums.items()).encode()
+
+
+def _link(source: str, target: str) -> None:
+    """The same file under another name; a copy where the file system has no links."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+@contextmanager
+def _replaced(folder: Path) -> Generator[Path]:
+    """An empty folder that takes the place of `folder` once it has been filled. Raises BundleError."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
         raise BundleError(f"{folder}: cannot be written ({error.strerror})") from error
     try:
-        for name, data in contents.items():
-            with (staging / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        yield staging
         staging.chmod(0o755)
         _swap(staging, folder)
     except OSError as error:
-        raise BundleError(f"{folder}: cannot be written ({error.strerror})") from error
+        raise BundleError(f"{folder}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Bundle(folder, manifest, checksums)
+
+
+def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
+    for name, data in contents.items():
+        with (folder / name).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _swap(staging: Path, folder: Path) -> None:
@@ -301,7 +457,11 @@ def _swap(staging: Path, folder: Path) -> None:
         return
     old = staging.with_name(staging.name + ".old")
     folder.rename(old)
-    staging.rename(folder)
+    try:
+        staging.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -327,5 +487,7 @@ def _read_checked(folder: Path, name: str, checksums: Mapping[str, str]) -> byte
     if wanted is None:
         raise BundleError(f"{path}: is not listed in {CHECKSUMS}; compile the model again")
     if hashlib.sha256(data).hexdigest() != wanted:
+        if name.endswith(".cu"):
+            raise BundleError(f"{path}: differs from what was compiled; run `infernum rebuild {folder}`")
         raise BundleError(f"{path}: differs from its checksum; compile the model again")
     return data

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import infernum.ops  # noqa: F401 - fills the registry
-from infernum import __version__, bundle
+from infernum import __version__, bundle, logs, plugins
 from infernum.codegen.cubin import Cubin, cache_folder
-from infernum.codegen.emit import MAX_ROWS, emit_block
-from infernum.codegen.manifest import CompiledBlock, describe_block
+from infernum.codegen.emit import emit_block
+from infernum.codegen.manifest import CompiledBlock, describe_block, traced_name
 from infernum.codegen.nvrtc import compile_all, nvrtc_version, parse_arch
 from infernum.codegen.plan import plan_block
 from infernum.codegen.weights import fold_weights
@@ -28,6 +29,10 @@ from infernum.ir.text import print_graph
 from infernum.models import sampler
 from infernum.models.config import config_hash, find_family
 from infernum.models.presets import ModelSource
+from infernum.passes import Passes, record_passes
+from infernum.roofline import MAX_ROWS
+
+cache_log, kernel_log = logs.channel("cache"), logs.channel("kernels")
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -56,6 +61,7 @@ class Sources:
     rules: list[Rule]
     program: list[tuple[Block, int | None]]
     blocks: list[CompiledBlock] = field(default_factory=list[CompiledBlock])
+    passes: Passes = field(default_factory=Passes)
 
 
 def compile_model(
@@ -70,23 +76,33 @@ def compile_model(
 
     `seconds`, when given, receives how long NVRTC took for each `block.variant`.
     """
-    sources = emit_sources(source, options)
-    files = {f"{b.stem}.cu": b.source for b in sources.blocks}
     took = seconds if seconds is not None else {}
+    with record_passes(options.dump) as passes:
+        sources = emit_sources(source, options, passes)
+        files = {f"{b.stem}.cu": b.source for b in sources.blocks}
 
-    def on_compiled(name: str, duration: float) -> None:
-        took[name.removesuffix(".cu")] = duration
-        if progress:
-            progress("compiling", len(took), len(files))
+        def on_compiled(name: str, duration: float) -> None:
+            stem = name.removesuffix(".cu")
+            took[stem] = duration
+            passes.blocks[stem].took("nvrtc", "CUDA to cubin, or the cubin kept in the cache.", duration)
+            if progress:
+                progress("compiling", len(took), len(files))
 
-    cubins = compile_all(files, options.arch, progress=on_compiled, cache=cache_folder())
+        cubins = compile_all(files, options.arch, progress=on_compiled, cache=cache_folder())
     manifest = describe(sources, {b.stem: cubins[f"{b.stem}.cu"] for b in sources.blocks})
-    contents: dict[str, bytes] = {"rules.txt": _rules_text(sources).encode()}
-    for block in sources.blocks:
-        contents[f"{block.stem}.ir"] = print_graph(block.plan.graph).encode()
-        contents[f"{block.stem}.cu"] = block.source.encode()
-        contents[f"{block.stem}.cubin"] = cubins[f"{block.stem}.cu"].data
+    _log_kernels(manifest)
+    contents = texts(sources) | {f"{b.stem}.cubin": cubins[f"{b.stem}.cu"].data for b in sources.blocks}
     return bundle.write_bundle(out, manifest, contents)
+
+
+def texts(sources: Sources) -> dict[str, bytes]:
+    """The files of a bundle that a person reads, by name."""
+    contents = {"rules.txt": _rules_text(sources)}
+    for block in sources.blocks:
+        contents[traced_name(block.block)] = print_graph(block.traced)
+        contents[f"{block.stem}.ir"] = print_graph(block.plan.graph)
+        contents[f"{block.stem}.cu"] = block.source
+    return {name: text.encode() for name, text in contents.items()}
 
 
 def cached_bundle(
@@ -97,24 +113,34 @@ def cached_bundle(
     folder = cache_folder() / "bundles" / f"{source.name.replace('/', '_')}-{key[:16]}"
     if (folder / bundle.MANIFEST).is_file():
         try:
-            return bundle.open_bundle(folder)
-        except bundle.BundleError:
-            pass  # damaged: made anew below
+            found = bundle.open_bundle(folder)
+        except bundle.BundleError as error:
+            cache_log.info("the bundle is damaged and made anew: %s", error)
+        else:
+            cache_log.info("bundle hit %s", folder)
+            return found
+    cache_log.info("bundle miss, compiling %s", folder)
     return compile_model(source, options, folder, progress=progress)
 
 
-def emit_sources(source: ModelSource, options: Options) -> Sources:
-    """Trace, fuse, plan and emit every block for every variant; no compiler is needed for that."""
+def emit_sources(source: ModelSource, options: Options, passes: Passes | None = None) -> Sources:
+    """Trace, fuse, plan and emit every block for every variant; no compiler is needed for that.
+
+    `passes` receives what each pass did and how long it took.
+    """
     family = find_family(source.family)
     dtype = dtype_named(source.config.dtype if options.dtype == "auto" else options.dtype)
     if not dtype.is_float:
         raise CompileError(f"--dtype {options.dtype}: use float32, float16 or bfloat16")
     rules = select_rules(options.fuse, options.rules)
     program = family.program(source.config)
-    sources = Sources(source, options, dtype, variants_for(options, source.config), rules, program)
+    variants = variants_for(options, source.config)
+    sources = Sources(source, options, dtype, variants, rules, program, passes=passes or Passes())
     distinct = {block.name: block for block, _ in program}
     for block in [*distinct.values(), sampler.greedy, sampler.sample]:
+        begin = time.perf_counter()
         traced = block.trace(source.config, dtype)
+        sources.passes.traced(traced, time.perf_counter() - begin)
         for variant in sources.variants:
             target = Target(
                 parse_arch(options.arch), variant.name, variant.min_tokens, variant.max_tokens, dtype
@@ -125,16 +151,19 @@ def emit_sources(source: ModelSource, options: Options) -> Sources:
 
 def compile_block(traced: Graph, target: Target, rules: Sequence[Rule], sources: Sources) -> CompiledBlock:
     """Fuse, plan and emit one block for one target."""
-    dump = _Dump(sources.options.dump, f"{traced.name}.{target.variant}")
-    dump("traced", traced)
-    outcome = apply_rules(traced, rules, target, normalise=fold_weights, on_pass=dump)
-    plan = plan_block(outcome.graph, target)
-    before = len(plan_block(traced, target).steps)
+    passes = sources.passes.over(traced, target.variant)
+    outcome = apply_rules(traced, rules, target, normalise=fold_weights, on_pass=passes.rule)
+    with passes.timed("plan", "A kernel or a library product for every node, in launch order."):
+        plan = plan_block(outcome.graph, target)
+    passes.kernels = len(plan.steps)
+    before = plan_block(traced, target)
     title = (
         f"{sources.source.name}: block {traced.name}, {target.min_tokens} to {target.max_tokens} token(s), "
         f"{target.dtype.long_name}, {sources.options.arch}. Emitted by Infernum {__version__}."
     )
-    return CompiledBlock(traced.name, target, outcome, plan, emit_block(plan, title), before)
+    with passes.timed("emit", "The kernels rendered from their templates."):
+        emitted = emit_block(plan, title)
+    return CompiledBlock(traced.name, target, traced, outcome, plan, before, emitted)
 
 
 def variants_for(options: Options, cfg: Any) -> list[bundle.VariantSpec]:
@@ -178,6 +207,8 @@ def describe(sources: Sources, cubins: Mapping[str, Cubin]) -> bundle.Manifest:
         variants=sources.variants,
         program=[bundle.Stage(block=block.name, layer=layer) for block, layer in sources.program],
         samplers=[sampler.greedy.name, sampler.sample.name],
+        plugins=[bundle.Plugin(name=p.name, sha256=p.sha256) for p in plugins.loaded()],
+        edits={},
         blocks=blocks,
     )
 
@@ -189,25 +220,23 @@ def _rules_text(sources: Sources) -> str:
     for block in sources.blocks:
         lines += [
             "",
-            f"{block.stem}: {block.kernels_before_fusion} kernels before, {len(block.plan.steps)} after",
+            f"{block.stem}: {len(block.before.steps)} kernels before, {len(block.plan.steps)} after",
         ]
         lines += [f"  {name} fired {count} time(s)" for name, count in block.outcome.fired.items() if count]
         lines += [f"  {r.rule} refused at {r.at}: {r.reason}" for r in block.outcome.refused]
     return "\n".join(lines) + "\n"
 
 
-class _Dump:
-    """Writes the graph of each pass to `NN-name.ir` when a folder is given."""
-
-    def __init__(self, folder: Path | None, stem: str) -> None:
-        self.folder = folder / stem if folder else None
-        self.count = 0
-
-    def __call__(self, name: str, graph: Graph) -> None:
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / f"{self.count:02}-{name}.ir").write_text(print_graph(graph), encoding="utf-8")
-        self.count += 1
+def _log_kernels(manifest: bundle.Manifest) -> None:
+    """Say what every step of every block became."""
+    if not kernel_log.isEnabledFor(logs.LEVEL):
+        return
+    for variant in (v for block in manifest.blocks.values() for v in block.values()):
+        for step in variant.kernels:
+            facts = [f"{step.template} chosen", *(f"passed over {reason}" for reason in step.passed_over)]
+            if step.registers:
+                facts.append(f"{step.registers} registers, {step.spill_bytes} bytes spilled")
+            kernel_log.info("%s.%s: %s: %s", variant.block, variant.variant, step.name, "; ".join(facts))
 
 
 def _cache_key(source: ModelSource, options: Options) -> str:
@@ -221,9 +250,8 @@ def _cache_key(source: ModelSource, options: Options) -> str:
         options.fuse,
         options.rules,
     ]
-    digest.update(
-        repr([*facts, options.max_batch_tokens, nvrtc_version(), __version__, bundle.SCHEMA]).encode()
-    )
+    facts += [options.max_batch_tokens, nvrtc_version(), __version__, bundle.SCHEMA, plugins.loaded()]
+    digest.update(repr(facts).encode())
     digest.update(_own_sources())
     return digest.hexdigest()
 

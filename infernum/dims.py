@@ -8,6 +8,11 @@ Symbols get their values when a step is launched:
     max_pages  columns of the page table
     pages      pages in the KV cache
     sms        multiprocessors of the GPU
+
+Two more only occur in costs, since no kernel needs them:
+
+    cached     positions in the KV cache of all sequences together, after the step
+    attended   pairs of a new token and a position that it attends to
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from infernum.errors import InfernumError
 
 Dim = int | str
 SYMBOLS = ("tokens", "seqs", "rows", "max_pages", "pages", "sms")
+COSTS = ("cached", "attended")
 
 
 def ceildiv(a: int, b: int) -> int:

@@ -16,8 +16,7 @@ from oracle.weights import random_weights
 from infernum.bundle import Bundle, write_bundle
 from infernum.codegen.cubin import Cubin, KernelResources
 from infernum.codegen.steps import Kernel
-from infernum.compiler import Options, compile_model, describe, emit_sources
-from infernum.ir.text import print_graph
+from infernum.compiler import Options, compile_model, describe, emit_sources, texts
 from infernum.models.presets import ModelSource, resolve
 from infernum.runtime.driver import gpu_available
 
@@ -60,13 +59,10 @@ def graphs_only(source: ModelSource, options: Options, out: Path) -> Bundle:
     sources = emit_sources(source, options)
     nothing = KernelResources(0, 0, 0, 0)
     cubins: dict[str, Cubin] = {}
-    files: dict[str, bytes] = {}
     for block in sources.blocks:
         names = [step.name for step in block.plan.steps if isinstance(step, Kernel)]
         cubins[block.stem] = Cubin(b"", dict.fromkeys(names, nothing))
-        files[f"{block.stem}.ir"] = print_graph(block.plan.graph).encode()
-        files[f"{block.stem}.cu"] = block.source.encode()
-        files[f"{block.stem}.cubin"] = b""
+    files = texts(sources) | {f"{stem}.cubin": b"" for stem in cubins}
     return write_bundle(out, describe(sources, cubins), files)
 
 

@@ -220,6 +220,31 @@ def test_several_prompts_are_one_ragged_batch(dante_bundle: Bundle) -> None:
     assert [c.tokens for c in together] == [c.tokens for c in alone]
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--help",),
+        ("inspect", "--help"),
+        ("inspect", "BUNDLE"),  # tables, by Rich
+        ("explain", "BUNDLE"),  # lines, by Rich
+        ("diff", "BUNDLE", "BUNDLE", "--json"),  # by click
+        ("graph", "BUNDLE", "decoder"),
+    ],
+    ids=" ".join,
+)
+def test_a_reader_that_goes_away_is_no_error(args: tuple[str, ...], dante_bundle: Bundle) -> None:
+    named = [str(dante_bundle.folder) if arg == "BUNDLE" else arg for arg in args]
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "infernum", *named], stdout=write, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_importing_the_package_imports_nothing_else() -> None:
     done = python("-c", "import sys, infernum; print('numpy' in sys.modules, 'infernum.llm' in sys.modules)")
     assert done.stdout.split() == [b"False", b"False"]

@@ -15,7 +15,7 @@ from infernum import ops
 from infernum.dtypes import BF16, F16, F32, I32, DType
 from infernum.errors import CompileError, DTypeError, InfernumError, ShapeError
 from infernum.ir.block import BatchInputs, Tensor, Weights, block
-from infernum.ir.graph import Graph, TensorType
+from infernum.ir.graph import Graph, Input, TensorType
 from infernum.ir.interpret import interpret
 from infernum.ir.kernel import Library, LoadTime, Pointwise, Template, View
 from infernum.ir.op import OPS, Op, op, pointwise
@@ -230,6 +230,11 @@ def too_many_operands(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) ->
 
 
 @block(x="tokens hidden_size")
+def too_many_streams(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> Tensor:
+    return no_tensor(x, x, batch=batch, w=w, cfg=cfg)  # here
+
+
+@block(x="tokens hidden_size")
 def no_tensor(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> Tensor:
     return ops.mul(x, 2.0)  # here # pyright: ignore[reportArgumentType]
 
@@ -274,6 +279,7 @@ MISTAKES: list[tuple[Any, type[InfernumError], str]] = [
     (integer_ids, ShapeError, "embedding: token_ids is bf16[tokens, 64], expected [tokens]"),
     (too_few_operands, ShapeError, "add takes x, y; 1 operands were given"),
     (too_many_operands, ShapeError, "silu takes x; 2 operands were given"),
+    (too_many_streams, ShapeError, "the block no_tensor takes x; 2 were given"),
     (no_tensor, ShapeError, "mul takes tensors of a block, not float"),
     (unknown_attribute, ShapeError, "rms_norm has no attribute epsilon; it has eps"),
     (missing_attribute, ShapeError, "rms_norm needs the attribute eps"),
@@ -292,6 +298,24 @@ def test_a_mistake_in_a_block_is_named_with_its_file_and_line(
     with pytest.raises(kind) as error:
         wrong.trace(CFG, BF16)
     assert str(error.value) == f"{Path(__file__).name}:{line_of(wrong.function, '# here')}: {message}"
+
+
+@block(x="tokens hidden_size", prefix="inner.")
+def scaled(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> Tensor:
+    return ops.mul(ops.select_rows(x, batch.output_rows), w.tensor("scale", cfg.hidden_size))
+
+
+@block(x="tokens hidden_size", prefix="outer.")
+def around(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> Tensor:
+    return ops.silu(scaled(x, batch=batch, w=w, cfg=cfg))
+
+
+def test_a_block_may_be_a_part_of_another_which_names_its_weights() -> None:
+    graph = around.trace(CFG, BF16)
+    assert graph.name == "around"
+    assert [node.op.name for node in graph.calls] == ["select_rows", "mul", "silu"]
+    (scale,) = [n.op for n in graph.inputs if isinstance(n.op, Input) and n.op.role == "weight"]
+    assert [part.name for part in scale.parts] == ["outer.scale"]
 
 
 def test_a_fact_that_a_step_does_not_have_is_named_with_what_it_has() -> None:

@@ -203,11 +203,11 @@ graph g {
   stream %x : bf16[tokens, 64]
   weight %gate_up_proj : bf16[192, 64] = "gate_proj.weight" [96, 64], "up_proj.weight" [96, 64]
 
-  %linear_3 = linear(%x, %gate_up_proj) {out = ''} : bf16[tokens, 192]  # m.py:1, m.py:2, m.py:3, m.py:4
+  %linear_3 = linear(%x, %gate_up_proj) {out = ''} : bf16[tokens, 192]  # m.py:1, m.py:2
   %columns_1 = columns(%linear_3) {start = 0, stop = 96} : bf16[tokens, 96]  # m.py:1, m.py:2, m.py:3, m.py:4
   %columns_2 = columns(%linear_3) {start = 96, stop = 192} : bf16[tokens, 96]  # m.py:1, m.py:2, m.py:3, m.py:4
-  %silu_2 = silu(%columns_1) : bf16[tokens, 96]  # m.py:1, m.py:2, m.py:3, m.py:4
-  %mul_2 = mul(%silu_2, %columns_2) : bf16[tokens, 96]  # m.py:1, m.py:2, m.py:3, m.py:4
+  %silu_2 = silu(%columns_1) : bf16[tokens, 96]  # m.py:3
+  %mul_2 = mul(%silu_2, %columns_2) : bf16[tokens, 96]  # m.py:4
   return %mul_2
 }
 """
@@ -587,7 +587,7 @@ REFUSALS = {
     "an interior value is used twice": Refusal(
         "rope_append",
         GUARD_USED,
-        "%rope_2 inside it is also used by flatten_1",
+        "%rope_2 would be gone, but flatten_1 reads it too",
         ROTATED.replace(
             "  return %rope_1, %append_1",
             "  %flatten_1 = flatten(%rope_2) : bf16[tokens, 32]\n  return %rope_1, %append_1, %flatten_1",
@@ -596,7 +596,7 @@ REFUSALS = {
     "a host's result is used twice": Refusal(
         "residual_into_gemv",
         GUARD_USED,
-        "%linear_1 inside it is also used by silu_1",
+        "%linear_1 would be gone, but silu_1 reads it too",
         RESIDUAL.replace(
             "  return %add_1", "  %silu_1 = silu(%linear_1) : bf16[tokens, 96]\n  return %add_1, %silu_1"
         ),
@@ -604,25 +604,25 @@ REFUSALS = {
     "an interior value is an output": Refusal(
         "residual_into_gemv",
         GUARD_USED,
-        "%linear_1 inside it is an output of the block",
+        "%linear_1 would be gone, but the block returns it",
         RESIDUAL.replace("return %add_1", "return %add_1, %linear_1"),
     ),
     "an interior value of a rewrite is an output": Refusal(
         "merge_gate_up",
         GUARD_USED,
-        "%silu_1 inside it is an output of the block",
+        "%silu_1 would be gone, but the block returns it",
         GATE_UP.replace("return %mul_1", "return %mul_1, %silu_1"),
     ),
     "an input of the pattern is computed inside it": Refusal(
         "residual_into_gemv",
         GUARD_READS,
-        "%linear_1, which it reads, is computed inside the match",
+        "%linear_1 is read by the pattern and computed by the nodes it would replace",
         RESIDUAL.replace("add(%r, %linear_1)", "add(%linear_1, %linear_1)"),
     ),
     "the contracted graph would have a cycle": Refusal(
         "rope_append",
         GUARD_CYCLE,
-        "flatten_1, columns_1, heads_1 would have to run both after and before it",
+        "flatten_1, columns_1, heads_1 would have to run after some of these nodes and before others, which become one",
         ROTATED.replace(
             "  %append_1 = append(%kv, %rope_2, %v,",
             "  %flatten_1 = flatten(%rope_1) : bf16[tokens, 64]\n"
@@ -632,7 +632,7 @@ REFUSALS = {
         ),
     ),
     "a bias is not a vector": Refusal(
-        "bias_into_linear", WHEN, "the addend is bf16[tokens, 96], not a vector", RESIDUAL
+        "bias_into_linear", WHEN, "the addend %r is bf16[tokens, 96]: a residual, not a bias vector", RESIDUAL
     ),
     "the library adds a bias already": Refusal(
         "bias_into_linear",
@@ -643,7 +643,10 @@ REFUSALS = {
         first=("bias_into_linear",),
     ),
     "a residual is a vector": Refusal(
-        "residual_into_gemv", WHEN, "the residual is bf16[96], the product bf16[tokens, 96]", BIAS
+        "residual_into_gemv",
+        WHEN,
+        "the addend %b is bf16[96], but the product %linear_1 is bf16[tokens, 96]: a residual has its type",
+        BIAS,
     ),
     "a product is left to the library": Refusal(
         "residual_into_gemv",
@@ -663,7 +666,11 @@ REFUSALS = {
         "residual_into_gemm", HOST, "linear_1 runs as a GEMV for the variant t8", RESIDUAL, "t8"
     ),
     "a library's residual is a vector": Refusal(
-        "residual_into_gemm", WHEN, "the residual is bf16[96], the product bf16[tokens, 96]", BIAS, "t64"
+        "residual_into_gemm",
+        WHEN,
+        "the addend %b is bf16[96], but the product %linear_1 is bf16[tokens, 96]: a residual has its type",
+        BIAS,
+        "t64",
     ),
     "the library adds a residual already": Refusal(
         "residual_into_gemm",
@@ -676,14 +683,14 @@ REFUSALS = {
     "normalised rows do not fit in shared memory": Refusal(
         "norm_into_gemv",
         WHEN,
-        "8 normalised rows of 8192 need 128 KiB of shared memory, over 96 KiB",
+        "8 normalised rows of 8192 need 128 KiB of shared memory, over 96 KiB: room for 6",
         NORM.replace("64]", "8192]"),
         "t8",
     ),
     "a norm is read as the residual": Refusal(
         "norm_into_gemv",
         WHEN,
-        "%rms_norm_1 is not, or not only, the rows that add_1 multiplies",
+        "%rms_norm_1 is read by add_1 otherwise than as the rows that add_1 multiplies",
         NORM.replace("bf16[96", "bf16[64")
         .replace("tokens, 96", "tokens, 64")
         .replace(
@@ -694,7 +701,7 @@ REFUSALS = {
     "gate and up are swapped": Refusal(
         "swiglu_into_gemv",
         WHEN,
-        "gate and up are not the two halves of bf16[tokens, 192]",
+        "gate is columns 96:192 and up 0:96 of bf16[tokens, 192], not its first and second half: stack gate before up",
         SWIGLU.replace("silu(%columns_1)", "silu(%columns_2)").replace(
             "%silu_1, %columns_2", "%silu_1, %columns_1"
         ),
@@ -709,7 +716,7 @@ REFUSALS = {
     "gate and up are not of the sum itself": Refusal(
         "swiglu_into_gemv",
         HOST,
-        "add_1 does more to its sum than take columns of it",
+        "add_1 applies add to its sum already, and SwiGLU takes columns of the bare sum",
         SWIGLU.replace("%columns_1 = columns(%linear_1)", "%columns_1 = columns(%add_1)")
         .replace("%columns_2 = columns(%linear_1)", "%columns_2 = columns(%add_1)")
         .replace("  %columns_1 =", "  %add_1 = add(%linear_1, %b) : bf16[tokens, 192]\n  %columns_1 =")
@@ -719,7 +726,7 @@ REFUSALS = {
     "biased gate and up are swapped": Refusal(
         "biased_swiglu_into_gemv",
         WHEN,
-        "gate and up are not the two halves of bf16[tokens, 192]",
+        "gate is columns 96:192 and up 0:96 of bf16[tokens, 192], not its first and second half: stack gate before up",
         GATE_UP_BIAS_MERGED.replace("add(%columns_1,", "add(%columns_3,")
         .replace("add(%columns_2,", "add(%columns_1,")
         .replace("%columns_3", "%columns_2"),
@@ -734,13 +741,13 @@ REFUSALS = {
     "gate and up have different widths": Refusal(
         "merge_gate_up",
         WHEN,
-        "gate is bf16[48, 64] and up bf16[96, 64]",
+        "gate is bf16[48, 64] and up bf16[96, 64]: stacked projections have one width",
         GATE_UP.replace("gate_proj : bf16[96, 64]", "gate_proj : bf16[48, 64]"),
     ),
     "a gate is not a weight": Refusal(
         "merge_gate_up",
         WHEN,
-        "gate is %gate_proj, which is no weight",
+        "gate is %gate_proj, computed in each step: only weights can be stacked when a checkpoint is loaded",
         GATE_UP.replace(
             'weight %gate_proj : bf16[96, 64] = "gate_proj.weight"', "stream %gate_proj : bf16[96, 64]"
         ),
@@ -756,7 +763,7 @@ REFUSALS = {
     "a key projection is not a weight": Refusal(
         "merge_qkv",
         WHEN,
-        "k is %k_proj, which is no weight",
+        "k is %k_proj, computed in each step: only weights can be stacked when a checkpoint is loaded",
         QKV.replace('weight %k_proj : bf16[32, 64] = "k_proj.weight"', "stream %k_proj : bf16[32, 64]"),
     ),
     "a product is an output": Refusal(
@@ -768,7 +775,7 @@ REFUSALS = {
     "columns do not cover a product": Refusal(
         "merge_qkv_bias",
         WHEN,
-        "columns [(0, 64), (64, 96), (96, 128)] do not cover bf16[tokens, 160]",
+        "columns [(0, 64), (64, 96), (96, 128)] do not cover %y: bf16[tokens, 160]",
         QKV_BIAS.replace("%y : bf16[tokens, 128]", "%y : bf16[tokens, 160]"),
     ),
     "a bias of q, k or v is not a vector": Refusal(
@@ -780,7 +787,7 @@ REFUSALS = {
     "a bias of q, k or v is not a weight": Refusal(
         "merge_qkv_bias",
         WHEN,
-        "v_bias is %v_bias, which is no weight",
+        "v_bias is %v_bias, computed in each step: only weights can be stacked when a checkpoint is loaded",
         QKV_BIAS.replace('weight %v_bias : bf16[32] = "v.bias"', "stream %v_bias : bf16[32]"),
     ),
     "queries and keys have different head sizes": Refusal(
@@ -792,7 +799,7 @@ REFUSALS = {
     "a vector is added before a norm": Refusal(
         "add_rms_norm",
         WHEN,
-        "x is bf16[tokens, 64] and the residual bf16[64]",
+        "x is bf16[tokens, 64] and the residual bf16[64]: they are added row by row",
         ADD_NORM.replace("stream %y : bf16[tokens, 64]", 'weight %y : bf16[64] = "y.bias"'),
     ),
     "pointwise ops have different shapes": Refusal(
@@ -806,7 +813,7 @@ REFUSALS = {
     "pointwise ops would make a cycle": Refusal(
         "merge_pointwise",
         GUARD_CYCLE,
-        "rms_norm_1 would have to run both after and before it",
+        "rms_norm_1 would have to run after some of these nodes and before others, which become one",
         CHAIN.replace("mul(%y, %silu_1)", "mul(%rms_norm_1, %silu_1)")
         .replace(
             "  %mul_1",
@@ -886,9 +893,9 @@ def test_without_the_guard_on_inputs_a_rewrite_reads_what_it_removes(monkeypatch
     text = text.replace("rms_norm_1", "add_2")
     target = TARGETS["t1"]
     candidates = list(reassociate.candidates(parse_graph(text), target))
-    assert [c.reason for c in candidates] == ["%add_1, which it reads, is computed inside the match"] * len(
-        candidates
-    )
+    assert [c.reason for c in candidates] == [
+        "%add_1 is read by the pattern and computed by the nodes it would replace"
+    ] * len(candidates)
     monkeypatch.setattr(match, "GUARDS", [g for g in match.GUARDS if g is not match.reads_itself])
     open_to_all = [c for c in reassociate.candidates(parse_graph(text), target) if c.reason is None]
     with pytest.raises((AssertionError, KeyError), match="add_1"):
@@ -950,3 +957,13 @@ def test_operands_in_two_orders_that_bind_alike_are_one_match() -> None:
 def test_a_product_of_another_result_type_is_not_merged() -> None:
     text = QKV.replace("linear(%x, %k_proj)", "linear(%x, %k_proj) {out = 'f32'}")
     assert outcome(text, RULE["merge_qkv"]).fired == {"merge_qkv": 0}
+
+
+def test_a_parameter_that_a_pattern_does_not_use_is_named() -> None:
+    @rewrite(why="A sum, said with one parameter too many.")
+    def careless(x: Tensor, y: Tensor, z: Tensor) -> Iterator[object]:
+        yield add(x, y)
+        yield add(add(x, y), z)
+
+    with pytest.raises(CompileError, match="rule careless: its pattern does not use z"):
+        outcome(ADD_NORM, careless)

@@ -17,6 +17,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "templates"
     (folder / "include").mkdir(parents=True)
     monkeypatch.setattr(templates, "templates_folder", lambda: folder)
+    monkeypatch.setattr(templates, "FOLDERS", [])
     return folder
 
 
@@ -48,10 +49,10 @@ def test_a_plugins_templates_come_before_the_packages_overrides(own: Path, tmp_p
     write(own / "sm_90" / "scale.cu.j2", "package")
     write(own / "norm.cu.j2", "package norm")
     write(tmp_path / "plugin" / "scale.cu.j2", "plugin")
-    folders = [tmp_path / "plugin"]
-    assert render("scale", {}, arch=90, folders=folders) == "plugin"
-    assert render("norm", {}, arch=90, folders=folders) == "package norm"
     assert render("scale", {}, arch=90) == "package"
+    templates.add_folder(tmp_path / "plugin")
+    assert render("scale", {}, arch=90) == "plugin"
+    assert render("norm", {}, arch=90) == "package norm"
 
 
 def test_an_edited_template_is_read_again(own: Path) -> None:
@@ -63,8 +64,9 @@ def test_an_edited_template_is_read_again(own: Path) -> None:
 
 
 def test_a_missing_template_is_named_with_the_folders_searched(own: Path, tmp_path: Path) -> None:
+    templates.add_folder(tmp_path / "plugin")
     with pytest.raises(CompileError, match=r"gone\.cu\.j2 does not exist") as error:
-        render("gone", {}, arch=90, folders=[tmp_path / "plugin"])
+        render("gone", {}, arch=90)
     for folder in (tmp_path / "plugin" / "sm_90", tmp_path / "plugin", own / "sm_90", own):
         assert str(folder) in str(error.value)
 
@@ -98,7 +100,8 @@ def test_include_files_are_read_as_they_are(own: Path, tmp_path: Path) -> None:
     write(own / "include" / "tile.cuh", "{{ not jinja }} // ≤\n")
     assert include_text("tile.cuh") == "{{ not jinja }} // ≤\n"
     write(tmp_path / "plugin" / "include" / "tile.cuh", "plugin")
-    assert include_text("tile.cuh", folders=[tmp_path / "plugin"]) == "plugin"
+    templates.add_folder(tmp_path / "plugin")
+    assert include_text("tile.cuh") == "plugin"
 
 
 def test_a_missing_include_file_is_named_with_the_folders_searched(own: Path) -> None:

@@ -69,7 +69,9 @@ def block(
         block=name,
         variant=variant,
         source=f"{file}.cu",
+        shared_hash="",
         cubin=f"{file}.cubin",
+        traced=f"{name}.traced.ir",
         graph=f"{file}.ir",
         stream_in=stream_in or [],
         stream_out=stream_out or [],
@@ -82,6 +84,7 @@ def block(
         kernels=[],
         kernels_before_fusion=0,
         fired={},
+        firings=[],
         refused=[],
     )
 
@@ -190,6 +193,8 @@ def toy_manifest(arch: str = "sm_90a") -> Manifest:
         variants=VARIANTS,
         program=[Stage(block="embed"), *decoders, Stage(block="head")],
         samplers=["greedy", "sample"],
+        plugins=[],
+        edits={},
         blocks=compiled,
     )
 

@@ -8,23 +8,63 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 import click
 
-from infernum import __version__
+from infernum import __version__, logs
 from infernum.cli.options import Settings, verbose
 from infernum.errors import CompileError, InfernumError
 
-COMMANDS = ("compile", "run", "inspect", "bench", "doctor")
+COMMANDS = (
+    "compile",
+    "run",
+    "explain",
+    "inspect",
+    "diff",
+    "verify",
+    "rebuild",
+    "report",
+    "graph",
+    "bench",
+    "profile",
+    "doctor",
+)
 
 USAGE = 2
 INTERRUPTED = 130
 
 
+class ReaderGone(Exception):
+    """Whoever read our output has gone away, as `head` does."""
+
+
+@contextmanager
+def _while_somebody_reads() -> Generator[None]:
+    """A closed pipe becomes ReaderGone, before click makes exit code 1 of it; Rich has done so already."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise ReaderGone from error
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):
+            raise ReaderGone from error
+        raise
+
+
 class LazyGroup(click.Group):
     """A group whose command NAME is `infernum.cli.NAME_command.command`."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _while_somebody_reads():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _while_somebody_reads():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -54,15 +94,19 @@ def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     settings = Settings()
     try:
-        result: object = cli.main(args=list(args), prog_name="infernum", standalone_mode=False, obj=settings)
-        sys.stdout.flush()
+        with logs.on_stderr():
+            result: object = cli.main(
+                args=list(args), prog_name="infernum", standalone_mode=False, obj=settings
+            )
+        with _while_somebody_reads():
+            sys.stdout.flush()
     except click.ClickException as error:
         return _fail(_with_hint(error), settings)
     except InfernumError as error:
         return _fail(str(error), settings, whole=isinstance(error, CompileError))
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
+    except ReaderGone:
         _silence_stdout()
         return 0
     return result if isinstance(result, int) else 0
@@ -75,7 +119,7 @@ def _with_hint(error: click.ClickException) -> str:
 
 def _fail(message: str, settings: Settings, *, whole: bool = False) -> int:
     """Print the error, on one line unless it carries a compiler's log, and before it the traceback with -v."""
-    if settings.verbose:
+    if settings.verbosity:
         traceback.print_exc()
     text = message.strip() if whole else " ".join(message.split())
     click.echo(f"error: {text}", err=True)
@@ -83,5 +127,5 @@ def _fail(message: str, settings: Settings, *, whole: bool = False) -> int:
 
 
 def _silence_stdout() -> None:
-    """Whoever read our output has gone away: let Python's last flush go nowhere."""
+    """Let Python's last flush go nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

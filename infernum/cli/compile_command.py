@@ -30,8 +30,13 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The bundle's folder; by default build/MODEL."
 )
-@click.option("--dump-passes", is_flag=True, help="Keep the graph after each pass, in OUTPUT-passes.")
+@click.option(
+    "--dump-passes",
+    is_flag=True,
+    help="Keep the graph after each pass, what it changed and its time, in OUTPUT-passes.",
+)
 @options.as_json
+@options.plugin
 @options.verbose
 def command(
     model: str,
@@ -56,6 +61,8 @@ def command(
     source = resolve(model)
     warn(source.warnings)
     out = output or Path("build") / (source.name if fuse else f"{source.name}-nofuse")
+    if dump_passes and not out.name:
+        raise CompileError(f"-o {out}: --dump-passes writes beside that folder, by its name; name the folder")
     chosen = Options(
         arch=default_arch() if arch is None else native_arch() if arch == "native" else arch,
         dtype=dtype,
@@ -73,9 +80,12 @@ def command(
     spilling = [f"{v.block}.{v.variant}: {k.name}" for v in variants for k in v.kernels if k.spill_bytes]
     warn([f"{name} spills registers to memory" for name in spilling])
     if as_json:
-        print_json(_summary(bundle, variants, took, seconds))
-    else:
-        _print_summary(bundle, variants, took, seconds)
+        passes = {"passes": str(chosen.dump)} if chosen.dump else {}
+        print_json(_summary(bundle, variants, took, seconds) | passes)
+        return
+    _print_summary(bundle, variants, took, seconds)
+    if chosen.dump:
+        click.echo(f"{chosen.dump}: what each pass changed, and how long it took")
 
 
 def _summary(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -11,23 +13,39 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
     from infernum.llm import Progress
 
 PLAIN_WIDTH = 160
 """Columns of a table where there is no terminal to ask."""
 
 
+def console(*, stderr: bool = False) -> Console:
+    """A console of Rich's on stdout or stderr that honours NO_COLOR: then it writes no styles either, such as bold."""
+    from rich.console import Console
+
+    on_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(
+        stderr=stderr,
+        width=None if on_terminal else PLAIN_WIDTH,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        highlight=False,
+        markup=False,
+    )
+
+
 @contextmanager
 def progress_bar() -> Generator[Progress | None]:
     """A function that draws progress on stderr, one bar for each kind of work; None where nobody would see it."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb" or os.environ.get("CI"):
         yield None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Progress(*columns, console=console(stderr=True), transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def show(what: str, done: int, total: int, /) -> None:
@@ -43,7 +61,6 @@ def print_table(
 ) -> None:
     """A table on stdout; columns named in `numbers` are aligned to the right."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(
@@ -53,8 +70,22 @@ def print_table(
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False, markup=False)
-    console.print(table)
+    console().print(table)
+
+
+def text_width() -> int:
+    """Columns of the terminal for what is no table; PLAIN_WIDTH where there is none."""
+    return shutil.get_terminal_size((PLAIN_WIDTH, 50)).columns
+
+
+def print_lines(lines: Sequence[Text]) -> None:
+    """Lines of styled text on stdout, without spaces at their ends; none is broken."""
+    from rich.console import Console
+
+    printer = Console(highlight=False, markup=False)
+    for line in lines:
+        line.rstrip()
+        printer.print(line, soft_wrap=True)
 
 
 def print_json(value: object) -> None:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from infernum import logs
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -15,24 +17,26 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 class Settings:
     """What holds for the whole program."""
 
-    verbose: bool = False
+    verbosity: int = 0
 
 
-def _note_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+def _note_verbose(ctx: click.Context, param: click.Parameter, value: int) -> None:
     del param
-    ctx.ensure_object(Settings).verbose |= value
+    settings = ctx.ensure_object(Settings)
+    settings.verbosity += value
+    logs.show(logs.channels_at(settings.verbosity))
 
 
 def verbose(function: Command) -> Command:
-    """-v, which adds the traceback to an error."""
+    """-v, which adds the traceback to an error, and shows more log channels the more often it is given."""
     return click.option(
         "-v",
         "--verbose",
-        is_flag=True,
+        count=True,
         is_eager=True,
         expose_value=False,
         callback=_note_verbose,
-        help="Show the traceback of an error.",
+        help="Log passes, and show the traceback of an error; -vv: rules and cache too; -vvv: kernels too.",
     )(function)
 
 
@@ -49,6 +53,20 @@ def load_format(function: Command) -> Command:
         default="auto",
         show_default=True,
         help="dummy: random weights instead of the model's.",
+    )(function)
+
+
+def subject(function: Command) -> Command:
+    """--load-format and --fuse/--no-fuse of what is measured: a bundle, or a model to be compiled for it."""
+    function = click.option(
+        "--fuse/--no-fuse", default=None, help="Apply the fusion rules, when compiling.  [default: fuse]"
+    )(function)
+    return click.option(
+        "--load-format",
+        type=click.Choice(["auto", "dummy"]),
+        default="dummy",
+        show_default=True,
+        help="dummy: random weights; auto: those of --model.",
     )(function)
 
 
@@ -70,6 +88,27 @@ def rules(function: Command) -> Command:
         default="",
         metavar="+NAME,-NAME…",
         help="Switch single rules on or off, after --fuse or --no-fuse.",
+    )(function)
+
+
+def _load_plugins(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
+    from infernum import plugins
+
+    del ctx, param
+    plugins.load_installed()
+    for path in value:
+        plugins.load_plugin(path)
+
+
+def plugin(function: Command) -> Command:
+    """--plugin, Python files that register ops, rules and families; loaded before the command runs."""
+    return click.option(
+        "--plugin",
+        multiple=True,
+        metavar="FILE",
+        expose_value=False,
+        callback=_load_plugins,
+        help="Load ops, rules, templates and model families from a Python file; may be given several times.",
     )(function)
 
 

@@ -55,6 +55,7 @@ DEMO_PROMPT = "Midway upon the journey of our life"
 @options.max_model_len
 @click.option("--stats", is_flag=True, help="Print speeds on stderr at the end.")
 @options.as_json
+@options.plugin
 @options.verbose
 def command(
     prompt: str | None,

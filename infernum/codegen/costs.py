@@ -1,28 +1,39 @@
-"""What a kernel must move and compute, as formulas over symbols."""
+"""What a kernel must move and compute, as formulas over symbols (`infernum.dims`)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from infernum.codegen.places import Place
-from infernum.ir.graph import Graph
+from infernum.ir.graph import Graph, Value
 from infernum.ir.kernel import Formula
 from infernum.ir.op import Op
 
-
-def bytes_moved(places: Iterable[Place]) -> Formula:
-    """Bytes of the tensors read and written, each once.
-
-    The KV cache is left out: how much of it a step touches depends on the lengths of its sequences.
-    """
-    distinct = {(p.tensor, p.offset): p for p in places if "pages" not in p.type.shape}
-    return " + ".join(_bytes(place) for place in distinct.values())
+Region = tuple[str, int]
+"""Where a tensor or a slice of one begins: its name and the offset."""
 
 
-def _bytes(place: Place) -> str:
-    dims = [f"({dim})" if isinstance(dim, str) else str(dim) for dim in place.type.shape]
-    return " * ".join([*dims, str(place.type.dtype.bytes)])
+def bytes_moved(places: Iterable[Place], touched: Mapping[Region, str]) -> Formula:
+    """Bytes of the tensors read and written, each once; of those in `touched`, what that says."""
+    distinct = {(p.tensor, p.offset): p for p in places}
+    return total(touched.get(region) or _bytes(place) for region, place in distinct.items())
+
+
+def touched_by(body: Graph, places: Mapping[Value, Place], lead: str) -> dict[Region, str]:
+    """The bytes that a body's ops move of operands which they do not move whole."""
+    found: dict[Region, str] = {}
+    for node in body.calls:
+        assert isinstance(node.op, Op), "bodies hold primitive ops"
+        operands = body.operands(node.name)
+        call = node.op.call([body.type(v) for v in operands], node.types, node.attrs)
+        values = dict(zip(call.operands, operands, strict=True))
+        for param, formula in node.op.touched(call).items():
+            place = places.get(values[param])
+            if place is not None:
+                region = (place.tensor, place.offset)
+                found[region] = str(total(f for f in (found.get(region), _led(formula, lead)) if f))
+    return found
 
 
 def flops(body: Graph, lead: str) -> Formula:
@@ -31,5 +42,19 @@ def flops(body: Graph, lead: str) -> Formula:
     for node in body.calls:
         assert isinstance(node.op, Op), "bodies hold primitive ops"
         operands = [body.type(v) for v in body.operands(node.name)]
-        terms.append(str(node.op.flops(node.op.call(operands, node.types, node.attrs))))
-    return re.sub(r"\btokens\b", lead, " + ".join(t for t in terms if t != "0")) or 0
+        terms.append(_led(node.op.flops(node.op.call(operands, node.types, node.attrs)), lead))
+    return total(terms)
+
+
+def total(formulas: Iterable[Formula]) -> Formula:
+    """The sum of formulas; terms that are 0 are left out."""
+    return " + ".join(str(f) for f in formulas if str(f) != "0") or 0
+
+
+def _led(formula: Formula, lead: str) -> str:
+    return re.sub(r"\btokens\b", lead, str(formula))
+
+
+def _bytes(place: Place) -> str:
+    dims = [f"({dim})" if isinstance(dim, str) else str(dim) for dim in place.type.shape]
+    return " * ".join([*dims, str(place.type.dtype.bytes)])

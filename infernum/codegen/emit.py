@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from infernum.codegen.plan import BlockPlan
 from infernum.codegen.steps import Kernel
 from infernum.codegen.templates import include_text, render
-from infernum.dims import evaluate
+from infernum.dims import COSTS, evaluate
 from infernum.errors import CompileError
 from infernum.ir.kernel import Target
 from infernum.ir.op import Fused
+from infernum.roofline import CONTEXT, GPUS, floor_seconds, step_symbols
 
 WAIT = "wait_for_previous_kernel()"
 """What every kernel calls before its first dependent read and before any write (see include/programmatic.cuh)."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """A GPU of an architecture, by whose speed the floors in comments are given."""
-
-    name: str
-    bytes_per_second: float
-    flops_per_second: float
-
-
-MAX_ROWS = 256
-"""Largest number of logit rows, and of sequences that comments reckon with, in one step."""
-
-MACHINES: dict[int, Machine] = {
-    80: Machine("A100 80GB", 2.0e12, 312e12),
-    86: Machine("RTX A6000", 0.77e12, 155e12),
-    89: Machine("L40S", 0.86e12, 362e12),
-    90: Machine("H200", 4.71e12, 804e12),
-    100: Machine("B200", 7.7e12, 2250e12),
-}
-"""Vendors' figures, dense bf16; the H200's are measured: a read-only stream, and an 8192³ product by cuBLAS."""
 
 
 def emit_block(plan: BlockPlan, title: str) -> str:
@@ -78,24 +55,16 @@ def _comment(kernel: Kernel, target: Target) -> str:
     op = kernel.node.op
     ops = [n.op.name for n in op.body.calls] if isinstance(op, Fused) else [op.name]
     rules = f", by {', '.join(op.rules)}" if isinstance(op, Fused) else ""
-    tokens = target.max_tokens
-    symbols = {
-        "tokens": tokens,
-        "rows": min(tokens, MAX_ROWS),
-        "seqs": min(tokens, MAX_ROWS),
-        "max_pages": 1,
-        "pages": 1,
-        "sms": 1,
-    }
+    symbols = step_symbols(target.max_tokens)
     moved, computed = evaluate(kernel.bytes, symbols), evaluate(kernel.flops, symbols)
-    cache = " and the KV cache" if any("pages" in o.shape for o in kernel.operands) else ""
-    machine = MACHINES[target.arch]
-    floor = max(moved / machine.bytes_per_second, computed / machine.flops_per_second) * 1e6
+    cached = any(symbol in f"{kernel.bytes} {kernel.flops}" for symbol in COSTS)
+    behind = f" at context {max(CONTEXT, target.max_tokens)}" if cached else ""
+    floor = floor_seconds(f"sm_{target.arch}", moved, computed) * 1e6
     return (
         f"// {' -> '.join(ops)}{rules}\n"
         f"// from {', '.join(kernel.node.where)}\n"
-        f"// {tokens} token(s): {_si(moved)}B{cache}, {_si(computed)}FLOP; "
-        f"at least {floor:.2f} us on one {machine.name}\n"
+        f"// {target.max_tokens} token(s){behind}: {_si(moved)}B, {_si(computed)}FLOP; "
+        f"at least {floor:.2f} us on one {GPUS[target.arch].name}\n"
     )
 
 

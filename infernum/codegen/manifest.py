@@ -5,28 +5,33 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from infernum import bundle
+from infernum.codegen.costs import total
 from infernum.codegen.cubin import Cubin
 from infernum.codegen.memory import Lifetime, check_no_overlap, plan_memory
 from infernum.codegen.plan import BlockPlan
 from infernum.codegen.planner import pointer
 from infernum.codegen.steps import Kernel, Product
 from infernum.dims import size
-from infernum.ir.graph import Input, TensorType
+from infernum.ir.graph import Graph, Input, TensorType
 from infernum.ir.kernel import Target
 from infernum.ir.op import Fused
 from infernum.ir.rewrite import Outcome
 
+LIBRARY = "cublaslt"
+"""What stands for the template of a step that is the library's."""
+
 
 @dataclass(frozen=True)
 class CompiledBlock:
-    """One block for one variant, up to its source: the fused graph, the plan, and what the rules did."""
+    """One block for one variant, up to its source: what the rules did, and the plans after and before them."""
 
     block: str
     target: Target
+    traced: Graph
     outcome: Outcome
     plan: BlockPlan
+    before: BlockPlan
     source: str
-    kernels_before_fusion: int
 
     @property
     def stem(self) -> str:
@@ -51,7 +56,11 @@ def describe_block(block: CompiledBlock, variant: bundle.VariantSpec, cubin: Cub
         block=block.block,
         variant=variant.name,
         source=f"{block.stem}.cu",
+        shared_hash=bundle.source_hash(
+            bundle.shared_code(block.source, [s.name for s in plan.steps if isinstance(s, Kernel)])
+        ),
         cubin=f"{block.stem}.cubin",
+        traced=traced_name(block.block),
         graph=f"{block.stem}.ir",
         stream_in=of_role("stream"),
         stream_out=[_spec(name, out_types[name]) for name in streams_out],
@@ -65,9 +74,10 @@ def describe_block(block: CompiledBlock, variant: bundle.VariantSpec, cubin: Cub
         },
         arena_bytes=arena,
         steps=[_step(step, block.target) for step in plan.steps],
-        kernels=[_kernel(step, cubin) for step in plan.steps if isinstance(step, Kernel)],
-        kernels_before_fusion=block.kernels_before_fusion,
+        kernels=_kernels(block, cubin),
+        kernels_before_fusion=len(block.before.steps),
         fired=dict(block.outcome.fired),
+        firings=[bundle.Firing(**asdict(f)) for f in block.outcome.firings],
         refused=[bundle.Refusal(**asdict(r)) for r in block.outcome.refused],
     )
 
@@ -119,22 +129,47 @@ def _step(step: Kernel | Product, target: Target) -> bundle.Step:
     )
 
 
-def _kernel(step: Kernel, cubin: Cubin) -> bundle.Kernel:
-    op = step.node.op
-    used = cubin.kernels[step.name]
-    return bundle.Kernel(
-        name=step.name,
-        template=step.template.name,
-        ops=[n.op.name for n in op.body.calls] if isinstance(op, Fused) else [op.name],
-        rules=list(op.rules) if isinstance(op, Fused) else [],
-        where=list(step.node.where),
-        bytes=step.bytes,
-        flops=step.flops,
-        registers=used.registers,
-        stack_bytes=used.stack_bytes,
-        spill_bytes=used.spill_bytes,
-        static_shared_bytes=used.static_shared_bytes,
-    )
+def traced_name(block: str) -> str:
+    """The file of a block's graph before any rule."""
+    return f"{block}.traced.ir"
+
+
+def _kernels(block: CompiledBlock, cubin: Cubin) -> list[bundle.Kernel]:
+    """What is known of each step. Of several steps of one node, the first has what the node cost before."""
+    unfused: dict[str, list[Kernel | Product]] = {}
+    for step in block.before.steps:
+        unfused.setdefault(step.node.name, []).append(step)
+    texts = bundle.sections(block.source)
+    told: set[str] = set()
+    found: list[bundle.Kernel] = []
+    for step in block.plan.steps:
+        node = step.node
+        replaced = [] if node.name in told else [s for o in node.origins for s in unfused.get(o, ())]
+        told.add(node.name)
+        emitted = step if isinstance(step, Kernel) else None
+        resources = asdict(cubin.kernels[step.name]) if emitted else {}
+        found.append(
+            bundle.Kernel(
+                name=step.name,
+                node=node.name,
+                template=emitted.template.name if emitted else LIBRARY,
+                ops=[n.op.name for n in node.op.body.calls] if isinstance(node.op, Fused) else [node.op.name],
+                rules=list(node.op.rules) if isinstance(node.op, Fused) else [],
+                where=list(node.where),
+                origin=list(node.origins),
+                before=bundle.Cost(
+                    kernels=len(replaced),
+                    bytes=total(s.bytes for s in replaced),
+                    flops=total(s.flops for s in replaced),
+                ),
+                bytes=step.bytes,
+                flops=step.flops,
+                passed_over=list(step.passed_over),
+                source_hash=bundle.source_hash(texts[step.name]) if emitted else "",
+                **resources,
+            )
+        )
+    return found
 
 
 def _weight(name: str, op: Input, type_: TensorType) -> bundle.Weight:

@@ -21,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from infernum import logs
 from infernum.codegen.cubin import Cubin, KernelResources, load, parse_resources, store, write_whole
 from infernum.errors import CompileError
 
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+cache_log = logs.channel("cache")
 
 ARCHS = {"sm_80": 80, "sm_86": 86, "sm_89": 89, "sm_90a": 90, "sm_100a": 100}
 """Architectures that can be compiled for, and their compute capabilities as ints."""
@@ -84,12 +86,12 @@ def nvrtc_version() -> str:
     return full[1]
 
 
-def compile_cuda(source: str, *, name: str, arch: str, cache: Path | None) -> Cubin:
+def compile_cuda(source: str, *, name: str, arch: str, cache: Path | None, path: Path | None = None) -> Cubin:
     """Compile the self-contained CUDA source of the file `name` for `arch`.
 
     A cubin kept in the folder `cache` (see `infernum.codegen.cubin.cache_folder`) is reused if source, name,
-    options and NVRTC are the same; None keeps nothing. Raises CompileError with NVRTC's log and where the
-    source was kept.
+    options and NVRTC are the same; None keeps nothing. `path` is where the source lies, if it is a file that
+    a person edits. Raises CompileError with NVRTC's log, its lines at `path` or where the source was kept.
     """
     parse_arch(arch)
     if arch not in supported_archs():
@@ -98,11 +100,15 @@ def compile_cuda(source: str, *, name: str, arch: str, cache: Path | None) -> Cu
             " install a newer one"
         )
     key = hashlib.sha256(json.dumps([nvrtc_version(), *_options(arch), name, source]).encode()).hexdigest()
-    cubin = load(cache, key) if cache else None
-    if cubin is None:
-        cubin = _compile(source, name, arch, cache)
-        if cache:
-            store(cache, key, cubin)
+    kept = load(cache, key) if cache else None
+    if kept is not None:
+        cache_log.info("%s hit %s", name, key[:16])
+        return kept
+    begin = time.perf_counter()
+    cubin = _compile(source, name, arch, cache, path)
+    cache_log.info("%s miss, compiled in %.2f s", name, time.perf_counter() - begin)
+    if cache:
+        store(cache, key, cubin)
     return cubin
 
 
@@ -148,16 +154,16 @@ def _options(arch: str) -> tuple[str, ...]:
     return (f"--gpu-architecture={arch}", "--std=c++17", "-lineinfo", "--no-cache", "--ptxas-options=-v")
 
 
-def _compile(source: str, name: str, arch: str, cache: Path | None) -> Cubin:
+def _compile(source: str, name: str, arch: str, cache: Path | None, path: Path | None) -> Cubin:
     assert "/" not in name, f"{name} is the name of a file in a bundle"
     options = [option.encode() for option in _options(arch)]
     program = _call("nvrtcCreateProgram", source.encode(), f"{_FOLDER}{name}".encode(), 0, [], [])
     try:
         (status,) = _library().nvrtcCompileProgram(program, len(options), options)
-        messages = _readable(_text("ProgramLog", program), name)
+        messages = _readable(_text("ProgramLog", program), name, path)
         if status != 0:
-            where = _keep(source, name, cache)
-            raise CompileError(f"{name} does not compile for {arch} (source kept as {where}):\n{messages}")
+            where = "" if path else f" (source kept as {_keep(source, name, cache)})"
+            raise CompileError(f"{path or name} does not compile for {arch}{where}:\n{messages}")
         data = _bytes("CUBIN", program)
     finally:
         _call("nvrtcDestroyProgram", program)
@@ -167,11 +173,10 @@ def _compile(source: str, name: str, arch: str, cache: Path | None) -> Cubin:
     return Cubin(data, parse_resources(messages))
 
 
-def _readable(messages: str, name: str) -> str:
-    """NVRTC's log with `name:line` for `/infernum/name(line)`."""
-    return re.sub(
-        rf"{re.escape(name)}\((\d+)\)", rf"{name}:\1", messages.replace(_FOLDER + name, name)
-    ).strip()
+def _readable(messages: str, name: str, path: Path | None = None) -> str:
+    """NVRTC's log with `name:line`, or `path:line`, for `/infernum/name(line)`."""
+    at_line = rf"(?:{re.escape(_FOLDER)})?\b{re.escape(name)}\((\d+)\)"
+    return re.sub(at_line, lambda found: f"{path or name}:{found[1]}", messages).replace(_FOLDER, "").strip()
 
 
 def _keep(source: str, name: str, cache: Path | None) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infernum import bundle
-from infernum.codegen.costs import bytes_moved, flops
+from infernum.codegen.costs import bytes_moved, flops, touched_by
 from infernum.codegen.places import Operand, Place, is_free
 from infernum.codegen.slots import fill_slot, is_pointwise
 from infernum.codegen.steps import Kernel, Product
@@ -40,6 +40,7 @@ class NodePlanner:
     ) -> None:
         self.target, self.node, self.taken = target, node, set(taken)
         self.workspaces: dict[str, tuple[TensorType, str]] = {}
+        self.passed_over: tuple[str, ...] = ()
         self.body = node.op.body if isinstance(node.op, Fused) else _alone(graph, node)
         outer = graph.operands(node.name)
         self.inputs = {Value(n.name): places[v] for n, v in zip(self.body.inputs, outer, strict=True)}
@@ -63,6 +64,7 @@ class NodePlanner:
             raise CompileError(
                 f"{', '.join(self.node.where)}: {op.name} cannot be compiled for {self.target.variant}: {choice}"
             )
+        self.passed_over = choice.passed_over
         if isinstance(choice.kernel, Library):
             return [self._product(host)]
         if choice.kernel.prologue or choice.kernel.epilogue:
@@ -87,7 +89,7 @@ class NodePlanner:
             choice = choose(tuple(kernels), call, self.target)
             if isinstance(choice, str) or isinstance(choice.kernel, Library):
                 raise CompileError(f"{', '.join(self.node.where)}: {op} cannot be compiled: {choice}")
-            chosen = choice.kernel
+            chosen, self.passed_over = choice.kernel, choice.passed_over
         written = set(in_place.values())
         operands = [
             Operand(p, place, const=i not in written)
@@ -107,7 +109,8 @@ class NodePlanner:
             scratch += [self._workspace(w.name, w.shape, w.dtype, constants) for w in spec.workspaces]
             everything = (*operands, *outs, *scratch)
             context = {o.name: o for o in everything} | dict(attrs) | constants
-            made.append(self._kernel(spec, everything, context, constants, call))
+            taken = [o for o in everything if not spec.takes or o.name in spec.takes]
+            made.append(self._kernel(spec, taken, context, constants, call, first=spec is chosen))
             spec = spec.then
         return made
 
@@ -260,9 +263,8 @@ class NodePlanner:
             residual=pointer(residual) if residual else None,
             residual_stride=residual.stride if residual else 0,
         )
-        return Product(
-            self.node, gemm, bytes_moved([*self.inputs.values(), *self.results]), flops(self.body, lead)
-        )
+        moved = bytes_moved([*self.inputs.values(), *self.results], {})
+        return Product(self.node, gemm, moved, flops(self.body, lead), self.passed_over)
 
     # What all of them share.
 
@@ -274,8 +276,15 @@ class NodePlanner:
         constants: Mapping[str, Any],
         call: Call,
         name: str | None = None,
+        *,
+        first: bool = True,
     ) -> Kernel:
+        """A step. Of several kernels of one node, the `first` one is counted the node's arithmetic.
+
+        Workspaces cost nothing: how much of them is used, and that they are, is the kernels' own affair.
+        """
         lead = _leading_symbol(call)
+        moved = [o.place for o in operands if o.place.tensor not in self.workspaces]
         formula = {key: self._formula(value, constants, lead) for key, value in _formulas(spec).items()}
         return Kernel(
             name=name or self._fresh(spec.name),
@@ -287,8 +296,9 @@ class NodePlanner:
             grid=(formula["x"], formula["y"], formula["z"]),
             block=evaluate(formula["block"], {}),
             shared_bytes=evaluate(formula["shared"], {}),
-            bytes=bytes_moved([*(o.place for o in operands), *self.results]),
-            flops=flops(self.body, lead),
+            bytes=bytes_moved(moved, touched_by(self.body, self.inputs, lead)),
+            flops=flops(self.body, lead) if first else 0,
+            passed_over=self.passed_over if first else (),
         )
 
     def _formula(self, formula: Formula, constants: Mapping[str, Any], lead: str = "tokens") -> Formula:

@@ -27,6 +27,7 @@ class Kernel:
     shared_bytes: int
     bytes: Formula
     flops: Formula
+    passed_over: tuple[str, ...] = ()
 
     @property
     def signature(self) -> str:
@@ -43,3 +44,8 @@ class Product:
     gemm: bundle.Gemm
     bytes: Formula
     flops: Formula
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.gemm.name

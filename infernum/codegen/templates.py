@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,25 @@ from infernum.resources import templates_folder
 SUFFIX = ".cu.j2"
 
 
-def render(template_name: str, context: Mapping[str, Any], *, arch: int, folders: Iterable[Path] = ()) -> str:
+FOLDERS: list[Path] = []
+"""Folders of plugins, in the order they were added."""
+
+
+def add_folder(folder: Path) -> None:
+    """Look for templates and include files in `folder` too, before the package's own."""
+    if folder not in FOLDERS:
+        FOLDERS.append(folder)
+
+
+def render(template_name: str, context: Mapping[str, Any], *, arch: int) -> str:
     """The CUDA that `<template_name>.cu.j2` gives for `context` (the suffix may be written or left out).
 
-    Looked for in `folders` (those of plugins, in order), then in the package's own; in each first under
-    `sm_<arch>`, as are the templates that it includes or imports. Raises CompileError naming the template and
-    where it was looked for, or the file, line and variable that is not defined.
+    Looked for in the folders of plugins, then in the package's own; in each first under `sm_<arch>`, as are the
+    templates that it includes or imports. Raises CompileError naming the template and where it was looked for, or
+    the file, line and variable that is not defined.
     """
     name = template_name if template_name.endswith(".j2") else f"{template_name}{SUFFIX}"
-    searched = _searched(arch, folders)
+    searched = _searched(arch)
     try:
         return _environment(searched).get_template(name).render(context)
     except TemplateNotFound as error:
@@ -43,12 +53,12 @@ def render(template_name: str, context: Mapping[str, Any], *, arch: int, folders
         raise CompileError(f"{_line(error, name)}: {error.message}") from error
 
 
-def include_text(name: str, *, folders: Iterable[Path] = ()) -> str:
-    """The text of the CUDA header `include/<name>`, from `folders` or the package's own templates.
+def include_text(name: str) -> str:
+    """The text of the CUDA header `include/<name>`, of a plugin or the package's own.
 
     Raises CompileError naming it and where it was looked for.
     """
-    candidates = [folder / "include" / name for folder in (*folders, templates_folder())]
+    candidates = [folder / "include" / name for folder in (*FOLDERS, templates_folder())]
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
         looked = ", ".join(str(path.parent) for path in candidates)
@@ -56,9 +66,9 @@ def include_text(name: str, *, folders: Iterable[Path] = ()) -> str:
     return found.read_text(encoding="utf-8")
 
 
-def _searched(arch: int, folders: Iterable[Path]) -> tuple[Path, ...]:
+def _searched(arch: int) -> tuple[Path, ...]:
     return tuple(
-        place for folder in (*folders, templates_folder()) for place in (folder / f"sm_{arch}", folder)
+        place for folder in (*FOLDERS, templates_folder()) for place in (folder / f"sm_{arch}", folder)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import TypeVar
 
 from infernum.errors import CompileError
 from infernum.fusion.attention import rope_append
@@ -18,6 +19,8 @@ from infernum.fusion.mlp import biased_swiglu_into_gemv, merge_gate_up, merge_ga
 from infernum.fusion.norms import add_rms_norm, norm_into_gemv
 from infernum.fusion.pointwise import merge_pointwise
 from infernum.ir.rewrite import Rule
+
+AnyRule = TypeVar("AnyRule", bound=Rule)
 
 RULES: list[Rule] = [
     merge_qkv,
@@ -37,17 +40,38 @@ RULES: list[Rule] = [
 """Merges come first, so that what follows sees merged products; then slots; then what is left between hosts."""
 
 
+def add_rule(rule: AnyRule, *, before: str = "merge_pointwise") -> AnyRule:
+    """Add a rule to those that are applied, ahead of the rule named `before`; also usable as a decorator.
+
+    The default leaves nothing that a rule wants to the merging of pointwise ops. Raises CompileError.
+    """
+    names = [known.name for known in RULES]
+    if rule.name in names:
+        raise CompileError(f"a rule named {rule.name!r} exists already; choose another name")
+    RULES.insert(names.index(find_rule(before).name), rule)
+    return rule
+
+
+def find_rule(name: str) -> Rule:
+    """The rule of that name. Raises CompileError naming a similar one."""
+    known = {rule.name: rule for rule in RULES}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the rules are {', '.join(known)}"
+        raise CompileError(f"no rule is called {name!r}; {hint}")
+    return known[name]
+
+
 def select_rules(fuse: bool, changes: Sequence[str] = ()) -> list[Rule]:
     """The rules to apply: all of them or none, then `+name` and `-name` in turn. Raises CompileError."""
-    known = {rule.name: rule for rule in RULES}
-    chosen = set(known) if fuse else set[str]()
+    chosen = {rule.name for rule in RULES} if fuse else set[str]()
     for change in changes:
         sign, name = change[:1], change[1:]
         if sign not in ("+", "-"):
             raise CompileError(f"--rules: {change!r} should be +name or -name")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; the rules are {', '.join(known)}"
-            raise CompileError(f"--rules: no rule is called {name!r}{hint}")
+        try:
+            find_rule(name)
+        except CompileError as error:
+            raise CompileError(f"--rules: {error}") from error
         chosen = chosen | {name} if sign == "+" else chosen - {name}
     return [rule for rule in RULES if rule.name in chosen]

@@ -96,12 +96,18 @@ def _is_vector(site: Site, name: str) -> bool:
 
 
 def _bias_is_a_vector(site: Site) -> str | None:
-    return None if _is_vector(site, "bias") else f"the addend is {site.type('bias')}, not a vector"
+    if _is_vector(site, "bias"):
+        return None
+    return f"the addend {site.match.inputs['bias']} is {site.type('bias')}: a residual, not a bias vector"
 
 
 def _residual_fits(site: Site) -> str | None:
     y, residual = site.type("y"), site.type("residual")
-    return None if y == residual else f"the residual is {residual}, the product {y}"
+    if y == residual:
+        return None
+    values = site.match.inputs
+    addend = f"the addend {values['residual']} is {residual}, but the product {values['y']} is {y}"
+    return f"{addend}: a residual has its type"
 
 
 def not_weights(site: Site, *names: str) -> str | None:
@@ -110,11 +116,14 @@ def not_weights(site: Site, *names: str) -> str | None:
         node = site.producer(name)
         stacked = isinstance(node.op, Op) and isinstance(node.op.emit, LoadTime)
         if not stacked and not (isinstance(node.op, Input) and node.op.role == "weight"):
-            return f"{name} is %{node.name}, which is no weight"
+            return (
+                f"{name} is %{node.name}, computed in each step: "
+                "only weights can be stacked when a checkpoint is loaded"
+            )
     return None
 
 
-def _slices_suffice(site: Site) -> str | None:
+def slices_suffice(site: Site) -> str | None:
     """What a block returns is a tensor of its own, not columns of another."""
     returned = [v for v in site.graph.outputs if v.node in site.match.names]
     return (
@@ -125,7 +134,7 @@ def _slices_suffice(site: Site) -> str | None:
 
 
 def _stackable(site: Site) -> str | None:
-    return not_weights(site, "q", "k", "v") or _slices_suffice(site)
+    return not_weights(site, "q", "k", "v") or slices_suffice(site)
 
 
 @rewrite(why="Three products of one input read it once, and run as one kernel.", when=_stackable)
@@ -151,15 +160,16 @@ def _biases_cover_the_columns(site: Site) -> str | None:
     ends = sorted((site.match.attrs[f"{n}_start"], site.match.attrs[f"{n}_stop"]) for n in "qkv")
     covered = ends[0][0] == 0 and all(a[1] == b[0] for a, b in pairwise(ends))
     if not covered or ends[-1][1] != site.type("y").width:
-        return f"columns {ends} do not cover {site.type('y')}"
-    if ends != [(site.match.attrs[f"{n}_start"], site.match.attrs[f"{n}_stop"]) for n in "qkv"]:
-        return "the biases are not in the order of the columns"
+        return f"columns {ends} do not cover {site.match.inputs['y']}: {site.type('y')}"
+    found = [(site.match.attrs[f"{n}_start"], site.match.attrs[f"{n}_stop"]) for n in "qkv"]
+    if ends != found:
+        return f"biases are added to columns {found}, not in the order {ends} in which they lie"
     wrong = [
         f"{n}_bias is {site.type(f'{n}_bias')}, not a vector"
         for n in "qkv"
         if not _is_vector(site, f"{n}_bias")
     ]
-    return wrong[0] if wrong else not_weights(site, "q_bias", "k_bias", "v_bias") or _slices_suffice(site)
+    return wrong[0] if wrong else not_weights(site, "q_bias", "k_bias", "v_bias") or slices_suffice(site)
 
 
 @rewrite(

@@ -15,7 +15,7 @@ from infernum.ops import add, columns, linear, mul, silu, stack_rows
 
 def _one_width(site: Site) -> str | None:
     gate, up = site.type("gate"), site.type("up")
-    return None if gate == up else f"gate is {gate} and up {up}"
+    return None if gate == up else f"gate is {gate} and up {up}: stacked projections have one width"
 
 
 def _weights_of_one_width(site: Site) -> str | None:
@@ -50,7 +50,8 @@ def merge_gate_up_bias(
 def _bare_gemv(graph: Graph, node: Node, target: Target) -> str | None:
     """The epilogue combines columns of the sum itself: a product that adds something to it first has none to offer."""
     if isinstance(node.op, Fused) and node.op.body.node(node.op.body.outputs[0].node).op is not linear:
-        return f"{node.name} does more to its sum than take columns of it"
+        ops = ", ".join(n.op.name for n in node.op.body.calls if n.op is not linear)
+        return f"{node.name} applies {ops} to its sum already, and SwiGLU takes columns of the bare sum"
     return needs_gemv(graph, node, target)
 
 
@@ -58,7 +59,9 @@ def _halves(site: Site) -> str | None:
     attrs, width = site.match.attrs, site.type("y").width
     wanted = {"gate_start": 0, "gate_stop": width // 2, "up_start": width // 2, "up_stop": width}
     if width % 2 or any(attrs[name] != value for name, value in wanted.items()):
-        return f"gate and up are not the two halves of {site.type('y')}"
+        gate, up = (f"{attrs[f'{n}_start']}:{attrs[f'{n}_stop']}" for n in ("gate", "up"))
+        halves = "not its first and second half: stack gate before up"
+        return f"gate is columns {gate} and up {up} of {site.type('y')}, {halves}"
     return None
 
 

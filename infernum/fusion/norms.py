@@ -17,7 +17,8 @@ def _is_read_as_rows(site: Site) -> str | None:
     host = site.graph.node(reads[0][0])
     if [slot for _, slot in reads] == [rows_slot(host)]:
         return None
-    return f"%{norm} is not, or not only, the rows that {host.name} multiplies"
+    readers = ", ".join(dict.fromkeys(user for user, _ in reads))
+    return f"%{norm} is read by {readers} otherwise than as the rows that {host.name} multiplies"
 
 
 def _can_be_staged(site: Site) -> str | None:
@@ -28,7 +29,9 @@ def _can_be_staged(site: Site) -> str | None:
     needed = rows * x.width * x.dtype.bytes
     if needed > STAGED_LIMIT:
         sizes = f"{needed // 1024} KiB of shared memory, over {STAGED_LIMIT // 1024} KiB"
-        return f"{rows} normalised rows of {x.width} need {sizes}"
+        return (
+            f"{rows} normalised rows of {x.width} need {sizes}: room for {STAGED_LIMIT // (needed // rows)}"
+        )
     return None
 
 
@@ -45,7 +48,7 @@ def norm_into_gemv(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
 
 def _same_type(site: Site) -> str | None:
     x, residual = site.type("x"), site.type("residual")
-    return None if x == residual else f"x is {x} and the residual {residual}"
+    return None if x == residual else f"x is {x} and the residual {residual}: they are added row by row"
 
 
 @fusion(why="The sum is normalised while it is still in registers; both are written.", when=_same_type)

@@ -182,6 +182,17 @@ class Block:
     streams: Mapping[str, str]
     prefix: str
 
+    def __call__(self, *streams: Any, batch: BatchInputs, w: Weights, cfg: Any) -> Any:
+        """What the block computes, as part of the block that is being traced, whose `batch` and `w` it is given.
+
+        The prefix of weights is that of the block being traced. Raises ShapeError for another number of streams.
+        """
+        if len(streams) != len(self.streams):
+            names = ", ".join(self.streams) or "no streams"
+            raise ShapeError(f"{caller()}: the block {self.name} takes {names}; {len(streams)} were given")
+        given = dict(zip(self.streams, streams, strict=True))
+        return self.function(**given, batch=batch, w=w, cfg=cfg)
+
     def trace(self, cfg: Any, dtype: DType) -> Graph:
         """Run the function once and return its graph. Raises ShapeError, DTypeError or CompileError at the DSL line."""
         trace = Trace()

@@ -53,6 +53,7 @@ def fuse_nodes(
         types,
         {},
         lines_of(graph, names),
+        origins_of(graph, names),
     )
     values = {v: Value(name, i) for i, v in enumerate(outputs)}
     return graph.replaced(names, [(fused, list(inputs.values()))], values)
@@ -95,8 +96,8 @@ def decomposed(graph: Graph) -> Graph:
 
 
 def renamed(node: Node, name: str) -> Node:
-    """The same node under another name."""
-    return replace(node, name=name)
+    """The same node under another name; whose work it does stays known."""
+    return replace(node, name=name, origin=node.origins)
 
 
 def _rules(node: Node) -> tuple[str, ...]:
@@ -107,6 +108,12 @@ def lines_of(graph: Graph, names: Iterable[str]) -> tuple[str, ...]:
     """The DSL lines that the nodes `names` came from, in graph order, each once."""
     wanted = set(names)
     return tuple(dict.fromkeys(line for n in graph.order if n in wanted for line in graph.node(n).where))
+
+
+def origins_of(graph: Graph, names: Iterable[str]) -> tuple[str, ...]:
+    """The traced nodes whose work the nodes `names` do, in graph order, each once."""
+    wanted = set(names)
+    return tuple(dict.fromkeys(o for n in graph.order if n in wanted for o in graph.node(n).origins))
 
 
 def _input_names(values: Sequence[Value]) -> dict[str, Value]:

@@ -75,13 +75,22 @@ class Input:
 
 @dataclass(frozen=True)
 class Node:
-    """An op call (or a graph input): what it computes, the types of its results, the DSL lines that made it."""
+    """An op call (or a graph input): what it computes, the types of its results, the DSL lines that made it.
+
+    `origin` are the nodes of the traced graph whose work it does; None: itself.
+    """
 
     name: str
     op: Operation | Input
     types: tuple[TensorType, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     where: tuple[str, ...] = ()
+    origin: tuple[str, ...] | None = None
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The nodes of the traced graph whose work this one does."""
+        return (self.name,) if self.origin is None else self.origin
 
     @property
     def is_input(self) -> bool:

@@ -105,6 +105,7 @@ class Template:
     substituted at compile time). `includes` are files of templates/include the kernel needs, in order. `prologue`
     names the operand that may be computed while it is read; `epilogue` says whether pointwise ops may be applied
     to the result before it is written. `then` is a second kernel of the same op, launched after this one.
+    `takes` names the operands, results and workspaces that are its parameters; none: all of them.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Template:
     epilogue: bool = False
     workspaces: tuple[Workspace, ...] = ()
     then: Template | None = None
+    takes: tuple[str, ...] = ()
     symbols: tuple[str, ...] = ("tokens",)
 
 

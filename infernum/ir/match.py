@@ -134,7 +134,9 @@ def reads_itself(
     """An input of the pattern is computed inside the match, and would be gone."""
     del graph, kept
     inside = sorted(value for value in inputs if value.node in names)
-    return f"{inside[0]}, which it reads, is computed inside the match" if inside else None
+    return (
+        f"{inside[0]} is read by the pattern and computed by the nodes it would replace" if inside else None
+    )
 
 
 def is_used_outside(
@@ -148,10 +150,12 @@ def is_used_outside(
             if value in kept:
                 continue
             if graph.is_output(value):
-                return f"{value} inside it is an output of the block"
+                return f"{value} would be gone, but the block returns it"
             outside = [user for user, _ in graph.users(value) if user not in names]
             if outside:
-                return f"{value} inside it is also used by {', '.join(dict.fromkeys(outside))}"
+                readers = list(dict.fromkeys(outside))
+                read = "reads" if len(readers) == 1 else "read"
+                return f"{value} would be gone, but {', '.join(readers)} {read} it too"
     return None
 
 
@@ -161,7 +165,9 @@ def makes_a_cycle(
     """Something outside reads a result of the match and computes an operand of it."""
     del kept, inputs
     between = _between(graph, names)
-    return f"{', '.join(between)} would have to run both after and before it" if between else None
+    if not between:
+        return None
+    return f"{', '.join(between)} would have to run after some of these nodes and before others, which become one"
 
 
 Guard = Callable[[Graph, frozenset[str], frozenset[Value], frozenset[Value]], str | None]

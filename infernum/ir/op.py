@@ -91,7 +91,8 @@ class Op:
     """One primitive operation. Calling it with traced tensors adds a node to their graph.
 
     `emit` is how it asks to be emitted; `in_place` maps a result to the operand whose memory it takes over; `flops`
-    gives the cost of a call as a formula.
+    gives the cost of a call as a formula. `touched` gives, for operands of which a call does not move every byte once,
+    the bytes that it does move, by parameter.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Op:
     commutative: bool = False
     in_place: Mapping[int, int] = field(default_factory=dict[int, int])
     flops: Callable[[Call], Formula] = lambda call: 0
+    touched: Callable[[Call], Mapping[str, Formula]] = lambda call: {}
     signature: Signature | None = None
 
     @property
@@ -246,6 +248,7 @@ def op(
     commutative: bool = False,
     in_place: Mapping[int, int] | None = None,
     flops: Callable[[Call], Formula] = lambda call: 0,
+    touched: Callable[[Call], Mapping[str, Formula]] = lambda call: {},
 ) -> Callable[[Callable[..., Any]], Op]:
     """Declare an op from its NumPy meaning. `infer` is for types that a signature cannot say."""
 
@@ -271,6 +274,7 @@ def op(
                 commutative=commutative,
                 in_place=in_place or {},
                 flops=flops,
+                touched=touched,
                 signature=parsed,
             )
         )

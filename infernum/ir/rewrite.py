@@ -10,17 +10,19 @@ Every rule carries a name and a reason to exist; where it matches and is not app
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
+from infernum import logs
 from infernum.errors import CompileError
 from infernum.ir.block import Tensor, Trace
-from infernum.ir.fuse import fuse_nodes, lines_of, renamed
+from infernum.ir.fuse import fuse_nodes, lines_of, origins_of
 from infernum.ir.graph import Graph, Input, Node, TensorType, Value
-from infernum.ir.kernel import KernelSpec, Target
+from infernum.ir.kernel import KernelSpec, LoadTime, Target, View
 from infernum.ir.match import AttrVar, Match, find_matches, why_not_replaceable
-from infernum.ir.op import as_tuple
+from infernum.ir.op import Op, as_tuple
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,15 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True)
+class Fired:
+    """One time that a rule was applied: the nodes it took, and the calls it put in their place."""
+
+    rule: str
+    at: str
+    made: str
+
+
+@dataclass(frozen=True)
 class Refused:
     """A place where a rule matched and was not applied, and why."""
 
@@ -84,8 +95,24 @@ class Outcome:
 
     graph: Graph
     fired: Mapping[str, int]
+    firings: tuple[Fired, ...]
     refused: tuple[Refused, ...]
 
+
+@dataclass(frozen=True)
+class Pass:
+    """One rule, tried on a graph until nothing was left for it to do; also when it never fired."""
+
+    rule: str
+    why: str
+    before: Graph
+    after: Graph
+    firings: tuple[Fired, ...]
+    refused: tuple[Refused, ...]
+    seconds: float
+
+
+log = logs.channel("rules")
 
 MOST_FIRINGS = 1000
 """How often one rule may fire in a block; a rule that matches its own result would never end."""
@@ -97,33 +124,51 @@ def apply_rules(
     target: Target,
     *,
     normalise: Callable[[Graph], Graph] = lambda graph: graph,
-    on_pass: Callable[[str, Graph], None] | None = None,
+    on_pass: Callable[[Pass], None] | None = None,
 ) -> Outcome:
     """Apply each rule, in order, wherever it can be.
 
-    `normalise` is applied after every change; `on_pass` sees the graph after each rule that fired. Raises CompileError
-    for a rule that does not come to an end.
+    `normalise` is applied after every change; `on_pass` sees what each rule did, also when that is nothing. Raises
+    CompileError for a rule that does not come to an end.
     """
     graph = graph.live()
     fired: dict[str, int] = {}
+    firings: list[Fired] = []
     refused: list[Refused] = []
+    name = f"{graph.name}.{target.variant}"
     for rule in rules:
-        fired[rule.name] = 0
+        begin, start = time.perf_counter(), graph
+        applied: list[Fired] = []
         while True:
             candidates = list(rule.candidates(graph, target))
             chosen = next((c for c in candidates if c.reason is None), None)
             if chosen is None:
-                refused += [Refused(rule.name, c.at, c.reason) for c in candidates if c.reason is not None]
                 break
-            graph = normalise(chosen.apply())
-            fired[rule.name] += 1
-            if fired[rule.name] == MOST_FIRINGS:
+            before, graph = graph, normalise(chosen.apply())
+            applied.append(
+                Fired(rule.name, ", ".join(_not_in(graph, before)), ", ".join(_not_in(before, graph)))
+            )
+            log.info("%s: %s fired at %s -> %s", name, rule.name, applied[-1].at, applied[-1].made)
+            if len(applied) == MOST_FIRINGS:
                 raise CompileError(
                     f"{rule.name} fired {MOST_FIRINGS} times at {chosen.at}: does it match what it makes?"
                 )
-        if fired[rule.name] and on_pass is not None:
-            on_pass(rule.name, graph)
-    return Outcome(graph, fired, tuple(dict.fromkeys(refused)))
+        left = dict.fromkeys(Refused(rule.name, c.at, c.reason) for c in candidates if c.reason is not None)
+        for refusal in left:
+            log.info("%s: %s refused at %s: %s", name, rule.name, refusal.at, refusal.reason)
+        fired[rule.name] = len(applied)
+        firings += applied
+        refused += left
+        if on_pass is not None:
+            seconds = time.perf_counter() - begin
+            on_pass(Pass(rule.name, rule.why, start, graph, tuple(applied), tuple(left), seconds))
+    return Outcome(graph, fired, tuple(firings), tuple(refused))
+
+
+def _not_in(other: Graph, graph: Graph) -> list[str]:
+    """The calls of `graph` that `other` does not have, or has as calls of something else."""
+    known = {node.name: node.op for node in other.calls}
+    return [node.name for node in graph.calls if known.get(node.name) is not node.op]
 
 
 @dataclass(frozen=True)
@@ -172,7 +217,19 @@ class Rewrite:
         def outer(value: Value) -> Value:
             return bound[value] if value in bound else Value(names[value.node], value.index)
 
-        added = [(renamed(node, names[node.name]), [outer(v) for v in operands]) for node, operands in made]
+        stands_for = _stands_for(graph, match.names, [node for node, _ in made])
+        added = [
+            (
+                replace(
+                    node,
+                    name=names[node.name],
+                    where=lines_of(graph, stands_for[node.name]) or where,
+                    origin=origins_of(graph, stands_for[node.name]),
+                ),
+                [outer(v) for v in operands],
+            )
+            for node, operands in made
+        ]
         values = {match.value(v): outer(a.value) for v, a in zip(pattern.outputs, after, strict=True)}
         return graph.replaced(match.names, added, values)
 
@@ -299,7 +356,33 @@ def _pattern(name: str, build: Callable[..., Any], declared: Callable[..., Any])
     tensors = [trace.input(p.name, Input("stream"), None) for p in parameters if p.kind is not p.KEYWORD_ONLY]
     attrs = {p.name: AttrVar(p.name) for p in parameters if p.kind is p.KEYWORD_ONLY}
     outputs: tuple[Tensor, ...] = as_tuple(build(*tensors, **attrs))
-    return Graph.build(name, trace.entries.values(), [t.value for t in outputs])
+    found = Graph.build(name, trace.entries.values(), [t.value for t in outputs])
+    idle = [n.name for n in found.inputs if not found.users(Value(n.name))]
+    if idle:
+        raise CompileError(
+            f"rule {name}: its pattern does not use {', '.join(idle)}; take it off the parameters"
+        )
+    return found
+
+
+def _stands_for(graph: Graph, removed: frozenset[str], made: Sequence[Node]) -> dict[str, list[str]]:
+    """Which removed nodes each made node does the work of: those of the same op, in order; views do none.
+
+    Where the numbers of an op's nodes differ, the first made one does the work of all. What is left belongs to the
+    first made node that computes anything.
+    """
+    working = [n for n in made if isinstance(n.op, Op) and not isinstance(n.op.emit, View | LoadTime)]
+    found: dict[str, list[str]] = {n.name: [] for n in made}
+    left = [n.name for n in graph.calls if n.name in removed]
+    for op in dict.fromkeys(n.op.name for n in working):
+        mine = [n.name for n in working if n.op.name == op]
+        theirs = [name for name in left if graph.node(name).op.name == op]
+        left = [name for name in left if name not in theirs]
+        groups = [[name] for name in theirs] if len(theirs) == len(mine) else [theirs]
+        found |= dict(zip(mine, groups, strict=False))
+    if working:
+        found[working[0].name] += left
+    return found
 
 
 def _bound(trace: Trace, graph: Graph, value: Value) -> Tensor:

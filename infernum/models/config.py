@@ -115,15 +115,33 @@ def understand(fields: Fields, generation: Fields | None = None) -> ModelConfig:
     return ModelConfig(family, config, defaults, fields.warnings)
 
 
+ADDED: dict[str, Family] = {}
+"""Families of plugins, by model_type."""
+
+
+def add_family(family: Family) -> None:
+    """Make a plugin's family known by its config's `model_type`. Raises ConfigError when that is taken."""
+    model_type: str = family.config.model_type
+    if model_type in families():
+        taken = find_config(model_type).__module__
+        raise ConfigError(
+            f"a family of model_type {show(model_type)} exists already, in {taken}; choose another name"
+        )
+    ADDED[model_type] = family
+
+
 def families() -> tuple[str, ...]:
-    """The model_types there is a `<model_type>_config.py` for."""
+    """The model_types there is a `<model_type>_config.py` for, and those of plugins."""
     modules = pkgutil.iter_modules(infernum.models.__path__)
-    return tuple(sorted(m.name.removesuffix(_SUFFIX) for m in modules if m.name.endswith(_SUFFIX)))
+    own = (m.name.removesuffix(_SUFFIX) for m in modules if m.name.endswith(_SUFFIX))
+    return tuple(sorted({*own, *ADDED}))
 
 
 def find_config(model_type: str, where: str = CONFIG) -> type[FamilyConfig]:
     """The class of the family's settings, its blocks left alone. Raises ConfigError for an unknown family."""
     _check_known(model_type, where)
+    if model_type in ADDED:
+        return ADDED[model_type].config
     return cast(
         "type[FamilyConfig]", importlib.import_module(f"infernum.models.{model_type}{_SUFFIX}").Config
     )
@@ -132,6 +150,8 @@ def find_config(model_type: str, where: str = CONFIG) -> type[FamilyConfig]:
 def find_family(model_type: str, where: str = CONFIG) -> Family:
     """The family: its blocks and their order. Raises ConfigError listing the known families."""
     _check_known(model_type, where)
+    if model_type in ADDED:
+        return ADDED[model_type]
     return cast("Family", importlib.import_module(f"infernum.models.{model_type}").FAMILY)
 
 
@@ -140,7 +160,7 @@ def _check_known(model_type: str, where: str) -> None:
     if model_type not in known:
         raise ConfigError(
             f"{where}: model_type {show(model_type)} is not supported; supported: {', '.join(known)}"
-            " (a new family is a new file in infernum/models)"
+            " (a new family is a new file in infernum/models, or a --plugin)"
         )
 
 

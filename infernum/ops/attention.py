@@ -118,6 +118,17 @@ def _split_refusal(call: Call, target: Target) -> str | None:
     return None if dim % 2 == 0 and dim <= 256 else f"head size {dim} is not an even number up to 256"
 
 
+def _attention_flops(call: Call) -> str:
+    """A product with the keys and one with the values, for every query head and attended position."""
+    heads, _, dim = _heads(call)
+    return f"{4 * heads * dim} * attended"
+
+
+def _attention_touched(call: Call) -> Mapping[str, str]:
+    _, kv_heads, dim = _heads(call)
+    return {"kv": f"{2 * kv_heads * dim * call.operands['kv'].dtype.bytes} * cached"}
+
+
 _WORKSPACES = (
     Workspace("partial_out", ("tokens", "HEADS", "SPLITS", "HEAD_DIM")),
     Workspace("partial_stats", ("tokens", "HEADS", "SPLITS", 2)),
@@ -159,6 +170,15 @@ _WORKSPACES = (
                 "attention_split.cuh",
             ),
             workspaces=_WORKSPACES,
+            takes=(
+                "q",
+                "kv",
+                "positions",
+                "sequence",
+                "page_table",
+                "partial_out",
+                "partial_stats",
+            ),
             symbols=("max_pages",),
             then=Template(
                 "attention_combine",
@@ -166,10 +186,13 @@ _WORKSPACES = (
                 block="COMBINE_THREADS",
                 constants=_split_constants,
                 includes=("numeric.cuh", "programmatic.cuh", "softmax.cuh", "attention_split.cuh"),
+                takes=("positions", "out", "partial_out", "partial_stats"),
                 symbols=(),
             ),
         ),
     ],
+    flops=_attention_flops,
+    touched=_attention_touched,
 )
 def attention(
     q: np.ndarray,

@@ -24,6 +24,10 @@ def _embedding_constants(call: Call, target: Target) -> Mapping[str, Any]:
     return _copy_constants(call.operands["weight"])
 
 
+def _row_bytes(tensor: TensorType) -> int:
+    return tensor.width * tensor.dtype.bytes
+
+
 def _select_rows_constants(call: Call, target: Target) -> Mapping[str, Any]:
     del target
     return _copy_constants(call.operands["x"])
@@ -41,6 +45,7 @@ def _select_rows_constants(call: Call, target: Target) -> Mapping[str, Any]:
             symbols=(),
         )
     ],
+    touched=lambda call: {"weight": f"{_row_bytes(call.operands['weight'])} * tokens"},
 )
 def embedding(token_ids: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """The row of the embedding table that belongs to each token.
@@ -62,6 +67,7 @@ def embedding(token_ids: np.ndarray, weight: np.ndarray) -> np.ndarray:
             symbols=(),
         )
     ],
+    touched=lambda call: {"x": f"{_row_bytes(call.operands['x'])} * rows"},
 )
 def select_rows(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """The given rows of x, in the given order.

@@ -107,6 +107,7 @@ def _append_constants(call: Call, target: Target) -> Mapping[str, Any]:
         )
     ],
     in_place={0: 0},
+    touched=lambda call: {"kv": f"{2 * call.operands['k'].width * call.operands['k'].dtype.bytes} * tokens"},
 )
 def append(
     kv: np.ndarray,

@@ -64,6 +64,7 @@ def _row_threads(call: Call, target: Target) -> Mapping[str, Any]:
                 Workspace("best_logit", ("rows", "SPLITS")),
                 Workspace("best_token", ("rows", "SPLITS"), "i32"),
             ),
+            takes=("logits", "best_logit", "best_token"),
             symbols=(),
             then=Template(
                 "argmax_finish",
@@ -71,6 +72,7 @@ def _row_threads(call: Call, target: Target) -> Mapping[str, Any]:
                 block="FINISH_THREADS",
                 constants=_argmax_constants,
                 includes=("programmatic.cuh", "argmax.cuh"),
+                takes=("next_tokens", "best_logit", "best_token"),
                 symbols=(),
             ),
         )
@@ -181,6 +183,7 @@ def advance(
     ],
     results=("marked",),
     in_place={0: 0},
+    touched=lambda call: {"seen": "8 * rows"},
 )
 def mark_seen(seen: np.ndarray, next_tokens: np.ndarray) -> np.ndarray:
     """Set the bit of each row's sampled token in place: seen [rows, words], next_tokens [rows]."""

@@ -1,0 +1,143 @@
+"""What the manifest says of kernels: whose work each does, what that cost before, what a step of a size must move."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import pytest
+from oracle.configs import case
+
+from infernum import bundle, roofline
+from infernum.bundle import BlockVariant
+from infernum.codegen.cubin import Cubin, KernelResources
+from infernum.codegen.manifest import CompiledBlock
+from infernum.codegen.places import is_free
+from infernum.codegen.steps import Kernel
+from infernum.compiler import Options, Sources, describe, emit_sources
+from infernum.dims import evaluate
+from infernum.models.config import understand
+from infernum.models.fields import Fields
+from infernum.models.presets import ModelSource, resolve
+
+CASES = ("plain", "all_biases", "fourteen_to_two", "llama32_tied")
+
+
+def sources_of(name: str) -> Sources:
+    known = understand(Fields(case(name).config, f"{name}/config.json"))
+    source = ModelSource(name, known.family, known.config, None, known.generation, known.warnings)
+    return emit_sources(source, Options())
+
+
+def manifest_of(sources: Sources) -> bundle.Manifest:
+    def cubin(block: CompiledBlock) -> Cubin:
+        names = [step.name for step in block.plan.steps if isinstance(step, Kernel)]
+        return Cubin(b"", dict.fromkeys(names, KernelResources(0, 0, 0, 0)))
+
+    return describe(sources, {block.stem: cubin(block) for block in sources.blocks})
+
+
+@cache
+def variants_of(name: str) -> list[tuple[CompiledBlock, BlockVariant]]:
+    """Every compiled block of a case with what its manifest says of it."""
+    sources = sources_of(name)
+    manifest = manifest_of(sources)
+    return [(block, manifest.blocks[block.block][block.target.variant]) for block in sources.blocks]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_traced_node_that_computes_is_the_work_of_one_node_of_the_fused_graph(name: str) -> None:
+    for block, variant in variants_of(name):
+        of_node = {kernel.node: kernel.origin for kernel in variant.kernels}
+        counted = Counter(origin for origins in of_node.values() for origin in origins)
+        computing = [node.name for node in block.traced.calls if not is_free(node)]
+        assert {node: counted[node] for node in computing} == dict.fromkeys(computing, 1), block.stem
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_kernels_cost_before_adds_up_to_the_block_without_rules(name: str) -> None:
+    for block, variant in variants_of(name):
+        assert sum(k.before.kernels for k in variant.kernels) == variant.kernels_before_fusion
+        symbols = roofline.step_symbols(block.target.max_tokens)
+        for what in ("bytes", "flops"):
+            told = sum(evaluate(getattr(k.before, what), symbols) for k in variant.kernels)
+            assert told == sum(evaluate(getattr(step, what), symbols) for step in block.before.steps)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_are_described_one_by_one_as_they_are_launched(name: str) -> None:
+    for _, variant in variants_of(name):
+        launched = [step.kernel if isinstance(step, bundle.Launch) else step.name for step in variant.steps]
+        assert [kernel.name for kernel in variant.kernels] == launched
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_firings_tell_each_time_that_a_rule_was_applied(name: str) -> None:
+    for block, variant in variants_of(name):
+        counted = Counter(firing.rule for firing in variant.firings)
+        assert counted == Counter({rule: n for rule, n in variant.fired.items() if n}), block.stem
+        assert all(firing.at and firing.made for firing in variant.firings)
+
+
+def test_merged_products_keep_each_ones_line_and_the_rest_its_own() -> None:
+    _, variant = next(v for v in variants_of("plain") if v[0].stem == "decoder.prefill")
+    gate_up = next(k for k in variant.kernels if "gate_up" in k.name)
+    assert gate_up.ops == ["linear"] and len(gate_up.where) == 2 and len(gate_up.origin) == 2
+    gated = next(k for k in variant.kernels if k.ops == ["silu", "mul"])
+    assert len(gated.where) == 1
+
+
+def test_a_preferred_kernel_that_could_not_serve_is_named_with_the_reason() -> None:
+    _, variant = next(v for v in variants_of("plain") if v[0].stem == "decoder.t64")
+    product = next(k for k in variant.kernels if k.template == "cublaslt")
+    assert product.passed_over and product.passed_over[0].startswith("gemv: ")
+    split = next(k for k in variant.kernels if k.template == "attention_split")
+    assert split.passed_over[0].startswith("attention_prefill: with at most 64 tokens")
+
+
+def test_the_embedding_moves_the_rows_it_takes_and_not_the_table() -> None:
+    cfg = resolve("llama").config
+    sources = emit_sources(resolve("llama"), Options())
+    embed = next(b for b in sources.blocks if b.stem == "embed.t1")
+    moved = evaluate(embed.plan.steps[0].bytes, roofline.step_symbols(1))
+    assert moved == 2 * cfg.hidden_size * 2 + 4
+
+
+def test_attention_is_counted_the_cache_that_it_reads_and_its_two_products() -> None:
+    sources = emit_sources(resolve("llama"), Options())
+    cfg: Any = sources.source.config
+    steps = {b.stem: [s for s in b.plan.steps if s.name.startswith("attention_")] for b in sources.blocks}
+    heads, kv_heads, dim = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
+    split, combine = steps["decoder.t1"]
+    at = roofline.step_symbols(1, context=1000)
+    query_and_table = 2 * heads * dim + 2 * 4 + 16 * 4  # bf16 query, position, sequence, 16 pages
+    assert evaluate(split.bytes, at) == 2 * kv_heads * dim * 2 * 1000 + query_and_table
+    assert evaluate(split.flops, at) == 4 * heads * dim * 1000
+    assert evaluate(combine.flops, at) == 0
+    prompt = next(s for s in steps["decoder.prefill"] if s.template.name == "attention_prefill")
+    at = roofline.step_symbols(2048, context=2048)
+    assert evaluate(prompt.flops, at) == 4 * heads * dim * (2048 * 2049 // 2)
+
+
+def test_a_step_of_few_tokens_is_a_decode_of_as_many_sequences_and_a_larger_one_a_prompt() -> None:
+    assert roofline.step_symbols(8, context=100) == {
+        "tokens": 8,
+        "seqs": 8,
+        "rows": 8,
+        "max_pages": 2,
+        "pages": 16,
+        "sms": 1,
+        "cached": 800,
+        "attended": 800,
+    }
+    prompt = roofline.step_symbols(200, context=300)
+    assert (prompt["seqs"], prompt["cached"]) == (1, 300)
+    assert prompt["attended"] == sum(range(101, 301))
+    assert roofline.step_symbols(200, context=100)["cached"] == 200
+
+
+def test_the_floor_is_set_by_memory_or_by_arithmetic() -> None:
+    gpu = roofline.gpu_of("sm_90a")
+    assert roofline.floor_seconds("sm_90a", gpu.bytes_per_second, 1.0) == 1.0
+    assert roofline.floor_seconds("sm_90a", 1.0, 2 * gpu.flops_per_second) == 2.0
