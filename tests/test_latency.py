@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from conftest import Tiny
 
-from infernum.cli import latency, origin
 from infernum.cpu.executor import CpuExecutor
 from infernum.errors import DeviceError, RequestError
+from infernum.measure import latency, origin
 from infernum.models.presets import resolve
 
 NAME = "llama31"
@@ -119,10 +119,10 @@ def test_the_bound_counts_every_weight_once_and_of_the_embedding_a_row(tiny: Cal
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100a"])
 def test_the_bandwidth_kernel_compiles_without_spills(arch: str, tmp_path: Path) -> None:
-    from infernum.cli.read_bandwidth import NAME as KERNEL
-    from infernum.cli.read_bandwidth import THREADS, UNROLL
     from infernum.codegen.nvrtc import compile_cuda
     from infernum.codegen.templates import render
+    from infernum.measure.read_bandwidth import NAME as KERNEL
+    from infernum.measure.read_bandwidth import THREADS, UNROLL
 
     source = render(KERNEL, {"name": KERNEL, "THREADS": THREADS, "UNROLL": UNROLL}, arch=90)
     cubin = compile_cuda(source, name=f"{KERNEL}.cu", arch=arch, cache=tmp_path)

@@ -7,7 +7,7 @@ all launches are packed once. What is left per step is to set the cells, and the
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -53,14 +53,17 @@ class Symbols:
             self._remembered.clear()
         self._values = self._remembered.setdefault((tokens, seqs, rows), {})
 
+    def values(self) -> dict[str, int]:
+        """All symbols of the current step."""
+        return {name: cell.value for name, cell in self._cells.items()}
+
     def value(self, formula: Formula) -> int:
         """The value of a formula in the current step, remembered by step size."""
         if isinstance(formula, int):
             return formula
         found = self._values.get(formula)
         if found is None:
-            symbols = {name: cell.value for name, cell in self._cells.items()}
-            found = self._values[formula] = dims.evaluate(formula, symbols)
+            found = self._values[formula] = dims.evaluate(formula, self.values())
         return found
 
     def address(self, symbol: str) -> int:
@@ -88,19 +91,36 @@ class BoundProduct:
     m: Formula
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a step of a program comes from: a block, the layer it is applied for, and its index in that block."""
+
+    block: str
+    layer: int | None
+    index: int
+
+
 class BoundProgram:
-    """Steps ready to be queued, in order, on one stream."""
+    """Steps ready to be queued, in order, on one stream. `places` tells where each of them comes from."""
 
     def __init__(self, stream: Stream, symbols: Symbols, products: ProductLibrary | None) -> None:
         self._stream = stream
         self._symbols = symbols
         self._products = products
+        self.places: list[Place] = []
         self._steps: list[BoundLaunch | BoundProduct] = []
         self._configs: dict[tuple[object, ...], LaunchConfig] = {}
         self._grids: list[tuple[LaunchConfig, tuple[Formula, Formula, Formula]]] = []
 
-    def append(self, variant: BlockVariant, kernels: Kernels | None, addresses: Mapping[str, int]) -> None:
+    def append(
+        self,
+        variant: BlockVariant,
+        kernels: Kernels | None,
+        addresses: Mapping[str, int],
+        layer: int | None = None,
+    ) -> None:
         """Add the steps of a block, with every tensor that they name at the given address."""
+        self.places += [Place(variant.block, layer, index) for index in range(len(variant.steps))]
         where = f"{variant.block}.{variant.variant}"
         for step in variant.steps:
             match step:
@@ -113,18 +133,34 @@ class BoundProgram:
                     product = bind_product(step, addresses, _bias_dtype(step, variant), where)
                     self._steps.append(BoundProduct(product, step.m))
 
-    def queue(self) -> None:
-        """Queue every step for the current values of the symbols; a launch without blocks is left out."""
+    def queue(self, only: Sequence[int] | None = None) -> None:
+        """Queue every step for the current values of the symbols; a launch without blocks is left out.
+
+        `only`: queue just the steps of these numbers, in this order.
+        """
+        self._set_grids()
         value, launch = self._symbols.value, self._stream.launch
-        for config, (x, y, z) in self._grids:
-            config.set_grid(value(x), value(y), value(z))
-        for step in self._steps:
+        for step in self._steps if only is None else [self._steps[number] for number in only]:
             if isinstance(step, BoundLaunch):
                 if not step.config.empty:
                     launch(step.config, step.kernel, step.params)
             elif (m := value(step.m)) > 0:
                 assert self._products is not None, "a program with matrix products was given no library"
                 self._products.run(step.product, m)
+
+    def queued(self) -> list[int]:
+        """The numbers of the steps that are not left out for the current values of the symbols."""
+        self._set_grids()
+        return [
+            number
+            for number, step in enumerate(self._steps)
+            if (not step.config.empty if isinstance(step, BoundLaunch) else self._symbols.value(step.m) > 0)
+        ]
+
+    def _set_grids(self) -> None:
+        value = self._symbols.value
+        for config, (x, y, z) in self._grids:
+            config.set_grid(value(x), value(y), value(z))
 
     def _config(self, launch: Launch) -> LaunchConfig:
         """The geometry of a launch, shared by all launches that have the same."""

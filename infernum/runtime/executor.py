@@ -15,6 +15,7 @@ from infernum.runtime.batch import Batch, Float32, Sampling
 from infernum.runtime.device import Device
 from infernum.runtime.gemm import CublasLt
 from infernum.runtime.loading import LoadOptions, MemoryUse, OpenLibrary, load_bundle
+from infernum.runtime.prepared import PreparedStep
 from infernum.runtime.sampled import SampledTokens, TokenRing
 from infernum.runtime.stream import Graph
 from infernum.runtime.weights import Progress, TensorSource
@@ -153,6 +154,17 @@ class CudaExecutor:
         self._advances_left -= 1
         self._device.activate()
         return self._step(self._last)
+
+    def prepare(self, batch: Batch, sampling: Sampling) -> PreparedStep:
+        """A step that the caller queues piece by piece, for measuring; it ends a chain of `advance`.
+
+        Raises BundleError when the bundle was compiled without the sampler this needs.
+        """
+        self._device.activate()
+        shape = self._shape(batch, "greedy" if sampling.greedy else "sample")
+        self._last = None
+        programs = (self._loaded.programs[shape.variant], self._loaded.samplers[shape.variant, shape.sampler])
+        return PreparedStep(self._device, self._stream, self._loaded, programs, batch, sampling, self._ring)
 
     def logits(self, batch: Batch) -> Float32:
         """Run a step and return its logits, float32 [rows, vocab], for at most `max_rows` rows."""

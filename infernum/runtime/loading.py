@@ -226,7 +226,7 @@ class _Binder:
                 addresses[tensor.name] = self.streams + offset
             if block.state:
                 addresses[KV] = self.cache.address(index)
-            bound.append(block, self.modules.get((stage.block, spec.name)), addresses)
+            bound.append(block, self.modules.get((stage.block, spec.name)), addresses, stage.layer)
         return bound
 
     def sampler(self, name: str, spec: VariantSpec, bound: BoundProgram) -> BoundProgram:

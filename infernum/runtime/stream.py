@@ -8,6 +8,8 @@ from typing import Any
 
 from infernum.runtime.driver import checked
 
+_NOT_READY = 600  # CUresult
+
 
 class Event:
     """A mark in a stream that the host can wait for."""
@@ -19,6 +21,14 @@ class Event:
     def wait(self) -> None:
         """Block the host until the GPU has passed the mark; returns at once when it was never recorded."""
         checked(self._api.cuEventSynchronize(self.handle), "waiting for the GPU")
+
+    def passed(self) -> bool:
+        """True when the GPU has passed the mark, without waiting for it."""
+        result = self._api.cuEventQuery(self.handle)
+        if int(result[0]) == _NOT_READY:
+            return False
+        checked(result, "asking for an event")
+        return True
 
     def milliseconds_since(self, earlier: Event) -> float:
         """Time between two recorded marks, both made with `timing` and both passed."""

@@ -1,12 +1,18 @@
-"""Time on the GPU, measured between two events on a stream."""
+"""Time on the GPU, measured between events on a stream."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 from infernum.runtime.device import Device
 from infernum.runtime.stream import Stream
+
+HEAD_START_BYTES = 256 * 2**20
+MAX_FILLS = 200
 
 
 def median_ms(
@@ -19,16 +25,58 @@ def median_ms(
     """
     for _ in range(warmup):
         call()
-    start, end = device.event(timing=True), device.event(timing=True)
-    times: list[float] = []
-    try:
-        for _ in range(runs):
-            stream.record(start)
-            call()
-            stream.record(end)
-            end.wait()
-            times.append(end.milliseconds_since(start))
-    finally:
-        start.close()
-        end.close()
-    return statistics.median(times)
+    with Stopwatch(device, stream) as watch:
+        return statistics.median(watch.milliseconds(call) for _ in range(runs))
+
+
+class Stopwatch:
+    """Two events on a stream, and between them the work that is timed."""
+
+    def __init__(self, device: Device, stream: Stream) -> None:
+        self._stream = stream
+        self._start, self._end = device.event(timing=True), device.event(timing=True)
+
+    def milliseconds(self, work: Callable[[], None]) -> float:
+        """What the work queued by `work` takes on the GPU; waits for it."""
+        self._stream.record(self._start)
+        work()
+        self._stream.record(self._end)
+        self._end.wait()
+        return self._end.milliseconds_since(self._start)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._start.close()
+        self._end.close()
+
+
+class HeadStart:
+    """Keeps the GPU busy, by filling memory that nobody reads, while the host queues what is to be timed.
+
+    Without it the GPU waits for the host between short kernels, and that wait would count as theirs.
+    """
+
+    def __init__(self, device: Device, stream: Stream) -> None:
+        """Takes up to HEAD_START_BYTES of GPU memory. Raises DeviceError when there is none left."""
+        self._stream = stream
+        self._memory = device.alloc(
+            min(HEAD_START_BYTES, device.memory()[0] // 4), "time for the host to queue"
+        )
+        with Stopwatch(device, stream) as watch:
+            taken = [watch.milliseconds(self._fill) for _ in range(3)]
+        self._fill_seconds = max(min(taken) * 1e-3, 1e-6)
+
+    def queue(self, seconds: float) -> None:
+        """Queue work of at least so long, as far as MAX_FILLS fills go."""
+        for _ in range(min(math.ceil(seconds / self._fill_seconds), MAX_FILLS)):
+            self._fill()
+
+    def close(self) -> None:
+        self._memory.free()
+
+    def _fill(self) -> None:
+        self._stream.fill(self._memory.address, 0, self._memory.nbytes)

@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from infernum import dims, dtypes
+from infernum import dtypes
 from infernum.bundle import Bundle
-from infernum.cli.origin import origin
-from infernum.cli.read_bandwidth import measure_read_bandwidth
 from infernum.compiler import Options, cached_bundle
 from infernum.dtypes import relative_error
 from infernum.errors import DeviceError, RequestError
 from infernum.llm import Progress, open_checkpoint
 from infernum.machine import native_arch
+from infernum.measure.origin import origin
+from infernum.measure.read_bandwidth import measure_read_bandwidth
+from infernum.measure.workload import decode_batch, greedy, page_table, prompt_steps, random_prompts
 from infernum.models.presets import ModelSource
-from infernum.runtime.batch import Batch, Executor, Float32, Int32, Sampling
+from infernum.runtime.batch import Batch, Executor, Float32, Int32
 from infernum.runtime.device import Device
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.weight_plan import weight_key
@@ -67,10 +68,12 @@ def measure(request: Request, progress: Progress | None = None) -> dict[str, Any
     if request.batch > most:
         raise RequestError(f"--batch is {request.batch}; a step has at most {most} sequences")
     weights = open_checkpoint(request.source, request.load_format)
-    prompts = _prompts(request)
-    pages = _page_table(request, bundle.manifest.page_size)
+    prompts = random_prompts(request.batch, request.prompt, request.source.config.vocab_size, request.seed)
+    pages = page_table(
+        request.batch, request.prompt + request.tokens, bundle.manifest.page_size, request.seed
+    )
     with _open(request, bundle, weights, pages) as executor:
-        steps = _prompt_steps(prompts, pages, executor)
+        steps = prompt_steps(prompts, pages, executor)
         for _ in range(2):  # loads kernels, chooses algorithms, captures graphs
             _repeat(executor, request, steps, pages)
         timings = [_repeat(executor, request, steps, pages) for _ in range(request.repeats)]
@@ -117,79 +120,25 @@ def _open(request: Request, bundle: Bundle, weights: TensorSource | None, pages:
     )
 
 
-def _prompts(request: Request) -> Int32:
-    """Random token ids, int32 [batch, prompt]."""
-    rng = np.random.default_rng(request.seed)
-    return rng.integers(0, request.source.config.vocab_size, (request.batch, request.prompt), np.int32)
-
-
-def _page_table(request: Request, page_size: int) -> Int32:
-    """Pages in no particular order, int32 [batch, pages of one sequence]."""
-    each = dims.ceildiv(request.prompt + request.tokens, page_size)
-    order = np.random.default_rng(request.seed).permutation(request.batch * each)
-    return order.astype(np.int32).reshape(request.batch, each)
-
-
 def _repeat(
     executor: Executor, request: Request, prompt_steps: list[tuple[Batch, list[int]]], pages: Int32
 ) -> Timing:
     """One whole generation, as the engine does it: each step's tokens are read when the next one is under way."""
-    sampling = _greedy(request.batch)
+    sampling = greedy(request.batch)
     begin = time.perf_counter()
     first = np.zeros(request.batch, np.int32)
     for batch, finished in prompt_steps:
-        sampled = executor.run(batch, _greedy(batch.rows)).tokens()
+        sampled = executor.run(batch, greedy(batch.rows)).tokens()
         first[finished] = sampled[: len(finished)]
     middle = time.perf_counter()
     output = [first]
-    pending = executor.run(_decode_batch(first, request.prompt, pages), sampling)
+    pending = executor.run(decode_batch(first, request.prompt, pages), sampling)
     for _ in range(request.tokens - 2):
         following = executor.advance()
         output.append(pending.tokens())
         pending = following
     output.append(pending.tokens())
     return Timing(middle - begin, time.perf_counter() - middle, np.stack(output, axis=1))
-
-
-def _prompt_steps(prompts: Int32, pages: Int32, executor: Executor) -> list[tuple[Batch, list[int]]]:
-    """The prompts in as few steps as fit, each with the sequences whose prompt ends in it.
-
-    A step in which none ends asks for the logits of its last token, which nobody reads.
-    """
-    count, length = prompts.shape
-    steps: list[tuple[Batch, list[int]]] = []
-    taken = [(s, p) for s in range(count) for p in range(length)]
-    for start in range(0, len(taken), executor.max_batch_tokens):
-        chunk = taken[start : start + executor.max_batch_tokens]
-        present = list(dict.fromkeys(s for s, _ in chunk))
-        ends = [i for i, (_, p) in enumerate(chunk) if p == length - 1]
-        rows = ends[: executor.max_rows] or [len(chunk) - 1]
-        assert len(ends) <= executor.max_rows, "more prompts end in a step than it has rows"
-        sequence = np.array([present.index(s) for s, _ in chunk], np.int32)
-        lengths = np.bincount(sequence, minlength=len(present))
-        batch = Batch(
-            token_ids=np.array([prompts[s, p] for s, p in chunk], np.int32),
-            positions=np.array([p for _, p in chunk], np.int32),
-            sequence=sequence,
-            query_start=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
-            page_table=np.ascontiguousarray(pages[present]),
-            output_rows=np.array(rows, np.int32),
-        )
-        steps.append((batch, [chunk[i][0] for i in ends]))
-    return steps
-
-
-def _decode_batch(tokens: Int32, position: int, pages: Int32) -> Batch:
-    """One token of each sequence, all at one position."""
-    each = np.arange(len(tokens), dtype=np.int32)
-    positions = np.full(len(tokens), position, np.int32)
-    starts = np.arange(len(tokens) + 1, dtype=np.int32)
-    return Batch(tokens, positions, each, starts, pages, each)
-
-
-def _greedy(rows: int) -> Sampling:
-    none, one = np.zeros(rows, np.int32), np.ones(rows, np.float32)
-    return Sampling(np.zeros(rows, np.float32), none, one, np.zeros(rows, np.float32), one, none)
 
 
 def _checked_places(request: Request) -> list[int]:
@@ -202,7 +151,7 @@ def _decoded_logits(
 ) -> Float32:
     """Logits of the measured path that chose output tokens `places`, [places, batch, vocab], over its own cache."""
     length = prompts.shape[1]
-    steps = [_decode_batch(np.ascontiguousarray(output[:, p - 1]), length + p - 1, pages) for p in places]
+    steps = [decode_batch(np.ascontiguousarray(output[:, p - 1]), length + p - 1, pages) for p in places]
     return np.stack([executor.logits(step) for step in steps])
 
 

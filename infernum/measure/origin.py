@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
+import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from infernum.cli.doctor_command import versions
+from infernum import __version__
 from infernum.runtime.driver import describe
+
+PACKAGES = (
+    "numpy",
+    "ml_dtypes",
+    "cuda-bindings",
+    "nvidia-cuda-nvrtc-cu12",
+    "nvidia-cuda-nvrtc",
+    "nvidia-cublas-cu12",
+    "nvidia-cublas",
+    "nvmath-python",
+    "tokenizers",
+)
+"""Distributions whose versions a benchmark or a bug report should name; some exclude each other."""
 
 
 def origin(nvrtc: str) -> dict[str, Any]:
@@ -21,6 +36,17 @@ def origin(nvrtc: str) -> dict[str, Any]:
         "versions": versions() | {"nvrtc": nvrtc},
         "commit": _commit(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, Infernum and the packages it uses; those that are not installed are left out."""
+    found = {"python": platform.python_version(), "infernum": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def _driver_version() -> str | None:

@@ -1,0 +1,1 @@
+"""Measurements on a GPU: latency, single kernels, traces, and the bounds that they are compared with."""

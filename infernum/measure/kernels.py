@@ -1,0 +1,245 @@
+"""Each kernel of a step in its place: its time, its bound measured in the same run, and where the rest of a step goes.
+
+The time of a kernel in place is the difference of two cuts of the step (`infernum.measure.cuts`), each captured as a
+CUDA graph and replayed back to back. All cuts are timed in turn, round after round, so that a drift of the clocks hits
+all alike. The sum over the kernels is the time of the whole graph; what a step takes longer than that by the wall
+clock, run as the engine runs it, is the launch of graphs, the copy of tokens and the host: it is given as unaccounted.
+The first kernel's time includes the pause between two replays. `alone_us` is another number: a graph of nothing but
+this kernel for every layer in turn, which neither hides behind its neighbours nor is slowed by them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from infernum.bundle import BlockVariant, Bundle, Launch, Pointer
+from infernum.errors import DeviceError, RequestError
+from infernum.llm import Progress
+from infernum.measure.bounds import Speeds, cost, cost_symbols, measure_speeds
+from infernum.measure.cuts import KernelInStep, cuts, in_place, kernels_in_step
+from infernum.measure.origin import origin
+from infernum.measure.replay import Replayed, launches_alone, replays_for
+from infernum.measure.workload import Workload, greedy, prompt_steps, workload
+from infernum.runtime.device import Device
+from infernum.runtime.executor import CudaExecutor
+from infernum.runtime.timing import HeadStart, Stopwatch
+from infernum.runtime.weights import TensorSource
+
+LOOP_STEPS = 64
+"""Decode steps of the loop that is timed by the wall clock."""
+
+Check = Callable[[Bundle, str], None]
+"""Raises DeviceError, naming the kernel, unless every kernel of a variant computes what it should."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is measured: a step of `variant` or of `tokens` tokens, at `context` positions; see `workload`."""
+
+    variant: str | None = None
+    tokens: int | None = None
+    context: int = 512
+    repeats: int = 10
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds: each cut of the step, each kernel alone for one launch, and a whole step by the wall clock."""
+
+    cuts: list[float]
+    alone: list[float]
+    step: float
+
+
+def measure_kernels(
+    bundle: Bundle,
+    checkpoint: TensorSource | None,
+    request: Request,
+    check: Check,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Time every kernel of a step, after `check` has found them right; None for `checkpoint`: random weights.
+
+    Raises RequestError, BundleError or DeviceError, and gives no number, when the step is not in the bundle, the
+    bundle is not for this GPU, a kernel computes wrongly, or the logits are not finite.
+    """
+    if request.repeats < 1:
+        raise RequestError(f"--repeats is {request.repeats}; it must be 1 or more")
+    load = workload(
+        bundle,
+        variant=request.variant,
+        tokens=request.tokens,
+        context=request.context,
+        room=LOOP_STEPS,
+        seed=request.seed,
+    )
+    manifest = bundle.manifest
+    check(bundle, load.variant)
+    executor = CudaExecutor.open(
+        bundle, checkpoint, max_model_len=load.length, max_pages_total=load.pages.size, seed=request.seed
+    )
+    with executor:
+        kernels, symbols, times = time_step(executor, bundle, load, request.repeats, progress)
+    device = Device.open()
+    try:
+        products = any(
+            k.template == "cublaslt" for v in _variants(bundle, load.variant).values() for k in v.kernels
+        )
+        speeds = measure_speeds(device, manifest.dtype, products=products or manifest.dtype != "f32")
+    finally:
+        device.close()
+    return {
+        "benchmark": "kernels",
+        **origin(manifest.nvrtc),
+        "model": manifest.model.name,
+        "dtype": manifest.dtype,
+        "arch": manifest.arch,
+        "fuse": manifest.fuse,
+        "variant": load.variant,
+        "tokens": load.tokens,
+        "context": load.context,
+        "repeats": request.repeats,
+        "read_bandwidth_gb_s": speeds.bytes_per_second / 1e9,
+        "flops_per_second": speeds.flops_per_second,
+        **results(bundle, load.variant, kernels, symbols, times, speeds),
+    }
+
+
+def time_step(
+    executor: CudaExecutor, bundle: Bundle, load: Workload, repeats: int, progress: Progress | None = None
+) -> tuple[list[KernelInStep], dict[str, int], Times]:
+    """The kernels of a step, the values of all symbols in it, and medians over `repeats` rounds.
+
+    Raises DeviceError when the logits are not finite, before or after.
+    """
+    for batch, _ in prompt_steps(load.prompts, load.pages, executor):
+        executor.run(batch, greedy(batch.rows)).tokens()
+    _check_logits(executor, load)
+    loop_seconds(executor, load)  # loads kernels, chooses algorithms, captures graphs
+    replays = replays_for(loop_seconds(executor, load))
+    batch = load.batch()
+    step = executor.prepare(batch, greedy(batch.rows))
+    kernels = kernels_in_step(step.places, step.queued())
+    step.queue()
+    sizes = cost_symbols(step.symbols, batch)
+    advancing = _advancing(bundle, load.variant, kernels)
+    with ExitStack() as stack:
+        start = HeadStart(step.device, step.stream)
+        stack.callback(start.close)
+        watch = stack.enter_context(Stopwatch(step.device, step.stream))
+        stack.callback(step.stream.synchronize)
+        groups = [*cuts(kernels), *(launches_alone(kernel, advancing) for kernel in kernels)]
+        graphs = [
+            Replayed(step, group, not advancing.isdisjoint(group), load, replays, stack) for group in groups
+        ]
+        whole, alone = graphs[: len(kernels)], graphs[len(kernels) :]
+        taken: dict[Replayed, list[float]] = {graph: [] for graph in graphs}
+        loops: list[float] = []
+        for done in range(repeats):
+            for graph, milliseconds in taken.items():
+                milliseconds.append(graph.milliseconds(start, watch))
+            loops.append(1e3 * loop_seconds(executor, load))
+            if progress:
+                progress("timing", done + 1, repeats)
+    _check_logits(executor, load)
+    return (
+        kernels,
+        sizes,
+        Times(
+            cuts=[statistics.median(taken[graph]) for graph in whole],
+            alone=[statistics.median(taken[graph]) / len(graph.launches) for graph in alone],
+            step=statistics.median(loops),
+        ),
+    )
+
+
+def loop_seconds(executor: CudaExecutor, load: Workload) -> float:
+    """Seconds of a step by the wall clock, as the engine runs it: tokens are read when the next step is under way."""
+    if not load.decodes:
+        batch = load.batch()
+        begin = time.perf_counter()
+        executor.run(batch, greedy(batch.rows)).tokens()
+        return time.perf_counter() - begin
+    steps = load.repeats(LOOP_STEPS)
+    batch = load.batch(load.start(steps))
+    begin = time.perf_counter()
+    pending = executor.run(batch, greedy(batch.rows))
+    for _ in range(steps - 1):
+        following = executor.advance()
+        pending.tokens()
+        pending = following
+    pending.tokens()
+    return (time.perf_counter() - begin) / steps
+
+
+def results(
+    bundle: Bundle,
+    variant: str,
+    kernels: Sequence[KernelInStep],
+    symbols: Mapping[str, int],
+    times: Times,
+    speeds: Speeds,
+) -> dict[str, Any]:
+    """What is reported: kernels by what they would gain at their bound, and what of the step is unaccounted for."""
+    blocks = _variants(bundle, variant)
+    rows: list[dict[str, Any]] = []
+    for kernel, milliseconds, alone in zip(kernels, in_place(kernels, times.cuts), times.alone, strict=True):
+        described = blocks[kernel.block].kernels[kernel.index]
+        nbytes, flops = cost(described, symbols)
+        floor_us, us = 1e6 * speeds.floor_seconds(nbytes, flops), 1e3 * milliseconds
+        layers = len(kernel.launches)
+        rows.append(
+            {
+                "block": kernel.block,
+                "variant": variant,
+                "kernel": described.name,
+                "template": described.template,
+                "layers": layers,
+                "us": us,
+                "alone_us": 1e3 * alone,
+                "bytes": nbytes,
+                "flops": flops,
+                "floor_us": floor_us,
+                "fraction": floor_us / us if us else 0.0,
+                "gain_us": (us - floor_us) * layers,
+                "share": us * layers / (1e3 * times.step),
+            }
+        )
+    unaccounted = times.step - times.cuts[-1]
+    return {
+        "ms_per_step": times.step,
+        "graph_ms": times.cuts[-1],
+        "kernels": sorted(rows, key=lambda row: -row["gain_us"]),
+        "unaccounted_us": 1e3 * unaccounted,
+        "unaccounted_share": unaccounted / times.step,
+    }
+
+
+def _advancing(bundle: Bundle, variant: str, kernels: Sequence[KernelInStep]) -> set[int]:
+    """The launches that write `positions`: those of the sampler that names it."""
+    blocks = _variants(bundle, variant)
+    found: set[int] = set()
+    for kernel in kernels:
+        block = blocks[kernel.block]
+        step = block.steps[kernel.index]
+        if kernel.block in bundle.manifest.samplers and isinstance(step, Launch):
+            named = {arg.tensor for arg in step.args if isinstance(arg, Pointer)}
+            found |= set(kernel.launches) if "positions" in named else set()
+    return found
+
+
+def _variants(bundle: Bundle, variant: str) -> dict[str, BlockVariant]:
+    return {name: block[variant] for name, block in bundle.manifest.blocks.items()}
+
+
+def _check_logits(executor: CudaExecutor, load: Workload) -> None:
+    if not np.isfinite(executor.logits(load.batch())).all():
+        raise DeviceError("the logits are not finite; no result is given")

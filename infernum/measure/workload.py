@@ -1,0 +1,155 @@
+"""Batches of random tokens to measure with: prompts in as few steps as fit, and decodes at some position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from infernum import dims
+from infernum.bundle import Bundle
+from infernum.errors import RequestError
+from infernum.roofline import MAX_DECODES
+from infernum.runtime.batch import Batch, Executor, Int32, Sampling
+
+
+def random_prompts(sequences: int, length: int, vocab: int, seed: int) -> Int32:
+    """Random token ids, int32 [sequences, length]."""
+    return np.random.default_rng(seed).integers(0, vocab, (sequences, length), np.int32)
+
+
+def page_table(sequences: int, length: int, page_size: int, seed: int) -> Int32:
+    """Pages in no particular order for sequences of `length` positions, int32 [sequences, pages of one sequence]."""
+    each = dims.ceildiv(length, page_size)
+    order = np.random.default_rng(seed).permutation(sequences * each)
+    return order.astype(np.int32).reshape(sequences, each)
+
+
+def prompt_steps(prompts: Int32, pages: Int32, executor: Executor) -> list[tuple[Batch, list[int]]]:
+    """The prompts in as few steps as fit, each with the sequences whose prompt ends in it.
+
+    A step in which none ends asks for the logits of its last token, which nobody reads.
+    """
+    count, length = prompts.shape
+    steps: list[tuple[Batch, list[int]]] = []
+    taken = [(s, p) for s in range(count) for p in range(length)]
+    for start in range(0, len(taken), executor.max_batch_tokens):
+        chunk = taken[start : start + executor.max_batch_tokens]
+        present = list(dict.fromkeys(s for s, _ in chunk))
+        ends = [i for i, (_, p) in enumerate(chunk) if p == length - 1]
+        rows = ends[: executor.max_rows] or [len(chunk) - 1]
+        assert len(ends) <= executor.max_rows, "more prompts end in a step than it has rows"
+        sequence = np.array([present.index(s) for s, _ in chunk], np.int32)
+        lengths = np.bincount(sequence, minlength=len(present))
+        batch = Batch(
+            token_ids=np.array([prompts[s, p] for s, p in chunk], np.int32),
+            positions=np.array([p for _, p in chunk], np.int32),
+            sequence=sequence,
+            query_start=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+            page_table=np.ascontiguousarray(pages[present]),
+            output_rows=np.array(rows, np.int32),
+        )
+        steps.append((batch, [chunk[i][0] for i in ends]))
+    return steps
+
+
+def decode_batch(tokens: Int32, position: int, pages: Int32) -> Batch:
+    """One token of each sequence, all at one position."""
+    each = np.arange(len(tokens), dtype=np.int32)
+    positions = np.full(len(tokens), position, np.int32)
+    starts = np.arange(len(tokens) + 1, dtype=np.int32)
+    return Batch(tokens, positions, each, starts, pages, each)
+
+
+def chunk_batch(tokens: Int32, start: int, pages: Int32) -> Batch:
+    """The tokens of one sequence from position `start` on; logits are wanted of the last one."""
+    count = len(tokens)
+    return Batch(
+        token_ids=tokens,
+        positions=np.arange(start, start + count, dtype=np.int32),
+        sequence=np.zeros(count, np.int32),
+        query_start=np.array([0, count], np.int32),
+        page_table=pages,
+        output_rows=np.array([count - 1], np.int32),
+    )
+
+
+def greedy(rows: int) -> Sampling:
+    """Always the most likely token, of each row."""
+    none, one = np.zeros(rows, np.int32), np.ones(rows, np.float32)
+    return Sampling(np.zeros(rows, np.float32), none, one, np.zeros(rows, np.float32), one, none)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One kind of step, and sequences with room to repeat it.
+
+    Up to MAX_DECODES tokens, as far as the variant has rows: one of each of as many sequences, which have `context`
+    positions with it. More: the last ones of a prompt of `context` tokens. Sequences have pages for `length` positions.
+    """
+
+    variant: str
+    tokens: int
+    context: int
+    decodes: bool
+    prompts: Int32
+    pages: Int32
+    length: int
+
+    @property
+    def sequences(self) -> int:
+        return len(self.pages)
+
+    def batch(self, start: int | None = None) -> Batch:
+        """The step; a decode at position `start`, None: where each sequence has `context` positions with it."""
+        if self.decodes:
+            position = self.context - 1 if start is None else start
+            return decode_batch(np.ascontiguousarray(self.prompts[:, position]), position, self.pages)
+        begin = self.context - self.tokens
+        return chunk_batch(np.ascontiguousarray(self.prompts[0, begin : self.context]), begin, self.pages)
+
+    def repeats(self, wanted: int) -> int:
+        """How often the step can follow itself, when each time its sampler has moved on by one position."""
+        return min(wanted, self.length if self.decodes else self.length - self.context + 1)
+
+    def start(self, repeats: int) -> int | None:
+        """Where decodes that move on begin, to have `context` positions on average, as near as pages allow."""
+        if not self.decodes:
+            return None
+        return max(0, min(self.context - 1 - repeats // 2, self.length - repeats))
+
+
+def workload(
+    bundle: Bundle, *, variant: str | None, tokens: int | None, context: int, room: int, seed: int
+) -> Workload:
+    """The step that is asked for; `room`: positions that the sequences should have beyond `context`.
+
+    Either a `variant`, taken at its most decodes or at a prompt of `context` tokens, or a number of `tokens`; by
+    default one token. Raises RequestError when the bundle has no such step.
+    """
+    manifest = bundle.manifest
+    if not 1 <= context <= manifest.model.context:
+        raise RequestError(
+            f"--context is {context}; this bundle serves contexts of 1 to {manifest.model.context} tokens"
+        )
+    if variant is not None and tokens is not None:
+        raise RequestError("--variant and --tokens exclude each other: a number of tokens has its variant")
+    names = [v.name for v in manifest.variants]
+    if variant is not None and variant not in names:
+        raise RequestError(f"--variant is {variant!r}; this bundle has {', '.join(names)}")
+    most = max(v.max_tokens for v in manifest.variants)
+    if tokens is not None and not any(v.min_tokens <= tokens <= v.max_tokens for v in manifest.variants):
+        raise RequestError(f"--tokens is {tokens}; this bundle serves steps of 1 to {most} tokens")
+    if variant is not None:
+        spec = next(v for v in manifest.variants if v.name == variant)
+        decodes = spec.max_tokens <= min(MAX_DECODES, spec.max_rows)
+        tokens = spec.max_tokens if decodes else max(spec.min_tokens, min(context, spec.max_tokens))
+    tokens = tokens or 1
+    spec = bundle.variant_for(tokens)
+    decodes = tokens <= min(MAX_DECODES, spec.max_rows)
+    context = context if decodes else max(context, tokens)
+    sequences = tokens if decodes else 1
+    pages = page_table(sequences, min(context + room, manifest.model.context), manifest.page_size, seed)
+    length = min(pages.shape[1] * manifest.page_size, manifest.model.context)
+    prompts = random_prompts(sequences, length, manifest.model.vocab_size, seed)
+    return Workload(spec.name, tokens, context, decodes, prompts, pages, length)

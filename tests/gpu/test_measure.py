@@ -1,0 +1,74 @@
+"""`bench kernels` and `profile` on a real GPU, with the demo model: every kernel is there once, and times add up."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu.recipes import Bundles, Recipe
+from infernum.bundle import Bundle
+from infernum.measure.kernels import Request, measure_kernels
+from infernum.measure.profile import Request as ProfileRequest
+from infernum.measure.profile import profile
+
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
+
+RECIPE = Recipe("dante", "bfloat16", True)
+CONTEXT = 128
+
+
+def names_of(bundle: Bundle, variant: str) -> list[tuple[str, str]]:
+    """Block and name of every kernel of a step with the sampler `greedy`, in launch order."""
+    blocks = [*(stage.block for stage in bundle.manifest.program), "greedy"]
+    return [
+        (block, kernel.name) for block in blocks for kernel in bundle.manifest.blocks[block][variant].kernels
+    ]
+
+
+@pytest.mark.parametrize("variant", ["t1", "t8", "t64", "prefill"])
+def test_every_kernel_is_measured_once_and_the_times_add_up_to_the_graph(
+    bundles: Bundles, variant: str
+) -> None:
+    bundle = bundles.get(RECIPE)
+    found = measure_kernels(
+        bundle, None, Request(variant=variant, context=CONTEXT, repeats=3), lambda bundle, variant: None
+    )
+    launched = names_of(bundle, variant)
+    listed = [(row["block"], row["kernel"]) for row in found["kernels"]]
+    assert sorted(listed) == sorted(set(launched))
+    assert {(row["block"], row["kernel"]): row["layers"] for row in found["kernels"]} == {
+        name: launched.count(name) for name in launched
+    }
+    total = sum(row["us"] * row["layers"] for row in found["kernels"])
+    assert total == pytest.approx(1e3 * found["graph_ms"], rel=1e-6)
+    assert math.isfinite(found["unaccounted_share"]) and found["ms_per_step"] > 0
+    assert found["read_bandwidth_gb_s"] > 0 and found["flops_per_second"] > 0
+    for row in found["kernels"]:
+        assert row["alone_us"] >= row["floor_us"] * 0.5 or row["bytes"] < 50e6, (
+            "faster than memory, twice over"
+        )
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_command_verifies_and_measures(infernum: Callable[..., Any], bundles: Bundles) -> None:
+    folder = bundles.get(RECIPE).folder
+    found = infernum("bench", "kernels", folder, "--context", str(CONTEXT), "--repeats", "2", "--json")
+    assert found.code == 0, found.err
+    assert json.loads(found.out)["variant"] == "t1"
+
+
+def test_the_trace_names_exactly_the_kernels_that_are_launched(bundles: Bundles, tmp_path: Path) -> None:
+    bundle = bundles.get(RECIPE)
+    found = profile(bundle, None, ProfileRequest(prompt=70, tokens=3))
+    kernels = [event for event in found["traceEvents"] if event.get("cat") == "kernel"]
+    expected = [name for variant in ("prefill", "t1", "t1", "t1") for _, name in names_of(bundle, variant)]
+    assert [event["name"] for event in kernels] == expected
+    assert all(event["dur"] > 0 for event in kernels)
+    steps = [event for event in found["traceEvents"] if event.get("cat") == "step"]
+    assert [event["name"] for event in steps] == ["prompt", "token 1", "token 2", "token 3"]
+    assert not any("note" in event["args"] for event in steps), "the host did not keep ahead of the GPU"
