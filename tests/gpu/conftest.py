@@ -12,10 +12,9 @@ from oracle.configs import case
 from oracle.weights import random_weights, rounded
 
 from gpu.recipes import Bundles, Recipe
-from gpu.single_step import Bench
 from infernum.machine import default_arch
-from infernum.runtime.device import Device
-from infernum.runtime.gemm import CublasLt
+from infernum.verify.bench import Bench
+from infernum.verify.gpu import open_bench
 
 
 @pytest.fixture(scope="session")
@@ -54,13 +53,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str],
 @pytest.fixture(scope="session")
 def bench() -> Iterator[Bench]:
     """The first GPU, with a stream and cuBLASLt."""
-    device = Device.open(0)
-    stream = device.stream()
-    products = CublasLt(device, stream)
-    made = Bench(device, stream, products)
-    yield made
-    device.activate()
-    made.close()
-    products.close()
-    stream.close()
-    device.close()
+    with open_bench() as made:
+        yield made
+        made.device.activate()

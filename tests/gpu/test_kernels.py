@@ -1,4 +1,4 @@
-"""Every kernel of many bundles against the NumPy meaning of its node, on ragged batches of odd sizes."""
+"""Every kernel of many bundles against the NumPy meaning of its node, on ragged batches and nasty values."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Iterator
 import pytest
 
 from gpu.recipes import Bundles, Recipe
-from gpu.single_step import Bench, Difference, Unit, check_unit, units_of
 from infernum.bundle import Bundle
 from infernum.errors import InfernumError
 from infernum.fusion import RULES
 from infernum.ir.kernel import Template
 from infernum.ir.op import OPS
+from infernum.verify.bench import Bench
+from infernum.verify.check import check_unit
+from infernum.verify.facts import Chunks
+from infernum.verify.units import Unit, units_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 
@@ -39,13 +42,14 @@ RECIPES = [
 ]
 """Groups of 1, 2, 4 and 7 query heads; heads of 16, 30, 64, 80 and 128; biases nowhere, somewhere, everywhere."""
 
-TOKENS: dict[str, tuple[int, ...]] = {
-    "t1": (1,),
-    "t8": (2, 5, 8),
-    "t64": (9, 33, 64),
-    "prefill": (65, 130, 200),
+VARIANTS = ("t1", "t8", "t64", "prefill")
+
+ONE_OF_MANY: dict[str, Chunks] = {
+    "t1": ((211, 1),),
+    "t8": ((211, 3), (64, 1), (0, 1)),
+    "t64": ((211, 1), (64, 17), (0, 1), (130, 13), (63, 1)),
+    "prefill": ((211, 131), (64, 1), (0, 66), (130, 1)),
 }
-ONE_OF_MANY: dict[str, tuple[int, ...]] = {"t1": (1,), "t8": (5,), "t64": (33,), "prefill": (200,)}
 """For the large layer, whose references take NumPy a while."""
 
 
@@ -55,32 +59,29 @@ def units(bundle: Bundle, variant: str) -> Iterator[Unit]:
         yield from units_of(bundle, variants[variant])
 
 
-def check(bench: Bench, unit: Unit, counts: tuple[int, ...]) -> Iterator[str]:
-    """What is wrong with a unit. Nothing more is launched after an error of the GPU: its context may be lost."""
-    for tokens in counts:
-        try:
-            found: list[Difference] = check_unit(bench, unit, tokens)
-        except InfernumError as error:
-            yield f"{unit} at {tokens} tokens: {type(error).__name__}: {error}"
-            return
-        yield from map(str, found)
+def check(bench: Bench, unit: Unit, step: Chunks | None) -> Iterator[str]:
+    """What is wrong with a unit, in one step or in all. Nothing more is launched after an error of the GPU."""
+    try:
+        yield from map(str, check_unit(bench, unit, steps=None if step is None else [step]).wrong)
+    except InfernumError as error:
+        yield f"{unit}: {type(error).__name__}: {error}"
 
 
-@pytest.mark.parametrize("variant", TOKENS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_every_kernel_computes_what_its_node_means(
     recipe: Recipe, variant: str, bundles: Bundles, bench: Bench
 ) -> None:
-    counts = (ONE_OF_MANY if recipe.model == "llama_layer" else TOKENS)[variant]
+    step = ONE_OF_MANY[variant] if recipe.model == "llama_layer" else None
     bench.device.activate()
-    wrong = [what for unit in units(bundles.get(recipe), variant) for what in check(bench, unit, counts)]
+    wrong = [what for unit in units(bundles.get(recipe), variant) for what in check(bench, unit, step)]
     bench.forget_modules()
     assert not wrong, f"{len(wrong)} differences:\n" + "\n".join(wrong)
 
 
 def test_every_op_and_rule_with_a_kernel_is_among_what_is_checked(bundles: Bundles) -> None:
     checked = [
-        unit for recipe in RECIPES for variant in TOKENS for unit in units(bundles.get(recipe), variant)
+        unit for recipe in RECIPES for variant in VARIANTS for unit in units(bundles.get(recipe), variant)
     ]
     ops_with_kernels = {name: op.emit for name, op in OPS.items() if isinstance(op.emit, tuple) and op.emit}
     rules_with_kernels = {rule.name for rule in RULES if getattr(rule, "kernels", ())}

@@ -1,0 +1,172 @@
+"""`infernum verify`: whether kernels and rules do what they stand for."""
+
+from __future__ import annotations
+
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from infernum.cli import options
+
+if TYPE_CHECKING:
+    from infernum.bundle import Bundle
+    from infernum.llm import Progress
+    from infernum.verify.rules import RuleVerdict
+    from infernum.verify.verdict import Verdict
+
+WRONG = 1
+"""The exit code when some kernel or rule is wrong."""
+
+
+@click.command("verify", short_help="Check every kernel and rule of a bundle against NumPy.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--kernel", help="Only this kernel, and the rules that made it.")
+@click.option("--rule", help="Only this rule, and kernels that it made.")
+@click.option("--block", help="Only kernels of this block.")
+@click.option("--variant", help="Only kernels of this class of token counts, such as t1.")
+@options.plugin
+@options.as_json
+@options.verbose
+def command(
+    bundle: Path, kernel: str | None, rule: str | None, block: str | None, variant: str | None, as_json: bool
+) -> int:
+    """Check every kernel and rule of BUNDLE against NumPy.
+
+    On a GPU, every kernel runs on shapes and values that are often got wrong, and every fused one beside the kernels of
+    its ops. Anywhere, every rule is applied in the bundle's graphs and in random ones; so are rules of plugins that the
+    bundle was compiled without.
+
+    The exit code is 1 when something is wrong. In JSON, an error that is no number (NaNs, another type) is null.
+    """
+    from infernum.bundle import open_bundle
+    from infernum.cli.console import print_json, progress_bar
+    from infernum.runtime.driver import gpu_available
+    from infernum.verify.rules import verify_rules
+    from infernum.verify.verdict import select_units
+
+    opened = open_bundle(bundle)
+    chosen: dict[str, Any] = {
+        "kernels": None if kernel is None else [kernel],
+        "block": block,
+        "variant": variant,
+        "rule": rule,
+    }
+    units = select_units(opened, **chosen)  # a name that is not there is a mistake on every machine
+    names = None if rule is None else [rule]
+    if rule is None and any(name is not None for name in (kernel, block, variant)):
+        names = sorted({name for unit in units for name in unit.rules})
+    has_gpu = gpu_available()
+    if not has_gpu:
+        click.echo("note: there is no GPU, so kernels were not run; rules are checked in NumPy", err=True)
+    with progress_bar() as progress:
+        gpu, kernels = _verify_kernels(opened, chosen, progress) if has_gpu else (None, None)
+        rules = [] if names == [] else verify_rules(opened, names, progress)
+    if not opened.manifest.rules:
+        click.echo(
+            f"note: {bundle} was compiled without any rule, so there is none of its own to check", err=True
+        )
+    ok = all(verdict.ok for verdict in (*(kernels or ()), *rules))
+    if as_json:
+        print_json(_as_json(opened, gpu, kernels, rules, ok))
+    else:
+        _print(opened, gpu, kernels, rules)
+    return 0 if ok else WRONG
+
+
+def _verify_kernels(
+    bundle: Bundle, chosen: dict[str, Any], progress: Progress | None
+) -> tuple[str, list[Verdict]]:
+    """The GPU's name, and the verdicts on the chosen kernels."""
+    from infernum.verify.gpu import open_bench
+    from infernum.verify.verdict import verify_bundle
+
+    with open_bench() as bench:
+        return bench.device.facts.name, verify_bundle(bundle, bench, **chosen, progress=progress)
+
+
+def _as_json(
+    bundle: Bundle, gpu: str | None, kernels: list[Verdict] | None, rules: list[RuleVerdict], ok: bool
+) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    def number(value: float) -> float | None:
+        return value if isfinite(value) else None  # JSON has no infinity
+
+    def told(verdict: Verdict | RuleVerdict) -> dict[str, Any]:
+        facts = {k: number(v) if isinstance(v, float) else v for k, v in asdict(verdict).items()}
+        return facts | {"ok": verdict.ok}
+
+    return {
+        "bundle": str(bundle.folder),
+        "model": bundle.manifest.model.name,
+        "arch": bundle.manifest.arch,
+        "gpu": gpu,
+        "ok": ok,
+        "kernels": None if kernels is None else [told(v) | {"speed_up": v.speed_up} for v in kernels],
+        "rules": [told(verdict) for verdict in rules],
+    }
+
+
+def _print(bundle: Bundle, gpu: str | None, kernels: list[Verdict] | None, rules: list[RuleVerdict]) -> None:
+    from infernum.cli.console import print_table
+
+    if kernels:
+        columns = ("block", "kernel", "ops", "error", "of tolerance", "decomposed", "speed-up", "")
+        rows = [_kernel_row(verdict) for verdict in kernels]
+        print_table(f"{bundle.folder}: kernels on {gpu}", columns, rows, numbers=columns[3:7])
+    if rules:
+        columns = ("rule", "places", "graphs", "error", "of tolerance", "")
+        rows = [(v.rule, v.sites, v.graphs, *_error(v.worst_error, v.tolerance), _word(v)) for v in rules]
+        print_table(f"{bundle.folder}: rules in NumPy", columns, rows, numbers=columns[1:5])
+    if any(verdict.in_cache for verdict in kernels or ()):
+        click.echo("~ operands so small that both were timed out of the L2 cache")
+    for verdict in kernels or ():
+        if verdict.note:
+            click.echo(f"{verdict.block}.{verdict.variant} {verdict.kernel}: {verdict.note}")
+        for sentence in verdict.wrong:
+            click.echo(f"{verdict.block}.{verdict.variant} {verdict.kernel} is wrong: {sentence}")
+    for rule in rules:
+        if not rule.in_bundle:
+            click.echo(f"{rule.rule} is not in this bundle: no kernel of it was made by this rule")
+        for sentence in rule.wrong:
+            click.echo(f"{rule.rule} is wrong: {sentence}")
+
+
+def _kernel_row(verdict: Verdict) -> tuple[object, ...]:
+    speed_up = (
+        "" if verdict.speed_up is None else f"{'~' if verdict.in_cache else ''}{verdict.speed_up:.2f} ×"
+    )
+    apart = "" if verdict.decomposed_error is None else _number(verdict.decomposed_error)
+    return (
+        f"{verdict.block}.{verdict.variant}",
+        f"{verdict.kernel} (edited)" if verdict.edited else verdict.kernel,
+        ", ".join(verdict.ops),
+        *_error(verdict.error, verdict.tolerance),
+        apart,
+        speed_up,
+        "ok" if verdict.ok else "WRONG",
+    )
+
+
+def _error(error: float, tolerance: float) -> tuple[str, str]:
+    """An error, and its share of what it may be; exact results have no tolerance."""
+    return _number(error), _share(error / tolerance) if tolerance and isfinite(error) else ""
+
+
+def _share(share: float) -> str:
+    if share > 1000:
+        return "> 1000 ×"
+    return f"{share:.0f} ×" if share > 10 else f"{share:.0%}"
+
+
+def _number(error: float) -> str:
+    if error == float("inf"):
+        return "wrong"
+    return "0" if error == 0 else f"{error:.1e}"
+
+
+def _word(verdict: RuleVerdict) -> str:
+    word = "ok" if verdict.ok else "WRONG"
+    return word if verdict.in_bundle else f"{word}, not in this bundle"

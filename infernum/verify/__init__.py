@@ -1,0 +1,1 @@
+"""Doubts what a compiler did: every kernel against its NumPy meaning, every rule on random graphs."""

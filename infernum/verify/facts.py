@@ -1,0 +1,155 @@
+"""The ragged steps on which kernels are tried: what the runtime would tell a block of such a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from infernum import dims
+from infernum.bundle import VariantSpec
+from infernum.ir.block import PAGE
+
+Array = np.ndarray[Any, Any]
+Chunk = tuple[int, int]
+"""One sequence of a step: its positions in the cache before the step, and its new tokens."""
+Chunks = tuple[Chunk, ...]
+
+STEPS: tuple[Chunks, ...] = (
+    ((211, 1),),
+    *(((end - 1, 1),) for end in (1, 63, 64, 65, 127, 128, 129, 701)),
+    ((63, 1), (64, 1)),
+    ((211, 3), (64, 1), (0, 1)),
+    ((64, 5),),
+    ((59, 5),),
+    ((0, 7),),
+    tuple((end - 1, 1) for end in (1, 63, 64, 65, 127, 128, 129, 212)),
+    ((211, 2), (64, 6), (0, 1)),
+    ((211, 1), (64, 17), (0, 1), (130, 13), (63, 1)),
+    ((64, 64),),
+    (*((start, 1) for start in (211, 64, 0, 130, 63, 37, 255, 5, 100, 127) * 6), (61, 4)),
+    ((64, 65),),
+    ((0, 128),),
+    ((211, 1), (64, 70), (0, 58), (130, 1)),
+    ((211, 131), (64, 1), (0, 66), (130, 1)),
+)
+"""Single tokens, odd numbers of them, decodes beside chunks of prompts; contexts that end one before, at and one after
+the end of a page, chunks that begin or end there, and the first tokens of an empty cache."""
+
+_SPARE_COLUMNS, _SPARE_PAGES = 2, 3
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One step: the values of symbols, the batch arrays by name, and how the sequences lie in the cache.
+
+    Sequence s has `starts[s]` positions in the cache before the step and `ends[s]` after it.
+    """
+
+    chunks: Chunks
+    symbols: dict[str, int]
+    arrays: dict[str, Array]
+
+    @property
+    def tokens(self) -> int:
+        """New tokens of all sequences together."""
+        return self.symbols["tokens"]
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        return tuple(start for start, _ in self.chunks)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        return tuple(start + new for start, new in self.chunks)
+
+    def __str__(self) -> str:
+        ends = ", ".join(map(str, self.ends[:4])) + (", …" if len(self.ends) > 4 else "")
+        return f"{self.tokens} {'token' if self.tokens == 1 else 'tokens'} up to positions {ends}"
+
+
+def count_tokens(chunks: Chunks) -> int:
+    """New tokens of a step."""
+    return sum(new for _, new in chunks)
+
+
+def steps_for(variant: VariantSpec, context: int, steps: Iterable[Chunks] = STEPS) -> list[Chunks]:
+    """The steps that a variant serves, none longer than `context`, the fewest tokens first; never empty.
+
+    The fewest and the most tokens of the variant, from an empty cache, are among them (unless those are too many).
+    """
+    largest = max(count_tokens(chunks) for chunks in steps)
+    edges = (variant.min_tokens, variant.max_tokens if variant.max_tokens <= largest else variant.min_tokens)
+    every = [*steps, *(((0, tokens),) for tokens in edges)]
+    served = [
+        chunks
+        for chunks in dict.fromkeys(every)
+        if variant.min_tokens <= count_tokens(chunks) <= variant.max_tokens
+        and all(start + new <= context for start, new in chunks)
+    ]
+    return sorted(served, key=count_tokens)
+
+
+def ragged_step(chunks: Chunks, vocab: int, rng: np.random.Generator) -> Facts:
+    """A step of the given chunks, their pages in random order among unused ones.
+
+    Rows of logits are wanted for every token when the tokens are even in number, else for the last of each sequence.
+    """
+    lengths = [new for _, new in chunks]
+    ends = [start + new for start, new in chunks]
+    tokens = sum(lengths)
+    query_start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    rows = np.arange(tokens) if tokens % 2 == 0 else query_start[1:] - 1
+    page_table, pages = _page_table(ends, rng)
+    batch = {
+        "token_ids": rng.integers(0, vocab, tokens),
+        "positions": np.concatenate([np.arange(start, start + new) for start, new in chunks]),
+        "sequence": np.repeat(np.arange(len(lengths)), lengths),
+        "query_start": query_start,
+        "page_table": page_table,
+        "output_rows": rows,
+    }
+    symbols = {
+        "tokens": tokens,
+        "seqs": len(lengths),
+        "rows": len(rows),
+        "max_pages": page_table.shape[1],
+        "pages": pages,
+    }
+    arrays = {name: array.astype(np.int32) for name, array in batch.items()}
+    return Facts(tuple(chunks), symbols, arrays | _sampling(len(rows), vocab, rng))
+
+
+def _page_table(ends: Sequence[int], rng: np.random.Generator) -> tuple[Array, int]:
+    """Pages for contexts of the given lengths, −1 where there is none; and how many the cache has."""
+    counts = [dims.ceildiv(end, PAGE) for end in ends]
+    pages = sum(counts) + _SPARE_PAGES
+    shuffled = iter(rng.permutation(pages))
+    table = np.full((len(ends), max(counts) + _SPARE_COLUMNS), -1, np.int32)
+    for row, count in enumerate(counts):
+        table[row, :count] = [next(shuffled) for _ in range(count)]
+    return table, pages
+
+
+def _sampling(rows: int, vocab: int, rng: np.random.Generator) -> dict[str, Array]:
+    """Sampling parameters that differ from row to row, each feature on in some rows and off in others."""
+
+    def cycle(values: Sequence[float], dtype: type) -> Array:
+        every: Array = np.array(values, dtype)
+        return np.resize(every, rows)
+
+    seen = rng.integers(0, 2**32, (rows, dims.ceildiv(vocab, 32)), np.uint32)
+    seen &= rng.integers(0, 2**32, seen.shape, np.uint32)  # a quarter of the tokens
+    if vocab % 32:
+        seen[:, -1] &= np.uint32((1 << vocab % 32) - 1)
+    return {
+        "temperature": cycle((0.8, 0.0, 1.0, 0.3, 2.0, 0.7, 1.3), np.float32),
+        "top_k": cycle((0, 5, 0, 1, 40, 0, 10**6, 3), np.int32),
+        "top_p": cycle((1.0, 0.9, 0.5, 1.0, 0.99), np.float32),
+        "min_p": cycle((0.0, 0.05, 0.0, 0.5), np.float32),
+        "repetition_penalty": cycle((1.0, 1.3, 0.7), np.float32),
+        "seed": rng.integers(-(2**31), 2**31, rows).astype(np.int32),
+        "seen": seen.view(np.int32),
+    }

@@ -1,0 +1,150 @@
+"""Numbers for the inputs of a graph: ordinary and nasty ones, and facts of a step that fit together."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from infernum import dims
+from infernum.dtypes import F16, DType, round_to
+from infernum.ir.block import PAGE
+from infernum.ir.graph import Input, Node, Part, TensorType
+
+Array = np.ndarray[Any, Any]
+
+KINDS = ("normal", "large", "tiny", "zeros", "equal")
+"""What the rows of a stream are, in turn. Tiny ones are denormal in part, zeros have both signs."""
+
+MAX_PAGES = 3
+
+
+@dataclass(frozen=True)
+class Round:
+    """One choice of inputs: the number of tokens, and which of `KINDS` the first row is."""
+
+    tokens: int
+    first: int = 0
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What the symbols of a shape stand for."""
+        seqs = min(2, self.tokens)
+        pages = MAX_PAGES * seqs
+        return {
+            "tokens": self.tokens,
+            "seqs": seqs,
+            "rows": self.tokens,
+            "max_pages": MAX_PAGES,
+            "pages": pages,
+            "sms": 1,
+        }
+
+
+@dataclass
+class Values:
+    """The arrays of one round, made when first asked for: the same for the same name, or checkpoint tensor."""
+
+    round: Round
+    made: dict[str, Array] = field(default_factory=dict[str, Array])
+
+    def of(self, node: Node) -> Array:
+        """The array of a graph's input, float32 or of its integer type; not shared, but for weights.
+
+        Raises ValueError for a weight whose checkpoint tensors do not stack.
+        """
+        assert isinstance(node.op, Input), f"{node.name} is not an input"
+        if node.op.parts:
+            parts = [self._part(part, node.types[0].dtype) for part in node.op.parts]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if node.name not in self.made:
+            self.made[node.name] = self._array(node.name, node.types[0])
+        return self.made[node.name].copy()
+
+    def _part(self, part: Part, dtype: DType) -> Array:
+        if part.name not in self.made:
+            scale = part.shape[-1] ** -0.5 if len(part.shape) > 1 else 1.0
+            numbers = _normal(part.name, part.shape) * np.float32(scale)
+            self.made[part.name] = round_to(numbers, dtype)
+        return self.made[part.name]
+
+    def _array(self, name: str, kind: TensorType) -> Array:
+        facts = _facts(self.round)
+        if name in facts:
+            return facts[name]
+        shape = shape_of(kind, self.round)
+        if not kind.dtype.is_float:
+            return _integers(name, kind, shape, self.round)
+        if name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            return np.abs(_normal(name, shape)) % np.float32(1.0) + np.float32(name == "repetition_penalty")
+        return round_to(self._rows(name, _normal(name, shape), kind.dtype), kind.dtype)
+
+    def _rows(self, name: str, numbers: Array, dtype: DType) -> Array:
+        """Rows of all kinds: of the same kind in every stream at first, then of different ones side by side."""
+        large, tiny = (30.0, 1e-6) if dtype is F16 else (3e4, 1e-30)
+        denormal = 1e-7 if dtype is F16 else 1e-39
+        signs = np.sign(numbers)
+        for row in range(len(numbers)) if numbers.ndim > 1 else ():
+            shift = zlib.crc32(name.encode()) if row >= len(KINDS) else 0
+            match KINDS[(row + self.round.first + shift) % len(KINDS)]:
+                case "large":
+                    numbers[row] *= np.float32(large)
+                case "tiny":
+                    numbers[row] *= np.float32(tiny)
+                    numbers[row, ..., ::2] = signs[row, ..., ::2] * np.float32(denormal)
+                case "zeros":
+                    numbers[row] = signs[row] * np.float32(0.0)
+                case "equal":
+                    numbers[row] = np.float32(1.0) + np.abs(numbers[row].flat[0])
+                case _:
+                    pass
+        return numbers
+
+
+def shape_of(kind: TensorType, chosen: Round) -> tuple[int, ...]:
+    """The shape of a type in numbers."""
+    return tuple(dims.evaluate(dim, chosen.sizes) for dim in kind.shape)
+
+
+def _facts(chosen: Round) -> dict[str, Array]:
+    """One sequence, or two of which the first begins near the end of a page."""
+    tokens, seqs = chosen.tokens, min(2, chosen.tokens)
+    lengths = [tokens] if seqs == 1 else [tokens // 2, tokens - tokens // 2]
+    starts = (PAGE - 2, 3)[:seqs]
+    facts = {
+        "positions": np.concatenate([np.arange(n) + start for n, start in zip(lengths, starts, strict=True)]),
+        "sequence": np.repeat(np.arange(seqs), lengths),
+        "query_start": np.cumsum([0, *lengths]),
+        "page_table": np.arange(MAX_PAGES * seqs)[::-1].reshape(seqs, MAX_PAGES),
+        "output_rows": np.arange(tokens)[::-1],
+    }
+    return {name: array.astype(np.int32) for name, array in facts.items()}
+
+
+def _integers(name: str, kind: TensorType, shape: tuple[int, ...], chosen: Round) -> Array:
+    """Bits for what holds a set, and otherwise numbers that can stand for a row or a token."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    below = 2**31 if name == "seen" else min(chosen.sizes["rows"], 8)
+    return rng.integers(0, below, shape).astype(kind.dtype.numpy)
+
+
+@cache
+def _pool() -> Array:
+    """Random numbers that all arrays are cut from: drawing them anew would take most of a check's time."""
+    pool = np.random.default_rng(7).standard_normal(1_000_003).astype(np.float32)
+    pool.flags.writeable = False
+    return pool
+
+
+def _normal(name: str, shape: tuple[int, ...]) -> Array:
+    """Normally distributed numbers, others for another name."""
+    count, pool = int(np.prod(shape)), _pool()
+    start = zlib.crc32(name.encode()) % len(pool)
+    first = pool[start : start + count]
+    rest = count - len(first)
+    return (
+        np.concatenate([first, np.resize(pool, rest)]).reshape(shape) if rest else first.reshape(shape).copy()
+    )

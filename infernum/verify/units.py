@@ -1,0 +1,176 @@
+"""The parts of a block that are checked by themselves: a node of its graph, and the steps that compute it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import msgspec
+
+from infernum import dims
+from infernum.bundle import BlockVariant, Bundle, Gemm, Kernel, Launch, Pointer, Step, TensorSpec
+from infernum.codegen.manifest import LIBRARY
+from infernum.codegen.places import Place, is_free, places_of
+from infernum.ir.graph import Graph, Input, Node, Value
+from infernum.ir.op import Fused, Op
+from infernum.ir.text import parse_graph
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps to launch by themselves. `variant` has these steps alone; what they compute is `node`.
+
+    `operands` and `results` are where the node's operands and results lie, in its order. What the steps name besides
+    is scratch.
+    """
+
+    name: str
+    node: Node
+    variant: BlockVariant
+    cubin: bytes = field(repr=False)
+    operands: tuple[Place, ...]
+    results: tuple[Place, ...]
+
+    @property
+    def named(self) -> list[str]:
+        """The tensors that the steps name, in order of first use."""
+        return list(dict.fromkeys(name for step in self.variant.steps for name in _named(step)))
+
+    @property
+    def tensors(self) -> list[str]:
+        """What the steps name, and operands that they do not read."""
+        return list(dict.fromkeys([*self.named, *(place.tensor for place in self.operands)]))
+
+    @property
+    def scratch(self) -> set[str]:
+        """The tensors that hold neither an operand nor a result."""
+        return set(self.tensors) - {place.tensor for place in (*self.operands, *self.results)}
+
+    def spec(self, name: str) -> TensorSpec:
+        """Type and shape of a tensor that the steps name."""
+        variant = self.variant
+        listed = (*variant.stream_in, *variant.stream_out, *variant.batch, *variant.state)
+        specs = {spec.name: spec for spec in listed}
+        specs |= {n: b.spec for n, b in variant.buffers.items()}
+        specs |= {n: w.spec for n, w in variant.weights.items()}
+        assert name in specs, f"{self.name}: names a tensor {name!r} that the manifest does not describe"
+        return specs[name]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One node of a block's graph that kernels compute, and what the manifest says of them."""
+
+    bundle: Bundle
+    variant: BlockVariant
+    graph: Graph
+    places: Mapping[Value, Place] = field(repr=False)
+    node: Node
+    program: Program = field(repr=False)
+    kernels: tuple[Kernel, ...]
+
+    def __str__(self) -> str:
+        return f"{self.variant.block}.{self.variant.variant}: %{self.node.name} by {self.name}"
+
+    @property
+    def name(self) -> str:
+        """The names of its kernels and library products."""
+        return " + ".join(kernel.name for kernel in self.kernels)
+
+    @property
+    def calls(self) -> tuple[tuple[Node, tuple[Value, ...], Graph], ...]:
+        """The primitive calls that the node stands for, each with its operands in the graph that is named last."""
+        graph = self.node.op.body if isinstance(self.node.op, Fused) else self.graph
+        nodes = graph.calls if isinstance(self.node.op, Fused) else (self.node,)
+        return tuple((node, graph.operands(node.name), graph) for node in nodes)
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """The primitive ops that the node computes, views among them."""
+        return tuple(node.op.name for node, *_ in self.calls if isinstance(node.op, Op))
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The rules that made the node."""
+        return self.node.op.rules if isinstance(self.node.op, Fused) else ()
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        return tuple(kernel.template for kernel in self.kernels)
+
+    @property
+    def uses_library(self) -> bool:
+        """True when NVIDIA's library multiplies."""
+        return LIBRARY in self.templates
+
+    @property
+    def edited(self) -> bool:
+        """True when a person changed one of its kernels."""
+        edit = self.bundle.manifest.edits.get(self.variant.source)
+        return edit is not None and any(kernel.name in edit.kernels for kernel in self.kernels)
+
+    @property
+    def tolerance(self) -> float:
+        """That of the coarsest float type that anything within the node is rounded to."""
+        nodes = [self.node, *(node for node, *_ in self.calls)]
+        return max(type_.dtype.tolerance for node in nodes for type_ in node.types)
+
+    @property
+    def copies(self) -> bool:
+        """True when every op, views aside, costs no FLOP: its results must keep every bit, also the sign of zero."""
+        ones: dict[str, int] = dict.fromkeys((*dims.SYMBOLS, *dims.COSTS), 1)
+        for node, read, graph in self.calls:
+            assert isinstance(node.op, Op), f"{self}: what it stands for is not primitive"
+            call = node.op.call([graph.type(value) for value in read], node.types, node.attrs)
+            if not is_free(node) and dims.evaluate(node.op.flops(call), ones) != 0:
+                return False
+        return True
+
+    def role(self, place: Place) -> str:
+        """The role of the block's input that a place lies in; "computed" elsewhere."""
+        source = self.source(place)
+        return source.op.role if source is not None and isinstance(source.op, Input) else "computed"
+
+    def source(self, place: Place) -> Node | None:
+        """The block's input that a place lies in, if any."""
+        return next((node for node in self.graph.inputs if node.name == place.tensor), None)
+
+
+def units_of(bundle: Bundle, variant: BlockVariant) -> list[Unit]:
+    """Every node of a block variant that is not a mere view, with its steps; all steps belong to some node."""
+    graph = parse_graph(bundle.read(variant.graph).decode())
+    cubin = bundle.read(variant.cubin)
+    places = places_of(graph)
+    pairs = list(zip(variant.steps, variant.kernels, strict=True))
+    steps = {node: list(found) for node, found in groupby(pairs, key=lambda pair: pair[1].node)}
+    nodes = [node for node in graph.calls if not is_free(node)]
+    where = f"{variant.block}.{variant.variant}"
+    assert [node.name for node in nodes] == list(steps), f"{where}: its steps are of {list(steps)}"
+    units: list[Unit] = []
+    for node in nodes:
+        kernels = tuple(kernel for _, kernel in steps[node.name])
+        program = Program(
+            " + ".join(kernel.name for kernel in kernels),
+            node,
+            msgspec.structs.replace(variant, steps=[step for step, _ in steps[node.name]]),
+            cubin,
+            tuple(places[value] for value in graph.operands(node.name)),
+            tuple(places[Value(node.name, i)] for i in range(len(node.types))),
+        )
+        unit = Unit(bundle, variant, graph, places, node, program, kernels)
+        for place in program.results:
+            assert place.tensor in program.named, f"{unit}: does not write {place.tensor}"
+        strangers = [name for name in program.scratch if not name.startswith(f"{node.name}.")]
+        assert not strangers, f"{unit}: names {strangers}, which its node knows nothing of"
+        units.append(unit)
+    return units
+
+
+def _named(step: Step) -> Iterator[str]:
+    match step:
+        case Launch():
+            yield from (arg.tensor for arg in step.args if isinstance(arg, Pointer))
+        case Gemm():
+            operands = (step.x, step.weight, step.bias, step.residual, step.out)
+            yield from (pointer.tensor for pointer in operands if pointer is not None)

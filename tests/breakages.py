@@ -1,0 +1,152 @@
+"""Mistakes for kernels of the demo model's bundle (bfloat16, fused), which `verify` must find on a GPU.
+
+Each is a piece of emitted CUDA and what takes its place. None reads or writes outside the memory that a trial gives
+its kernel, so that a wrong kernel does not take the GPU's context with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from infernum.bundle import Bundle, write_bundle
+from infernum.codegen.nvrtc import compile_all
+
+
+@dataclass(frozen=True)
+class Breakage:
+    """`old` in the source of a block variant becomes `new`; of its kernels, only `kernel` is then wrong."""
+
+    name: str
+    block: str
+    variant: str
+    kernel: str
+    old: str
+    new: str
+
+    @property
+    def file(self) -> str:
+        return f"{self.block}.{self.variant}.cu"
+
+    def __str__(self) -> str:
+        return self.name.replace(" ", "-")
+
+
+BREAKAGES = [
+    Breakage(
+        "wrong index",
+        "head",
+        "t8",
+        "select_rows",
+        "size_t row = rows[blockIdx.x];",
+        "size_t row = blockIdx.x;",
+    ),
+    Breakage(
+        # With one position in a split, seven of eight warps have nothing to wait for and merge what is not there yet.
+        "missing sync",
+        "decoder",
+        "t8",
+        "attention_split",
+        "    lane.store(parts);\n    __syncthreads();\n",
+        "    lane.store(parts);\n",
+    ),
+    Breakage("wrong scale", "decoder", "prefill", "attention_prefill", "base_two(0.125f)", "base_two(0.25f)"),
+    Breakage(
+        "unwritten tail",
+        "decoder",
+        "t64",
+        "silu_mul",
+        "if (token >= tokens) return;",
+        "if (token + 1 >= tokens) return;",
+    ),
+    Breakage(
+        "swapped halves",
+        "decoder",
+        "t8",
+        "rope_append",
+        "rotation.turn(first, second);",
+        "rotation.turn(second, first);",
+    ),
+    Breakage(
+        "page written off by one",
+        "decoder",
+        "prefill",
+        "rope_append",
+        "max_pages + position / PAGE];",
+        "max_pages + (position + 1) / PAGE];",
+    ),
+    Breakage(
+        "page read off by one",
+        "decoder",
+        "t1",
+        "attention_split",
+        "pages[position / PAGE]",
+        "pages[(position + 1) / PAGE]",
+    ),
+    Breakage(
+        "missing last split",
+        "decoder",
+        "t8",
+        "attention_combine",
+        "const int splits = (context + length - 1) / length;",
+        "const int splits = context / length;",
+    ),
+    Breakage(
+        "gate and up swapped",
+        "decoder",
+        "t1",
+        "gemv_gate_up_proj",
+        "part_0 = round_to<bf16_t>(sum[0][0]);\n        const float part_1 = round_to<bf16_t>(sum[1][0]);",
+        "part_0 = round_to<bf16_t>(sum[1][0]);\n        const float part_1 = round_to<bf16_t>(sum[0][0]);",
+    ),
+    Breakage(
+        # Shows where a row is all zeros or its squares vanish: 1 / sqrt(0) is infinite.
+        "eps dropped",
+        "head",
+        "t64",
+        "rms_norm_model_norm",
+        "/ WIDTH + 1e-05f);",
+        "/ WIDTH);",
+    ),
+    Breakage("last of equal logits", "greedy", "t8", "argmax", "b.token < a.token", "b.token > a.token"),
+    Breakage(
+        "sum without a lane",
+        "head",
+        "t64",
+        "rms_norm_model_norm",
+        "for (int lane = 16; lane > 0; lane >>= 1) x += __shfl",
+        "for (int lane = 16; lane > 1; lane >>= 1) x += __shfl",
+    ),
+    Breakage(
+        "residual not added",
+        "decoder",
+        "t8",
+        "gemv_down_proj",
+        "add_2 = add_1_value + part_0;",
+        "add_2 = part_0;",
+    ),
+]
+
+
+def broken_source(bundle: Bundle, breakage: Breakage) -> str:
+    """The source of a block variant with the mistake in it."""
+    text = bundle.read(breakage.file).decode()
+    assert text.count(breakage.old) == 1, (
+        f"{breakage.name}: found {text.count(breakage.old)} times in {breakage.file}"
+    )
+    return text.replace(breakage.old, breakage.new)
+
+
+def broken_bundles(bundle: Bundle, breakages: Iterable[Breakage], folder: Path) -> dict[str, Bundle]:
+    """A bundle for each mistake, by its name; everything but one file and its cubin is as in `bundle`."""
+    files = {name: bundle.read(name) for name in bundle.checksums if name != "manifest.json"}
+    chosen = {f"{breakage}.cu": breakage for breakage in breakages}
+    sources = {name: broken_source(bundle, breakage) for name, breakage in chosen.items()}
+    cubins = compile_all(sources, bundle.manifest.arch, cache=None)
+    broken: dict[str, Bundle] = {}
+    for name, breakage in chosen.items():
+        cubin_name = bundle.manifest.blocks[breakage.block][breakage.variant].cubin
+        changed = {breakage.file: sources[name].encode(), cubin_name: cubins[name].data}
+        broken[breakage.name] = write_bundle(folder / str(breakage), bundle.manifest, files | changed)
+    return broken
