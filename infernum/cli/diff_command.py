@@ -1,0 +1,72 @@
+"""`infernum diff`: what differs between two bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from infernum.cli import options
+
+
+@click.command("diff", short_help="Show what differs between two bundles.")
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--block", help="Only this block.")
+@click.option("--variant", help="Only this class of token counts, such as t1.")
+@click.option("--source/--no-source", default=True, help="Show or leave out how the emitted CUDA differs.")
+@click.option(
+    "--bench-a",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Times of A, from `bench kernels --json`.",
+)
+@click.option(
+    "--bench-b",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Times of B, from `bench kernels --json`.",
+)
+@click.option(
+    "--fail-on-regression",
+    is_flag=True,
+    help="Exit with 1 where B spills more, launches more kernels, moves more bytes, or takes over 3 % longer.",
+)
+@options.as_json
+@options.verbose
+def command(
+    a: Path,
+    b: Path,
+    block: str | None,
+    variant: str | None,
+    source: bool,
+    bench_a: Path | None,
+    bench_b: Path | None,
+    fail_on_regression: bool,
+    as_json: bool,
+) -> int:
+    """Show what differs between the bundles A and B: facts, rules, graphs, kernels, sources, and times if given."""
+    import msgspec
+
+    from infernum.bundle import open_bundle
+    from infernum.cli.console import print_json, print_lines, text_width
+    from infernum.explain.diff_text import diff_text
+    from infernum.explain.difference import difference, regressions
+    from infernum.explain.measurements import read_measurements
+
+    if (bench_a is None) != (bench_b is None):
+        raise click.UsageError("--bench-a and --bench-b go together: times are compared")
+    first, second = open_bundle(a), open_bundle(b)
+    times_a = None if bench_a is None else read_measurements(bench_a, first.manifest)
+    times_b = None if bench_b is None else read_measurements(bench_b, second.manifest)
+    found = difference(first, second, block=block, variant=variant, source=source, benches=(times_a, times_b))
+    worse = regressions(found)
+    if as_json:
+        print_json({**msgspec.to_builtins(found), "regressions": worse})
+    else:
+        print_lines(diff_text(found, text_width()))
+    if not fail_on_regression or not worse:
+        return 0
+    for line in worse:
+        click.echo(f"regression: {line}", err=True)
+    return 1

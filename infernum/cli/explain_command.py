@@ -1,0 +1,89 @@
+"""`infernum explain`: why a block, a kernel or a rule of a bundle is as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from infernum.cli import options
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from infernum.bundle import Bundle
+
+
+@click.command("explain", short_help="Say why a block, kernel or rule is as it is.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("name", required=False, metavar="[BLOCK|KERNEL|RULE]")
+@click.option("--variant", help="Only this class of token counts, such as t1.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Tokens in the step that costs are given for.")
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    help="Positions of each sequence that costs are given for.",
+)
+@options.plugin
+@options.as_json
+@options.verbose
+def command(
+    bundle: Path, name: str | None, variant: str | None, tokens: int | None, context: int, as_json: bool
+) -> None:
+    """Say why a block, a kernel or a rule of BUNDLE is as it is; without a name, what there is to ask about.
+
+    A name that means several things is told apart as block:NAME, kernel:NAME or rule:NAME.
+    """
+    import msgspec
+
+    from infernum.bundle import open_bundle
+    from infernum.cli.console import print_json, print_lines
+
+    told, lines = _explain(open_bundle(bundle), name, variant, tokens, context)
+    if as_json:
+        print_json(msgspec.to_builtins(told))
+    else:
+        print_lines(lines)
+
+
+def _explain(
+    bundle: Bundle, name: str | None, variant: str | None, tokens: int | None, context: int
+) -> tuple[object, list[Text]]:
+    """What is to be told, as data and as text."""
+    from rich.text import Text
+
+    from infernum.cli.console import text_width
+    from infernum.explain.block import explain_block
+    from infernum.explain.block_text import block_text
+    from infernum.explain.history import explain_rule
+    from infernum.explain.kernel import explain_kernels
+    from infernum.explain.kernel_text import kernel_text
+    from infernum.explain.names import choose_variant, every_variant, find
+    from infernum.explain.overview import explain_bundle, overview_text
+    from infernum.explain.rule_text import rule_text
+
+    width = text_width()
+    if name is None:
+        spec = choose_variant(bundle, variant, tokens)
+        overview = explain_bundle(bundle, variant=spec.name if spec else None, tokens=tokens, context=context)
+        return overview, overview_text(overview, width)
+    found = find(bundle, name)
+    spec = choose_variant(bundle, found.variant or variant, tokens)
+    variants = [v for v in every_variant(bundle) if spec is None or v.variant == spec.name]
+    match found.kind:
+        case "rule":
+            rule = explain_rule(bundle, found.name, variants)
+            return rule, rule_text(rule, width)
+        case "kernel":
+            kernels = explain_kernels(bundle, found.name, variants, tokens=tokens, context=context)
+            parts = [kernel_text(kernel, width) for kernel in kernels]
+            told = {"kernels": kernels}
+        case "block":
+            mine = [v for v in variants if v.block == found.name]
+            blocks = [explain_block(bundle, v, tokens=tokens, context=context) for v in mine]
+            parts = [block_text(block, width) for block in blocks]
+            told = {"blocks": blocks}
+    return told, [line for part in parts for line in (*part, Text(""))][:-1]

@@ -1,0 +1,119 @@
+"""Which rules made a kernel, and what each rule did and did not do in a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from infernum.bundle import BlockVariant, Bundle, Firing, Kernel
+from infernum.fusion import RULES
+from infernum.ir.graph import Graph
+from infernum.ir.op import Fused
+from infernum.ir.rewrite import Absorb, Fusion, Rewrite, Rule
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A rule that helped to make a kernel: the nodes it took, those it made, and why the rule exists."""
+
+    rule: str
+    at: str
+    made: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a rule did the same: `variants` such as "decoder.t1", the nodes, and what it made or why it did not."""
+
+    variants: list[str]
+    at: list[str]
+    told: str
+
+
+@dataclass(frozen=True)
+class RuleExplanation:
+    """What one rule did in a bundle. `enabled` is False for a rule that the bundle was compiled without."""
+
+    name: str
+    kind: str
+    why: str
+    enabled: bool
+    fired: list[Places]
+    refused: list[Places]
+    firings: int
+    refusals: int
+
+
+def applied_to(variant: BlockVariant, kernel: Kernel, graph: Graph) -> list[Applied]:
+    """The rules that made the node of a kernel, in the order they fired: fusions, and rewrites before them."""
+    node = graph.node(kernel.node)
+    inside = [call.name for call in node.op.body.calls] if isinstance(node.op, Fused) else []
+    wanted = {node.name}
+    found: list[Firing] = []
+    for firing in reversed(variant.firings):
+        made = set(split(firing.made))
+        if wanted & made:
+            found.append(firing)
+            wanted = (wanted - made) | set(split(firing.at)) | set(inside)
+    why = reasons()
+    return [Applied(f.rule, f.at, f.made, why.get(f.rule, NOT_LOADED)) for f in reversed(found)]
+
+
+NOT_LOADED = "(of a plugin that is not loaded: give it with --plugin to read why)"
+
+
+def reasons() -> dict[str, str]:
+    """Why there is each rule that is known here."""
+    return {rule.name: rule.why for rule in RULES}
+
+
+def explain_rule(bundle: Bundle, name: str, variants: Sequence[BlockVariant]) -> RuleExplanation:
+    """Where a rule fired and where it was refused in some block variants; what is the same in several is told once."""
+    known: dict[str, Rule] = {rule.name: rule for rule in RULES}
+    rule = known.get(name)
+    fired = [(f"{v.block}.{v.variant}", f.at, f.made) for v in variants for f in v.firings if f.rule == name]
+    refused = [
+        (f"{v.block}.{v.variant}", r.at, r.reason) for v in variants for r in v.refused if r.rule == name
+    ]
+    return RuleExplanation(
+        name=name,
+        kind="unknown" if rule is None else kind_of(rule),
+        why=NOT_LOADED if rule is None else rule.why,
+        enabled=name in bundle.manifest.rules,
+        fired=grouped(fired),
+        refused=grouped(refused),
+        firings=len(fired),
+        refusals=len(refused),
+    )
+
+
+def kind_of(rule: Rule) -> str:
+    """What sort of rule it is, in a few words."""
+    match rule:
+        case Rewrite():
+            return "rewrite: puts other ops in the place of some"
+        case Fusion():
+            return "fusion: makes one kernel of several ops"
+        case Absorb(side="prologue"):
+            return "absorb: takes ops into the kernel that reads their result, as its prologue"
+        case Absorb():
+            return "absorb: takes ops into the kernel whose result they read, as its epilogue"
+        case _:
+            return "pass: looks at the whole graph"
+
+
+def grouped(told: Iterable[tuple[str, str, str]]) -> list[Places]:
+    """(variant, at, text) triples with the variants, and then the nodes, of one text put together."""
+    by_place: dict[tuple[str, str, str], list[str]] = {}
+    for variant, at, text in told:
+        by_place.setdefault((variant.partition(".")[0], at, text), []).append(variant)
+    by_variants: dict[tuple[tuple[str, ...], str], list[str]] = {}
+    for (_, at, text), variants in by_place.items():
+        by_variants.setdefault((tuple(dict.fromkeys(variants)), text), []).append(at)
+    return [Places(list(variants), at, text) for (variants, text), at in by_variants.items()]
+
+
+def split(names: str) -> list[str]:
+    """Node names of a firing, which are told with commas between them."""
+    return [name.strip() for name in names.split(",") if name.strip()]

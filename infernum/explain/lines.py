@@ -1,0 +1,28 @@
+"""The lines of Python that a graph came from, with their text where the file is at hand."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from infernum import plugins
+from infernum.resources import PACKAGE
+
+
+def text_of(where: str) -> str | None:
+    """The text of a line such as "models/llama.py:34", or of a loaded plugin's; None where it cannot be read."""
+    name, _, number = where.rpartition(":")
+    if not number.isdecimal():
+        return None
+    known = (plugin.path for plugin in plugins.loaded() if plugin.path.name == name)
+    lines = _lines(next(known, PACKAGE / name))
+    at = int(number) - 1
+    return lines[at].strip() if 0 <= at < len(lines) else None
+
+
+@lru_cache
+def _lines(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError):
+        return ()

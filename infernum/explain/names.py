@@ -1,0 +1,88 @@
+"""What a name on the command line means: a block, a kernel or a rule of a bundle."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+from infernum.bundle import BlockVariant, Bundle, VariantSpec
+from infernum.errors import BundleError
+from infernum.fusion import RULES
+
+Kind = Literal["block", "kernel", "rule"]
+
+
+@dataclass(frozen=True)
+class Named:
+    """Something of a bundle that has a name; `variant` is given by a name such as decoder.t1."""
+
+    kind: Kind
+    name: str
+    variant: str | None = None
+
+
+def find(bundle: Bundle, text: str) -> Named:
+    """What a name means; in `kernel:rope_append` the kind that is wanted is given.
+
+    Raises BundleError in one line, with near names where it is unknown, with the kinds where it is several things.
+    """
+    known: dict[Kind, list[str]] = {
+        "block": list(bundle.manifest.blocks),
+        "kernel": kernel_names(bundle),
+        "rule": rule_names(bundle),
+    }
+    kind, separator, rest = text.partition(":")
+    wanted: list[Kind] = [k for k in known if k == kind or not separator]
+    name = rest if separator and wanted else text
+    found: list[Kind] = [k for k in wanted if name in known[k]]
+    if len(found) > 1:
+        ways = " or ".join(f"{k}:{name}" for k in found)
+        raise BundleError(f"{name} is a {' and a '.join(found)} in {bundle.folder}; ask for {ways}")
+    if found:
+        return Named(found[0], name)
+    block, _, variant = name.partition(".")
+    if "block" in wanted and variant in bundle.manifest.blocks.get(block, {}):
+        return Named("block", block, variant)
+    every = [n for k in wanted for n in known[k]]
+    near = difflib.get_close_matches(name, every, n=3, cutoff=0.5)
+    hint = (
+        f"did you mean {' or '.join(dict.fromkeys(near))}?"
+        if near
+        else f"its blocks are {', '.join(known['block'])}"
+    )
+    raise BundleError(f"{bundle.folder}: no block, kernel or rule is called {name!r}; {hint}")
+
+
+def kernel_names(bundle: Bundle) -> list[str]:
+    """Every kernel, in order of blocks, each name once."""
+    return list(dict.fromkeys(k.name for v in every_variant(bundle) for k in v.kernels))
+
+
+def rule_names(bundle: Bundle) -> list[str]:
+    """The rules that were tried, then others that are known here."""
+    tried = (name for v in every_variant(bundle) for name in v.fired)
+    return list(dict.fromkeys((*bundle.manifest.rules, *tried, *(rule.name for rule in RULES))))
+
+
+def every_variant(bundle: Bundle) -> list[BlockVariant]:
+    """Every block for every class of token counts."""
+    return [v for variants in bundle.manifest.blocks.values() for v in variants.values()]
+
+
+def choose_variant(bundle: Bundle, variant: str | None, tokens: int | None) -> VariantSpec | None:
+    """The class of steps asked for by name, or by a number of tokens; None for all. Raises BundleError."""
+    specs = {spec.name: spec for spec in bundle.manifest.variants}
+    if variant is None:
+        return None if tokens is None else bundle.variant_for(tokens)
+    if variant not in specs:
+        near = difflib.get_close_matches(variant, specs, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(specs)}"
+        raise BundleError(f"{bundle.folder}: has no variant {variant!r}; {hint}")
+    spec = specs[variant]
+    if tokens is not None and not spec.min_tokens <= tokens <= spec.max_tokens:
+        served = bundle.variant_for(tokens).name
+        raise BundleError(
+            f"{variant} serves {spec.min_tokens} to {spec.max_tokens} tokens, not {tokens}; take --variant {served}"
+        )
+    return spec

@@ -1,0 +1,50 @@
+"""Lines of text with colours, laid out for a number of columns; a console decides whether the colours are shown."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from rich.text import Text
+
+PALETTE = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")
+"""Colours that tell groups apart."""
+
+
+def heading(text: str) -> Text:
+    """The title of a part."""
+    return Text(text, style="bold")
+
+
+def fold(text: str, width: int, *, first: str = "", rest: str | None = None) -> list[str]:
+    """A text on as many lines as it takes, with `first` before the first and `rest` before all others."""
+    indent = " " * len(first) if rest is None else rest
+    found = textwrap.wrap(
+        text,
+        max(width, len(indent) + 20),
+        initial_indent=first,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return found or [first.rstrip()]
+
+
+def paragraph(text: str, width: int, *, first: str = "  ", style: str = "") -> list[Text]:
+    """A folded text."""
+    return [Text(line, style=style) for line in fold(text, width, first=first)]
+
+
+def columns(rows: Sequence[Sequence[str]], *, indent: str = "  ", right: Sequence[int] = ()) -> list[str]:
+    """Cells one below the other, two spaces apart; the columns `right` are aligned to the right."""
+    sizes = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    return [
+        (
+            indent
+            + "  ".join(
+                cell.rjust(size) if i in right else cell.ljust(size)
+                for i, (cell, size) in enumerate(zip(row, sizes, strict=True))
+            )
+        ).rstrip()
+        for row in rows
+    ]
