@@ -5,6 +5,7 @@ This is where the compile side and the run side are put together; a bundle that 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from typing import Any, Protocol, Self
 import msgspec
 
 from infernum import dtypes
-from infernum.bundle import Bundle, open_bundle
+from infernum.bundle import Bundle, not_rebuilt, open_bundle
 from infernum.checkpoint import Checkpoint
 from infernum.engine.engine import Completion, Engine, Event, Statistics
 from infernum.engine.sampling_params import SamplingParams
@@ -29,6 +30,8 @@ from infernum.runtime.batch import Executor, Float32
 from infernum.runtime.weight_plan import plan_weights
 
 __all__ = ["LLM", "Completion", "Event", "SamplingParams", "default_params", "load_executor"]
+
+log = logging.getLogger(__name__)
 
 LOAD_FORMATS = ("auto", "dummy")
 
@@ -85,6 +88,8 @@ class LLM:
         else:
             self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
             check_bundle(self.bundle, self.source, dtype)
+            for warning in edit_warnings(self.bundle, self.device):
+                log.warning(warning)
         self._executor = load_executor(
             self.bundle,
             checkpoint,
@@ -214,6 +219,22 @@ def check_bundle(bundle: Bundle, source: ModelSource, dtype: str = "auto") -> No
         raise BundleError(
             f"{folder}: was compiled for {bundle.manifest.dtype}; run `{again} --dtype {dtype}`"
         )
+
+
+def edit_warnings(bundle: Bundle, device: Device) -> list[str]:
+    """What a person who edited kernels of a bundle should know before it runs, a sentence each."""
+    found: list[str] = []
+    waiting = not_rebuilt(bundle)
+    if waiting:
+        found.append(
+            f"{bundle.folder}: {', '.join(waiting)} differs from what was compiled, which is what runs; "
+            f"run `infernum rebuild {bundle.folder}`"
+        )
+    if device == "cpu" and bundle.manifest.edits:
+        found.append(
+            f"{bundle.folder}: NumPy runs the graphs, not the kernels, of which some were edited by hand"
+        )
+    return found
 
 
 def load_executor(

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from infernum.cli import options
 
-PACKAGES = (
-    "numpy",
-    "ml_dtypes",
-    "cuda-bindings",
-    "nvidia-cuda-nvrtc-cu12",
-    "nvidia-cuda-nvrtc",
-    "nvidia-cublas-cu12",
-    "nvidia-cublas",
-    "nvmath-python",
-    "tokenizers",
-)
-"""Distributions whose versions a bug report should name; some exclude each other."""
+if TYPE_CHECKING:
+    from infernum.cli.bundle_check import BundleCheck
 
 NVRTC_PIP = "pip install nvidia-cuda-nvrtc-cu12"
 CUBLAS_PIP = "pip install 'infernum[cuda]'"
@@ -40,11 +31,18 @@ class Finding:
 
 
 @click.command("doctor", short_help="Say what works on this machine, and what mends the rest.")
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @options.as_json
+@options.plugin
 @options.verbose
-def command(as_json: bool) -> int:
-    """Look for driver, GPU, compiler and libraries; say what works and the command that mends what does not."""
+def command(bundle: Path | None, as_json: bool) -> int:
+    """Look for driver, GPU, compiler and libraries; say what works and the command that mends what does not.
+
+    With BUNDLE, look at its files, edits, architecture and plugins too. Ends with 1 when `infernum run` could not work.
+    """
+    from infernum.cli.bundle_check import check_bundle
     from infernum.cli.console import print_json
+    from infernum.measure.origin import versions
 
     findings = [_check(*check) for check in CHECKS]
     works = {
@@ -52,15 +50,35 @@ def command(as_json: bool) -> int:
         "compile": _all(findings, "NVRTC"),
         "run on the GPU": _all(findings, "driver", "GPU", "cuBLAS"),
     }
+    checked = bundle and check_bundle(
+        bundle, gpu_works=works["run on the GPU"], numpy_works=works["run without a GPU"]
+    )
     if as_json:
-        print_json({"findings": [asdict(f) for f in findings], "works": works, "versions": versions()})
+        found = {"findings": [asdict(f) for f in findings], "works": works, "versions": versions()}
+        print_json(found | ({"bundle": checked.as_json()} if checked else {}))
     else:
         _print(findings, works)
-    return 0 if works["run without a GPU"] else 1
+        if checked:
+            _print_bundle(checked)
+    return 0 if works["run without a GPU"] and (checked is None or checked.runs) else 1
+
+
+def _print_bundle(checked: BundleCheck) -> None:
+    from infernum.cli.console import print_table
+
+    rows = [("yes" if look.fine else "no", look.what, look.found) for look in checked.looks]
+    print_table(f"{checked.folder}: found", ("", "what", "details"), rows)
+    if checked.works:
+        works = [(what, "yes" if ok else "no") for what, ok in checked.works.items()]
+        print_table(f"{checked.folder}: what works", ("", ""), works)
+    for look in checked.looks:
+        if look.mend:
+            click.echo(f"{look.what}: {look.mend}")
 
 
 def _print(findings: list[Finding], works: dict[str, bool]) -> None:
     from infernum.cli.console import print_table
+    from infernum.measure.origin import versions
 
     rows = [("yes" if f.works else "no", f.what, f.found) for f in findings]
     print_table("Found", ("", "what", "details"), rows)
@@ -69,19 +87,6 @@ def _print(findings: list[Finding], works: dict[str, bool]) -> None:
     for finding in findings:
         if not finding.works and finding.mend:
             click.echo(f"{finding.what}: {finding.mend}")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, Infernum and the packages it uses; those that are not installed are left out."""
-    from infernum import __version__
-
-    found = {"python": platform.python_version(), "infernum": __version__}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _all(findings: list[Finding], *names: str) -> bool:

@@ -10,7 +10,7 @@ import click
 from infernum.cli import options
 
 if TYPE_CHECKING:
-    from infernum.bundle import BlockVariant, Bundle, Kernel, TensorSpec
+    from infernum.bundle import BlockVariant, Bundle
 
 
 @click.command("inspect", short_help="Show what is in a bundle.")
@@ -28,6 +28,7 @@ def command(
 ) -> None:
     """Show what is in BUNDLE: its manifest, blocks, kernels, memory plan, weights and refused rules."""
     from infernum.bundle import open_bundle
+    from infernum.cli import bundle_tables
     from infernum.cli.console import print_json
 
     opened = open_bundle(bundle)
@@ -39,12 +40,13 @@ def command(
             _as_json(opened, chosen, kernel, whole=block is None and variant is None and kernel is None)
         )
     elif kernel is not None:
-        _print_kernel(chosen, kernel)
+        for found in chosen:
+            bundle_tables.print_kernel(opened, found, kernel)
     elif block is not None or variant is not None:
         for found in chosen:
-            _print_block(found)
+            bundle_tables.print_block(opened, found)
     else:
-        _print_overview(opened)
+        bundle_tables.print_overview(opened)
 
 
 def _choose(bundle: Bundle, block: str | None, variant: str | None, kernel: str | None) -> list[BlockVariant]:
@@ -72,142 +74,61 @@ def _choose(bundle: Bundle, block: str | None, variant: str | None, kernel: str 
 
 
 def _source(bundle: Bundle, chosen: list[BlockVariant], kernel: str | None) -> str:
-    """The emitted file of one block variant, or the part of it that is one kernel."""
-    variant = chosen[0]
+    """The source of one block variant as it is now, or the part of it that is one kernel."""
+    from infernum.bundle import file_state, sections
+    from infernum.errors import BundleError
+
     if kernel is None and len(chosen) > 1:
         raise click.UsageError(
             "--source shows one kernel or one file; add --kernel, or --block and --variant"
         )
-    text = bundle.read(variant.source).decode()
+    emitted = [v for v in chosen if any(k.name == kernel and k.source_hash for k in v.kernels)]
+    if kernel is not None and not emitted:
+        raise BundleError(f"{bundle.folder}: {kernel} is a product of cuBLASLt; there is no source to show")
+    variant = emitted[0] if emitted else chosen[0]
+    if file_state(bundle, variant.source) == "edited":
+        text = (bundle.folder / variant.source).read_text(encoding="utf-8", errors="replace")
+        note = f"{variant.source} differs from what was compiled; run `infernum rebuild {bundle.folder}`"
+        click.echo(f"note: {note}", err=True)
+    else:
+        text = bundle.read(variant.source).decode()
     if kernel is None:
         return text
-    section = f"// ---- {kernel}\n"
-    start = text.find(section)
-    if start < 0:
-        return text
-    end = text.find("\n// ---- ", start)
-    note = f"// {variant.source} of {bundle.folder}\n"
-    return note + text[start + len(section) : end if end > 0 else len(text)].rstrip() + "\n"
+    found = sections(text)
+    return f"// {variant.source} of {bundle.folder}\n{found[kernel]}" if kernel in found else text
 
 
 def _as_json(bundle: Bundle, chosen: list[BlockVariant], kernel: str | None, *, whole: bool) -> object:
+    """The manifest, or the part asked for; with what was edited, and the files that are yet to be rebuilt."""
     import msgspec
 
+    from infernum.bundle import not_rebuilt
+    from infernum.cli.bundle_tables import edited_kernels
+
+    waiting = not_rebuilt(bundle)
     if whole:
-        return msgspec.to_builtins(bundle.manifest)
+        return msgspec.to_builtins(bundle.manifest) | {"not_rebuilt": waiting}
     if kernel is not None:
         found = [(v, k) for v in chosen for k in v.kernels if k.name == kernel]
         return {
-            "kernels": [{"block": v.block, "variant": v.variant, **msgspec.to_builtins(k)} for v, k in found]
-        }
-    return {"blocks": [msgspec.to_builtins(v) for v in chosen]}
-
-
-def _print_overview(bundle: Bundle) -> None:
-    from infernum.cli.console import print_table
-
-    manifest, model = bundle.manifest, bundle.manifest.model
-    facts = [
-        ("model", f"{model.name} ({model.family}), {model.num_layers} layers, vocabulary {model.vocab_size}"),
-        ("context", f"{model.context} tokens, in pages of {manifest.page_size}"),
-        ("configuration", model.config_hash[:16]),
-        (
-            "compiled for",
-            f"{manifest.arch}, {manifest.dtype}, by Infernum {manifest.infernum}, NVRTC {manifest.nvrtc}",
-        ),
-        ("rules", ", ".join(manifest.rules) or "none"),
-        ("samplers", ", ".join(manifest.samplers)),
-    ]
-    print_table(str(bundle.folder), ("", ""), facts)
-    variants = [(v.name, f"{v.min_tokens} to {v.max_tokens}", v.max_rows) for v in manifest.variants]
-    print_table("Variants", ("variant", "tokens", "logit rows"), variants, numbers=("logit rows",))
-    rows = [
-        (
-            v.block,
-            v.variant,
-            v.kernels_before_fusion,
-            len(v.steps),
-            max((k.registers for k in v.kernels), default=0) or "–",
-            sum(k.spill_bytes for k in v.kernels),
-            _size(v.arena_bytes),
-            ", ".join(f"{name} ×{count}" for name, count in v.fired.items() if count),
-        )
-        for block in manifest.blocks.values()
-        for v in block.values()
-    ]
-    columns = (
-        "block",
-        "variant",
-        "before",
-        "kernels",
-        "registers",
-        "spilled bytes",
-        "arena",
-        "rules that fired",
-    )
-    print_table("Blocks", columns, rows, numbers=columns[2:7])
-
-
-def _print_block(found: BlockVariant) -> None:
-    from infernum.bundle import Launch
-    from infernum.cli.console import print_table
-
-    name = f"{found.block}.{found.variant}"
-    by_name = {k.name: k for k in found.kernels}
-    steps = [
-        _launch_row(step, by_name.get(step.kernel))
-        if isinstance(step, Launch)
-        else ("gemm", step.name, f"{step.m} × {step.n} × {step.k}, {step.dtype}", "", "", "", "linear")
-        for step in found.steps
-    ]
-    columns = ("", "name", "grid, block", "shared", "registers", "spilled", "ops")
-    print_table(f"{name}: steps, in order", columns, steps, numbers=columns[3:6])
-    buffers = [(n, _type(b.spec), b.offset) for n, b in found.buffers.items()]
-    title = f"{name}: arena of {_size(found.arena_bytes)}"
-    print_table(title, ("buffer", "type", "offset"), buffers, numbers=("offset",))
-    weights = [(n, _type(w.spec), ", ".join(w.parts)) for n, w in found.weights.items()]
-    print_table(f"{name}: weights", ("weight", "type", "checkpoint tensors"), weights)
-    refused = [(r.rule, r.at, r.reason) for r in found.refused]
-    print_table(f"{name}: rules refused", ("rule", "at", "because"), refused)
-
-
-def _launch_row(step: object, kernel: Kernel | None) -> tuple[object, ...]:
-    from infernum.bundle import Launch
-
-    assert isinstance(step, Launch)
-    grid = f"({', '.join(map(str, step.grid))}), {' × '.join(str(n) for n in step.block if n > 1) or 1}"
-    if kernel is None:
-        return ("launch", step.kernel, grid, step.shared_bytes, "", "", "")
-    shared = step.shared_bytes + kernel.static_shared_bytes
-    return ("launch", step.kernel, grid, shared, kernel.registers, kernel.spill_bytes, ", ".join(kernel.ops))
-
-
-def _print_kernel(chosen: list[BlockVariant], kernel: str) -> None:
-    from infernum.cli.console import print_table
-
-    for found in chosen:
-        for k in (k for k in found.kernels if k.name == kernel):
-            facts = [
-                ("template", f"{k.template}.cu.j2"),
-                ("ops", ", ".join(k.ops)),
-                ("rules", ", ".join(k.rules) or "none"),
-                ("from", ", ".join(k.where)),
-                ("bytes", k.bytes),
-                ("FLOPs", k.flops),
-                ("registers", k.registers),
-                ("stack, spilled bytes", f"{k.stack_bytes}, {k.spill_bytes}"),
-                ("static shared bytes", k.static_shared_bytes),
+            "kernels": [
+                {
+                    "block": v.block,
+                    "variant": v.variant,
+                    **msgspec.to_builtins(k),
+                    "edited": k.name in edited_kernels(bundle, v),
+                    "not_rebuilt": v.source in waiting,
+                }
+                for v, k in found
             ]
-            print_table(f"{found.block}.{found.variant}: {k.name}", ("", ""), facts)
-
-
-def _type(spec: TensorSpec) -> str:
-    return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
-
-
-def _size(nbytes: int) -> str:
-    """Bytes in a unit that keeps the number short."""
-    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if nbytes >= 1 << power:
-            return f"{nbytes / (1 << power):.1f} {unit}"
-    return f"{nbytes} B"
+        }
+    return {
+        "blocks": [
+            {
+                **msgspec.to_builtins(v),
+                "edited": edited_kernels(bundle, v),
+                "not_rebuilt": v.source in waiting,
+            }
+            for v in chosen
+        ]
+    }

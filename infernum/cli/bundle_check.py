@@ -1,0 +1,143 @@
+"""What `infernum doctor BUNDLE` looks at: files, edits, architecture, plugins and spills of one bundle."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from infernum.bundle import BlockVariant, Bundle, FileState
+
+
+@dataclass(frozen=True)
+class Look:
+    """One thing that was looked at in a bundle: whether it is as it should be, what was found, what mends it."""
+
+    what: str
+    fine: bool
+    found: str
+    mend: str = ""
+
+
+@dataclass(frozen=True)
+class BundleCheck:
+    """A bundle on this machine: the state of every file, what else was found, and what it can be run on here."""
+
+    folder: Path
+    files: dict[str, FileState]
+    looks: list[Look]
+    works: dict[str, bool]
+    runs: bool
+
+    def as_json(self) -> dict[str, Any]:
+        looks = [asdict(look) for look in self.looks]
+        return {"folder": str(self.folder), "files": self.files, "found": looks, "works": self.works}
+
+
+def check_bundle(folder: Path, *, gpu_works: bool, numpy_works: bool) -> BundleCheck:
+    """Look at a bundle as it lies in `folder`; `runs` is false where `infernum run` could not run it here."""
+    from infernum.bundle import CHECKSUMS, file_state, open_bundle
+    from infernum.errors import BundleError
+
+    try:
+        bundle = open_bundle(folder)
+    except BundleError as error:
+        return BundleCheck(folder, {}, [Look("manifest", False, str(error))], {}, False)
+    manifest = bundle.manifest
+    lying = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS)
+    files: dict[str, FileState] = {name: file_state(bundle, name) for name in [*bundle.checksums, *lying]}
+    every = [v for variants in manifest.blocks.values() for v in variants.values()]
+    arch, plugins = _arch(bundle), _plugins(bundle)
+    manifest_look = Look(
+        "manifest", True, f"schema {manifest.schema}, {manifest.model.name}, {manifest.arch}"
+    )
+    looks = [manifest_look, *_files(folder, files), _edits(bundle), arch, plugins, _spills(every)]
+    on_gpu = gpu_works and arch.fine and all(files.get(v.cubin) == "ok" for v in every)
+    graphs = {v.graph for v in every}
+    in_numpy = numpy_works and plugins.fine and all(files.get(name) == "ok" for name in graphs)
+    works = {"run the bundle in NumPy": in_numpy, "run the bundle on the GPU": on_gpu}
+    return BundleCheck(folder, files, looks, works, on_gpu if _has_gpu() else in_numpy)
+
+
+def _has_gpu() -> bool:
+    from infernum.runtime.driver import gpu_available
+
+    return gpu_available()
+
+
+_STATES: dict[str, tuple[str, str]] = {
+    "edited": ("edited, not rebuilt", "infernum rebuild {folder}"),
+    "damaged": ("damaged", "undo what changed them, or compile the model again with -o {folder}"),
+    "missing": ("missing", "compile the model again with -o {folder}"),
+    "extra": ("not of the bundle", ""),
+}
+"""What `doctor` calls files that are not as their checksums say, and what mends them."""
+
+
+def _files(folder: Path, files: dict[str, FileState]) -> list[Look]:
+    """One line for all files that are fine, and one for each state that others are in."""
+    fine = sum(state == "ok" for state in files.values())
+    looks = [Look("files", True, f"{fine} of {len(files)} are as their checksums say")]
+    for state, (what, mend) in _STATES.items():
+        named = [name for name, found in files.items() if found == state]
+        if named:
+            looks.append(Look(what, state == "extra", ", ".join(named), mend.format(folder=folder)))
+    return looks
+
+
+def _edits(bundle: Bundle) -> Look:
+    from infernum.cli.bundle_tables import edits_text
+
+    return Look("edited by hand", True, edits_text(bundle.manifest) or "nothing")
+
+
+def _arch(bundle: Bundle) -> Look:
+    """Whether the GPU at hand runs what was compiled; without a GPU nothing speaks against it."""
+    from infernum.errors import InfernumError
+    from infernum.runtime.driver import gpu_facts
+    from infernum.runtime.layout import check_arch
+
+    arch = bundle.manifest.arch
+    if not _has_gpu():
+        return Look("architecture", True, f"{arch}; there is no GPU here to run it on")
+    try:
+        facts = gpu_facts(0)
+        check_arch(bundle, facts.arch, facts.name)
+    except InfernumError as error:
+        return Look("architecture", False, str(error))
+    return Look("architecture", True, f"{arch}, which runs on {facts.name}")
+
+
+def _plugins(bundle: Bundle) -> Look:
+    """NumPy needs the ops of the plugins that a bundle was compiled with."""
+    from infernum import plugins
+
+    here = {plugin.name: plugin.sha256 for plugin in plugins.loaded()}
+    needed = bundle.manifest.plugins
+    if not needed:
+        return Look("plugins", True, "none needed")
+    missing = [plugin.name for plugin in needed if plugin.name not in here]
+    said = [
+        f"{plugin.name} ("
+        + (
+            "not loaded"
+            if plugin.name in missing
+            else "loaded"
+            if here[plugin.name] == plugin.sha256
+            else "changed since"
+        )
+        + ")"
+        for plugin in needed
+    ]
+    return Look("plugins", not missing, ", ".join(said), "give their files with --plugin" if missing else "")
+
+
+def _spills(every: list[BlockVariant]) -> Look:
+    found = [
+        f"{v.block}.{v.variant}: {k.name} ({k.spill_bytes} bytes)"
+        for v in every
+        for k in v.kernels
+        if k.spill_bytes
+    ]
+    return Look("spilled registers", not found, ", ".join(found) or "none")

@@ -1,0 +1,169 @@
+"""The tables of `infernum inspect`: a bundle as a whole, a block variant, a kernel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from infernum.bundle import Gemm, Launch, not_rebuilt
+from infernum.cli.console import print_table
+
+if TYPE_CHECKING:
+    from infernum.bundle import BlockVariant, Bundle, Kernel, Manifest, Step, TensorSpec
+
+
+def print_overview(bundle: Bundle) -> None:
+    """The manifest in a page."""
+    manifest, model = bundle.manifest, bundle.manifest.model
+    facts = [
+        ("model", f"{model.name} ({model.family}), {model.num_layers} layers, vocabulary {model.vocab_size}"),
+        ("context", f"{model.context} tokens, in pages of {manifest.page_size}"),
+        ("configuration", model.config_hash[:16]),
+        (
+            "compiled for",
+            f"{manifest.arch}, {manifest.dtype}, by Infernum {manifest.infernum}, NVRTC {manifest.nvrtc}",
+        ),
+        ("rules", ", ".join(manifest.rules) or "none"),
+        ("samplers", ", ".join(manifest.samplers)),
+        ("plugins", ", ".join(f"{p.name} {p.sha256[:16]}" for p in manifest.plugins) or "none"),
+        ("edited by hand", edits_text(manifest) or "nothing"),
+        *(("not rebuilt", line) for line in waiting_lines(bundle)),
+    ]
+    print_table(str(bundle.folder), ("", ""), facts)
+    variants = [(v.name, f"{v.min_tokens} to {v.max_tokens}", v.max_rows) for v in manifest.variants]
+    print_table("Variants", ("variant", "tokens", "logit rows"), variants, numbers=("logit rows",))
+    rows = [
+        (
+            v.block,
+            v.variant,
+            v.kernels_before_fusion,
+            len(v.steps),
+            max((k.registers for k in v.kernels), default=0) or "–",
+            sum(k.spill_bytes for k in v.kernels),
+            _size(v.arena_bytes),
+            ", ".join(f"{name} ×{count}" for name, count in v.fired.items() if count),
+        )
+        for block in manifest.blocks.values()
+        for v in block.values()
+    ]
+    columns = (
+        "block",
+        "variant",
+        "before",
+        "kernels",
+        "registers",
+        "spilled bytes",
+        "arena",
+        "rules that fired",
+    )
+    print_table("Blocks", columns, rows, numbers=columns[2:7])
+
+
+def edits_text(manifest: Manifest) -> str:
+    """The recorded edits, such as "decoder.t1.cu (gemv_o_proj)"; "" where there are none."""
+    return ", ".join(f"{name} ({', '.join(edit.kernels)})" for name, edit in manifest.edits.items())
+
+
+def waiting_lines(bundle: Bundle) -> list[str]:
+    """A sentence for each file that was edited and is not compiled yet."""
+    return [
+        f"{name} differs from what was compiled; run `infernum rebuild {bundle.folder}`"
+        for name in not_rebuilt(bundle)
+    ]
+
+
+def edited_kernels(bundle: Bundle, found: BlockVariant) -> list[str]:
+    """The kernels of a block variant that were edited and rebuilt."""
+    edit = bundle.manifest.edits.get(found.source)
+    return edit.kernels if edit else []
+
+
+def print_block(bundle: Bundle, found: BlockVariant) -> None:
+    """Steps, memory plan, weights, and what the rules did."""
+    name = f"{found.block}.{found.variant}"
+    edited = edited_kernels(bundle, found)
+    steps = [
+        _step_row(step, kernel, kernel.name in edited)
+        for step, kernel in zip(found.steps, found.kernels, strict=True)
+    ]
+    columns = ("", "name", "grid, block", "shared", "registers", "spilled", "instead of", "ops")
+    print_table(f"{name}: steps, in order", columns, steps, numbers=columns[3:7])
+    notes = [("edited by hand", ", ".join(edited))] if edited else []
+    notes += [("not rebuilt", line) for line in waiting_lines(bundle) if line.startswith(f"{found.source} ")]
+    if notes:
+        print_table(f"{name}: {found.source}", ("", ""), notes)
+    buffers = [(n, _type(b.spec), b.offset) for n, b in found.buffers.items()]
+    title = f"{name}: arena of {_size(found.arena_bytes)}"
+    print_table(title, ("buffer", "type", "offset"), buffers, numbers=("offset",))
+    weights = [(n, _type(w.spec), ", ".join(w.parts)) for n, w in found.weights.items()]
+    print_table(f"{name}: weights", ("weight", "type", "checkpoint tensors"), weights)
+    fired = [(f.rule, f.at, f.made) for f in found.firings]
+    print_table(f"{name}: rules fired, in order", ("rule", "at", "made"), fired)
+    refused = [(r.rule, r.at, r.reason) for r in found.refused]
+    print_table(f"{name}: rules refused", ("rule", "at", "because"), refused)
+
+
+def _step_row(step: Step, kernel: Kernel, edited: bool) -> tuple[object, ...]:
+    before, ops = kernel.before.kernels, ", ".join(kernel.ops)
+    if isinstance(step, Gemm):
+        return ("gemm", step.name, f"{step.m} × {step.n} × {step.k}, {step.dtype}", "", "", "", before, ops)
+    grid = f"({', '.join(map(str, step.grid))}), {' × '.join(str(n) for n in step.block if n > 1) or 1}"
+    return (
+        "edited" if edited else "launch",
+        step.kernel,
+        grid,
+        step.shared_bytes + kernel.static_shared_bytes,
+        kernel.registers,
+        kernel.spill_bytes,
+        before,
+        ops,
+    )
+
+
+def print_kernel(bundle: Bundle, found: BlockVariant, name: str) -> None:
+    """What is known of the steps of one name in a block variant."""
+    waiting = [line for line in waiting_lines(bundle) if line.startswith(f"{found.source} ")]
+    for step, k in zip(found.steps, found.kernels, strict=True):
+        if k.name != name:
+            continue
+        emitted = isinstance(step, Launch)
+        edited = k.name in edited_kernels(bundle, found)
+        facts: list[tuple[str, object]] = [
+            ("template", f"{k.template}.cu.j2" if emitted else "none, a product of cuBLASLt"),
+            ("source", f"{found.source}, edited by hand" if edited else found.source if emitted else None),
+            *(("not rebuilt", line) for line in waiting if emitted),
+            ("node", k.node),
+            ("ops", ", ".join(k.ops)),
+            ("rules", ", ".join(k.rules) or "none"),
+            ("traced nodes", ", ".join(k.origin)),
+            ("from", ", ".join(k.where)),
+            ("bytes, FLOPs", f"{k.bytes}, {k.flops}"),
+            ("instead of", _before(k)),
+            *(("passed over", reason) for reason in k.passed_over),
+        ]
+        if emitted:
+            facts += [
+                ("registers", k.registers),
+                ("stack, spilled bytes", f"{k.stack_bytes}, {k.spill_bytes}"),
+                ("shared bytes", f"{k.static_shared_bytes} static, {step.shared_bytes} dynamic"),
+            ]
+        rows = [(what, value) for what, value in facts if value is not None]
+        print_table(f"{found.block}.{found.variant}: {k.name}", ("", ""), rows)
+
+
+def _before(kernel: Kernel) -> str:
+    before = kernel.before
+    if not before.kernels:
+        return "nothing more: the step before it has what their node cost"
+    return f"{before.kernels} kernel(s): {before.bytes} bytes, {before.flops} FLOPs"
+
+
+def _type(spec: TensorSpec) -> str:
+    return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
+
+
+def _size(nbytes: int) -> str:
+    """Bytes in a unit that keeps the number short."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if nbytes >= 1 << power:
+            return f"{nbytes / (1 << power):.1f} {unit}"
+    return f"{nbytes} B"
