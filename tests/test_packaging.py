@@ -47,15 +47,20 @@ def files(wheel: Path) -> set[str]:
     return set(zipfile.ZipFile(wheel).namelist())
 
 
-def test_the_wheel_holds_every_module_and_template(files: set[str]) -> None:
+def test_the_wheel_holds_every_module_template_and_file_of_the_report(files: set[str]) -> None:
     modules = [path.relative_to(ROOT).as_posix() for path in (ROOT / "infernum").rglob("*.py")]
     templates = [
         f"infernum/{path.relative_to(ROOT).as_posix()}"
         for path in (ROOT / "templates").rglob("*")
         if path.suffix in {".j2", ".cuh"}
     ]
-    assert templates
-    assert {*modules, *templates, "infernum/py.typed"} <= files
+    page = [
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "infernum/report/web").rglob("*")
+        if path.is_file()
+    ]
+    assert templates and page
+    assert {*modules, *templates, *page, "infernum/py.typed"} <= files
 
 
 def test_the_wheel_holds_the_demo_model_and_not_what_made_it(files: set[str]) -> None:
@@ -72,6 +77,8 @@ def test_the_wheel_declares_the_command_and_the_licence(wheel: Path) -> None:
     read = zipfile.ZipFile(wheel).read
     assert b"infernum = infernum.cli:main" in read(f"{INFO}/entry_points.txt")
     assert b"Apache License" in read(f"{INFO}/licenses/LICENSE")
+    for library in ("d3", "dagre", "highlight"):
+        assert read(f"{INFO}/licenses/infernum/report/web/vendor/{library}.LICENSE")
 
 
 def test_an_installed_wheel_finds_its_own_templates_and_demo_model(wheel: Path, tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""`infernum graph`: the graph of one block, as a drawing or as text for Graphviz."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from infernum.cli import options
+
+if TYPE_CHECKING:
+    from infernum.bundle import BlockVariant, Bundle
+
+
+@click.command("graph", short_help="Draw the graph of one block.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("block")
+@click.option("--variant", help="The class of token counts, such as t1; by default the first.")
+@click.option("--before", is_flag=True, help="The graph as it was traced, before any rule.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["svg", "dot"]),
+    help="svg, a drawing, or dot, text for Graphviz; by default as FILE ends, or else svg.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The file to write instead of stdout; one that exists is replaced.",
+)
+@options.plugin
+@options.verbose
+def command(
+    bundle: Path, block: str, variant: str | None, before: bool, format_: str | None, output: Path | None
+) -> None:
+    """Draw the graph of BLOCK in BUNDLE, one box a node; boxes of one kernel have one colour."""
+    from infernum.bundle import open_bundle
+    from infernum.errors import InfernumError
+    from infernum.explain.graphs import graphs_of
+    from infernum.report.drawing import dot_of, picture_of, svg_of
+
+    opened = open_bundle(bundle)
+    chosen = _choose(opened, block, variant)
+    traced, final = graphs_of(opened, chosen)
+    picture = picture_of(traced if before else final, chosen, before=before)
+    as_dot = format_ == "dot" or (format_ is None and output is not None and output.suffix in (".dot", ".gv"))
+    text = dot_of(picture) if as_dot else svg_of(picture)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InfernumError(f"{output}: cannot be written ({error.strerror})") from error
+    click.echo(f"{output}: {picture.title}")
+
+
+def _choose(bundle: Bundle, block: str, variant: str | None) -> BlockVariant:
+    """The block variant asked for. Raises BundleError when there is none."""
+    from infernum.errors import BundleError
+
+    blocks = bundle.manifest.blocks
+    if block not in blocks:
+        raise BundleError(f"{bundle.folder}: has no block {block!r}; it has {', '.join(blocks)}")
+    if variant is None:
+        return next(iter(blocks[block].values()))
+    if variant not in blocks[block]:
+        raise BundleError(
+            f"{bundle.folder}: {block} has no variant {variant!r}; it has {', '.join(blocks[block])}"
+        )
+    return blocks[block][variant]

@@ -1,0 +1,51 @@
+"""`infernum report`: one HTML file that shows what the compiler did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from infernum.cli import options
+
+
+@click.command("report", short_help="Write one HTML file that shows what the compiler did.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="The file to write, which ends in .html; one that exists is replaced.",
+)
+@click.option(
+    "--bench",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Measured times, as `infernum bench kernels --json` prints them.",
+)
+@options.plugin
+@options.verbose
+def command(bundle: Path, output: Path, bench: Path | None) -> None:
+    """Write one HTML file about BUNDLE: graphs before and after fusion, kernels, rules, memory and roofline.
+
+    The file holds everything it needs; a browser opens it without a network.
+    """
+    from infernum.bundle import open_bundle
+    from infernum.errors import InfernumError
+    from infernum.explain.measurements import read_measurements
+    from infernum.report.data import report_data
+    from infernum.report.html import html_of
+
+    if output.suffix != ".html":
+        raise InfernumError(f"{output}: a report's name ends in .html; choose one with -o")
+    opened = open_bundle(bundle)
+    measured = read_measurements(bench, opened.manifest) if bench is not None else None
+    data = report_data(opened, measured)
+    page = html_of(data, f"{opened.folder.resolve().name}: Infernum report").encode()
+    try:
+        output.write_bytes(page)
+    except OSError as error:
+        raise InfernumError(f"{output}: cannot be written ({error.strerror})") from error
+    click.echo(f"{output}: {len(page) / 1e6:.1f} MB; open it in a browser")

@@ -1,0 +1,48 @@
+"""The memory plan of a block over its steps: which bytes of the arena are taken from which step to which."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from infernum.bundle import BlockVariant, Gemm, Launch, Pointer, Step, TensorSpec, VariantSpec
+from infernum.dims import evaluate
+from infernum.dtypes import DTYPES
+
+
+def tensors_of(step: Step) -> list[str]:
+    """The tensors that a step is given, in order."""
+    match step:
+        case Launch():
+            pointers = [arg for arg in step.args if isinstance(arg, Pointer)]
+        case Gemm():
+            pointers = [p for p in (step.x, step.weight, step.bias, step.residual, step.out) if p is not None]
+    return list(dict.fromkeys(pointer.tensor for pointer in pointers))
+
+
+def nbytes(spec: TensorSpec, variant: VariantSpec) -> int:
+    """Bytes of a tensor at the largest step of a variant, for which the arena is planned."""
+    symbols = {"tokens": variant.max_tokens, "seqs": variant.max_tokens, "rows": variant.max_rows}
+    count = DTYPES[spec.dtype].bytes
+    for dim in spec.shape:
+        count *= evaluate(dim, symbols)
+    return count
+
+
+def buffer_data(block: BlockVariant, variant: VariantSpec) -> list[dict[str, Any]]:
+    """Every buffer with offset, bytes, and the steps that name it; it lives from the first to the last of them."""
+    used = [tensors_of(step) for step in block.steps]
+    return [
+        {
+            "name": name,
+            "type": type_text(buffer.spec),
+            "offset": buffer.offset,
+            "bytes": nbytes(buffer.spec, variant),
+            "steps": [i for i, names in enumerate(used) if name in names],
+        }
+        for name, buffer in block.buffers.items()
+    ]
+
+
+def type_text(spec: TensorSpec) -> str:
+    """A tensor's type as graphs print it."""
+    return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"

@@ -1,0 +1,79 @@
+// What is being looked at. All of it that a link should keep is in the URL's hash; views redraw when it changes.
+"use strict";
+
+const TABS = ["overview", "graph", "rules", "memory", "roofline"];
+const VIEWS = ["before", "after", "both"];
+
+const state = readHash();
+const watchers = [];
+
+function readHash() {
+    const asked = new URLSearchParams(location.hash.slice(1));
+    const one = (name, known, otherwise) => (known.includes(asked.get(name)) ? asked.get(name) : otherwise);
+    const block = one("block", blockNames, mainBlock());
+    const variants = Object.keys(report.blocks[block]);
+    return {
+        tab: one("tab", TABS, "overview"),
+        block,
+        variant: one("variant", variants, measuredVariant(variants)),
+        view: one("view", VIEWS, "both"),
+        inputs: asked.get("inputs") === "all" ? "all" : "few",
+        node: nodeAsked(asked.get("node")),
+        marked: null, // nodes that a rule is about: {before: [...], after: [...], row}
+        open: new Set(), // fused nodes shown with their bodies, as "block.variant/node"
+    };
+}
+
+// A node is "before:linear_1", "after:mul_2" or "after:mul_2/silu_1".
+function nodeAsked(text) {
+    const [side, path] = (text ?? "").split(":");
+    return (side === "before" || side === "after") && path ? { side, path } : null;
+}
+
+function mainBlock() {
+    return d3.greatest(blockNames, (block) => report.bundle.layers[block] ?? 0);
+}
+
+function measuredVariant(variants) {
+    return variants.includes(report.bench?.variant) ? report.bench.variant : variants[0];
+}
+
+// Change what is looked at. Another block or variant forgets the node, unless one is given.
+function show(change) {
+    const moved = ["block", "variant"].some((name) => name in change && change[name] !== state[name]);
+    if (moved) Object.assign(state, { node: null, marked: null });
+    Object.assign(state, change);
+    if (!(state.variant in report.blocks[state.block]))
+        state.variant = Object.keys(report.blocks[state.block])[0];
+    if (state.node && !nodeAt(current().sides[state.node.side], state.node.path)) state.node = null;
+    history.replaceState(null, "", hashOf(state));
+    for (const watcher of watchers) watcher(state, change);
+}
+
+function hashOf({ tab, block, variant, view, inputs, node }) {
+    const told = new URLSearchParams({ tab, block, variant, view });
+    if (inputs === "all") told.set("inputs", inputs);
+    const hash = `#${told}`;
+    return node ? `${hash}&node=${node.side}:${encodeURI(node.path)}` : hash;
+}
+
+function current() {
+    return model.of(state.block, state.variant);
+}
+
+// Open a node's details, with its graph in view.
+function showNode(side, path, more = {}) {
+    const view = state.view === "both" || state.view === side ? state.view : side;
+    show({ node: { side, path }, view, marked: null, ...more });
+}
+
+// Open the node that a kernel computes, without leaving the tab.
+function showKernel(block, variant, index, more = {}) {
+    const kernel = report.blocks[block][variant].kernels[index];
+    showNode("after", kernel.node, { block, variant, ...more });
+}
+
+window.addEventListener("hashchange", () => {
+    const asked = readHash();
+    show({ ...asked, open: state.open });
+});
