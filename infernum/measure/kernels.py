@@ -35,6 +35,9 @@ from infernum.runtime.weights import TensorSource
 LOOP_STEPS = 64
 """Decode steps of the loop that is timed by the wall clock."""
 
+LOOP_PROMPTS = 2
+"""Prompts in that loop, as few as there are replays of such a step."""
+
 Check = Callable[[Bundle, str], None]
 """Raises DeviceError, naming the kernel, unless every kernel of a variant computes what it should."""
 
@@ -163,17 +166,13 @@ def time_step(
 
 def loop_seconds(executor: CudaExecutor, load: Workload) -> float:
     """Seconds of a step by the wall clock, as the engine runs it: tokens are read when the next step is under way."""
-    if not load.decodes:
-        batch = load.batch()
-        begin = time.perf_counter()
-        executor.run(batch, greedy(batch.rows)).tokens()
-        return time.perf_counter() - begin
-    steps = load.repeats(LOOP_STEPS)
+    steps = load.repeats(LOOP_STEPS) if load.decodes else LOOP_PROMPTS
     batch = load.batch(load.start(steps))
+    sampling = greedy(batch.rows)
     begin = time.perf_counter()
-    pending = executor.run(batch, greedy(batch.rows))
+    pending = executor.run(batch, sampling)
     for _ in range(steps - 1):
-        following = executor.advance()
+        following = executor.advance() if load.decodes else executor.run(batch, sampling)
         pending.tokens()
         pending = following
     pending.tokens()

@@ -22,6 +22,11 @@ Array = np.ndarray[Any, Any]
 HEAVY = 32 * 2**20
 """Bytes of weights from which on a unit is tried on the fewest and the most tokens only: NumPy takes its time."""
 
+VERY_HEAVY = 256 * 2**20
+"""Bytes of weights, such as a head's, from which on only FEW_KINDS of values are tried."""
+
+FEW_KINDS: tuple[Kind, ...] = ("normal", "equal rows")
+
 EVERY_END = 8
 """Sequences of the step whose contexts end around the ends of pages, one token each."""
 
@@ -95,7 +100,8 @@ def plan_trials(unit: Unit) -> list[tuple[Chunks, tuple[Kind, ...]]]:
         with_all = {steps[0]}
     else:
         with_all = {steps[0], steps[-1], *(chunks for chunks in steps if len(chunks) == EVERY_END)}
-    return [(chunks, KINDS if chunks in with_all else ("normal",)) for chunks in steps]
+    many = FEW_KINDS if weight_bytes(unit) >= VERY_HEAVY else KINDS
+    return [(chunks, many if chunks in with_all else ("normal",)) for chunks in steps]
 
 
 def image_of(program: Program, trial: Trial) -> Image:
