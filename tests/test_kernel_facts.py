@@ -11,12 +11,16 @@ from oracle.configs import case
 
 from infernum import bundle, roofline
 from infernum.bundle import BlockVariant
+from infernum.codegen.costs import touched_by
 from infernum.codegen.cubin import Cubin, KernelResources
 from infernum.codegen.manifest import CompiledBlock
-from infernum.codegen.places import is_free
+from infernum.codegen.places import Place, is_free
 from infernum.codegen.steps import Kernel
 from infernum.compiler import Options, Sources, describe, emit_sources
 from infernum.dims import evaluate
+from infernum.ir.fuse import fuse_nodes
+from infernum.ir.graph import Value
+from infernum.ir.op import Fused
 from infernum.models.config import understand
 from infernum.models.fields import Fields
 from infernum.models.presets import ModelSource, resolve
@@ -141,3 +145,17 @@ def test_the_floor_is_set_by_memory_or_by_arithmetic() -> None:
     gpu = roofline.gpu_of("sm_90a")
     assert roofline.floor_seconds("sm_90a", gpu.bytes_per_second, 1.0) == 1.0
     assert roofline.floor_seconds("sm_90a", 1.0, 2 * gpu.flops_per_second) == 2.0
+
+
+def test_a_cache_that_is_written_and_read_in_one_kernel_is_counted_for_both() -> None:
+    sources = sources_of("plain")
+    traced = next(b.traced for b in sources.blocks if b.stem == "decoder.t1")
+    names = frozenset(n.name for n in traced.calls if n.op.name in ("append", "attention"))
+    (attention,) = (n for n in traced.calls if n.op.name == "attention")
+    made = fuse_nodes(traced, names, "both", [Value(attention.name)]).node(attention.name)
+    assert isinstance(made.op, Fused)
+    body = made.op.body
+    places = {Value(n.name): Place(n.name, n.types[0]) for n in body.inputs}
+    found = touched_by(body, places, "tokens")
+    (formula,) = (text for (tensor, _), text in found.items() if tensor == "kv")
+    assert " * tokens" in formula and " * cached" in formula

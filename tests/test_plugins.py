@@ -10,13 +10,21 @@ from pathlib import Path
 import pytest
 from conftest import Outcome
 
-from infernum import fusion, plugins
+from infernum import fusion, ops, plugins
 from infernum.codegen import templates
+from infernum.codegen.emit import emit_block
+from infernum.codegen.plan import plan_block
 from infernum.codegen.steps import Kernel
 from infernum.codegen.templates import include_text, render
+from infernum.codegen.weights import fold_weights
 from infernum.compiler import Options, cached_bundle, emit_sources
+from infernum.dtypes import BF16
 from infernum.errors import CompileError
 from infernum.ir import op
+from infernum.ir.block import Trace
+from infernum.ir.graph import Graph, Input, TensorType
+from infernum.ir.kernel import Target
+from infernum.ir.rewrite import apply_rules
 from infernum.models import config
 from infernum.models.config import families, find_family
 from infernum.models.presets import resolve
@@ -423,3 +431,18 @@ def test_a_command_says_in_one_line_what_is_wrong_with_a_plugin(
     assert (
         made.err == f"error: plugin {path}: line 1: ModuleNotFoundError: No module named 'no_such_package'\n"
     )
+
+
+def test_an_op_of_a_plugin_is_one_kernel_with_its_neighbours_and_has_no_template() -> None:
+    load_plugin(EXAMPLES / "custom_op" / "soft_cap.py")
+    soft_cap = op.OPS["soft_cap"]
+    trace = Trace(where=("idea.py:1",))
+    kind = TensorType(("tokens", 64), BF16)
+    x, y = (trace.input(name, Input("stream"), kind) for name in "xy")
+    total = ops.add(ops.silu(x), soft_cap(y, cap=30.0))
+    graph = Graph.build("idea", trace.entries.values(), [total.value])
+    target = Target(90, "t1", 1, 1, BF16)
+    plan = plan_block(apply_rules(graph, fusion.RULES, target, normalise=fold_weights).graph, target)
+    (kernel,) = plan.steps
+    assert isinstance(kernel, Kernel) and kernel.template.name == "pointwise"
+    assert "30.0f * tanhf(" in emit_block(plan, "an idea")

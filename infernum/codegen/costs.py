@@ -29,11 +29,20 @@ def touched_by(body: Graph, places: Mapping[Value, Place], lead: str) -> dict[Re
         call = node.op.call([body.type(v) for v in operands], node.types, node.attrs)
         values = dict(zip(call.operands, operands, strict=True))
         for param, formula in node.op.touched(call).items():
-            place = places.get(values[param])
+            place = places.get(_in_memory_of(body, values[param]))
             if place is not None:
                 region = (place.tensor, place.offset)
                 found[region] = str(total(f for f in (found.get(region), _led(formula, lead)) if f))
     return found
+
+
+def _in_memory_of(body: Graph, value: Value) -> Value:
+    """The value whose memory this one has taken over: itself, unless an op of the body writes in place."""
+    op = body.node(value.node).op
+    while isinstance(op, Op) and value.index in op.in_place:
+        value = body.operands(value.node)[op.in_place[value.index]]
+        op = body.node(value.node).op
+    return value
 
 
 def flops(body: Graph, lead: str) -> Formula:
