@@ -38,7 +38,9 @@ def command() -> None:
 )
 @options.subject
 @options.dtype
-@click.option("--repeats", type=int, default=10, show_default=True, help="Medians are over so many rounds.")
+@click.option(
+    "--repeats", type=int, default=10, show_default=True, help="Rounds, of which the fastest counts."
+)
 @options.as_json
 @click.option("--csv", "as_csv", is_flag=True, help="Print the kernels as CSV.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the results there, as JSON.")

@@ -1,16 +1,16 @@
 """Each kernel of a step in its place: its time, its bound measured in the same run, and where the rest of a step goes.
 
 The time of a kernel in place is the difference of two cuts of the step (`infernum.measure.cuts`), each captured as a
-CUDA graph and replayed back to back. All cuts are timed in turn, round after round, so that a drift of the clocks hits
-all alike. The sum over the kernels is the time of the whole graph; what a step takes longer than that by the wall
-clock, run as the engine runs it, is the launch of graphs, the copy of tokens and the host: it is given as unaccounted.
-The first kernel's time includes the pause between two replays. `alone_us` is another number: a graph of nothing but
-this kernel for every layer in turn, which neither hides behind its neighbours nor is slowed by them.
+CUDA graph and replayed back to back. All cuts are timed in turn, round after round, so that a drift of the clocks
+hits all alike; the least of the rounds counts, since what disturbs a GPU, such as its power limit, only makes it
+slower. The sum over the kernels is the time of the whole graph; what a step takes longer than that by the wall clock,
+run as the engine runs it, is the launch of graphs, the copy of tokens and the host: it is given as unaccounted. The
+first kernel's time includes the pause between two replays. `alone_us` is another number: a graph of nothing but this
+kernel for every layer in turn, which neither hides behind its neighbours nor is slowed by them.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -119,7 +119,7 @@ def measure_kernels(
 def time_step(
     executor: CudaExecutor, bundle: Bundle, load: Workload, repeats: int, progress: Progress | None = None
 ) -> tuple[list[KernelInStep], dict[str, int], Times]:
-    """The kernels of a step, the values of all symbols in it, and medians over `repeats` rounds.
+    """The kernels of a step, the values of all symbols in it, and the least times of `repeats` rounds.
 
     Raises DeviceError when the logits are not finite, before or after.
     """
@@ -157,9 +157,9 @@ def time_step(
         kernels,
         sizes,
         Times(
-            cuts=[statistics.median(taken[graph]) for graph in whole],
-            alone=[statistics.median(taken[graph]) / len(graph.launches) for graph in alone],
-            step=statistics.median(loops),
+            cuts=[min(taken[graph]) for graph in whole],
+            alone=[min(taken[graph]) / len(graph.launches) for graph in alone],
+            step=min(loops),
         ),
     )
 
