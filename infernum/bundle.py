@@ -137,7 +137,7 @@ class Kernel(Record, frozen=True):
     `bytes` and `flops` are formulas per launch, over the symbols of a step and those of `infernum.dims.COSTS`.
     node         the node of the block's graph that it computes, alone or with the step before or after it
     ops, where   the primitive ops of that node, and the lines of Python (`file:line`) that called them
-    rules        the rules that made the node, in the order they fired
+    rules        the rules that made the node: rewrites, and what fused them
     origin       the nodes of the block's traced graph whose work it does
     before       what those nodes cost as kernels of their own; of several steps of one node, the first one has it
     passed_over  kernels that would have been preferred, and why each could not serve

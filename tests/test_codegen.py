@@ -509,7 +509,8 @@ def test_the_comment_over_a_kernel_says_ops_rules_and_lines() -> None:
     made = block_of(emitted(), "decoder.t1")
     ops_line, from_line, cost = comment_over(made.source, "gemv_gate_up_proj")
     assert ops_line == (
-        "// rms_norm -> linear -> columns -> columns -> silu -> mul, by swiglu_into_gemv, norm_into_gemv"
+        "// rms_norm -> linear -> columns -> columns -> silu -> mul, "
+        "by merge_gate_up, swiglu_into_gemv, norm_into_gemv"
     )
     assert re.fullmatch(r"// from (models/llama\.py:\d+(, )?)+", from_line)
     assert re.fullmatch(r"// 1 token\(s\): .*B, .*FLOP; at least .* us on one H200", cost)

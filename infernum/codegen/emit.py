@@ -7,6 +7,7 @@ from infernum.codegen.steps import Kernel
 from infernum.codegen.templates import include_text, render
 from infernum.dims import COSTS, evaluate
 from infernum.errors import CompileError
+from infernum.ir.fuse import made_by
 from infernum.ir.kernel import Target
 from infernum.ir.op import Fused
 from infernum.roofline import CONTEXT, GPUS, floor_seconds, step_symbols
@@ -54,7 +55,7 @@ def _comment(kernel: Kernel, target: Target) -> str:
     """What the kernel computes, which rule made it, the lines of Python it came from, and what it must cost."""
     op = kernel.node.op
     ops = [n.op.name for n in op.body.calls] if isinstance(op, Fused) else [op.name]
-    rules = f", by {', '.join(op.rules)}" if isinstance(op, Fused) else ""
+    rules = f", by {', '.join(made_by(kernel.node))}" if made_by(kernel.node) else ""
     symbols = step_symbols(target.max_tokens)
     moved, computed = evaluate(kernel.bytes, symbols), evaluate(kernel.flops, symbols)
     cached = any(symbol in f"{kernel.bytes} {kernel.flops}" for symbol in COSTS)

@@ -12,6 +12,7 @@ from infernum.codegen.plan import BlockPlan
 from infernum.codegen.planner import pointer
 from infernum.codegen.steps import Kernel, Product
 from infernum.dims import size
+from infernum.ir.fuse import made_by
 from infernum.ir.graph import Graph, Input, TensorType
 from infernum.ir.kernel import Target
 from infernum.ir.op import Fused
@@ -154,7 +155,7 @@ def _kernels(block: CompiledBlock, cubin: Cubin) -> list[bundle.Kernel]:
                 node=node.name,
                 template=emitted.template.name if emitted else LIBRARY,
                 ops=[n.op.name for n in node.op.body.calls] if isinstance(node.op, Fused) else [node.op.name],
-                rules=list(node.op.rules) if isinstance(node.op, Fused) else [],
+                rules=list(made_by(node)),
                 where=list(node.where),
                 origin=list(node.origins),
                 before=bundle.Cost(

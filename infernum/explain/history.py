@@ -53,7 +53,7 @@ def applied_to(variant: BlockVariant, kernel: Kernel, graph: Graph) -> list[Appl
     found: list[Firing] = []
     for firing in reversed(variant.firings):
         made = set(split(firing.made))
-        if wanted & made:
+        if wanted & made and firing.rule in kernel.rules:  # names are given again once they are free
             found.append(firing)
             wanted = (wanted - made) | set(split(firing.at)) | set(inside)
     why = reasons()

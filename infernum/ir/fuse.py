@@ -23,9 +23,8 @@ def fuse_nodes(
 
     `inputs` names the body's inputs; without it they are named after the nodes they come from.
     """
-    rules = [r for n in graph.order if n in names for r in _rules(graph.node(n))]
     flat = inlined(graph, names)
-    rules = [*rules, rule]
+    rules = [*rules_of(graph, names), rule]
     inner = {node.name for node, _ in flat.entries}
     read = list(dict.fromkeys(v for _, operands in flat.entries for v in operands if v.node not in inner))
     if inputs is None:
@@ -100,8 +99,15 @@ def renamed(node: Node, name: str) -> Node:
     return replace(node, name=name, origin=node.origins)
 
 
-def _rules(node: Node) -> tuple[str, ...]:
-    return node.op.rules if isinstance(node.op, Fused) else ()
+def made_by(node: Node) -> tuple[str, ...]:
+    """The rules that made a node: rewrites, and what fused them."""
+    return node.op.rules if isinstance(node.op, Fused) else node.rules
+
+
+def rules_of(graph: Graph, names: Iterable[str]) -> tuple[str, ...]:
+    """The rules that made the nodes `names`, in graph order, each once."""
+    wanted = set(names)
+    return tuple(dict.fromkeys(r for n in graph.order if n in wanted for r in made_by(graph.node(n))))
 
 
 def lines_of(graph: Graph, names: Iterable[str]) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ class Input:
 class Node:
     """An op call (or a graph input): what it computes, the types of its results, the DSL lines that made it.
 
-    `origin` are the nodes of the traced graph whose work it does; None: itself.
+    `origin` are the nodes of the traced graph whose work it does; None: itself. `rules` are the rewrites that made it.
     """
 
     name: str
@@ -86,6 +86,7 @@ class Node:
     attrs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     where: tuple[str, ...] = ()
     origin: tuple[str, ...] | None = None
+    rules: tuple[str, ...] = ()
 
     @property
     def origins(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 from infernum import logs
 from infernum.errors import CompileError
 from infernum.ir.block import Tensor, Trace
-from infernum.ir.fuse import fuse_nodes, lines_of, origins_of
+from infernum.ir.fuse import fuse_nodes, lines_of, origins_of, rules_of
 from infernum.ir.graph import Graph, Input, Node, TensorType, Value
 from infernum.ir.kernel import KernelSpec, LoadTime, Target, View
 from infernum.ir.match import AttrVar, Match, find_matches, why_not_replaceable
@@ -225,6 +225,7 @@ class Rewrite:
                     name=names[node.name],
                     where=lines_of(graph, stands_for[node.name]) or where,
                     origin=origins_of(graph, stands_for[node.name]),
+                    rules=self._told(graph, stands_for[node.name]),
                 ),
                 [outer(v) for v in operands],
             )
@@ -232,6 +233,10 @@ class Rewrite:
         ]
         values = {match.value(v): outer(a.value) for v, a in zip(pattern.outputs, after, strict=True)}
         return graph.replaced(match.names, added, values)
+
+    def _told(self, graph: Graph, names: list[str]) -> tuple[str, ...]:
+        """The rules that made the nodes `names`, and this one; none where there are no nodes."""
+        return tuple(dict.fromkeys((*rules_of(graph, names), self.name))) if names else ()
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class Unit:
     @property
     def rules(self) -> tuple[str, ...]:
         """The rules that made the node."""
-        return self.node.op.rules if isinstance(self.node.op, Fused) else ()
+        return tuple(self.kernels[0].rules)
 
     @property
     def templates(self) -> tuple[str, ...]:

@@ -39,7 +39,7 @@
 //   %linear_1 = linear(%add_1.1, %gate_up_proj) {out = ''} : bf16[tokens, 192]  # models/llama.py:59, models/llama.py:60
 //   %columns_4 = columns(%linear_1) {start = 0, stop = 96} : bf16[tokens, 96]  # models/llama.py:59, models/llama.py:60, models/llama.py:61
 //   %columns_5 = columns(%linear_1) {start = 96, stop = 192} : bf16[tokens, 96]  # models/llama.py:59, models/llama.py:60, models/llama.py:61
-//   %mul_2 = fused merge_pointwise(%columns_4 = %columns_4, %columns_5 = %columns_5) by merge_pointwise : bf16[tokens, 96] {  # models/llama.py:61
+//   %mul_2 = fused merge_pointwise(%columns_4 = %columns_4, %columns_5 = %columns_5) by merge_gate_up, merge_pointwise : bf16[tokens, 96] {  # models/llama.py:61
 //     %silu_2 = silu(%columns_4) : bf16[tokens, 96]  # models/llama.py:61
 //     %mul_2 = mul(%silu_2, %columns_5) : bf16[tokens, 96]  # models/llama.py:61
 //     return %mul_2
@@ -700,7 +700,7 @@ extern "C" __global__ void __launch_bounds__(32) add_rms_norm_post_attention_lay
 }
 
 // ---- silu_mul
-// silu -> mul, by merge_pointwise
+// silu -> mul, by merge_gate_up, merge_pointwise
 // from models/llama.py:61
 // 512 token(s): 295 kB, 246 kFLOP; at least 0.06 us on one H200
 // Each thread computes 8 consecutive elements of a row.

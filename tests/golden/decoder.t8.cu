@@ -14,7 +14,7 @@
 //   weight %gate_up_proj : bf16[192, 64] = "model.layers.{layer}.mlp.gate_proj.weight" [96, 64], "model.layers.{layer}.mlp.up_proj.weight" [96, 64]
 //   weight %down_proj : bf16[64, 96] = "model.layers.{layer}.mlp.down_proj.weight"
 //
-//   %linear_8 = fused norm_into_gemv(%x = %x, %input_layernorm = %input_layernorm, %q_k_v_proj = %q_k_v_proj) by norm_into_gemv : bf16[tokens, 128] {  # models/llama.py:32, models/llama.py:40, models/llama.py:41, models/llama.py:42
+//   %linear_8 = fused norm_into_gemv(%x = %x, %input_layernorm = %input_layernorm, %q_k_v_proj = %q_k_v_proj) by merge_qkv, norm_into_gemv : bf16[tokens, 128] {  # models/llama.py:32, models/llama.py:40, models/llama.py:41, models/llama.py:42
 //     %rms_norm_1 = rms_norm(%x, %input_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:32
 //     %linear_8 = linear(%rms_norm_1, %q_k_v_proj) {out = ''} : bf16[tokens, 128]  # models/llama.py:40, models/llama.py:41, models/llama.py:42
 //     return %linear_8
@@ -38,7 +38,7 @@
 //     %add_1 = add(%x, %linear_4) : bf16[tokens, 64]  # models/llama.py:33
 //     return %add_1
 //   }
-//   %mul_2 = fused norm_into_gemv(%add_1 = %add_1, %post_attention_layernorm = %post_attention_layernorm, %gate_up_proj = %gate_up_proj) by swiglu_into_gemv, norm_into_gemv : bf16[tokens, 96] {  # models/llama.py:34, models/llama.py:59, models/llama.py:60, models/llama.py:61
+//   %mul_2 = fused norm_into_gemv(%add_1 = %add_1, %post_attention_layernorm = %post_attention_layernorm, %gate_up_proj = %gate_up_proj) by merge_gate_up, swiglu_into_gemv, norm_into_gemv : bf16[tokens, 96] {  # models/llama.py:34, models/llama.py:59, models/llama.py:60, models/llama.py:61
 //     %rms_norm_2 = rms_norm(%add_1, %post_attention_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:34
 //     %linear_1 = linear(%rms_norm_2, %gate_up_proj) {out = ''} : bf16[tokens, 192]  # models/llama.py:59, models/llama.py:60
 //     %columns_4 = columns(%linear_1) {start = 0, stop = 96} : bf16[tokens, 96]  # models/llama.py:59, models/llama.py:60, models/llama.py:61
@@ -511,7 +511,7 @@ template <int HEADS, int HEAD_DIM, int LANES, int CHUNKS, int VECTOR> struct Lan
 };
 
 // ---- gemv_q_k_v_proj
-// rms_norm -> linear, by norm_into_gemv
+// rms_norm -> linear, by merge_qkv, norm_into_gemv
 // from models/llama.py:32, models/llama.py:40, models/llama.py:41, models/llama.py:42
 // 8 token(s): 19.6 kB, 133 kFLOP; at least 0.00 us on one H200
 // Each warp computes whole output columns, for all tokens at once, and strides over the columns with the grid. Its
@@ -857,7 +857,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) gemv_o_proj(
 }
 
 // ---- gemv_gate_up_proj
-// rms_norm -> linear -> columns -> columns -> silu -> mul, by swiglu_into_gemv, norm_into_gemv
+// rms_norm -> linear -> columns -> columns -> silu -> mul, by merge_gate_up, swiglu_into_gemv, norm_into_gemv
 // from models/llama.py:34, models/llama.py:59, models/llama.py:60, models/llama.py:61
 // 8 token(s): 27.3 kB, 202 kFLOP; at least 0.01 us on one H200
 // Each warp computes whole output columns, for all tokens at once, and strides over the columns with the grid. Its
