@@ -19,10 +19,11 @@ from infernum.codegen.plan import BlockPlan, plan_block
 from infernum.dims import evaluate
 from infernum.dtypes import BF16, round_to
 from infernum.fusion import add_rule, select_rules
+from infernum.ir.apply import Outcome, apply_rules
 from infernum.ir.block import BatchInputs, Tensor, Weights, block
 from infernum.ir.interpret import interpret
 from infernum.ir.kernel import Target
-from infernum.ir.rewrite import Outcome, Site, apply_rules, fusion
+from infernum.ir.rewrite import Site, fusion
 from infernum.ops import add, linear, rms_norm, silu
 
 DECODE = Target(arch=90, variant="t1", min_tokens=1, max_tokens=1, dtype=BF16)

@@ -21,10 +21,11 @@ from infernum.dtypes import DType
 from infernum.dtypes import dtype as dtype_named
 from infernum.errors import CompileError
 from infernum.fusion import select_rules
+from infernum.ir.apply import apply_rules
 from infernum.ir.block import PAGE, Block
 from infernum.ir.graph import Graph
 from infernum.ir.kernel import Target
-from infernum.ir.rewrite import Rule, apply_rules
+from infernum.ir.rewrite import Rule
 from infernum.ir.text import print_graph
 from infernum.models import sampler
 from infernum.models.config import config_hash, find_family

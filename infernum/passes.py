@@ -24,8 +24,8 @@ from pathlib import Path
 
 from infernum import logs
 from infernum.errors import CompileError
+from infernum.ir.apply import Fired, Pass, Refused
 from infernum.ir.graph import Graph
-from infernum.ir.rewrite import Fired, Pass, Refused
 from infernum.ir.text import print_graph
 
 SUMMARY = "passes.json"

@@ -14,11 +14,11 @@ from infernum.codegen.steps import Kernel
 from infernum.dtypes import DType, dtype
 from infernum.errors import ShapeError
 from infernum.fusion import rope_append
+from infernum.ir.apply import apply_rules
 from infernum.ir.block import BATCH, Tensor, Trace
 from infernum.ir.graph import Graph, Input, TensorType
 from infernum.ir.kernel import Choice, Target, choose
 from infernum.ir.op import OPS
-from infernum.ir.rewrite import apply_rules
 from infernum.ops import append, attention, embedding, rope, select_rows
 from infernum.rope import Rope
 

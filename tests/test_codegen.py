@@ -33,11 +33,12 @@ from infernum.compiler import Options, Sources, describe, emit_sources
 from infernum.dtypes import BF16
 from infernum.errors import CompileError
 from infernum.fusion import RULES, select_rules
+from infernum.ir.apply import apply_rules
 from infernum.ir.block import BatchInputs, Block, Tensor, Weights, block
 from infernum.ir.graph import Graph, Value
 from infernum.ir.kernel import Target
 from infernum.ir.op import OPS, pointwise
-from infernum.ir.rewrite import apply_rules, fusion
+from infernum.ir.rewrite import fusion
 from infernum.ir.text import parse_graph
 from infernum.models.config import understand
 from infernum.models.fields import Fields

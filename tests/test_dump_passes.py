@@ -15,8 +15,8 @@ from conftest import Outcome
 from infernum.bundle import Bundle, open_bundle
 from infernum.compiler import Options, compile_model, emit_sources
 from infernum.errors import CompileError
+from infernum.ir.apply import Fired, Pass
 from infernum.ir.graph import Graph
-from infernum.ir.rewrite import Fired, Pass
 from infernum.ir.text import parse_graph, print_graph
 from infernum.models.presets import resolve
 from infernum.passes import Passes, record_passes

@@ -19,12 +19,13 @@ from infernum.codegen.steps import Kernel
 from infernum.codegen.weights import fold_weights
 from infernum.dtypes import BF16, F32, DType, relative_error
 from infernum.fusion import RULES
+from infernum.ir.apply import apply_rules
 from infernum.ir.block import Block, Tensor, Trace
 from infernum.ir.fuse import decomposed
 from infernum.ir.graph import Graph, Input, Part, TensorType
 from infernum.ir.interpret import interpret
 from infernum.ir.kernel import Target
-from infernum.ir.rewrite import Rewrite, Rule, apply_rules
+from infernum.ir.rewrite import Rewrite, Rule
 from infernum.ir.text import parse_graph, print_graph
 from infernum.models.llama import decoder, embed, head
 from infernum.models.llama_config import LlamaConfig

@@ -15,13 +15,14 @@ from infernum.dtypes import BF16, relative_error
 from infernum.errors import CompileError
 from infernum.fusion import RULES, select_rules
 from infernum.ir import match
+from infernum.ir.apply import Outcome, apply_rules
 from infernum.ir.block import Tensor
 from infernum.ir.fuse import decomposed
 from infernum.ir.graph import Graph
 from infernum.ir.interpret import interpret
 from infernum.ir.kernel import Target
 from infernum.ir.op import Fused
-from infernum.ir.rewrite import Outcome, Rule, apply_rules, rewrite
+from infernum.ir.rewrite import Rule, rewrite
 from infernum.ir.text import parse_graph, print_graph
 from infernum.models.llama import decoder, embed, head
 from infernum.models.llama_config import LlamaConfig

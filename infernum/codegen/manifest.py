@@ -12,11 +12,11 @@ from infernum.codegen.plan import BlockPlan
 from infernum.codegen.planner import pointer
 from infernum.codegen.steps import Kernel, Product
 from infernum.dims import size
+from infernum.ir.apply import Outcome
 from infernum.ir.fuse import made_by
 from infernum.ir.graph import Graph, Input, TensorType
 from infernum.ir.kernel import Target
 from infernum.ir.op import Fused
-from infernum.ir.rewrite import Outcome
 
 LIBRARY = "cublaslt"
 """What stands for the template of a step that is the library's."""

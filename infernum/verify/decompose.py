@@ -15,10 +15,10 @@ from infernum.codegen.plan import plan_block
 from infernum.codegen.steps import Kernel
 from infernum.dtypes import dtype
 from infernum.errors import CompileError
+from infernum.ir.apply import apply_rules
 from infernum.ir.graph import Graph, Input, Node
 from infernum.ir.kernel import Target
 from infernum.ir.op import Fused
-from infernum.ir.rewrite import apply_rules
 from infernum.verify.units import Program, Unit
 
 Progress = Callable[[str, int, int], None]
