@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -257,6 +258,22 @@ def test_the_table_lists_every_kernel_and_what_is_unaccounted(
     assert found.code == 0, found.err
     for name in ("embed: embed", "decoder: scale_add", "head: logits", "greedy: greedy", "unaccounted"):
         assert name in found.out
+
+
+@pytest.mark.usefixtures("verified")
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_a_step_whose_parts_come_to_more_than_itself_is_explained(
+    infernum: Callable[..., Any], toy_on_gpu: Bundle, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    real = measured.time_step
+
+    def with_another_step(*args: Any) -> Any:
+        kernels, sizes, times = real(*args)
+        return kernels, sizes, dataclasses.replace(times, step=factor * times.cuts[-1])
+
+    monkeypatch.setattr(measured, "time_step", with_another_step)
+    found = measure_on_cli(infernum, toy_on_gpu.folder)
+    assert ("at its power limit" in " ".join(found.out.split())) == (factor < 1)
 
 
 @pytest.mark.usefixtures("verified")

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from infernum.llm import Progress
 
 
+BURSTS = (
+    "the steps ran slower one behind another, as graphs, than with pauses: at its power limit a GPU lowers its clock. "
+    "What short kernels seem to take in place is then as uncertain as that; see alone"
+)
+"""Why the parts of a step may come to more than the step."""
+
+
 @click.group("bench", short_help="Measure latency or single kernels on the GPU, next to their bounds.")
 def command() -> None:
     """Measure a model on the GPU, next to the bound that its memory sets."""
@@ -151,6 +158,8 @@ def _print_kernels(results: dict[str, Any]) -> None:
          " starting graphs, copying tokens, the host"),
         ("bounds", f"{speeds}, measured in this run; µs, alone and bound are of one launch, gain is of the step"),
     ]  # fmt: skip
+    if results["unaccounted_us"] < 0:
+        sums.append(("note", BURSTS))
     print_table("Where a step's time goes", ("", ""), sums)
 
 
