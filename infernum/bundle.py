@@ -1,9 +1,9 @@
 """What `compile` writes and `run` reads: a folder of readable kernels, cubins, graphs, and one manifest.
 
-This module is the only place where the compile side and the run side meet. It knows file formats and nothing
-about graphs, templates or GPUs.
+This module is the only place where the compile side and the run side meet; both take the records from here. It knows
+file formats and nothing about graphs, templates or GPUs.
 
-    manifest.json        everything the runtime needs to know (the structures below)
+    manifest.json        everything the runtime needs to know (the records of `infernum.manifest`)
     checksums.txt        SHA-256 of every other file, in the format of `sha256sum -c`
     rules.txt            every rule applied, or refused and why
     decoder.traced.ir    the graph of one block as it was traced, before any rule
@@ -27,250 +27,75 @@ from typing import Literal
 import msgspec
 
 from infernum.errors import BundleError
+from infernum.manifest import (
+    SCHEMA,
+    Arg,
+    BlockVariant,
+    Buffer,
+    Cost,
+    Edit,
+    Firing,
+    Formula,
+    Gemm,
+    Kernel,
+    Launch,
+    Manifest,
+    ModelInfo,
+    Plugin,
+    Pointer,
+    Record,
+    Refusal,
+    Stage,
+    Step,
+    SymbolArg,
+    TensorSpec,
+    VariantSpec,
+    Weight,
+)
 
-SCHEMA = 2
+__all__ = [
+    "CHECKSUMS",
+    "MANIFEST",
+    "SCHEMA",
+    "SECTION",
+    "Arg",
+    "BlockVariant",
+    "Buffer",
+    "Bundle",
+    "Cost",
+    "Edit",
+    "FileState",
+    "Firing",
+    "Formula",
+    "Gemm",
+    "Kernel",
+    "Launch",
+    "Manifest",
+    "ModelInfo",
+    "Plugin",
+    "Pointer",
+    "Record",
+    "Refusal",
+    "Stage",
+    "Step",
+    "SymbolArg",
+    "TensorSpec",
+    "VariantSpec",
+    "Weight",
+    "file_state",
+    "not_rebuilt",
+    "open_bundle",
+    "sections",
+    "shared_code",
+    "source_hash",
+    "update_bundle",
+    "write_bundle",
+]
+
 MANIFEST = "manifest.json"
 CHECKSUMS = "checksums.txt"
 SECTION = "\n// ---- "
 """What begins a part of an emitted `.cu`, before its name."""
-
-Formula = int | str
-"""An integer, or arithmetic over the symbols of `infernum.dims`, evaluated when a step is launched."""
-
-
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of everything stored in a manifest."""
-
-
-class TensorSpec(Record, frozen=True):
-    """A named tensor: `shape` holds integers and symbols, `dtype` a short name of `infernum.dtypes`."""
-
-    name: str
-    dtype: str
-    shape: list[Formula]
-
-
-class Buffer(Record, frozen=True):
-    """An intermediate tensor at a fixed byte offset of the block's arena."""
-
-    spec: TensorSpec
-    offset: int
-
-
-class Weight(Record, frozen=True):
-    """A tensor filled when a checkpoint is loaded: the named checkpoint tensors stacked along axis 0.
-
-    `parts` may hold `{layer}`. `part_shapes[i]` is the shape that `parts[i]` must have in the checkpoint.
-    """
-
-    spec: TensorSpec
-    parts: list[str]
-    part_shapes: list[list[int]]
-
-
-class Pointer(Record, frozen=True, tag="pointer"):
-    """A kernel argument: the address of a tensor plus `offset` bytes.
-
-    `tensor` names a buffer, a weight, a stream, a batch input or a state of the same block variant.
-    """
-
-    tensor: str
-    offset: int = 0
-
-
-class SymbolArg(Record, frozen=True, tag="symbol"):
-    """A kernel argument: the value of a symbol, passed as a 32-bit int."""
-
-    symbol: str
-
-
-Arg = Pointer | SymbolArg
-
-
-class Launch(Record, frozen=True, tag="launch"):
-    """One kernel launch. `programmatic`: the kernel waits by itself for the one before (griddepcontrol)."""
-
-    kernel: str
-    args: list[Arg]
-    grid: list[Formula]
-    block: list[int]
-    shared_bytes: int = 0
-    programmatic: bool = False
-
-
-class Gemm(Record, frozen=True, tag="gemm"):
-    """One library matrix product: out[m, n] = x[m, k] · weight[n, k]ᵀ (+ bias[n]) (+ residual[m, n]).
-
-    Row-major; `*_stride` is the distance in elements between rows. Products are accumulated in float32.
-    """
-
-    name: str
-    x: Pointer
-    weight: Pointer
-    out: Pointer
-    m: Formula
-    n: int
-    k: int
-    x_stride: int
-    out_stride: int
-    dtype: str
-    out_dtype: str
-    bias: Pointer | None = None
-    residual: Pointer | None = None
-    residual_stride: int = 0
-
-
-Step = Launch | Gemm
-
-
-class Cost(Record, frozen=True):
-    """Kernels, and the bytes and FLOPs they take together, as formulas over symbols."""
-
-    kernels: int
-    bytes: Formula
-    flops: Formula
-
-
-class Kernel(Record, frozen=True):
-    """What is known of one step: an emitted kernel, or a library product (`template` is then "cublaslt").
-
-    `bytes` and `flops` are formulas per launch, over the symbols of a step and those of `infernum.dims.COSTS`.
-    node         the node of the block's graph that it computes, alone or with the step before or after it
-    ops, where   the primitive ops of that node, and the lines of Python (`file:line`) that called them
-    rules        the rules that made the node: rewrites, and what fused them
-    origin       the nodes of the block's traced graph whose work it does
-    before       what those nodes cost as kernels of their own; of several steps of one node, the first one has it
-    passed_over  kernels that would have been preferred, and why each could not serve
-    source_hash  SHA-256 of its part of the `.cu` file as emitted; "" for a library product
-    """
-
-    name: str
-    node: str
-    template: str
-    ops: list[str]
-    rules: list[str]
-    where: list[str]
-    origin: list[str]
-    before: Cost
-    bytes: Formula
-    flops: Formula
-    passed_over: list[str] = []
-    source_hash: str = ""
-    registers: int = 0
-    stack_bytes: int = 0
-    spill_bytes: int = 0
-    static_shared_bytes: int = 0
-
-
-class Firing(Record, frozen=True):
-    """One time that a rule was applied: the nodes it took, and those it put in their place."""
-
-    rule: str
-    at: str
-    made: str
-
-
-class Refusal(Record, frozen=True):
-    """A place where a rule matched and was not applied, and why."""
-
-    rule: str
-    at: str
-    reason: str
-
-
-class Edit(Record, frozen=True):
-    """A `.cu` file that was changed by hand and compiled again: its kernels that differ from what was emitted."""
-
-    emitted_sha256: str
-    kernels: list[str]
-
-
-class Plugin(Record, frozen=True):
-    """A plugin that was loaded when the bundle was compiled, and the SHA-256 of its code and templates."""
-
-    name: str
-    sha256: str
-
-
-class BlockVariant(Record, frozen=True):
-    """One block compiled for one class of token counts.
-
-    `kernels[i]` describes `steps[i]`. `fired` counts every rule that was tried, `firings` tells them one by one.
-    `traced` and `graph` name the files of the graph before and after the rules; `shared_hash` is that of the code which
-    the kernels of `source` share, as emitted.
-
-    Tensors named by `steps` are found in `buffers`, `weights`, `stream_in`/`stream_out` (what flows from block to
-    block), `batch` (inputs of the step, such as `token_ids`) or `state` (what outlives the step: the KV cache).
-    """
-
-    block: str
-    variant: str
-    source: str
-    shared_hash: str
-    cubin: str
-    traced: str
-    graph: str
-    stream_in: list[TensorSpec]
-    stream_out: list[TensorSpec]
-    batch: list[TensorSpec]
-    state: list[TensorSpec]
-    buffers: dict[str, Buffer]
-    weights: dict[str, Weight]
-    arena_bytes: int
-    steps: list[Step]
-    kernels: list[Kernel]
-    kernels_before_fusion: int
-    fired: dict[str, int]
-    firings: list[Firing]
-    refused: list[Refusal]
-
-
-class VariantSpec(Record, frozen=True):
-    """A class of steps: of `min_tokens` to `max_tokens` tokens, and up to `max_rows` rows of logits."""
-
-    name: str
-    min_tokens: int
-    max_tokens: int
-    max_rows: int
-
-
-class Stage(Record, frozen=True):
-    """One step of the program: a block, and the layer it is applied for (None: it belongs to no layer)."""
-
-    block: str
-    layer: int | None = None
-
-
-class ModelInfo(Record, frozen=True):
-    """The model a bundle was compiled for. `config` holds every field that decides the mathematics."""
-
-    family: str
-    name: str
-    config: dict[str, object]
-    config_hash: str
-    vocab_size: int
-    context: int
-    num_layers: int
-
-
-class Manifest(Record, frozen=True):
-    """The whole bundle, but for the contents of its files. `edits` tells, by file, what a person changed by hand."""
-
-    schema: int
-    infernum: str
-    nvrtc: str
-    arch: str
-    dtype: str
-    fuse: bool
-    rules: list[str]
-    page_size: int
-    model: ModelInfo
-    variants: list[VariantSpec]
-    program: list[Stage]
-    samplers: list[str]
-    plugins: list[Plugin]
-    edits: dict[str, Edit]
-    blocks: dict[str, dict[str, BlockVariant]]
 
 
 @dataclass(frozen=True)
