@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from infernum.models.presets import ModelSource
 from infernum.passes import Passes, record_passes
 from infernum.roofline import MAX_ROWS
 
+log = logging.getLogger(__name__)
 cache_log, kernel_log = logs.channel("cache"), logs.channel("kernels")
 
 Progress = Callable[[str, int, int], None]
@@ -119,6 +121,11 @@ def cached_bundle(
             cache_log.info("the bundle is damaged and made anew: %s", error)
         else:
             cache_log.info("bundle hit %s", folder)
+            if found.manifest.edits:
+                log.warning(
+                    "%s: its kernels were edited by hand, and that is what runs; delete it for the compiler's own",
+                    folder,
+                )
             return found
     cache_log.info("bundle miss, compiling %s", folder)
     return compile_model(source, options, folder, progress=progress)

@@ -19,13 +19,14 @@ import pytest
 from conftest import Outcome
 
 from infernum import logs
-from infernum.bundle import Bundle
+from infernum.bundle import Bundle, open_bundle
 from infernum.cli import COMMANDS
 from infernum.cli.console import progress_bar
 from infernum.codegen import nvrtc
 from infernum.compiler import Options, cached_bundle, emit_sources
 from infernum.errors import InfernumError
 from infernum.models.presets import resolve
+from infernum.rebuild.edited import rebuild_bundle
 
 Run = Callable[..., Outcome]
 
@@ -177,6 +178,22 @@ def test_the_cache_says_whether_it_had_the_bundle(
     damaged = said()
     assert damaged[0].startswith("the bundle is damaged and made anew: ")
     assert [*damaged[1:], *said()] == [*missed, *hit]
+
+
+def test_a_cached_bundle_whose_kernels_were_edited_is_used_and_said_to_be_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("INFERNUM_CACHE", str(tmp_path))
+    monkeypatch.setattr("infernum.compiler._own_sources", lambda: b"the code as it is")
+    options = Options(max_batch_tokens=1)
+    made = cached_bundle(resolve("dante"), options)
+    assert not caplog.messages
+    with (made.folder / "decoder.t1.cu").open("a", encoding="utf-8") as file:
+        file.write("// looked at\n")
+    rebuild_bundle(open_bundle(made.folder), cache=tmp_path)
+    assert cached_bundle(resolve("dante"), options).manifest.edits
+    (said,) = caplog.messages
+    assert said.startswith(f"{made.folder}: its kernels were edited by hand, and that is what runs")
 
 
 def test_nothing_is_formatted_while_no_channel_is_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,12 +33,7 @@ def print_overview(bundle: Bundle) -> None:
     print_table("Variants", ("variant", "tokens", "logit rows"), variants, numbers=("logit rows",))
     rows = [
         (
-            v.block,
-            v.variant,
-            v.kernels_before_fusion,
-            len(v.steps),
-            max((k.registers for k in v.kernels), default=0) or "–",
-            sum(k.spill_bytes for k in v.kernels),
+            *sizes_of(v),
             _size(v.arena_bytes),
             ", ".join(f"{name} ×{count}" for name, count in v.fired.items() if count),
         )
@@ -167,3 +162,15 @@ def _size(nbytes: int) -> str:
         if nbytes >= 1 << power:
             return f"{nbytes / (1 << power):.1f} {unit}"
     return f"{nbytes} B"
+
+
+def sizes_of(variant: BlockVariant) -> tuple[object, ...]:
+    """Block, variant, kernels before and after fusion, most registers of a kernel, and spilled bytes."""
+    return (
+        variant.block,
+        variant.variant,
+        variant.kernels_before_fusion,
+        len(variant.steps),
+        max((k.registers for k in variant.kernels), default=0) or "–",
+        sum(k.spill_bytes for k in variant.kernels),
+    )

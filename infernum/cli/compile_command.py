@@ -117,21 +117,11 @@ def _summary(
 def _print_summary(
     bundle: Bundle, variants: list[BlockVariant], took: dict[str, float], seconds: float
 ) -> None:
+    from infernum.cli.bundle_tables import sizes_of
     from infernum.cli.console import print_table
 
     manifest = bundle.manifest
-    rows = [
-        (
-            v.block,
-            v.variant,
-            v.kernels_before_fusion,
-            len(v.steps),
-            max((k.registers for k in v.kernels), default=0) or "–",
-            sum(k.spill_bytes for k in v.kernels),
-            f"{took[f'{v.block}.{v.variant}']:.2f} s",
-        )
-        for v in variants
-    ]
+    rows = [(*sizes_of(v), f"{took[f'{v.block}.{v.variant}']:.2f} s") for v in variants]
     columns = (
         "block",
         "variant",

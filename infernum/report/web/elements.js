@@ -112,3 +112,22 @@ function fitText(text, font, width) {
 // A colour for a kernel's hue: a fill that text can stand on, or a line.
 const fillOf = (hue) => (hue === undefined ? "var(--free)" : `hsl(${hue} var(--fill))`);
 const lineOf = (hue) => (hue === undefined ? "var(--free-line)" : `hsl(${hue} var(--line))`);
+
+// Lines across a drawing at values of its vertical scale, each labelled at its left.
+function rowsOf(svg, ticks, y, margin, width, label) {
+    const rows = svg
+        .append("g")
+        .attr("class", "axis")
+        .selectAll("g")
+        .data(ticks)
+        .join("g")
+        .attr("transform", (tick) => `translate(0,${y(tick)})`);
+    rows.append("line")
+        .attr("x1", margin.left)
+        .attr("x2", width - margin.right);
+    rows.append("text")
+        .attr("x", margin.left - 8)
+        .attr("dy", "0.32em")
+        .attr("text-anchor", "end")
+        .text(label);
+}

@@ -72,21 +72,8 @@ function drawPlan(here) {
 
     const unit = tickUnit(here.arena_bytes);
     const ticks = d3.ticks(0, here.arena_bytes / unit.size, 6).map((tick) => tick * unit.size);
-    const grid = svg
-        .append("g")
-        .attr("class", "axis")
-        .selectAll("g")
-        .data(ticks)
-        .join("g")
-        .attr("transform", (tick) => `translate(0,${y(tick)})`);
-    grid.append("line")
-        .attr("x1", margin.left)
-        .attr("x2", width - margin.right);
-    grid.append("text")
-        .attr("x", margin.left - 8)
-        .attr("dy", "0.32em")
-        .attr("text-anchor", "end")
-        .text((tick) => (tick ? `${digits(tick / unit.size)} ${unit.name}` : "0"));
+    const label = (tick) => (tick ? `${digits(tick / unit.size)} ${unit.name}` : "0");
+    rowsOf(svg, ticks, y, margin, width, label);
     svg.append("text")
         .attr("class", "axis-title")
         .attr("transform", `translate(14,${(height - margin.bottom + margin.top) / 2}) rotate(-90)`)

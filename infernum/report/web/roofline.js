@@ -91,21 +91,7 @@ function drawRoof(kernels, hasTimes) {
 
     const decades = (scale) =>
         scale.ticks(6).filter((tick) => Math.abs(Math.log10(tick) - Math.round(Math.log10(tick))) < 1e-9);
-    const rows = svg
-        .append("g")
-        .attr("class", "axis")
-        .selectAll("g")
-        .data(decades(y))
-        .join("g")
-        .attr("transform", (tick) => `translate(0,${y(tick)})`);
-    rows.append("line")
-        .attr("x1", margin.left)
-        .attr("x2", width - margin.right);
-    rows.append("text")
-        .attr("x", margin.left - 8)
-        .attr("dy", "0.32em")
-        .attr("text-anchor", "end")
-        .text((tick) => si(tick, "FLOP/s"));
+    rowsOf(svg, decades(y), y, margin, width, (tick) => si(tick, "FLOP/s"));
     const columns = svg
         .append("g")
         .attr("class", "axis")
