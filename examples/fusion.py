@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infernum.codegen.cubin import cache_folder
+from infernum.cache import cache_folder
 from infernum.codegen.emit import emit_block
 from infernum.codegen.nvrtc import compile_all
 from infernum.codegen.plan import BlockPlan, plan_block

@@ -12,7 +12,8 @@ from typing import Any
 
 import infernum.ops  # noqa: F401 - fills the registry
 from infernum import __version__, bundle, logs, plugins
-from infernum.codegen.cubin import Cubin, cache_folder
+from infernum.cache import cache_folder
+from infernum.codegen.cubin import Cubin
 from infernum.codegen.emit import emit_block
 from infernum.codegen.manifest import CompiledBlock, describe_block, traced_name
 from infernum.codegen.nvrtc import compile_all, nvrtc_version, parse_arch
@@ -25,7 +26,7 @@ from infernum.fusion import select_rules
 from infernum.ir.apply import apply_rules
 from infernum.ir.block import PAGE, Block
 from infernum.ir.graph import Graph
-from infernum.ir.kernel import Target
+from infernum.ir.kernel import Target, Tuned
 from infernum.ir.rewrite import Rule
 from infernum.ir.text import print_graph
 from infernum.models import sampler
@@ -43,7 +44,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Options:
-    """What to compile a model for. `dtype` auto: as the checkpoint stores it. `dump`: a folder for graphs by pass."""
+    """What to compile a model for. `dtype` auto: as the checkpoint stores it. `dump`: a folder for graphs by pass.
+
+    `tuned`: parameters of kernels by key, as `infernum tune` found them (`infernum.machine.tuned_here`).
+    """
 
     arch: str = "sm_90a"
     dtype: str = "auto"
@@ -51,6 +55,7 @@ class Options:
     rules: tuple[str, ...] = ()
     max_batch_tokens: int = 4096
     dump: Path | None = None
+    tuned: Mapping[str, Tuned] = field(default_factory=dict[str, Tuned], hash=False)
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,12 @@ def emit_sources(source: ModelSource, options: Options, passes: Passes | None = 
         sources.passes.traced(traced, time.perf_counter() - begin)
         for variant in sources.variants:
             target = Target(
-                parse_arch(options.arch), variant.name, variant.min_tokens, variant.max_tokens, dtype
+                parse_arch(options.arch),
+                variant.name,
+                variant.min_tokens,
+                variant.max_tokens,
+                dtype,
+                options.tuned,
             )
             sources.blocks.append(compile_block(traced, target, rules, sources))
     return sources
@@ -257,6 +267,7 @@ def _cache_key(source: ModelSource, options: Options) -> str:
         options.dtype,
         options.fuse,
         options.rules,
+        sorted((key, sorted(kept.values.items()), kept.why) for key, kept in options.tuned.items()),
     ]
     facts += [options.max_batch_tokens, nvrtc_version(), __version__, bundle.SCHEMA, plugins.loaded()]
     digest.update(repr(facts).encode())

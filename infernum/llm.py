@@ -23,7 +23,7 @@ from infernum.engine.engine import Completion, Engine, Event, Statistics
 from infernum.engine.sampling_params import SamplingParams
 from infernum.engine.tokenizer import Tokenizer, load_tokenizer
 from infernum.errors import BundleError, CheckpointError, RequestError
-from infernum.machine import DEFAULT_ARCH, Device, choose_device, native_arch
+from infernum.machine import DEFAULT_ARCH, Device, choose_device, native_arch, tuned_here
 from infernum.models.config import GenerationDefaults, config_hash
 from infernum.models.presets import ModelSource, resolve
 from infernum.runtime.batch import Executor, Float32
@@ -198,13 +198,16 @@ def compile_for(
     rules: Sequence[str],
     progress: Progress | None,
 ) -> Bundle:
-    """A bundle of the model for this device, from the cache or compiled now. Raises CompileError."""
+    """A bundle of the model for this device, from the cache or compiled now, with what was tuned on this GPU.
+
+    Raises CompileError.
+    """
     from infernum.compiler import Options, cached_bundle
 
     arch = native_arch() if device == "cuda" else DEFAULT_ARCH
-    return cached_bundle(
-        source, Options(arch=arch, dtype=dtype, fuse=fuse, rules=tuple(rules)), progress=progress
-    )
+    tuned = tuned_here(config_hash(source.config), arch) if device == "cuda" else {}
+    options = Options(arch=arch, dtype=dtype, fuse=fuse, rules=tuple(rules), tuned=tuned)
+    return cached_bundle(source, options, progress=progress)
 
 
 def check_bundle(bundle: Bundle, source: ModelSource, dtype: str = "auto") -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from infernum.errors import DeviceError, RequestError
 from infernum.runtime import driver
+
+if TYPE_CHECKING:
+    from infernum.ir.kernel import Tuned
 
 Device = Literal["cuda", "cpu"]
 
@@ -55,6 +58,18 @@ def native_arch(index: int = 0) -> str:
 def default_arch() -> str:
     """The architecture of the GPU at hand, else `DEFAULT_ARCH`."""
     return native_arch() if driver.gpu_available() else DEFAULT_ARCH
+
+
+def tuned_here(model: str, arch: str) -> dict[str, Tuned]:
+    """What `infernum tune` found for a model, by the hash of its config, on the GPU at hand.
+
+    Nothing without a GPU, or when `arch` is not what is compiled for it.
+    """
+    from infernum.codegen.tuned import load_tuned
+
+    if not driver.gpu_available() or native_arch() != arch:
+        return {}
+    return load_tuned(driver.gpu_facts(0).name, model)
 
 
 def _runs_on(arch: str, capability: int) -> bool:

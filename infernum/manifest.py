@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised with every change that an older version could not read."""
 
 Formula = int | str
@@ -104,6 +104,22 @@ class Cost(Record, frozen=True):
     flops: Formula
 
 
+class Parameters(Record, frozen=True):
+    """The parameters of a kernel that may be tuned.
+
+    key         what `infernum tune` knows the choice by
+    values      what was chosen, by name; `default`: what the architecture has without tuning
+    candidates  how many combinations there are to try
+    why         where the values come from, such as "default for sm_90a"
+    """
+
+    key: str
+    values: dict[str, int]
+    default: dict[str, int]
+    candidates: int
+    why: str
+
+
 class Kernel(Record, frozen=True):
     """What is known of one step: an emitted kernel, or a library product (`template` is then "cublaslt").
 
@@ -114,6 +130,7 @@ class Kernel(Record, frozen=True):
     origin       the nodes of the block's traced graph whose work it does
     before       what those nodes cost as kernels of their own; of several steps of one node, the first one has it
     passed_over  kernels that would have been preferred, and why each could not serve
+    parameters   what was chosen of the parameters that may be tuned; None: there are none
     source_hash  SHA-256 of its part of the `.cu` file as emitted; "" for a library product
     """
 
@@ -128,6 +145,7 @@ class Kernel(Record, frozen=True):
     bytes: Formula
     flops: Formula
     passed_over: list[str] = []
+    parameters: Parameters | None = None
     source_hash: str = ""
     registers: int = 0
     stack_bytes: int = 0

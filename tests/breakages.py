@@ -46,12 +46,23 @@ BREAKAGES = [
         # With one position in a split, seven of eight warps have nothing to wait for and merge what is not there yet.
         "missing sync",
         "decoder",
-        "t8",
+        "t64",
         "attention_split",
         "    lane.store(parts);\n    __syncthreads();\n",
         "    lane.store(parts);\n",
     ),
-    Breakage("wrong scale", "decoder", "prefill", "attention_prefill", "base_two(0.125f)", "base_two(0.25f)"),
+    Breakage(
+        # As above: a token alone leaves all warps but one with nothing to wait for.
+        "missing sync in the fused kernel",
+        "decoder",
+        "t8",
+        "attend",
+        "    lane.store(parts);\n    __syncthreads();\n",
+        "    lane.store(parts);\n",
+    ),
+    Breakage(
+        "wrong scale", "decoder", "prefill", "attention_prefill_wgmma", "base_two(0.125f)", "base_two(0.25f)"
+    ),
     Breakage(
         "unwritten tail",
         "decoder",
@@ -64,7 +75,7 @@ BREAKAGES = [
         "swapped halves",
         "decoder",
         "t8",
-        "rope_append",
+        "attend",
         "rotation.turn(first, second);",
         "rotation.turn(second, first);",
     ),
@@ -80,9 +91,9 @@ BREAKAGES = [
         "page read off by one",
         "decoder",
         "t1",
-        "attention_split",
-        "pages[position / PAGE]",
-        "pages[(position + 1) / PAGE]",
+        "attend",
+        "position < end ? pages[position / PAGE]",
+        "position < end ? pages[(position + 1) / PAGE]",
     ),
     Breakage(
         "missing last split",
@@ -99,6 +110,14 @@ BREAKAGES = [
         "gemv_gate_up_proj",
         "part_0 = round_to<bf16_t>(sum[0][0]);\n        const float part_1 = round_to<bf16_t>(sum[1][0]);",
         "part_0 = round_to<bf16_t>(sum[1][0]);\n        const float part_1 = round_to<bf16_t>(sum[0][0]);",
+    ),
+    Breakage(
+        "gate and up swapped on tensor cores",
+        "decoder",
+        "t8",
+        "gemv_mma_gate_up_proj",
+        "part_0 = round_to<bf16_t>(whole_0);\n        const float part_1 = round_to<bf16_t>(whole_1);",
+        "part_0 = round_to<bf16_t>(whole_1);\n        const float part_1 = round_to<bf16_t>(whole_0);",
     ),
     Breakage(
         # Shows where a row is all zeros or its squares vanish: 1 / sqrt(0) is infinite.
@@ -122,7 +141,7 @@ BREAKAGES = [
         "residual not added",
         "decoder",
         "t8",
-        "gemv_down_proj",
+        "gemv_mma_down_proj",
         "add_2 = add_1_value + part_0;",
         "add_2 = part_0;",
     ),

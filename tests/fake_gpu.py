@@ -131,6 +131,11 @@ class FakeStream:
         assert self.capturing is None
         event.stream, event.mark = self, self.done + len(self.waiting)
 
+    def wait(self, event: FakeEvent) -> None:
+        stream, mark = event.stream, event.mark
+        assert stream is not None, "waiting for an event that was never recorded"
+        self.put(lambda: stream.run_until(mark))
+
     def launch_config(self, block: tuple[int, int, int], shared_bytes: int, programmatic: bool) -> FakeConfig:
         return FakeConfig(block, shared_bytes, programmatic)
 

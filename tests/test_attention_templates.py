@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from infernum.codegen import nvrtc
+from infernum.codegen.cubin import KernelResources, parse_resources
 from infernum.codegen.emit import emit_block
 from infernum.codegen.nvrtc import compile_cuda, supported_archs
 from infernum.codegen.plan import plan_block
@@ -109,7 +111,35 @@ def test_one_token_splits_its_context(arch: str, heads: int, kv_heads: int, dim:
 )
 def test_a_prompt_runs_on_tensor_cores(arch: str, heads: int, kv_heads: int, dim: int, of: str) -> None:
     found = kernels(lambda inputs: attend(inputs, heads, kv_heads, dim), arch, 8192, of)
-    assert found == ["attention_prefill"]
+    on_hopper = arch == "sm_90a" and dim in (64, 128)
+    assert found == ["attention_prefill_wgmma" if on_hopper else "attention_prefill"]
+
+
+@pytest.mark.skipif("sm_90a" not in KNOWN, reason="NVRTC does not know Hopper")
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "of"),
+    [
+        (8, 8, 64, "bf16"),
+        (64, 8, 64, "bf16"),
+        (71, 71, 128, "bf16"),
+        (64, 8, 128, "bf16"),
+        (14, 2, 128, "f16"),
+    ],
+)
+def test_products_of_a_warpgroup_are_not_serialized(
+    heads: int, kv_heads: int, dim: int, of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[str] = []
+
+    def parse(messages: str) -> dict[str, KernelResources]:
+        reports.append(messages)
+        return parse_resources(messages)
+
+    monkeypatch.setattr(nvrtc, "parse_resources", parse)
+    found = kernels(lambda inputs: attend(inputs, heads, kv_heads, dim), "sm_90a", 8192, of)
+    assert found == ["attention_prefill_wgmma"]
+    assert len(reports) == 1 and "registers" in reports[0]
+    assert "C7" not in reports[0], "ptxas serializes products, or ignores who gives up registers"
 
 
 @pytest.mark.parametrize(

@@ -208,17 +208,17 @@ def test_a_result_in_place_is_where_its_operand_is() -> None:
 
 def test_a_fused_result_in_place_is_where_its_operand_is_and_is_not_a_parameter_twice() -> None:
     plan = block_of(emitted(), "decoder.t8").plan
-    (rope,) = [s for s in plan.steps if isinstance(s, Kernel) and s.name == "rope_append"]
-    assert plan.places[Value(rope.node.name, 1)] == plan.places[Value("kv")]
-    assert [o.name for o in rope.operands if o.place.tensor == "kv"] == ["kv"]
-    assert not next(o for o in rope.operands if o.name == "kv").const
+    (attend,) = [s for s in plan.steps if isinstance(s, Kernel) and s.name == "attend"]
+    assert plan.places[Value(attend.node.name, 1)] == plan.places[Value("kv")]
+    assert [o.name for o in attend.operands if o.place.tensor == "kv"] == ["kv"]
+    assert not next(o for o in attend.operands if o.name == "kv").const
 
 
 def test_the_offsets_of_merged_queries_keys_and_values_reach_the_manifest_in_bytes() -> None:
     sources = emitted()
     steps = describe(sources, no_cubins(sources)).blocks["decoder"]["t8"].steps
-    (rope,) = [s for s in steps if isinstance(s, bundle.Launch) and s.kernel == "rope_append"]
-    q, k, v = (arg for arg in rope.args[:3] if isinstance(arg, bundle.Pointer))
+    (attend,) = [s for s in steps if isinstance(s, bundle.Launch) and s.kernel == "attend"]
+    q, k, v = (arg for arg in attend.args[:3] if isinstance(arg, bundle.Pointer))
     assert len({q.tensor, k.tensor, v.tensor}) == 1
     assert (q.offset, k.offset, v.offset) == (0, 2 * 64, 2 * 96)
 
@@ -486,12 +486,12 @@ def comment_over(text: str, kernel: str) -> list[str]:
 @pytest.mark.parametrize("mlp_bias", [False, True])
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("variant", ["t1", "t8"])
-def test_a_layer_takes_seven_kernels_for_few_tokens(
+def test_a_layer_takes_six_kernels_for_few_tokens(
     attention_bias: bool, mlp_bias: bool, arch: str, variant: str
 ) -> None:
     sources = emitted(TINY | {"attention_bias": attention_bias, "mlp_bias": mlp_bias}, arch=arch)
     layer = block_of(sources, f"decoder.{variant}")
-    assert len(layer.plan.steps) == 7
+    assert len(layer.plan.steps) == 6
     assert len(layer.before.steps) >= 18
 
 

@@ -54,7 +54,7 @@ def test_there_is_one_file_for_every_rule_that_fired_in_order(dumped: Dumped) ->
         "00-traced.ir",
         "01-merge_qkv.ir",
         "02-merge_gate_up.ir",
-        "03-rope_append.ir",
+        "03-attend.ir",
         "04-swiglu_into_gemv.ir",
         "05-residual_into_gemv.ir",
         "06-norm_into_gemv.ir",
@@ -81,20 +81,20 @@ def test_a_file_begins_with_what_the_rule_did_and_why_and_how_long_it_took(dumpe
     text = dumped.pass_files("decoder.t1")[5].read_text()
     heading = [line for line in text.splitlines() if line.startswith("#")]
     assert heading[0].startswith("# decoder.t1: residual_into_gemv: The residual is added to the sum")
-    assert heading[1].startswith("# fired 2 time(s), ") and heading[1].endswith(" ms, 17 -> 15 nodes")
+    assert heading[1].startswith("# fired 2 time(s), ") and heading[1].endswith(" ms, 16 -> 14 nodes")
     assert heading[2:] == ["#   at linear_4, add_1 -> add_1", "#   at linear_7, add_2 -> add_2"]
 
 
 def test_the_table_lists_every_pass_with_what_it_did_and_its_time(dumped: Dumped) -> None:
     lines = (dumped.folder / "decoder.t1" / "passes.txt").read_text().splitlines()
-    assert lines[0] == "decoder.t1: 21 nodes traced, 13 after the rules, 7 kernels"
+    assert lines[0] == "decoder.t1: 21 nodes traced, 12 after the rules, 6 kernels"
     assert lines[2].split() == ["pass", "fired", "refused", "nodes", "ms"]
     table = lines[3 : lines.index("", 3)]
     rules = dumped.bundle.manifest.rules
     assert [line.split()[0] for line in table[:-1]] == ["trace", *rules, "plan", "emit", "nvrtc"]
     by_name = {line.split()[0]: line.split()[1:-1] for line in table}
     assert by_name["merge_qkv"] == ["1", "21", "->", "22"]
-    assert by_name["bias_into_linear"] == ["2", "21"]
+    assert by_name["bias_into_linear"] == ["2", "20"]
     total = sum(float(line.split()[-1]) for line in table[:-1])
     assert float(table[-1].split()[-1]) == pytest.approx(total, abs=0.2)
 

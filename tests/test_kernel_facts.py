@@ -95,9 +95,13 @@ def test_merged_products_keep_each_ones_line_and_the_rest_its_own() -> None:
 def test_a_preferred_kernel_that_could_not_serve_is_named_with_the_reason() -> None:
     _, variant = next(v for v in variants_of("plain") if v[0].stem == "decoder.t64")
     product = next(k for k in variant.kernels if k.template == "cublaslt")
-    assert product.passed_over and product.passed_over[0].startswith("gemv: ")
+    tensor_cores, scalar = product.passed_over
+    assert tensor_cores == "gemv_mma: tensor cores multiply bf16 and f16 here, not f32"
+    assert scalar.startswith("gemv: ")
     split = next(k for k in variant.kernels if k.template == "attention_split")
-    assert split.passed_over[0].startswith("attention_prefill: with at most 64 tokens")
+    wgmma, prefill = split.passed_over
+    assert wgmma.startswith("attention_prefill_wgmma: with at most 64 tokens")
+    assert prefill.startswith("attention_prefill: with at most 64 tokens")
 
 
 def test_the_embedding_moves_the_rows_it_takes_and_not_the_table() -> None:
@@ -111,15 +115,16 @@ def test_the_embedding_moves_the_rows_it_takes_and_not_the_table() -> None:
 def test_attention_is_counted_the_cache_that_it_reads_and_its_two_products() -> None:
     sources = emit_sources(resolve("llama"), Options())
     cfg: Any = sources.source.config
-    steps = {b.stem: [s for s in b.plan.steps if s.name.startswith("attention_")] for b in sources.blocks}
+    steps = {b.stem: [s for s in b.plan.steps if s.name.startswith("atten")] for b in sources.blocks}
     heads, kv_heads, dim = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
-    split, combine = steps["decoder.t1"]
+    attend, combine = steps["decoder.t1"]
     at = roofline.step_symbols(1, context=1000)
-    query_and_table = 2 * heads * dim + 2 * 4 + 16 * 4  # bf16 query, position, sequence, 16 pages
-    assert evaluate(split.bytes, at) == 2 * kv_heads * dim * 2 * 1000 + query_and_table
-    assert evaluate(split.flops, at) == 4 * heads * dim * 1000
+    token = 2 * (heads + 2 * kv_heads) * dim + 2 * 2 * kv_heads * dim  # bf16 q, k, v; k and v written
+    batch = 2 * 4 + 2 * 4 + 16 * 4  # position and sequence, 2 starts, 16 pages
+    assert evaluate(attend.bytes, at) == 2 * kv_heads * dim * 2 * 1000 + token + batch
+    assert evaluate(attend.flops, at) == 4 * heads * dim * 1000 + 3 * (heads + kv_heads) * dim
     assert evaluate(combine.flops, at) == 0
-    prompt = next(s for s in steps["decoder.prefill"] if s.template.name == "attention_prefill")
+    prompt = next(s for s in steps["decoder.prefill"] if s.template.name == "attention_prefill_wgmma")
     at = roofline.step_symbols(2048, context=2048)
     assert evaluate(prompt.flops, at) == 4 * heads * dim * (2048 * 2049 // 2)
 

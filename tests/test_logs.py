@@ -129,8 +129,8 @@ LINES = {
         r"decoder\.t1: (plan|emit|nvrtc) \d+\.\d ms",
     ],
     "kernels": [
-        r"decoder\.t1: gemv_o_proj: gemv chosen; \d+ registers, 0 bytes spilled",
-        r"decoder\.t1: attention_split: attention_split chosen; passed over attention_prefill: .*; \d+ registers, 0 .*",
+        r"decoder\.t1: attend: attend chosen; \d+ registers, 0 bytes spilled",
+        r"decoder\.t1: gemv_o_proj: gemv chosen; passed over gemv_mma: at one token, .*; \d+ registers, 0 bytes .*",
     ],
     "cache": [r"decoder\.t1\.cu hit [0-9a-f]{16}"],
 }
@@ -368,7 +368,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 }
 """By command, what it is given; BUNDLE is a compiled model, OUT a folder to write."""
 
-NEEDS_A_GPU = {"bench latency", "bench kernels", "profile"}
+NEEDS_A_GPU = {"bench latency", "bench kernels", "profile", "tune"}
 
 
 @pytest.mark.parametrize("command", sorted(set(json_commands()) - NEEDS_A_GPU))

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from infernum.codegen import cubin as cubins
+from infernum.cache import cache_folder, write_whole
 from infernum.codegen import nvrtc
-from infernum.codegen.cubin import KernelResources, cache_folder, parse_resources
+from infernum.codegen.cubin import KernelResources, parse_resources
 from infernum.codegen.nvrtc import (
     ARCHS,
     arch_name,
@@ -199,7 +199,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(Path, "replace", no_rename)
     with pytest.raises(OSError, match="disk full"):
-        cubins.write_whole(tmp_path / "a.cubin", b"data")
+        write_whole(tmp_path / "a.cubin", b"data")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,6 +10,7 @@ import pytest
 from graph_inputs import copied, random_inputs, stacked
 from oracle.configs import case
 
+from infernum.codegen.plan import plan_block
 from infernum.codegen.weights import fold_weights
 from infernum.dtypes import BF16, relative_error
 from infernum.errors import CompileError
@@ -50,7 +51,7 @@ def llama(**settings: object) -> LlamaConfig:
 
 # ---- in a Llama
 
-FEW = {"merge_qkv": 1, "rope_append": 1, "residual_into_gemv": 2, "norm_into_gemv": 2}
+FEW = {"merge_qkv": 1, "attend": 1, "residual_into_gemv": 2, "norm_into_gemv": 2}
 MANY = {"merge_qkv": 1, "rope_append": 1, "add_rms_norm": 1, "residual_into_gemm": 1}
 PLAIN_FEW = {"merge_gate_up": 1, "swiglu_into_gemv": 1}
 PLAIN_MANY = {"merge_gate_up": 1, "merge_pointwise": 1}
@@ -85,7 +86,8 @@ def firings(attention_bias: bool, mlp_bias: bool, target: Target) -> dict[str, i
 def test_each_rule_fires_as_often_in_a_llama_layer_as_expected(
     attention_bias: bool, mlp_bias: bool, variant: str
 ) -> None:
-    traced = decoder.trace(llama(attention_bias=attention_bias, mlp_bias=mlp_bias), BF16)
+    config = llama(head_dim=32, attention_bias=attention_bias, mlp_bias=mlp_bias)
+    traced = decoder.trace(config, BF16)
     expected = firings(attention_bias, mlp_bias, TARGETS[variant])
     assert outcome(traced, *RULES, variant=variant).fired == expected
 
@@ -281,6 +283,47 @@ bf16[pages, 2, 2, 64, 16]  # m.py:2
 }}
 """
 
+ATTENDED = f"""\
+graph g {{
+  stream %q : bf16[tokens, 4, 16]
+  stream %k : bf16[tokens, 2, 16]
+  stream %v : bf16[tokens, 2, 16]
+  state %kv : bf16[pages, 2, 2, 64, 16]
+{BATCH}\
+  batch %query_start : i32[seqs + 1]
+
+  %rope_1 = rope(%q, %positions) {ROPE} : bf16[tokens, 4, 16]  # m.py:1
+  %rope_2 = rope(%k, %positions) {ROPE} : bf16[tokens, 2, 16]  # m.py:1
+  %append_1 = append(%kv, %rope_2, %v, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # m.py:2
+  %attention_1 = attention(%rope_1, %append_1, %positions, %sequence, %query_start, %page_table) \
+{{scale = 0.25}} : bf16[tokens, 4, 16]  # m.py:3
+  return %attention_1, %append_1
+}}
+"""
+ATTENDED_IN_ONE = f"""\
+graph g {{
+  stream %q : bf16[tokens, 4, 16]
+  stream %k : bf16[tokens, 2, 16]
+  stream %v : bf16[tokens, 2, 16]
+  state %kv : bf16[pages, 2, 2, 64, 16]
+{BATCH}\
+  batch %query_start : i32[seqs + 1]
+
+  %attention_1, %attention_1.1 = fused attend(%q = %q, %k = %k, %v = %v, %kv = %kv, %positions = %positions, \
+%sequence = %sequence, %query_start = %query_start, %page_table = %page_table) by attend : \
+bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {{  # m.py:1, m.py:2, m.py:3
+    %rope_1 = rope(%q, %positions) {ROPE} : bf16[tokens, 4, 16]  # m.py:1
+    %rope_2 = rope(%k, %positions) {ROPE} : bf16[tokens, 2, 16]  # m.py:1
+    %append_1 = append(%kv, %rope_2, %v, %positions, %sequence, %page_table) : \
+bf16[pages, 2, 2, 64, 16]  # m.py:2
+    %attention_1 = attention(%rope_1, %append_1, %positions, %sequence, %query_start, %page_table) \
+{{scale = 0.25}} : bf16[tokens, 4, 16]  # m.py:3
+    return %attention_1, %append_1
+  }}
+  return %attention_1, %attention_1.1
+}}
+"""
+
 BIAS = """\
 graph g {
   stream %x : bf16[tokens, 64]
@@ -471,6 +514,7 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
     "merge_qkv_bias": ("t1", QKV_BIAS, QKV_BIAS_MERGED),
     "merge_gate_up": ("prefill", GATE_UP, GATE_UP_MERGED),
     "merge_gate_up_bias": ("prefill", GATE_UP_BIAS, GATE_UP_BIAS_MERGED),
+    "attend": ("t8", ATTENDED, ATTENDED_IN_ONE),
     "rope_append": ("t64", ROTATED, ROTATED_AND_STORED),
     "bias_into_linear": ("prefill", BIAS, BIAS_INSIDE),
     "swiglu_into_gemv": ("t8", SWIGLU, SWIGLU_INSIDE),
@@ -491,6 +535,13 @@ def test_each_rule_makes_of_its_example_what_is_stated(name: str) -> None:
     found = outcome(before, RULE[name], variant=variant)
     assert found.fired == {name: 1}
     assert print_graph(found.graph) == after
+
+
+@pytest.mark.parametrize("variant", TARGETS)
+def test_few_tokens_attend_in_one_and_many_are_only_turned_and_stored(variant: str) -> None:
+    found = outcome(ATTENDED, RULE["attend"], RULE["rope_append"], variant=variant)
+    few = variant in ("t1", "t8")
+    assert found.fired == {"attend": few, "rope_append": not few}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -797,6 +848,35 @@ REFUSALS = {
         "q is bf16[tokens, 2, 32] and k bf16[tokens, 2, 16]: one kernel has one head size",
         ROTATED.replace("[tokens, 4, 16]", "[tokens, 2, 32]"),
     ),
+    "queries and keys that attend have different head sizes": Refusal(
+        "attend",
+        WHEN,
+        "q is bf16[tokens, 2, 32] and k bf16[tokens, 2, 16]: one kernel has one head size",
+        ATTENDED.replace("[tokens, 4, 16]", "[tokens, 2, 32]"),
+    ),
+    "new keys of many tokens": Refusal(
+        "attend",
+        WHEN,
+        "k is bf16[tokens, 2, 16]: a block holds the new keys of up to 8 tokens, and a step has up to 64",
+        ATTENDED,
+        "t64",
+    ),
+    "pairs of a head do not divide the threads": Refusal(
+        "attend",
+        WHEN,
+        "k is bf16[tokens, 2, 80]: threads do not share out the 40 pairs of a head evenly",
+        ATTENDED.replace(", 16]", ", 80]"),
+        "t8",
+    ),
+    "a key is read besides": Refusal(
+        "attend",
+        GUARD_USED,
+        "%rope_2 would be gone, but flatten_1 reads it too",
+        ATTENDED.replace(
+            "  return %attention_1, %append_1",
+            "  %flatten_1 = flatten(%rope_2) : bf16[tokens, 32]\n  return %attention_1, %append_1, %flatten_1",
+        ),
+    ),
     "a vector is added before a norm": Refusal(
         "add_rms_norm",
         WHEN,
@@ -901,6 +981,50 @@ def test_without_the_guard_on_inputs_a_rewrite_reads_what_it_removes(monkeypatch
     open_to_all = [c for c in reassociate.candidates(parse_graph(text), target) if c.reason is None]
     with pytest.raises((AssertionError, KeyError), match="add_1"):
         open_to_all[0].apply()
+
+
+# ---- what is written in place
+
+LATE = """\
+  %attention_2 = attention(%q, %kv, %positions, %sequence, %query_start, %page_table) \
+{scale = 0.25} : bf16[tokens, 4, 16]  # m.py:4
+"""
+
+
+@pytest.mark.parametrize("of", ["kv", "kept"])
+def test_after_attend_nothing_may_read_the_cache_as_it_was(of: str) -> None:
+    made = print_graph(outcome(ATTENDED, RULE["attend"]).graph)
+    plan_block(parse_graph(made), TARGETS["t1"])
+    if of == "kept":
+        wrong, late = (
+            made.replace("return %attention_1,", "return %kv, %attention_1,"),
+            "what comes after the block",
+        )
+    else:
+        wrong = made.replace("  return %attention_1,", f"{LATE}  return %attention_2, %attention_1,")
+        late = "attention_2"
+    with pytest.raises(CompileError) as error:
+        plan_block(parse_graph(wrong), TARGETS["t1"])
+    assert str(error.value) == (
+        f"m.py:1, m.py:2, m.py:3: attend changes %kv in place, but {late} may read it later; "
+        "use the result of attend there"
+    )
+
+
+def test_it_is_enough_that_one_result_of_attend_is_used() -> None:
+    made = print_graph(outcome(ATTENDED, RULE["attend"]).graph)
+    whole, *outputs = "return %attention_1, %attention_1.1\n", "%attention_1", "%attention_1.1"
+    head, _, tail = made.rpartition(f"  {whole}")
+    for output in outputs:
+        assert plan_block(parse_graph(f"{head}  return {output}\n{tail}"), TARGETS["t1"]).steps
+    other = (
+        head.replace("%q :", "%z : bf16[tokens, 64]\n  stream %q :")
+        + "  %silu_1 = silu(%z) : bf16[tokens, 64]\n"
+    )
+    with pytest.raises(
+        CompileError, match="attend changes %kv in place, but nothing uses its result: return it"
+    ):
+        plan_block(parse_graph(f"{other}  return %silu_1\n{tail}"), TARGETS["t1"])
 
 
 # ---- matching

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,40 @@ def test_tokens_must_be_read_before_their_place_is_used_again(open_toy: Open) ->
         assert early.tokens() is second, "tokens once read stay"
         with pytest.raises(AssertionError, match="must be read before"):
             pending.tokens()
+
+
+def test_no_step_overwrites_tokens_that_were_not_copied_yet(gpu: FakeGpu) -> None:
+    with ExitStack() as stack:
+        device: Any = gpu
+        stream: Any = gpu.stream()
+        ring = sampled.TokenRing(device, stream, 1, stack)
+        places = [gpu.alloc(4, "next_tokens") for _ in range(sampled.TURNS)]
+        pending: list[sampled.SampledTokens] = []
+        for step in range(sampled.SLOTS):
+            place = places[ring.next_turn()]
+            stream.fill(place.address, step, 4)
+            pending.append(ring.fetch(place.address, 1))
+            stream.synchronize()  # steps run as early as they may, copies as late
+        assert [int(tokens.tokens()[0]) for tokens in pending] == [
+            step * 0x01010101 for step in range(sampled.SLOTS)
+        ]
+
+
+def test_a_stream_that_waits_runs_behind_the_mark_of_another_and_not_behind_what_came_later(
+    gpu: FakeGpu,
+) -> None:
+    first, second, event = gpu.stream(), gpu.stream(), gpu.event()
+    ran: list[str] = []
+    first.put(lambda: ran.append("before the mark"))
+    first.record(event)
+    first.put(lambda: ran.append("after the mark"))
+    second.put(lambda: ran.append("before the wait"))
+    second.wait(event)
+    second.put(lambda: ran.append("after the wait"))
+    second.synchronize()
+    assert ran == ["before the wait", "before the mark", "after the wait"]
+    first.synchronize()
+    assert ran[-1] == "after the mark"
 
 
 def test_a_sequence_does_not_advance_past_its_pages(open_toy: Open) -> None:

@@ -9,6 +9,7 @@ import pytest
 from infernum.codegen import templates
 from infernum.codegen.templates import include_text, render
 from infernum.errors import CompileError
+from infernum.resources import templates_folder
 
 
 @pytest.fixture
@@ -112,3 +113,22 @@ def test_a_missing_include_file_is_named_with_the_folders_searched(own: Path) ->
 
 def test_the_packages_own_includes_are_found() -> None:
     assert "__device__" in include_text("numeric.cuh")
+
+
+KERNELS = sorted(path.name.removesuffix(".cu.j2") for path in templates_folder().glob("*.cu.j2"))
+
+
+def own_text(name: str) -> str:
+    return (templates_folder() / f"{name}.cu.j2").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [name for name in KERNELS if "let_next_kernel_start()" in own_text(name)])
+def test_a_kernel_that_lets_the_next_one_start_waits_for_the_one_before(name: str) -> None:
+    assert "wait_for_previous_kernel();" in own_text(name)
+
+
+def test_the_kernel_that_ends_a_step_lets_none_start_since_attend_reads_positions_before_it_waits() -> None:
+    attend = own_text("attend")
+    assert attend.index("positions.name }}[token]") < attend.index("wait_for_previous_kernel();")
+    advance = own_text("advance")
+    assert "wait_for_previous_kernel();" in advance and "let_next_kernel_start" not in advance

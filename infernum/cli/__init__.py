@@ -21,6 +21,7 @@ from infernum.errors import CompileError, InfernumError
 
 COMMANDS = (
     "compile",
+    "tune",
     "run",
     "explain",
     "inspect",

@@ -35,6 +35,12 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Keep the graph after each pass, what it changed and its time, in OUTPUT-passes.",
 )
+@click.option(
+    "--tuned/--no-tuned",
+    default=True,
+    show_default=True,
+    help="Take up what `infernum tune` found for this model on the GPU at hand.",
+)
 @options.as_json
 @options.plugin
 @options.verbose
@@ -47,13 +53,15 @@ def command(
     max_batch_tokens: int,
     output: Path | None,
     dump_passes: bool,
+    tuned: bool,
     as_json: bool,
 ) -> None:
     """Compile MODEL, a preset or a folder in Hugging Face's format, into a bundle."""
     from infernum.cli.console import print_json, progress_bar, warn
     from infernum.compiler import Options, compile_model
     from infernum.errors import CompileError
-    from infernum.machine import default_arch, native_arch
+    from infernum.machine import default_arch, native_arch, tuned_here
+    from infernum.models.config import config_hash
     from infernum.models.presets import resolve
 
     if max_batch_tokens < 1:
@@ -63,13 +71,15 @@ def command(
     out = output or Path("build") / (source.name if fuse else f"{source.name}-nofuse")
     if dump_passes and not out.name:
         raise CompileError(f"-o {out}: --dump-passes writes beside that folder, by its name; name the folder")
+    compiled_for = default_arch() if arch is None else native_arch() if arch == "native" else arch
     chosen = Options(
-        arch=default_arch() if arch is None else native_arch() if arch == "native" else arch,
+        arch=compiled_for,
         dtype=dtype,
         fuse=fuse,
         rules=options.split_rules(rules),
         max_batch_tokens=max_batch_tokens,
         dump=out.with_name(f"{out.name}-passes") if dump_passes else None,
+        tuned=tuned_here(config_hash(source.config), compiled_for) if tuned else {},
     )
     took: dict[str, float] = {}
     begin = time.perf_counter()
@@ -99,6 +109,7 @@ def _summary(
         "dtype": manifest.dtype,
         "fuse": manifest.fuse,
         "seconds": round(seconds, 3),
+        "tuned_kernels": _tuned(variants),
         "blocks": [
             {
                 "block": v.block,
@@ -112,6 +123,12 @@ def _summary(
             for v in variants
         ],
     }
+
+
+def _tuned(variants: list[BlockVariant]) -> int:
+    """Kernels whose parameters are not the architecture's default."""
+    chosen = [k.parameters for v in variants for k in v.kernels if k.parameters is not None]
+    return sum(each.values != each.default for each in chosen)
 
 
 def _print_summary(
@@ -133,6 +150,10 @@ def _print_summary(
     )
     title = f"{manifest.model.name}, {manifest.dtype}, {manifest.arch}, {'fused' if manifest.fuse else 'not fused'}"
     print_table(title, columns, rows, numbers=columns[2:])
+    if changed := _tuned(variants):
+        click.echo(
+            f"{changed} kernels have parameters that were tuned on this GPU; --no-tuned compiles without them"
+        )
     click.echo(
         f"{bundle.folder}: compiled in {seconds:.1f} s; look into it with `infernum inspect {bundle.folder}`"
     )

@@ -48,8 +48,8 @@ def command(
     `infernum run`, such as `--run "Midway upon" -- -n 20 --greedy`.
     """
     from infernum.bundle import open_bundle
+    from infernum.cache import cache_folder
     from infernum.cli.console import print_json, warn
-    from infernum.codegen.cubin import cache_folder
     from infernum.rebuild.edited import rebuild_bundle
 
     if prompt is None and (model is not None or run_options):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+
+from infernum.cache import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +73,6 @@ def _first(pattern: re.Pattern[str], text: str) -> int:
     return int(match[1]) if match else 0
 
 
-def cache_folder() -> Path:
-    """Where cubins are kept: `INFERNUM_CACHE`, or `infernum` in the user's cache folder."""
-    chosen = os.environ.get("INFERNUM_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "infernum"
-
-
 def load(folder: Path, key: str) -> Cubin | None:
     """The cubin kept under `key`; None when there is none or its bytes are not those that were stored."""
     try:
@@ -106,22 +98,6 @@ def store(folder: Path, key: str, cubin: Cubin) -> None:
         write_whole(folder / f"{key}.cubin", hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
     except OSError as error:
         _warn_unwritable(folder, error.strerror)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that readers see all of it or nothing, even after a power cut. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @lru_cache

@@ -8,6 +8,7 @@ from infernum import bundle
 from infernum.codegen.costs import total
 from infernum.codegen.cubin import Cubin
 from infernum.codegen.memory import Lifetime, check_no_overlap, plan_memory
+from infernum.codegen.nvrtc import arch_name
 from infernum.codegen.plan import BlockPlan
 from infernum.codegen.planner import pointer
 from infernum.codegen.steps import Kernel, Product
@@ -166,11 +167,25 @@ def _kernels(block: CompiledBlock, cubin: Cubin) -> list[bundle.Kernel]:
                 bytes=step.bytes,
                 flops=step.flops,
                 passed_over=list(step.passed_over),
+                parameters=_parameters(emitted, block.target),
                 source_hash=bundle.source_hash(texts[step.name]) if emitted else "",
                 **resources,
             )
         )
     return found
+
+
+def _parameters(step: Kernel | None, target: Target) -> bundle.Parameters | None:
+    if step is None or step.parameters is None:
+        return None
+    chosen = step.parameters
+    return bundle.Parameters(
+        key=chosen.key,
+        values=dict(chosen.values),
+        default=dict(chosen.default),
+        candidates=len(chosen.candidates),
+        why=chosen.why or f"default for {arch_name(target.arch)}",
+    )
 
 
 def _weight(name: str, op: Input, type_: TensorType) -> bundle.Weight:

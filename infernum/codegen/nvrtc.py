@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from infernum import logs
-from infernum.codegen.cubin import Cubin, KernelResources, load, parse_resources, store, write_whole
+from infernum.cache import write_whole
+from infernum.codegen.cubin import Cubin, KernelResources, load, parse_resources, store
 from infernum.errors import CompileError
 
 __all__ = [
@@ -89,7 +90,7 @@ def nvrtc_version() -> str:
 def compile_cuda(source: str, *, name: str, arch: str, cache: Path | None, path: Path | None = None) -> Cubin:
     """Compile the self-contained CUDA source of the file `name` for `arch`.
 
-    A cubin kept in the folder `cache` (see `infernum.codegen.cubin.cache_folder`) is reused if source, name,
+    A cubin kept in the folder `cache` (see `infernum.cache.cache_folder`) is reused if source, name,
     options and NVRTC are the same; None keeps nothing. `path` is where the source lies, if it is a file that
     a person edits. Raises CompileError with NVRTC's log, its lines at `path` or where the source was kept.
     """

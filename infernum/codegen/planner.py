@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from infernum import bundle
@@ -20,13 +21,21 @@ from infernum.dtypes import F32
 from infernum.dtypes import dtype as dtype_named
 from infernum.errors import CompileError
 from infernum.ir.graph import Graph, Input, Node, TensorType, Value
-from infernum.ir.kernel import Call, Formula, Library, Target, Template, choose
+from infernum.ir.kernel import Call, Formula, Library, Target, Template, choose, chosen
 from infernum.ir.op import Fused, Op
+from infernum.ir.parameters import Parameters, settle
+
+
+def _pointwise_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
+    del call, target
+    return {"THREADS": (256, 128, 512)}
+
 
 POINTWISE = Template(
     "pointwise",
     grid=("ceildiv(tokens * CHUNKS, THREADS)", 1, 1),
     block="THREADS",
+    choices=_pointwise_choices,
     includes=("numeric.cuh", "programmatic.cuh"),
 )
 """The kernel of every chain and DAG of pointwise ops."""
@@ -41,6 +50,7 @@ class NodePlanner:
         self.target, self.node, self.taken = target, node, set(taken)
         self.workspaces: dict[str, tuple[TensorType, str]] = {}
         self.passed_over: tuple[str, ...] = ()
+        self.parameters: Parameters | None = None
         self.body = node.op.body if isinstance(node.op, Fused) else _alone(graph, node)
         outer = graph.operands(node.name)
         self.inputs = {Value(n.name): places[v] for n, v in zip(self.body.inputs, outer, strict=True)}
@@ -101,10 +111,11 @@ class NodePlanner:
             if i not in in_place
         ]
         made: list[Kernel | Product] = []
+        target = self._settled(chosen, call)
         spec: Template | None = chosen
         scratch: list[Operand] = []
         while spec is not None:
-            constants: dict[str, Any] = dict(spec.constants(call, self.target))
+            constants: dict[str, Any] = dict(spec.constants(call, target))
             self._check_accesses(constants, [*operands, *outs])
             scratch += [self._workspace(w.name, w.shape, w.dtype, constants) for w in spec.workspaces]
             everything = (*operands, *outs, *scratch)
@@ -144,7 +155,7 @@ class NodePlanner:
     # A template with slots.
 
     def _with_slots(self, spec: Template, host: Node, call: Call) -> Kernel:
-        constants: dict[str, Any] = dict(spec.constants(call, self.target))
+        constants: dict[str, Any] = dict(spec.constants(call, self._settled(spec, call)))
         op = host.op
         assert isinstance(op, Op) and spec.prologue is not None
         operands = dict(zip(op.params, self.body.operands(host.name), strict=True))
@@ -218,11 +229,12 @@ class NodePlanner:
         width = self.node.types[0].width
         widest = max(o.place.type.dtype.bytes for o in slot.operands)
         vector = _vector(next(v for v in (8, 4, 2, 1) if v * widest <= 16 and width % v == 0), slot.operands)
-        constants = {"WIDTH": width, "VECTOR": vector, "CHUNKS": width // vector, "THREADS": 256}
         types = {o.name: o.place.type for o in slot.operands}
         call = Call(self.node.op.name, types, {}, {})
         first = next(o for o in slot.operands if o.place.type.shape == self.node.types[0].shape)
         ordered = Call(call.op, {first.name: first.place.type, **types}, {}, {})
+        values = chosen(_pointwise_choices, call, self._settled(POINTWISE, call))
+        constants = {"WIDTH": width, "VECTOR": vector, "CHUNKS": width // vector, **values}
         name = "_".join(n.op.name for n in self.body.calls)
         return self._kernel(
             POINTWISE, slot.operands, {"slot": slot, **constants}, constants, ordered, self._fresh(name)
@@ -268,6 +280,11 @@ class NodePlanner:
 
     # What all of them share.
 
+    def _settled(self, spec: Template, call: Call) -> Target:
+        """The target with the values of the kernel's parameters, which are kept as `parameters`."""
+        self.parameters = settle(spec, call, self.target, [n.op.name for n in self.body.calls])
+        return replace(self.target, chosen=self.parameters.values) if self.parameters else self.target
+
     def _kernel(
         self,
         spec: Template,
@@ -299,6 +316,7 @@ class NodePlanner:
             bytes=bytes_moved(moved, touched_by(self.body, self.inputs, lead)),
             flops=flops(self.body, lead) if first else 0,
             passed_over=self.passed_over if first else (),
+            parameters=self.parameters,
         )
 
     def _formula(self, formula: Formula, constants: Mapping[str, Any], lead: str = "tokens") -> Formula:

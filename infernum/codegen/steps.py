@@ -10,6 +10,7 @@ from infernum import bundle
 from infernum.codegen.places import Operand
 from infernum.ir.graph import Node
 from infernum.ir.kernel import Formula, Template
+from infernum.ir.parameters import Parameters
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Kernel:
     bytes: Formula
     flops: Formula
     passed_over: tuple[str, ...] = ()
+    parameters: Parameters | None = None
 
     @property
     def signature(self) -> str:

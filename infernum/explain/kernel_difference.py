@@ -123,6 +123,7 @@ def _traits(side: Side, facts: KernelFacts) -> dict[str, object]:
         "emitted source": kernel.source_hash,
         "edited by hand": edit is not None and kernel.name in edit.kernels,
         "kernels passed over": kernel.passed_over,
+        "parameters": kernel.parameters,
     }
 
 

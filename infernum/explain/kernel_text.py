@@ -19,7 +19,7 @@ def kernel_text(told: KernelExplanation, width: int) -> list[Text]:
     """Everything about one kernel, in `width` columns."""
     title = Text().append(told.facts.kernel.name, style="bold cyan")
     title.append(f" in {told.block}.{told.variant}", style="bold")
-    parts = (ops_text, _rules, _python, _cost, _resources, _choice)
+    parts = (ops_text, _rules, _python, _cost, _resources, _parameters, _choice)
     lines = [
         title.append(f"  {step_of(told.facts.tokens, told.context)}, {told.gpu}, {told.arch}", style="dim")
     ]
@@ -155,6 +155,19 @@ def _occupancy(told: KernelExplanation) -> Iterator[str]:
     }[fits.limit]
     if told.resident is not None and told.resident < fits.blocks_per_sm:
         yield f"(this grid has at most {told.resident} for each of {gpu.sms} SMs)"
+
+
+def _parameters(told: KernelExplanation, width: int) -> list[Text]:
+    chosen = told.facts.kernel.parameters
+    if chosen is None:
+        return []
+    size = max(map(len, chosen.values))
+    lines = [heading("Parameters")]
+    for name, value in chosen.values.items():
+        other = "" if value == chosen.default[name] else f"  default {chosen.default[name]}"
+        lines.append(Text(f"  {name:<{size}}  {value}{other}"))
+    candidates = counted(chosen.candidates, "combination")
+    return [*lines, *paragraph(f"{chosen.why}; {candidates} to choose among, by `infernum tune`", width)]
 
 
 def _choice(told: KernelExplanation, width: int) -> list[Text]:

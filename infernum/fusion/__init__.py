@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from infernum.errors import CompileError
-from infernum.fusion.attention import rope_append
+from infernum.fusion.attention import attend, rope_append
 from infernum.fusion.linear import (
     bias_into_linear,
     merge_qkv,
@@ -27,6 +27,7 @@ RULES: list[Rule] = [
     merge_qkv_bias,
     merge_gate_up,
     merge_gate_up_bias,
+    attend,
     rope_append,
     bias_into_linear,
     swiglu_into_gemv,

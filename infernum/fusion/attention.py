@@ -5,6 +5,7 @@ from __future__ import annotations
 from infernum import ops
 from infernum.ir.block import Tensor
 from infernum.ir.rewrite import Site, fusion
+from infernum.ops.attention import ATTEND, FEW_TOKENS
 from infernum.ops.rope import ROPE_APPEND
 from infernum.rope import Rope
 
@@ -12,6 +13,46 @@ from infernum.rope import Rope
 def _one_head_size(site: Site) -> str | None:
     q, k = site.type("q"), site.type("k")
     return None if q.shape[-1] == k.shape[-1] else f"q is {q} and k {k}: one kernel has one head size"
+
+
+def _few_tokens(site: Site) -> str | None:
+    refusal = _one_head_size(site)
+    if refusal:
+        return refusal
+    k, most = site.type("k"), site.target.max_tokens
+    if most > FEW_TOKENS:
+        return (
+            f"k is {k}: a block holds the new keys of up to {FEW_TOKENS} tokens, and a step has up to {most}"
+        )
+    half = int(k.shape[-1]) // 2
+    if 256 % half:
+        return f"k is {k}: threads do not share out the {half} pairs of a head evenly"
+    return None
+
+
+@fusion(
+    why="A few tokens are turned, stored and attended to by one kernel, which reads the cache before q is known.",
+    kernels=[ATTEND],
+    results=["out", "kv_out"],
+    when=_few_tokens,
+)
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv: Tensor,
+    positions: Tensor,
+    sequence: Tensor,
+    query_start: Tensor,
+    page_table: Tensor,
+    *,
+    rope: Rope,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    rotated = ops.rope(k, positions, rope=rope)
+    cache = ops.append(kv, rotated, v, positions, sequence, page_table)
+    turned = ops.rope(q, positions, rope=rope)
+    return ops.attention(turned, cache, positions, sequence, query_start, page_table, scale=scale), cache
 
 
 @fusion(

@@ -16,22 +16,27 @@ def check_in_place(graph: Graph) -> None:
     """Raise CompileError, with the DSL line, for a value that may be read after its memory has been overwritten.
 
     Kernels run in some order that keeps operands before users, so whatever reads the old value (or a view of it) must
-    be something that the overwriting op depends on. Its result must be used: a value that nothing reads is dropped.
+    be something that the overwriting op depends on. A result of it must be used: a call that nothing reads is dropped.
     """
     for node in graph.calls:
-        for result, slot in _in_place(node).items():
-            old, new = graph.operands(node.name)[slot], Value(node.name, result)
+        for slot in _in_place(node).values():
+            old = graph.operands(node.name)[slot]
             late = _reads_after(graph, old, node)
             if late:
                 raise CompileError(
                     f"{', '.join(node.where)}: {node.op.name} changes {old} in place, but {late} may read it later; "
                     f"use the result of {node.op.name} there"
                 )
-            if not graph.users(new) and not graph.is_output(new):
+            if not _is_wanted(graph, node):
                 raise CompileError(
                     f"{', '.join(node.where)}: {node.op.name} changes {old} in place, but nothing uses its result: "
                     "return it"
                 )
+
+
+def _is_wanted(graph: Graph, node: Node) -> bool:
+    results = [Value(node.name, i) for i in range(len(node.types))]
+    return any(graph.users(result) or graph.is_output(result) for result in results)
 
 
 def _reads_after(graph: Graph, old: Value, writer: Node) -> str | None:

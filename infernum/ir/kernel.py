@@ -20,11 +20,20 @@ Formula = int | str
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """Values of a kernel's parameters that were found by timing, and the sentence that says where and how."""
+
+    values: Mapping[str, int]
+    why: str
+
+
+@dataclass(frozen=True)
 class Target:
     """What a graph is compiled for.
 
     `arch` is the compute capability as an int (80, 86, 89, 90, 100); a variant serves steps of `min_tokens` to
-    `max_tokens` tokens.
+    `max_tokens` tokens. `tuned`: what is known of kernels by their key (`infernum.ir.parameters`); `chosen`: the values
+    of the parameters of the kernel that is being planned.
     """
 
     arch: int
@@ -32,6 +41,8 @@ class Target:
     min_tokens: int
     max_tokens: int
     dtype: DType
+    tuned: Mapping[str, Tuned] = field(default_factory=dict[str, Tuned], hash=False, repr=False)
+    chosen: Mapping[str, int] = field(default_factory=dict[str, int], hash=False, repr=False)
 
     @property
     def programmatic(self) -> bool:
@@ -53,7 +64,13 @@ Condition = Callable[[Call, Target], str | None]
 """None when a kernel can serve a call; otherwise why not, in words a user can act on."""
 
 Constants = Callable[[Call, Target], Mapping[str, int | float | str | bool | list[Any]]]
-"""The compile-time constants of a kernel: tile sizes and the like, visible to its template and its formulas."""
+"""The compile-time constants of a kernel: tile sizes and the like, visible to its template and its formulas.
+
+Those of a template with `choices` begin with `chosen(choices, call, target)`.
+"""
+
+Choices = Callable[[Call, Target], Mapping[str, tuple[int, ...]]]
+"""The parameters of a kernel that `infernum tune` may set: candidates by name, first the architecture's default."""
 
 
 def always(call: Call, target: Target) -> str | None:
@@ -66,6 +83,19 @@ def no_constants(call: Call, target: Target) -> Mapping[str, int | float | str |
     """The constants of a kernel that needs none."""
     del call, target
     return {}
+
+
+def no_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
+    """The parameters of a kernel that has none to set."""
+    del call, target
+    return {}
+
+
+def chosen(choices: Choices, call: Call, target: Target) -> dict[str, int]:
+    """The values of a kernel's parameters: those that `target` names, and the first candidates of all others."""
+    return {
+        name: target.chosen.get(name, candidates[0]) for name, candidates in choices(call, target).items()
+    }
 
 
 @dataclass(frozen=True)
@@ -106,6 +136,8 @@ class Template:
     names the operand that may be computed while it is read; `epilogue` says whether pointwise ops may be applied
     to the result before it is written. `then` is a second kernel of the same op, launched after this one.
     `takes` names the operands, results and workspaces that are its parameters; none: all of them.
+    `choices` are the parameters that may be tuned, its own and those of the kernels after it; `feasible` says, given
+    `Target.chosen`, why a combination of them cannot work, where that is known before it is compiled.
     """
 
     name: str
@@ -114,6 +146,8 @@ class Template:
     shared_bytes: Formula = 0
     when: Condition = always
     constants: Constants = no_constants
+    choices: Choices = no_choices
+    feasible: Condition = always
     includes: tuple[str, ...] = ()
     prologue: str | None = None
     epilogue: bool = False

@@ -133,7 +133,7 @@ def time_step(
     kernels = kernels_in_step(step.places, step.queued())
     step.queue()
     sizes = cost_symbols(step.symbols, batch)
-    advancing = _advancing(bundle, load.variant, kernels)
+    advancing = advancing_launches(bundle, load.variant, kernels)
     with ExitStack() as stack:
         start = HeadStart(step.device, step.stream)
         stack.callback(start.close)
@@ -222,7 +222,7 @@ def results(
     }
 
 
-def _advancing(bundle: Bundle, variant: str, kernels: Sequence[KernelInStep]) -> set[int]:
+def advancing_launches(bundle: Bundle, variant: str, kernels: Sequence[KernelInStep]) -> set[int]:
     """The launches that write `positions`: those of the sampler that names it."""
     blocks = _variants(bundle, variant)
     found: set[int] = set()

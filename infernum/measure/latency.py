@@ -4,36 +4,57 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import Any, Protocol
 
 from infernum import dtypes
 from infernum.bundle import Bundle
 from infernum.compiler import Options, cached_bundle
-from infernum.dtypes import relative_error
-from infernum.errors import DeviceError, RequestError
+from infernum.engine.sampling_params import SamplingParams
+from infernum.errors import RequestError
 from infernum.llm import Progress, open_checkpoint
-from infernum.machine import native_arch
+from infernum.machine import native_arch, tuned_here
+from infernum.measure.against import against_transformers, check_comparable
+from infernum.measure.checked import (
+    allowed_error,
+    check_logits,
+    check_same_logits,
+    check_same_tokens,
+    check_tokens,
+    checked_places,
+    decoded_logits,
+    prefilled_logits,
+)
+from infernum.measure.generation import GREEDY, Generation, Timing, generate, interleaved
 from infernum.measure.origin import origin
 from infernum.measure.read_bandwidth import measure_read_bandwidth
-from infernum.measure.workload import decode_batch, greedy, page_table, prompt_steps, random_prompts
+from infernum.measure.shared_weights import NotingDevice, tensors_on_gpu
+from infernum.measure.workload import page_table, random_prompts
+from infernum.models.config import config_hash
 from infernum.models.presets import ModelSource
-from infernum.runtime.batch import Batch, Executor, Float32, Int32
+from infernum.runtime.batch import Executor, Float32, Int32
 from infernum.runtime.device import Device
 from infernum.runtime.executor import CudaExecutor
+from infernum.runtime.loading import LoadOptions
 from infernum.runtime.weight_plan import weight_key
 from infernum.runtime.weights import TensorSource
 
-CHECKED_STEPS = 4
-"""Decode steps, from the first to the last, whose logits are computed again by the unfused path."""
+WARM_UPS = 2
+"""Generations ahead of the timed ones: they load kernels, choose algorithms and capture graphs."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is measured: `batch` prompts of `prompt` random tokens, each continued greedily by `tokens` tokens."""
+    """What is measured: `batch` prompts of `prompt` random tokens, each continued by `tokens` tokens.
+
+    repeats    timed generations, over which medians are taken
+    seed       of random weights, of the prompts, and of sampling
+    sampling   how tokens are chosen; where that is not greedily, greedy decoding is timed in turns with it
+    identical  so many further generations must give the same tokens by the same logits, bit by bit
+    against    "transformers": what is timed after us, with the same weights and prompts
+    """
 
     source: ModelSource
     load_format: str
@@ -45,21 +66,33 @@ class Request:
     dtype: str = "auto"
     repeats: int = 3
     seed: int = 0
+    sampling: SamplingParams = GREEDY
+    identical: int = 0
+    against: str | None = None
+
+    @property
+    def modes(self) -> tuple[SamplingParams, ...]:
+        """How tokens are chosen, the one that is reported first."""
+        return (self.sampling,) if self.sampling.greedy else (self.sampling, GREEDY)
+
+
+class Opened(Executor, AbstractContextManager["Opened"], Protocol):
+    """An executor that gives everything back at the end of a `with`."""
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Wall-clock of one repeat, and the tokens that came out, int32 [batch, tokens]."""
+class Measured:
+    """Of each mode its timings, of the reported one the tokens [batch, tokens] and the logits at the checked places."""
 
-    prompt_seconds: float
-    decode_seconds: float
+    timings: list[list[Timing]]
     output: Int32
+    logits: Float32
 
 
 def measure(request: Request, progress: Progress | None = None) -> dict[str, Any]:
     """Time prompt and decoding, check what was computed, and relate the time to the GPU's read bandwidth.
 
-    Raises DeviceError, and gives no number, when a check fails.
+    Raises DeviceError, and gives no number, when a check fails; RequestError for what cannot be measured.
     """
     _check(request)
     bundle = _compile(request, fuse=request.fuse, progress=progress)
@@ -68,27 +101,29 @@ def measure(request: Request, progress: Progress | None = None) -> dict[str, Any
     if request.batch > most:
         raise RequestError(f"--batch is {request.batch}; a step has at most {most} sequences")
     weights = open_checkpoint(request.source, request.load_format)
-    prompts = random_prompts(request.batch, request.prompt, request.source.config.vocab_size, request.seed)
-    pages = page_table(
-        request.batch, request.prompt + request.tokens, bundle.manifest.page_size, request.seed
+    generation = Generation(
+        random_prompts(request.batch, request.prompt, request.source.config.vocab_size, request.seed),
+        page_table(request.batch, request.prompt + request.tokens, bundle.manifest.page_size, request.seed),
+        request.tokens,
     )
-    with _open(request, bundle, weights, pages) as executor:
-        steps = prompt_steps(prompts, pages, executor)
-        for _ in range(2):  # loads kernels, chooses algorithms, captures graphs
-            _repeat(executor, request, steps, pages)
-        timings = [_repeat(executor, request, steps, pages) for _ in range(request.repeats)]
-        output = timings[-1].output
-        places = _checked_places(request)
-        logits = _decoded_logits(executor, prompts, output, pages, places)
-    with _open(request, unfused, weights, pages) as executor:
-        reference = _prefilled_logits(executor, prompts, output, pages, places)
-    error = _compare(request, bundle, logits, reference, output, places)
+    places = checked_places(request.tokens)
+    executor, weights_at = _open(request, bundle, weights, generation.pages)
+    with executor:
+        measured = _measure(executor, request, generation, places, progress)
+        theirs = (
+            _against(request, bundle, weights_at, generation, measured, places) if request.against else None
+        )
+    executor, _ = _open(request, unfused, weights, generation.pages)
+    with executor:
+        reference = prefilled_logits(executor, generation, measured.output, places)
+    error = check_logits(bundle, measured.logits, reference)
     device = Device.open()
     try:
         bandwidth = measure_read_bandwidth(device)
     finally:
         device.close()
-    return _results(request, bundle, timings, bandwidth, error)
+    results = _results(request, bundle, measured.timings, bandwidth, error)
+    return results if theirs is None else results | {"against": theirs}
 
 
 def _check(request: Request) -> None:
@@ -98,6 +133,7 @@ def _check(request: Request) -> None:
         ("--tokens", request.tokens, 3),
         ("--batch", request.batch, 1),
         ("--repeats", request.repeats, 1),
+        ("--identical", request.identical, 0),
     ):
         if value < least:
             raise RequestError(f"{name} is {value}; it must be {least} or more")
@@ -105,109 +141,99 @@ def _check(request: Request) -> None:
         raise RequestError(
             f"--prompt and --tokens make {request.prompt + request.tokens} tokens, more than the context of {context}"
         )
+    if request.against:
+        check_comparable(request.source.config)
 
 
 def _compile(request: Request, *, fuse: bool, progress: Progress | None) -> Bundle:
     rules = request.rules if fuse == request.fuse else ()
-    options = Options(arch=native_arch(), dtype=request.dtype, fuse=fuse, rules=rules)
+    arch = native_arch()
+    tuned = tuned_here(config_hash(request.source.config), arch)
+    options = Options(arch=arch, dtype=request.dtype, fuse=fuse, rules=rules, tuned=tuned)
     return cached_bundle(request.source, options, progress=progress)
 
 
-def _open(request: Request, bundle: Bundle, weights: TensorSource | None, pages: Int32) -> CudaExecutor:
+def _open(request: Request, bundle: Bundle, weights: TensorSource | None, pages: Int32) -> tuple[Opened, int]:
+    """An executor for the generation, and where its weights begin on the GPU."""
     length = request.prompt + request.tokens
-    return CudaExecutor.open(
-        bundle, weights, max_model_len=length, max_pages_total=pages.size, seed=request.seed
-    )
+    device = NotingDevice.open()
+    assert isinstance(device, NotingDevice), "what opens a device gives one of its own class"
+    options = LoadOptions(max_model_len=length, max_pages_total=pages.size, seed=request.seed)
+    return CudaExecutor(bundle, weights, device, options), device.weights
 
 
-def _repeat(
-    executor: Executor, request: Request, prompt_steps: list[tuple[Batch, list[int]]], pages: Int32
-) -> Timing:
-    """One whole generation, as the engine does it: each step's tokens are read when the next one is under way."""
-    sampling = greedy(request.batch)
-    begin = time.perf_counter()
-    first = np.zeros(request.batch, np.int32)
-    for batch, finished in prompt_steps:
-        sampled = executor.run(batch, greedy(batch.rows)).tokens()
-        first[finished] = sampled[: len(finished)]
-    middle = time.perf_counter()
-    output = [first]
-    pending = executor.run(decode_batch(first, request.prompt, pages), sampling)
-    for _ in range(request.tokens - 2):
-        following = executor.advance()
-        output.append(pending.tokens())
-        pending = following
-    output.append(pending.tokens())
-    return Timing(middle - begin, time.perf_counter() - middle, np.stack(output, axis=1))
+def _measure(
+    executor: Executor,
+    request: Request,
+    generation: Generation,
+    places: Sequence[int],
+    progress: Progress | None,
+) -> Measured:
+    """Time all modes, and check each by one more generation, whose tokens the timed ones must have had as well."""
+    steps = generation.steps(executor)
+    done, total = 0, len(request.modes) * (WARM_UPS + request.repeats + 1) + request.identical
 
+    def run(params: SamplingParams) -> Timing:
+        nonlocal done
+        timing = generate(executor, generation, steps, params)
+        done += 1
+        if progress:
+            progress("generating", done, total)
+        return timing
 
-def _checked_places(request: Request) -> list[int]:
-    """Indices of output tokens, beginning with the one after the first, whose choice is checked."""
-    return sorted({int(i) for i in np.linspace(1, request.tokens - 1, CHECKED_STEPS)})
-
-
-def _decoded_logits(
-    executor: Executor, prompts: Int32, output: Int32, pages: Int32, places: list[int]
-) -> Float32:
-    """Logits of the measured path that chose output tokens `places`, [places, batch, vocab], over its own cache."""
-    length = prompts.shape[1]
-    steps = [decode_batch(np.ascontiguousarray(output[:, p - 1]), length + p - 1, pages) for p in places]
-    return np.stack([executor.logits(step) for step in steps])
-
-
-def _prefilled_logits(
-    executor: Executor, prompts: Int32, output: Int32, pages: Int32, places: list[int]
-) -> Float32:
-    """The same logits from another executor, which is given prompt and output at once."""
-    length = prompts.shape[1]
-    whole = np.concatenate([prompts, output], axis=1)
-    found: list[Float32] = []
-    for sequence, tokens in enumerate(whole):
-        rows: list[Float32] = []
-        wanted = [length + p - 1 for p in places]
-        for start in range(0, len(tokens), executor.max_batch_tokens):
-            chunk = np.ascontiguousarray(tokens[start : start + executor.max_batch_tokens])
-            positions = np.arange(start, start + len(chunk), dtype=np.int32)
-            inside = [w - start for w in wanted if start <= w < start + len(chunk)]
-            batch = Batch(
-                token_ids=chunk,
-                positions=positions,
-                sequence=np.zeros(len(chunk), np.int32),
-                query_start=np.array([0, len(chunk)], np.int32),
-                page_table=pages[sequence : sequence + 1],
-                output_rows=np.array(inside or [len(chunk) - 1], np.int32),
-            )
-            logits = executor.logits(batch)
-            if inside:
-                rows.append(logits)
-        found.append(np.concatenate(rows))
-    return np.stack(found, axis=1)
-
-
-def _compare(
-    request: Request, bundle: Bundle, logits: Float32, reference: Float32, output: Int32, places: list[int]
-) -> float:
-    """The relative error of the measured logits. Raises DeviceError when anything is not as it should be."""
-    vocab = bundle.manifest.model.vocab_size
-    if not (np.isfinite(logits).all() and np.isfinite(reference).all()):
-        raise DeviceError("the logits are not finite; no result is given")
-    if output.min() < 0 or output.max() >= vocab:
-        raise DeviceError("sampled tokens lie outside of the vocabulary; no result is given")
-    error = relative_error(logits, reference)
-    allowed = allowed_error(bundle)
-    if not error <= allowed:
-        raise DeviceError(
-            f"the logits differ from those of the unfused path by {error:.2e}, more than {allowed:.2e};"
-            " no result is given"
+    for params in request.modes:
+        for _ in range(WARM_UPS):
+            run(params)
+    timings = interleaved(run, request.modes, request.repeats)
+    checked = [
+        _check_mode(executor, generation, run, params, timed, places)
+        for params, timed in zip(request.modes, timings, strict=True)
+    ]
+    output, logits = checked[0]
+    for number in range(request.identical):
+        again = run(request.sampling).output
+        check_same_tokens(request.repeats + 2 + number, again, output)
+        check_same_logits(
+            request.repeats + 2 + number, decoded_logits(executor, generation, again, places), logits
         )
-    if not np.array_equal(logits.argmax(axis=-1), output[:, places].T):
-        raise DeviceError("decoding chose other tokens than the most likely ones; no result is given")
-    return error
+    return Measured(timings, output, logits)
 
 
-def allowed_error(bundle: Bundle) -> float:
-    """How far two right computations of the logits may differ: layers round independently, errors add in quadrature."""
-    return dtypes.dtype(bundle.manifest.dtype).tolerance * math.sqrt(max(1, bundle.manifest.model.num_layers))
+def _check_mode(
+    executor: Executor,
+    generation: Generation,
+    run: Callable[[SamplingParams], Timing],
+    params: SamplingParams,
+    timed: Sequence[Timing],
+    places: Sequence[int],
+) -> tuple[Int32, Float32]:
+    """Tokens and logits of one more generation. Raises DeviceError when they are wrong, or not those of the timed."""
+    output = run(params).output
+    logits = decoded_logits(executor, generation, output, places)
+    check_tokens(logits, output, places, params)
+    for number, other in enumerate([*(t.output for t in timed[1:]), output], start=2):
+        check_same_tokens(number, other, timed[0].output)
+    return output, logits
+
+
+def _against(
+    request: Request,
+    bundle: Bundle,
+    weights_at: int,
+    generation: Generation,
+    measured: Measured,
+    places: Sequence[int],
+) -> dict[str, Any]:
+    """What transformers takes for the same, next to our greedy decoding."""
+    return against_transformers(
+        request.source.config,
+        tensors_on_gpu(bundle.manifest, weights_at),
+        generation,
+        measured.timings[-1],
+        (measured.output, measured.logits),
+        places,
+        allowed_error(bundle),
+    )
 
 
 def bytes_per_token(bundle: Bundle, batch: int, mean_context: float) -> dict[str, int]:
@@ -232,12 +258,13 @@ def bytes_per_token(bundle: Bundle, batch: int, mean_context: float) -> dict[str
 
 
 def _results(
-    request: Request, bundle: Bundle, timings: list[Timing], bandwidth: float, error: float
+    request: Request, bundle: Bundle, timings: list[list[Timing]], bandwidth: float, error: float
 ) -> dict[str, Any]:
     manifest = bundle.manifest
     steps = request.tokens - 1
-    prompt_ms = statistics.median(1e3 * t.prompt_seconds for t in timings)
-    token_ms = statistics.median(1e3 * t.decode_seconds / steps for t in timings)
+    prompts = [1e3 * t.prompt_seconds for t in timings[0]]
+    decodes = [1e3 * t.decode_seconds / steps for t in timings[0]]
+    token_ms = statistics.median(decodes)
     read = bytes_per_token(bundle, request.batch, request.prompt + request.tokens / 2)
     floor_ms = 1e3 * sum(read.values()) / bandwidth
     return {
@@ -254,15 +281,34 @@ def _results(
         "prompt_tokens": request.prompt,
         "output_tokens": request.tokens,
         "repeats": request.repeats,
-        "prompt_ms": prompt_ms,
+        "seed": request.seed,
+        "prompt_ms": statistics.median(prompts),
         "ms_per_token": token_ms,
         "tokens_per_second": request.batch * 1e3 / token_ms,
-        "prompt_ms_all": [1e3 * t.prompt_seconds for t in timings],
-        "ms_per_token_all": [1e3 * t.decode_seconds / steps for t in timings],
+        "prompt_ms_all": prompts,
+        "ms_per_token_all": decodes,
+        "prompt_ms_range": [min(prompts), max(prompts)],
+        "ms_per_token_range": [min(decodes), max(decodes)],
         "read_bandwidth_gb_s": bandwidth / 1e9,
         "bytes_per_step": read,
         "floor_ms_per_token": floor_ms,
         "fraction_of_bound": floor_ms / token_ms,
         "error_against_unfused": error,
         "allowed_error": allowed_error(bundle),
+        "identical_generations": 1 + len(timings[0]) + request.identical,
+        **_sampling(request.sampling, decodes, [1e3 * t.decode_seconds / steps for t in timings[-1]]),
+    }
+
+
+def _sampling(params: SamplingParams, sampled: list[float], greedy: list[float]) -> dict[str, Any]:
+    """How tokens were chosen, and what that cost over greedy decoding: the median over rounds that ran both."""
+    if params.greedy:
+        return {"sampling": None}
+    names = ("temperature", "top_k", "top_p", "min_p", "seed")
+    ratios = [ours / theirs for ours, theirs in zip(sampled, greedy, strict=True)]
+    return {
+        "sampling": {name: getattr(params, name) for name in names},
+        "greedy_ms_per_token": statistics.median(greedy),
+        "greedy_ms_per_token_all": greedy,
+        "sampling_cost": statistics.median(ratios) - 1,
     }

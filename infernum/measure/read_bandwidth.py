@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from infernum.codegen.cubin import cache_folder
+from infernum.cache import cache_folder
 from infernum.codegen.nvrtc import compile_cuda
 from infernum.codegen.templates import render
 from infernum.errors import DeviceError

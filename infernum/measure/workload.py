@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from infernum import dims
 from infernum.bundle import Bundle
+from infernum.engine.sampling_params import SamplingParams, derived_seed
 from infernum.errors import RequestError
 from infernum.roofline import MAX_DECODES
 from infernum.runtime.batch import Batch, Executor, Int32, Sampling
@@ -78,6 +80,19 @@ def greedy(rows: int) -> Sampling:
     """Always the most likely token, of each row."""
     none, one = np.zeros(rows, np.int32), np.ones(rows, np.float32)
     return Sampling(np.zeros(rows, np.float32), none, one, np.zeros(rows, np.float32), one, none)
+
+
+def drawn(params: SamplingParams, sequences: Sequence[int]) -> Sampling:
+    """One row for each of `sequences`, all sampled by `params`, each with the seed derived for its number."""
+    rows, seed = len(sequences), params.seed or 0
+    return Sampling(
+        temperature=np.full(rows, params.temperature, np.float32),
+        top_k=np.full(rows, params.top_k, np.int32),
+        top_p=np.full(rows, params.top_p, np.float32),
+        min_p=np.full(rows, params.min_p, np.float32),
+        repetition_penalty=np.ones(rows, np.float32),
+        seed=np.array([derived_seed(seed, s) for s in sequences], np.uint32).view(np.int32),
+    )
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import numpy as np
 from infernum.dtypes import dtype as dtype_named
 from infernum.errors import DTypeError, ShapeError
 from infernum.ir.graph import TensorType
-from infernum.ir.kernel import Call, Library, Target, Template
+from infernum.ir.kernel import Call, Library, Target, Template, chosen
 from infernum.ir.op import op
 from infernum.ops.pointwise import add
+from infernum.roofline import GPUS
 
 if TYPE_CHECKING:
     from infernum.ir.block import Tensor, Weights
@@ -23,6 +24,12 @@ GEMV_TOKENS = 8
 STAGED_LIMIT = 96 * 1024
 """Bytes of activations that a GEMV keeps in shared memory, so that two blocks fit on an SM; more are read in place."""
 
+_SHORT_ROW = 2048
+"""Columns up to which, at one token, warps take rows for themselves (measured on an H200)."""
+
+_PANEL = 64
+"""Columns of the weights that a warp of the GEMV takes at once; with 16 rows of them, 2 KiB."""
+
 
 def _type(x: TensorType, weight: TensorType, *, out: str) -> tuple[TensorType, ...]:
     if len(x.shape) != 2 or len(weight.shape) != 2 or x.shape[1] != weight.shape[1]:
@@ -32,9 +39,120 @@ def _type(x: TensorType, weight: TensorType, *, out: str) -> tuple[TensorType, .
     return (TensorType((x.shape[0], weight.shape[0]), dtype_named(out) if out else x.dtype),)
 
 
-def _gemv_serves(call: Call, target: Target) -> str | None:
+def _gemv_refusal(call: Call, target: Target) -> str | None:
     if target.max_tokens > GEMV_TOKENS:
         return f"a GEMV serves at most {GEMV_TOKENS} tokens, the variant {target.variant} up to {target.max_tokens}"
+    return None
+
+
+def _mma_refusal(call: Call, target: Target) -> str | None:
+    weight = call.operands["weight"]
+    if weight.dtype.bytes != 2:
+        return f"tensor cores multiply bf16 and f16 here, not {weight.dtype}"
+    if weight.width % _PANEL:
+        return f"rows of {weight.width} are not whole panels of {_PANEL} columns"
+    if target.max_tokens == 1 and weight.width <= _SHORT_ROW:
+        return f"at one token, a warp that takes whole rows of up to {_SHORT_ROW} waits less than warps that share them"
+    return _gemv_refusal(call, target) or _does_not_fit(call, target, _mma_default(call, target))
+
+
+def _token_slots(target: Target) -> int:
+    """Rows of activations that a GEMV keeps: one, or all 8 columns of an mma."""
+    return 1 if target.max_tokens == 1 else GEMV_TOKENS
+
+
+def _staged_bytes(call: Call, target: Target) -> int:
+    """Shared memory for the activations; 0 where they travel with the weights."""
+    rows = _token_slots(target)
+    needed = rows * call.operands["weight"].width * 2
+    return needed + rows * 64 if needed <= STAGED_LIMIT else 0
+
+
+def _ring_bytes(call: Call, target: Target, values: Mapping[str, int]) -> int:
+    panel = 2048 if _staged_bytes(call, target) else 3072
+    return values["THREADS"] // 32 * values["DEPTH"] * panel
+
+
+def _does_not_fit(call: Call, target: Target, values: Mapping[str, int]) -> str | None:
+    """Why an SM of the architecture has no room for the blocks that are meant to share it."""
+    gpu, blocks = GPUS[target.arch], values["BLOCKS_PER_SM"]
+    sums = values["THREADS"] // 32 * (2 * _token_slots(target) * 16 + 1) * 4
+    needed = _ring_bytes(call, target, values) + _staged_bytes(call, target) + sums
+    most = gpu.shared_per_sm // blocks - gpu.shared_reserved
+    return (
+        None
+        if needed <= most
+        else f"{needed} bytes of shared memory a block are more than the {most} there are"
+    )
+
+
+def _mma_default(call: Call, target: Target) -> dict[str, int]:
+    """The first that fits of what was fastest on an H200: where rows are long, fewer warps with deeper rings."""
+    width = call.operands["weight"].width
+    if target.max_tokens > 1:
+        wanted = [(256, 6, 4), (256, 3, 2), (256, 2, 1)]
+    elif width < 8192:
+        wanted = [(256, 8, 6), (256, 4, 3), (256, 2, 1)]
+    else:
+        wanted = [(512, 4, 3), (256, 4, 3), (256, 2, 1)]
+    found = [
+        dict(zip(("THREADS", "DEPTH", "PREFILL"), each, strict=True)) | {"BLOCKS_PER_SM": 1}
+        for each in wanted
+    ]
+    return next((each for each in found if _does_not_fit(call, target, each) is None), found[-1])
+
+
+def _mma_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
+    others = {
+        "THREADS": (512, 256),
+        "DEPTH": (2, 3, 4, 6, 8),
+        "PREFILL": (1, 2, 3, 4, 6),
+        "BLOCKS_PER_SM": (1, 2),
+    }
+    default = _mma_default(call, target)
+    return {
+        name: (default[name], *(v for v in values if v != default[name])) for name, values in others.items()
+    }
+
+
+def _mma_infeasible(call: Call, target: Target) -> str | None:
+    values = chosen(_mma_choices, call, target)
+    if values["PREFILL"] > values["DEPTH"]:
+        return f"{values['PREFILL']} panels do not fit into a ring of {values['DEPTH']}"
+    if values["THREADS"] * values["BLOCKS_PER_SM"] > 1024:
+        return f"{values['BLOCKS_PER_SM']} blocks of {values['THREADS']} threads leave them too few registers"
+    return _does_not_fit(call, target, values)
+
+
+def _mma_constants(call: Call, target: Target) -> Mapping[str, Any]:
+    values = chosen(_mma_choices, call, target)
+    staged = _staged_bytes(call, target)
+    return {
+        "WIDTH": call.operands["weight"].width,
+        "VECTOR": 8,
+        "TOKENS": _token_slots(target),
+        "STAGED": bool(staged),
+        "SHARED": _ring_bytes(call, target, values) + staged,
+        **values,
+    }
+
+
+def _gemv_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
+    """One token: all threads of an SM in one block, and two tiles of four 16-byte loads in flight in each.
+
+    Measured on an H200 against 1 to 8 blocks of 128 to 512 threads and 2 to 16 loads; more tokens need registers for
+    their sums.
+    """
+    del call
+    if target.max_tokens == 1:
+        return {"THREADS": (512, 384, 256), "LOADS": (4, 8), "BLOCKS_PER_SM": (1, 2)}
+    return {"THREADS": (256, 512, 128), "LOADS": (4, 2), "BLOCKS_PER_SM": (2, 1)}
+
+
+def _gemv_infeasible(call: Call, target: Target) -> str | None:
+    values = chosen(_gemv_choices, call, target)
+    if values["THREADS"] * values["BLOCKS_PER_SM"] > 512:
+        return f"{values['BLOCKS_PER_SM']} blocks of {values['THREADS']} threads leave them too few registers"
     return None
 
 
@@ -43,17 +161,13 @@ def _gemv_constants(call: Call, target: Target) -> Mapping[str, Any]:
     width = weight.width
     vector = next(v for v in (16 // weight.dtype.bytes, 4, 2, 1) if width % v == 0)
     staged = target.max_tokens * width * weight.dtype.bytes
-    # One token: all threads of an SM in one block, and two tiles of four 16-byte loads in flight in each. Measured on
-    # an H200 against 1 to 8 blocks of 128 to 512 threads and 2 to 16 loads; more tokens need registers for their sums.
-    threads, loads, blocks = (512, 4, 1) if target.max_tokens == 1 else (256, 4, 2)
+    values = chosen(_gemv_choices, call, target)
     return {
         "WIDTH": width,
         "VECTOR": vector,
         "TOKENS": target.max_tokens,
-        "THREADS": threads,
-        "WARPS": threads // 32,
-        "LOADS": loads,
-        "BLOCKS_PER_SM": blocks,
+        **values,
+        "WARPS": values["THREADS"] // 32,
         "SHARED": staged if staged <= STAGED_LIMIT else 0,
     }
 
@@ -62,12 +176,27 @@ def _gemv_constants(call: Call, target: Target) -> Mapping[str, Any]:
     infer=_type,
     kernels=[
         Template(
+            "gemv_mma",
+            grid=("min(ceildiv(COLUMNS, 8), sms)", 1, 1),
+            block="THREADS",
+            shared_bytes="SHARED",
+            when=_mma_refusal,
+            constants=_mma_constants,
+            choices=_mma_choices,
+            feasible=_mma_infeasible,
+            includes=("numeric.cuh", "reduce.cuh", "programmatic.cuh", "mma.cuh", "weight_stream.cuh"),
+            prologue="x",
+            epilogue=True,
+        ),
+        Template(
             "gemv",
             grid=("min(ceildiv(COLUMNS, WARPS), BLOCKS_PER_SM * sms)", 1, 1),
             block="THREADS",
             shared_bytes="SHARED",
-            when=_gemv_serves,
+            when=_gemv_refusal,
             constants=_gemv_constants,
+            choices=_gemv_choices,
+            feasible=_gemv_infeasible,
             includes=("numeric.cuh", "reduce.cuh", "programmatic.cuh", "dot.cuh"),
             prologue="x",
             epilogue=True,

@@ -7,16 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from infernum.ir.kernel import Call, Target, Template
+from infernum.ir.kernel import Call, Target, Template, chosen
 from infernum.ir.op import elements, op
 
 
-def _row_constants(call: Call, target: Target) -> Mapping[str, Any]:
+def _row_vector(call: Call) -> int:
+    return next(v for v in (8, 4, 2, 1) if call.operands["x"].width % v == 0)
+
+
+def _row_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
+    """Threads that share a row, by default one for each access, as far as a block goes."""
     del target
+    threads = min(1024, max(32, -(-call.operands["x"].width // _row_vector(call) // 32) * 32))
+    return {"THREADS": (threads, *(n for n in (128, 256, 512) if n < threads))}
+
+
+def _row_constants(call: Call, target: Target) -> Mapping[str, Any]:
     width = call.operands["x"].width
-    vector = next(v for v in (8, 4, 2, 1) if width % v == 0)
-    threads = min(1024, max(32, -(-width // vector // 32) * 32))
-    return {"WIDTH": width, "VECTOR": vector, "THREADS": threads}
+    return {"WIDTH": width, "VECTOR": _row_vector(call), **chosen(_row_choices, call, target)}
 
 
 @op(
@@ -27,6 +35,7 @@ def _row_constants(call: Call, target: Target) -> Mapping[str, Any]:
             grid=("tokens", 1, 1),
             block="THREADS",
             constants=_row_constants,
+            choices=_row_choices,
             includes=("numeric.cuh", "reduce.cuh", "programmatic.cuh"),
             prologue="x",
         )

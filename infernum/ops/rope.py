@@ -14,7 +14,7 @@ import numpy as np
 from infernum.errors import ShapeError
 from infernum.ir.block import PAGE
 from infernum.ir.graph import TensorType
-from infernum.ir.kernel import Call, Target, Template
+from infernum.ir.kernel import Call, Target, Template, chosen
 from infernum.ir.op import Signature, elements, op
 from infernum.rope import Rope
 
@@ -30,15 +30,24 @@ def _rope_types(x: TensorType, positions: TensorType, *, rope: Rope) -> tuple[Te
     return types
 
 
-def _thread_constants(x: TensorType, heads: int, rope: Rope) -> dict[str, Any]:
+def _pairs(x: TensorType) -> tuple[int, int]:
+    """Pairs of a head that a thread turns in one access, and threads that share a head."""
+    half = int(x.shape[-1]) // 2
+    vector = next(v for v in (4, 2, 1) if half % v == 0)
+    return vector, half // vector
+
+
+def _head_lanes(x: TensorType, heads: int) -> tuple[int, ...]:
+    """Heads that a block works on at a time, the default first: more threads leave too few registers for each."""
+    _, pair_lanes = _pairs(x)
+    return tuple(dict.fromkeys(max(1, min(heads, most // pair_lanes)) for most in (512, 256, 128)))
+
+
+def _thread_constants(x: TensorType, head_lanes: int, rope: Rope) -> dict[str, Any]:
     """How a block's threads share one token: PAIR_LANES side by side in a head, HEAD_LANES heads at a time."""
     dim = x.shape[-1]
     assert isinstance(dim, int)
-    half = dim // 2
-    vector = next(v for v in (4, 2, 1) if half % v == 0)
-    pair_lanes = half // vector
-    most = 512  # more threads leave too few registers for what is in flight
-    head_lanes = max(1, min(heads, most // pair_lanes))
+    vector, pair_lanes = _pairs(x)
     return {
         "HEAD_DIM": dim,
         "VECTOR": vector,
@@ -49,11 +58,16 @@ def _thread_constants(x: TensorType, heads: int, rope: Rope) -> dict[str, Any]:
     }
 
 
-def _rope_constants(call: Call, target: Target) -> Mapping[str, Any]:
+def _rope_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
     del target
     x = call.operands["x"]
+    return {"HEAD_LANES": _head_lanes(x, x.width // int(x.shape[-1]))}
+
+
+def _rope_constants(call: Call, target: Target) -> Mapping[str, Any]:
+    x, values = call.operands["x"], chosen(_rope_choices, call, target)
     heads = x.width // int(x.shape[-1])
-    return {"HEADS": heads, **_thread_constants(x, heads, call.attrs["rope"])}
+    return {"HEADS": heads, **_thread_constants(x, values["HEAD_LANES"], call.attrs["rope"])}
 
 
 @op(
@@ -65,6 +79,7 @@ def _rope_constants(call: Call, target: Target) -> Mapping[str, Any]:
             grid=("tokens", 1, 1),
             block="THREADS",
             constants=_rope_constants,
+            choices=_rope_choices,
             includes=("numeric.cuh", "programmatic.cuh", "rope.cuh"),
             symbols=(),
         )
@@ -129,11 +144,17 @@ def append(
     return kv
 
 
-def _rope_append_constants(call: Call, target: Target) -> Mapping[str, Any]:
+def _rope_append_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
     del target
     q, k = call.operands["q"], call.operands["k"]
+    return {"HEAD_LANES": _head_lanes(q, q.width // int(q.shape[-1]) + 2 * (k.width // int(k.shape[-1])))}
+
+
+def _rope_append_constants(call: Call, target: Target) -> Mapping[str, Any]:
+    q, k = call.operands["q"], call.operands["k"]
     heads, kv_heads = q.width // int(q.shape[-1]), k.width // int(k.shape[-1])
-    shared = _thread_constants(q, heads + 2 * kv_heads, call.attrs["rope"])
+    values = chosen(_rope_append_choices, call, target)
+    shared = _thread_constants(q, values["HEAD_LANES"], call.attrs["rope"])
     return {"HEADS": heads, "KV_HEADS": kv_heads, **shared}
 
 
@@ -142,6 +163,7 @@ ROPE_APPEND = Template(
     grid=("tokens", 1, 1),
     block="THREADS",
     constants=_rope_append_constants,
+    choices=_rope_append_choices,
     includes=("numeric.cuh", "programmatic.cuh", "rope.cuh", "kv_cache.cuh"),
     symbols=("max_pages",),
 )

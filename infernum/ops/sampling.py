@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from infernum.dims import ceildiv
-from infernum.ir.kernel import Call, Target, Template, Workspace
+from infernum.ir.kernel import Call, Target, Template, Workspace, chosen
 from infernum.ir.op import elements, op
 
 ONE = 1 << 32
@@ -29,14 +29,27 @@ EXP2 = tuple(
 LOG2_E = np.float32(1.4426950)
 
 
+def _argmax_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
+    """Logits of a block and its threads, each of which reads four at once."""
+    del call, target
+    return {"TILE": (2048, 1024, 4096), "THREADS": (256, 128, 512)}
+
+
+def _argmax_refusal(call: Call, target: Target) -> str | None:
+    values = chosen(_argmax_choices, call, target)
+    if values["TILE"] % (4 * values["THREADS"]):
+        return (
+            f"{values['THREADS']} threads that read four logits each do not divide a tile of {values['TILE']}"
+        )
+    return None
+
+
 def _argmax_constants(call: Call, target: Target) -> Mapping[str, Any]:
-    del target
-    vocab, tile = call.operands["logits"].width, 2048
+    vocab, values = call.operands["logits"].width, chosen(_argmax_choices, call, target)
     return {
         "VOCAB": vocab,
-        "TILE": tile,
-        "SPLITS": ceildiv(vocab, tile),
-        "THREADS": 256,
+        **values,
+        "SPLITS": ceildiv(vocab, values["TILE"]),
         "FINISH_THREADS": 32,
     }
 
@@ -59,6 +72,8 @@ def _row_threads(call: Call, target: Target) -> Mapping[str, Any]:
             grid=("SPLITS", "rows", 1),
             block="THREADS",
             constants=_argmax_constants,
+            choices=_argmax_choices,
+            feasible=_argmax_refusal,
             includes=("programmatic.cuh", "argmax.cuh"),
             workspaces=(
                 Workspace("best_logit", ("rows", "SPLITS")),

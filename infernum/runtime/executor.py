@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -9,13 +10,16 @@ from typing import Self
 
 import numpy as np
 
-from infernum.bundle import Bundle
+from infernum.bundle import Bundle, Gemm
 from infernum.errors import BundleError, DeviceError
 from infernum.runtime.batch import Batch, Float32, Sampling
 from infernum.runtime.device import Device
 from infernum.runtime.gemm import CublasLt
+from infernum.runtime.gemm_algorithms import Tuned
+from infernum.runtime.layout import block_variant
 from infernum.runtime.loading import LoadOptions, MemoryUse, OpenLibrary, load_bundle
 from infernum.runtime.prepared import PreparedStep
+from infernum.runtime.product import Product
 from infernum.runtime.sampled import SampledTokens, TokenRing
 from infernum.runtime.stream import Graph
 from infernum.runtime.weights import Progress, TensorSource
@@ -59,7 +63,7 @@ class CudaExecutor:
         self._device = device
         self._use_graphs = use_graphs
         self._stack = ExitStack()
-        self._graphs: dict[StepShape, Graph] = {}
+        self._graphs: dict[tuple[StepShape, int], Graph] = {}
         self._launched: set[StepShape] = set()
         self._last: StepShape | None = None
         self._advances_left = 0
@@ -163,8 +167,33 @@ class CudaExecutor:
         self._device.activate()
         shape = self._shape(batch, "greedy" if sampling.greedy else "sample")
         self._last = None
-        programs = (self._loaded.programs[shape.variant], self._loaded.samplers[shape.variant, shape.sampler])
+        samplers = self._loaded.samplers
+        programs = (self._loaded.programs[shape.variant], samplers[shape.variant, shape.sampler, 0])
         return PreparedStep(self._device, self._stream, self._loaded, programs, batch, sampling, self._ring)
+
+    def tune_products(
+        self, tokens: int, on_tuned: Callable[[Tuned], None] = lambda tuned: None
+    ) -> list[Tuned]:
+        """Time the algorithms of every matrix product in a step of one sequence of `tokens` tokens.
+
+        The fastest ones are kept in the user's cache and used from now on; `on_tuned` is told of each. Nothing may be
+        running; what earlier steps left in memory, other than the KV cache, is overwritten. Raises DeviceError.
+        """
+        assert 0 < tokens <= self.max_batch_tokens, f"{tokens} tokens: at most {self.max_batch_tokens}"
+        library = self._loaded.products
+        if not isinstance(library, CublasLt):
+            return []
+        self._device.activate()
+        self._stream.synchronize()
+        self._last = None
+        by_shape: dict[tuple[object, ...], tuple[list[Product], int]] = {}
+        for product, m in self._products(library, tokens):
+            by_shape.setdefault(product.shape_key(m), ([], m))[0].append(product)
+        tuned: list[Tuned] = []
+        for products, m in by_shape.values():
+            tuned.append(library.tune(products, m))
+            on_tuned(tuned[-1])
+        return tuned
 
     def logits(self, batch: Batch) -> Float32:
         """Run a step and return its logits, float32 [rows, vocab], for at most `max_rows` rows."""
@@ -201,25 +230,40 @@ class CudaExecutor:
         assert 0 < batch.seqs <= limits.seqs, f"{batch.seqs} sequences in a step: at most {limits.seqs}"
         columns = batch.page_table.shape[1]
         assert columns <= limits.max_pages, f"{columns} columns in the page table: at most {limits.max_pages}"
-        if sampler and (variant.name, sampler) not in self._loaded.samplers:
+        if sampler and (variant.name, sampler, 0) not in self._loaded.samplers:
             raise BundleError(
                 f"{self._bundle.folder}: compiled without the sampler {sampler!r}; compile the model again"
             )
         return StepShape(variant.name, batch.tokens, batch.seqs, batch.rows, sampler)
 
     def _step(self, shape: StepShape) -> SampledTokens:
-        graph = self._graphs.get(shape)
+        turn = self._ring.next_turn()
+        graph = self._graphs.get((shape, turn))
         if graph is None and self._wants_graph(shape):
             with self._stream.capture() as capture:
-                self._queue(shape)
+                self._queue(shape, turn)
             assert capture.graph is not None, "a capture that ended well has a graph"
-            graph = self._graphs[shape] = capture.graph
+            graph = self._graphs[shape, turn] = capture.graph
         if graph is not None:
             graph.launch()
         else:
-            self._queue(shape)
+            self._queue(shape, turn)
             self._launched.add(shape)
-        return self._ring.fetch(self._loaded.inputs.addresses["next_tokens"], shape.rows)
+        return self._ring.fetch(self._loaded.inputs.next_tokens(turn), shape.rows)
+
+    def _products(self, library: CublasLt, tokens: int) -> list[tuple[Product, int]]:
+        """The matrix products of a step of one sequence, in order, each with its rows."""
+        variant = self._bundle.variant_for(tokens).name
+        program = self._loaded.programs[variant]
+        numbers = [
+            number
+            for number, place in enumerate(program.places)
+            if isinstance(block_variant(self._bundle.manifest, place.block, variant).steps[place.index], Gemm)
+        ]
+        self._loaded.symbols.set(tokens, 1, 1)
+        with library.collect() as collected:
+            program.queue(numbers)
+        return collected
 
     def _wants_graph(self, shape: StepShape) -> bool:
         """A decode is captured when seen again: its first run loads kernels and chooses algorithms."""
@@ -230,11 +274,11 @@ class CudaExecutor:
             and shape in self._launched
         )
 
-    def _queue(self, shape: StepShape) -> None:
+    def _queue(self, shape: StepShape, turn: int = 0) -> None:
         self._loaded.symbols.set(shape.tokens, shape.seqs, shape.rows)
         self._loaded.programs[shape.variant].queue()
         if shape.sampler:
-            self._loaded.samplers[shape.variant, shape.sampler].queue()
+            self._loaded.samplers[shape.variant, shape.sampler, turn].queue()
 
     def _close_graphs(self) -> None:
         for graph in self._graphs.values():

@@ -1,236 +1,191 @@
-"""Large matrix products through cuBLASLt, by way of nvmath-python's bindings.
-
-Row-major `out[m, n] = x[m, k] · weight[n, k]ᵀ` is, to a column-major library, `outᵀ = weight · xᵀ` with the
-weight transposed: A = weight (k × n, op T), B = xᵀ (k × m), C and D = residualᵀ and outᵀ (n × m).
-"""
+"""Large matrix products through cuBLASLt: which algorithm computes each, and queueing them."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
+from infernum import logs
 from infernum.errors import DeviceError
+from infernum.runtime import cublaslt
+from infernum.runtime.cublaslt import WORKSPACE_BYTES, Descriptors
 from infernum.runtime.device import Device
+from infernum.runtime.gemm_algorithms import AlgorithmStore, Shape, Tuned
+from infernum.runtime.gemm_timing import time_algorithms
+from infernum.runtime.product import ALIGNMENT, Product
 from infernum.runtime.stream import Stream
 
-WORKSPACE_BYTES = 32 * 2**20
-"""What NVIDIA recommends for Hopper and newer (cuBLAS documentation, cublasSetWorkspace)."""
+CANDIDATES = 16
+"""Proposals of the library's heuristic that are timed."""
 
-ALIGNMENT = 256
-_COMPUTE_32F = 68  # cublasComputeType_t: no TF32
-_R_32F = 0  # cudaDataType_t, library_types.h
-_DATA_TYPES = {"f32": _R_32F, "f16": 2, "bf16": 14}
-_OP_T = 1  # cublasOperation_t
-
-
-@dataclass(frozen=True)
-class Product:
-    """A matrix product whose addresses are known; strides are elements from row to row, 0 an absent operand.
-
-    out[m, n] = x[m, k] · weight[n, k]ᵀ (+ bias[n]) (+ residual[m, n]); m is given when it runs.
-    """
-
-    name: str
-    x: int
-    weight: int
-    out: int
-    n: int
-    k: int
-    x_stride: int
-    out_stride: int
-    dtype: str
-    out_dtype: str
-    bias: int = 0
-    bias_dtype: str = ""
-    residual: int = 0
-    residual_stride: int = 0
-
-    def shape_key(self, m: int) -> tuple[object, ...]:
-        """What decides the choice of an algorithm; of the addresses only the alignment counts."""
-        alignments = tuple(_alignment(p) for p in (self.weight, self.x, self.residual or self.out, self.out))
-        strides = (self.x_stride, self.out_stride, self.residual_stride)
-        return (
-            m,
-            self.n,
-            self.k,
-            strides,
-            self.dtype,
-            self.out_dtype,
-            self.bias_dtype,
-            bool(self.residual),
-            alignments,
-        )
+log = logs.channel("cache")
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the library needs for one shape: descriptors, and the algorithm its heuristic prefers."""
+    """What the library needs for one shape: descriptors, and the algorithm that was chosen."""
 
-    operation: int
-    weight: int
-    x: int
-    residual: int
-    out: int
-    heuristic: Any
-    algorithm: int
+    descriptors: Descriptors
+    algorithm: Any
 
 
 class CublasLt:
-    """The library with its workspace, on one stream. A product of a known shape does not allocate or wait."""
+    """The library with its workspace, on one stream. A product of a known shape does not allocate or wait.
+
+    The first product of a shape takes the algorithm that `tune` has kept for it in the user's cache, or else the
+    first that the library's heuristic proposes. Nothing is ever timed but by `tune`.
+    """
 
     def __init__(self, device: Device, stream: Stream) -> None:
         """Raises DeviceError when nvmath-python or cuBLASLt is missing, or the workspace does not fit."""
-        self._lt = _load()
-        self._stream = int(stream.handle)
+        self._lt = cublaslt.load_library()
+        self._device = device
+        self._stream = stream
+        self._stream_handle = int(stream.handle)
         self._one, self._zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
-        self._bias = ctypes.c_uint64(0)
         self._plans: dict[tuple[object, ...], _Plan] = {}
+        self._collected: list[tuple[Product, int]] | None = None
         try:
             self._handle: int = self._lt.create()
+            version: int = self._lt.get_version()
         except Exception as error:  # the bindings raise several types when the library cannot be loaded
             raise DeviceError(
                 f"cuBLASLt cannot be loaded ({error}); run `pip install 'infernum[cuda]'`"
             ) from error
+        self._known = AlgorithmStore(device.facts.name, version)
         # With an epilogue the library may overrun what it asks for by 16 bytes (nvmath-python says so too).
         self._workspace = device.alloc(WORKSPACE_BYTES + ALIGNMENT, "the workspace of matrix products")
 
     def run(self, product: Product, m: int) -> None:
         """Queue the product for `m` rows. Raises DeviceError when the library has no algorithm for it."""
+        if self._collected is not None:
+            self._collected.append((product, m))
+            return
         key = product.shape_key(m)
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = self._choose(product, m)
         elif product.bias:
-            self._set_bias(plan.operation, product.bias)
-        beta = self._one if product.residual else self._zero
+            cublaslt.set_bias(self._lt, plan.descriptors.operation, product.bias)
+        self._multiply(product, m, plan.descriptors, ctypes.addressof(plan.algorithm))
+
+    @contextmanager
+    def collect(self) -> Generator[list[tuple[Product, int]]]:
+        """Inside the block products are not queued but listed, each with its rows."""
+        self._collected = collected = []
         try:
-            self._lt.matmul(
-                self._handle,
-                plan.operation,
-                ctypes.addressof(self._one),
-                product.weight,
-                plan.weight,
-                product.x,
-                plan.x,
-                ctypes.addressof(beta),
-                product.residual or product.out,
-                plan.residual,
-                product.out,
-                plan.out,
-                plan.algorithm,
-                self._workspace.address,
-                self._workspace.nbytes,
-                self._stream,
-            )
-        except self._lt.cuBLASLtError as error:
-            raise DeviceError(
-                f"{product.name}: cuBLASLt could not multiply {_shape(product, m)}: {error}"
-            ) from error
+            yield collected
+        finally:
+            self._collected = None
+
+    def tune(self, products: Sequence[Product], m: int) -> Tuned:
+        """Time the algorithms for `m` rows of a shape, keep the fastest in the user's cache, and use it from now on.
+
+        `products` are of that shape, with the weights of several layers, so that these are not in the L2 cache when
+        they are read; the bias of the first serves them all. What x, out and residual hold is overwritten, and
+        nothing else may run. Raises DeviceError.
+        """
+        first = products[0]
+        assert len({product.shape_key(m) for product in products}) == 1, (
+            "products of one shape are tuned together"
+        )
+        descriptors = cublaslt.describe(self._lt, first, m)
+        try:
+            candidates = cublaslt.proposals(self._lt, self._handle, descriptors, first, m, CANDIDATES)
+            algorithms = [cublaslt.Algorithm.from_buffer_copy(candidate) for candidate in candidates]
+
+            def run(product: Product, number: int) -> None:
+                self._multiply(product, m, descriptors, ctypes.addressof(algorithms[number]))
+
+            timing = time_algorithms(self._device, self._stream, products, m, len(algorithms), run)
+        finally:
+            cublaslt.destroy(self._lt, descriptors)
+        best, heuristic = timing.microseconds[timing.best], timing.microseconds[0]
+        assert best is not None and heuristic is not None, (
+            "the chosen algorithm and the first have been timed"
+        )
+        tuned = Tuned(
+            shape=Shape.of(first),
+            m=m,
+            algorithm=candidates[timing.best].hex(),
+            facts=cublaslt.algorithm_facts(self._lt, candidates[timing.best]),
+            rank=timing.best,
+            microseconds=best,
+            first_microseconds=heuristic,
+            candidates=len(candidates),
+            rejected=timing.microseconds.count(None),
+            in_cache=timing.in_cache,
+        )
+        self._known.keep(tuned)
+        self._forget_plans()  # one for fewer rows may now be another
+        return tuned
 
     def close(self) -> None:
         """Give back descriptors and workspace; no product may be running."""
         if not self._handle:
             return
-        for plan in self._plans.values():
-            self._lt.matmul_desc_destroy(plan.operation)
-            for layout in (plan.weight, plan.x, plan.residual, plan.out):
-                self._lt.matrix_layout_destroy(layout)
-        self._plans.clear()
+        self._forget_plans()
         self._workspace.free()
         self._lt.destroy(self._handle)
         self._handle = 0
 
-    def _choose(self, product: Product, m: int) -> _Plan:
-        lt = self._lt
-        operands, result = _DATA_TYPES[product.dtype], _DATA_TYPES[product.out_dtype]
-        operation = lt.matmul_desc_create(_COMPUTE_32F, _R_32F)
-        attributes = lt.MatmulDescAttribute
-        _set(lt.matmul_desc_set_attribute, operation, attributes.TRANSA, ctypes.c_int32(_OP_T))
-        if product.bias:
-            epilogue, bias_type = ctypes.c_uint32(int(lt.Epilogue.BIAS)), _DATA_TYPES[product.bias_dtype]
-            _set(lt.matmul_desc_set_attribute, operation, attributes.EPILOGUE, epilogue)
-            _set(
-                lt.matmul_desc_set_attribute, operation, attributes.BIAS_DATA_TYPE, ctypes.c_int32(bias_type)
-            )
-            self._set_bias(operation, product.bias)
-        weight = lt.matrix_layout_create(operands, product.k, product.n, product.k)
-        x = lt.matrix_layout_create(operands, product.k, m, product.x_stride)
-        residual_stride = product.residual_stride if product.residual else product.out_stride
-        residual = lt.matrix_layout_create(result, product.n, m, residual_stride)
-        out = lt.matrix_layout_create(result, product.n, m, product.out_stride)
-
-        preference = lt.matmul_preference_create()
-        names, set_preference = lt.MatmulPreferenceAttribute, lt.matmul_preference_set_attribute
-        _set(set_preference, preference, names.MAX_WORKSPACE_BYTES, ctypes.c_uint64(WORKSPACE_BYTES))
-        addresses = {
-            "A": product.weight,
-            "B": product.x,
-            "C": product.residual or product.out,
-            "D": product.out,
-        }
-        for operand, address in addresses.items():
-            attribute = getattr(names, f"MIN_ALIGNMENT_{operand}_BYTES")
-            _set(set_preference, preference, attribute, ctypes.c_uint32(_alignment(address)))
-        best = lt.MatmulHeuristicResult(1)
-        found = ctypes.c_int32(0)
+    def _multiply(self, product: Product, m: int, descriptors: Descriptors, algorithm: int) -> None:
+        beta = self._one if product.residual else self._zero
         try:
-            lt.matmul_algo_get_heuristic(
+            self._lt.matmul(
                 self._handle,
-                operation,
-                weight,
-                x,
-                residual,
-                out,
-                preference,
-                1,
-                best.ptr,
-                ctypes.addressof(found),
+                descriptors.operation,
+                ctypes.addressof(self._one),
+                product.weight,
+                descriptors.weight,
+                product.x,
+                descriptors.x,
+                ctypes.addressof(beta),
+                product.residual or product.out,
+                descriptors.residual,
+                product.out,
+                descriptors.out,
+                algorithm,
+                self._workspace.address,
+                self._workspace.nbytes,
+                self._stream_handle,
             )
-        except lt.cuBLASLtError as error:
+        except self._lt.cuBLASLtError as error:
             raise DeviceError(
-                f"{product.name}: cuBLASLt cannot multiply {_shape(product, m)}: {error}"
+                f"{product.name}: cuBLASLt could not multiply {product.describe(m)}: {error}"
             ) from error
-        finally:
-            lt.matmul_preference_destroy(preference)
-        if found.value == 0:
-            raise DeviceError(f"{product.name}: cuBLASLt has no algorithm for {_shape(product, m)}")
-        # cublasLtMatmulHeuristicResult_t begins with its algorithm, so that both have one address.
-        return _Plan(operation, weight, x, residual, out, best, best.ptr)
 
-    def _set_bias(self, operation: int, address: int) -> None:
-        self._bias.value = address
-        _set(
-            self._lt.matmul_desc_set_attribute,
-            operation,
-            self._lt.MatmulDescAttribute.BIAS_POINTER,
-            self._bias,
-        )
+    def _choose(self, product: Product, m: int) -> _Plan:
+        descriptors = cublaslt.describe(self._lt, product, m)
+        try:
+            algorithm = self._kept(product, m, descriptors)
+            if algorithm is None:
+                algorithm = cublaslt.proposals(self._lt, self._handle, descriptors, product, m, 1)[0]
+        except BaseException:
+            cublaslt.destroy(self._lt, descriptors)
+            raise
+        return _Plan(descriptors, cublaslt.Algorithm.from_buffer_copy(algorithm))
 
+    def _kept(self, product: Product, m: int, descriptors: Descriptors) -> bytes | None:
+        """The algorithm in the user's cache, if there is one and the library accepts it for this very product."""
+        tuned = self._known.find(Shape.of(product), m)
+        if tuned is None:
+            return None
+        algorithm = bytes.fromhex(tuned.algorithm)
+        if not cublaslt.can_run(self._lt, self._handle, descriptors, algorithm):
+            log.warning(
+                "%s: cuBLASLt refuses the algorithm kept for it in %s and runs its own; tune again",
+                product.name,
+                self._known.path,
+            )
+            return None
+        log.info("%s: algorithm timed for %d rows runs %s", product.name, tuned.m, product.describe(m))
+        return algorithm
 
-def _set(setter: Any, target: int, attribute: Any, value: Any) -> None:
-    setter(target, int(attribute), ctypes.addressof(value), ctypes.sizeof(value))
-
-
-def _alignment(address: int) -> int:
-    """The largest power of two, up to 256, that divides `address`."""
-    return min(ALIGNMENT, address & -address)
-
-
-def _shape(product: Product, m: int) -> str:
-    extras = (f" + {product.bias_dtype} bias" if product.bias else "") + (
-        " + residual" if product.residual else ""
-    )
-    types = f"{product.dtype} -> {product.out_dtype}"
-    return f"[{m}, {product.k}] by [{product.n}, {product.k}] transposed{extras}, {types}"
-
-
-def _load() -> Any:
-    try:
-        return import_module("nvmath.bindings.cublasLt")
-    except Exception as error:  # ImportError, or what the package raises when a CUDA library is missing
-        raise DeviceError(
-            f"nvmath-python cannot be loaded ({error}), needed for large matrix products;"
-            " run `pip install 'infernum[cuda]'`"
-        ) from error
+    def _forget_plans(self) -> None:
+        for plan in self._plans.values():
+            cublaslt.destroy(self._lt, plan.descriptors)
+        self._plans.clear()

@@ -17,6 +17,7 @@ from infernum.runtime.batch import Batch, Sampling
 from infernum.runtime.device import Device, PinnedMemory
 from infernum.runtime.kv_cache import POISON
 from infernum.runtime.layout import Limits, pack
+from infernum.runtime.sampled import TURNS
 from infernum.runtime.stream import Event, Stream
 
 _BYTES = 4
@@ -53,7 +54,7 @@ class Inputs:
         seen_words = dims.ceildiv(limits.vocab, 32)
         device_only = {
             "page_table": limits.seqs * limits.max_pages * _BYTES,
-            "next_tokens": limits.rows * _BYTES,
+            **{f"next_tokens.{turn}": limits.rows * _BYTES for turn in range(TURNS)},
             "seen": limits.rows * seen_words * _BYTES,
         }
         offsets, self.nbytes = pack([packed_bytes, *device_only.values()], at=0)
@@ -79,6 +80,10 @@ class Inputs:
         packed.array(I32.numpy, packed.nbytes // _BYTES)[:] = 0
         arrays = {name: packed.array(a.dtype.numpy, a.count, a.offset) for name, a in self._arrays.items()}
         return _Slot(packed, page_table, arrays, sent)
+
+    def next_tokens(self, turn: int) -> int:
+        """Where the sampler of a step leaves its tokens; steps take turns."""
+        return self.addresses[f"next_tokens.{turn}"]
 
     def check(self, specs: Iterable[TensorSpec], block: str) -> None:
         """Raises BundleError when a block wants an array that is not here, or is of another kind of type."""

@@ -14,6 +14,7 @@ from infernum.runtime.inputs import Inputs
 from infernum.runtime.kv_cache import KV, POISON, KvCache, count_pages, plan_cache
 from infernum.runtime.layout import Limits, StreamPlan, block_variant, check_arch, plan_streams, step_limits
 from infernum.runtime.modules import Module
+from infernum.runtime.sampled import TURNS
 from infernum.runtime.stream import Stream
 from infernum.runtime.weight_plan import WeightPlan, plan_weights
 from infernum.runtime.weights import Progress, TensorSource, fill_from_checkpoint, fill_with_random
@@ -50,14 +51,18 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class LoadedBundle:
-    """Everything that steps need. `samplers` is keyed by variant and sampler, `programs` by variant."""
+    """Everything that steps need. `samplers` is keyed by variant and sampler, `programs` by variant.
+
+    `products` is None when no step has a matrix product.
+    """
 
     limits: Limits
     symbols: Symbols
     inputs: Inputs
     pages: int
     programs: dict[str, BoundProgram]
-    samplers: dict[tuple[str, str], BoundProgram]
+    samplers: dict[tuple[str, str, int], BoundProgram]
+    products: ProductLibrary | None
     logits: int
     memory: MemoryUse
 
@@ -120,12 +125,13 @@ def load_bundle(
         modules=modules,
     )
     programs: dict[str, BoundProgram] = {}
-    samplers: dict[tuple[str, str], BoundProgram] = {}
+    samplers: dict[tuple[str, str, int], BoundProgram] = {}
     for variant in manifest.variants:
         programs[variant.name] = binder.program(variant, BoundProgram(stream, symbols, products))
         for name in manifest.samplers:
-            bound = BoundProgram(stream, symbols, products)
-            samplers[variant.name, name] = binder.sampler(name, variant, bound)
+            for turn in range(TURNS):
+                bound = BoundProgram(stream, symbols, products)
+                samplers[variant.name, name, turn] = binder.sampler(name, variant, turn, bound)
     stream.synchronize()
     return LoadedBundle(
         limits=limits,
@@ -134,6 +140,7 @@ def load_bundle(
         pages=pages,
         programs=programs,
         samplers=samplers,
+        products=products,
         logits=streams.address + stream_plan.outputs(len(manifest.program) - 1)[0],
         memory=MemoryUse(weights.nbytes, cache.nbytes, arena.nbytes, streams.nbytes, inputs.nbytes),
     )
@@ -229,8 +236,8 @@ class _Binder:
             bound.append(block, self.modules.get((stage.block, spec.name)), addresses, stage.layer)
         return bound
 
-    def sampler(self, name: str, spec: VariantSpec, bound: BoundProgram) -> BoundProgram:
-        """One sampler, bound into `bound`: it reads logits and writes batch arrays.
+    def sampler(self, name: str, spec: VariantSpec, turn: int, bound: BoundProgram) -> BoundProgram:
+        """One sampler, bound into `bound`: it reads logits and writes batch arrays, the tokens where `turn` says.
 
         Its first output is the sampled tokens, whatever it is called; others are batch arrays by name.
         """
@@ -240,7 +247,7 @@ class _Binder:
         addresses = self._common(block)
         sampled, *updated = block.stream_out
         self.inputs.check(updated, name)
-        addresses[sampled.name] = self.inputs.addresses["next_tokens"]
+        addresses[sampled.name] = self.inputs.next_tokens(turn)
         for tensor in updated:
             addresses[tensor.name] = self.inputs.addresses[tensor.name]
         logits = self.stream_plan.inputs(len(self.manifest.program))

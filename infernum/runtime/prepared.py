@@ -76,8 +76,8 @@ class PreparedStep:
         return capture.graph
 
     def sampled(self) -> SampledTokens:
-        """Queue the copy of the sampled tokens to the host."""
-        return self._ring.fetch(self._loaded.inputs.addresses["next_tokens"], self._sizes[2])
+        """Queue the copy of the sampled tokens to the host; they must be asked for before more is queued."""
+        return self._ring.fetch(self._loaded.inputs.next_tokens(0), self._sizes[2])
 
 
 def _runs(only: Sequence[int], first: int) -> list[tuple[bool, list[int]]]:

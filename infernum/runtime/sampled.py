@@ -16,16 +16,23 @@ from infernum.runtime.stream import Event, Stream
 SLOTS = 8
 """Steps whose tokens may be on their way at once."""
 
+TURNS = 2
+"""Places for sampled tokens on the GPU, which steps take in turn: one is written while the other is copied."""
+
 
 @dataclass(frozen=True)
 class _Slot:
     address: int
     values: np.ndarray[Any, Any]
+    sampled: Event
     arrived: Event
 
 
 class TokenRing:
-    """A ring of pinned rows, each filled by an asynchronous copy after a step."""
+    """A ring of pinned rows, each filled by an asynchronous copy after a step.
+
+    Copies go by a stream of their own, so that the next step need not wait for one.
+    """
 
     def __init__(self, device: Device, stream: Stream, max_rows: int, stack: ExitStack) -> None:
         """Allocate for steps of up to `max_rows` rows; `stack` gives everything back."""
@@ -34,21 +41,32 @@ class TokenRing:
         self.step = 0
         memory = device.alloc_pinned(SLOTS * max_rows * I32.bytes)
         stack.callback(memory.free)
+        self._copies = device.stream()
+        stack.callback(self._copies.close)
         self._slots: list[_Slot] = []
         for index in range(SLOTS):
             offset = index * max_rows * I32.bytes
-            arrived = device.event()
+            sampled, arrived = device.event(), device.event()
+            stack.callback(sampled.close)
             stack.callback(arrived.close)
-            self._slots.append(
-                _Slot(memory.address + offset, memory.array(I32.numpy, max_rows, offset), arrived)
-            )
+            values = memory.array(I32.numpy, max_rows, offset)
+            self._slots.append(_Slot(memory.address + offset, values, sampled, arrived))
+        stack.callback(self._copies.synchronize)
+
+    def next_turn(self) -> int:
+        """The place on the GPU that the next step may write its tokens to, once what it held has been copied."""
+        if self.step >= TURNS:
+            self._slots[(self.step - TURNS) % SLOTS].arrived.wait()
+        return self.step % TURNS
 
     def fetch(self, source: int, rows: int) -> SampledTokens:
-        """Queue the copy of `rows` tokens at `source` on the GPU."""
+        """Queue the copy of `rows` tokens at `source` on the GPU, behind all that the stream has been given."""
         slot = self._slots[self.step % SLOTS]
+        self._stream.record(slot.sampled)
+        self._copies.wait(slot.sampled)
         if rows:
-            self._stream.download(slot.address, source, rows * I32.bytes)
-        self._stream.record(slot.arrived)
+            self._copies.download(slot.address, source, rows * I32.bytes)
+        self._copies.record(slot.arrived)
         self.step += 1
         return SampledTokens(self, self.step - 1, rows)
 

@@ -134,6 +134,10 @@ class Stream:
         """Mark this point of the stream."""
         checked(self._api.cuEventRecord(event.handle, self.handle), "recording an event")
 
+    def wait(self, event: Event) -> None:
+        """Let what is queued from now on begin only when the GPU has passed a mark of another stream."""
+        checked(self._api.cuStreamWaitEvent(self.handle, event.handle, 0), "making a stream wait")
+
     def launch_config(
         self, block: tuple[int, int, int], shared_bytes: int, programmatic: bool
     ) -> LaunchConfig:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from infernum.bundle import BlockVariant, Bundle, VariantSpec
-from infernum.codegen.cubin import Cubin, cache_folder
+from infernum.cache import cache_folder
+from infernum.codegen.cubin import Cubin
 from infernum.codegen.emit import emit_block
 from infernum.codegen.manifest import CompiledBlock, describe_block
 from infernum.codegen.nvrtc import compile_all, parse_arch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,8 +57,9 @@ class _Operands:
         self.factor = factor
         self.rng = np.random.default_rng([*seed, 1])
         self.copies = unit.copies
-        self.queries = set(_queries(unit))
+        self.queries = set(_read_by(unit, "attention", 0))
         self.attends = bool(self.queries)
+        self.keys = set(_read_by(unit, "append", 1)) if self.attends else set[int]()
         self.weights = weights
 
     def values(self, slot: int, place: Place) -> Array:
@@ -79,6 +80,8 @@ class _Operands:
                 )
             case _ if slot in self.queries:
                 return self._gentle(shape, dtype)
+            case _ if slot in self.keys:
+                return draw(self._key_kind(), shape, dtype, self.rng)
             case _:
                 values = draw(self.kind, shape, dtype, self.rng, self.factor)
                 return self._logits(values) if place.tensor == "logits" and self.kind == "normal" else values
@@ -97,10 +100,13 @@ class _Operands:
             case kind:
                 return draw(kind, shape, dtype, self.rng)
 
+    def _key_kind(self) -> Kind:
+        return "normal" if self.attends and self.kind in ("large", "denormal") else self.kind
+
     def _cache(self, shape: tuple[int, ...], dtype: DType, filled: Sequence[int]) -> Array:
         """A KV cache [pages, 2, kv_heads, 64, dim]: the first `filled[s]` positions of sequence s, NaN elsewhere."""
         kv = np.full(shape, np.nan, np.float32)
-        key_kind: Kind = "normal" if self.attends and self.kind in ("large", "denormal") else self.kind
+        key_kind = self._key_kind()
         for pages, count in zip(self.facts.arrays["page_table"], filled, strict=True):
             for column in range(dims.ceildiv(count, PAGE)):
                 rows = min(PAGE, count - column * PAGE)
@@ -141,16 +147,17 @@ def _unit_gain(name: str, shape: tuple[int, ...], dtype: DType) -> Array:
     return round_to(1 + np.float32(0.2) * draw("normal", shape, dtype, rng), dtype)
 
 
-def _queries(unit: Unit) -> Iterator[int]:
-    """The slots of operands that attention takes the product of with keys."""
-    inner: Mapping[str, int] = (
-        {name: slot for slot, name in enumerate(unit.node.op.params)}
-        if isinstance(unit.node.op, Fused)
-        else {}
-    )
-    for node, read, _ in unit.calls:
-        if isinstance(node.op, Op) and node.op.name == "attention":
-            yield inner.get(read[0].node, 0) if inner else 0
+def _read_by(unit: Unit, op: str, index: int) -> Iterator[int]:
+    """The slots of operands that an op of the unit takes as its operand `index`, turned or not."""
+    fused = unit.node.op if isinstance(unit.node.op, Fused) else None
+    slots = {name: slot for slot, name in enumerate(fused.params)} if fused else {}
+    for node, read, body in unit.calls:
+        if not isinstance(node.op, Op) or node.op.name != op:
+            continue
+        name = read[index].node
+        while fused and name not in slots:
+            name = body.operands(name)[0].node
+        yield slots[name] if fused else index
 
 
 def weight_bytes(unit: Unit) -> int:

@@ -17,6 +17,32 @@ template <typename T, int N> struct Packed {
     __device__ __forceinline__ float operator[](int i) const { return to_float(items[i]); }
 };
 
+// The keys and values of UNROLL positions of one head, a lane's share of each, on their way from the cache.
+template <typename T, typename Cache, typename Lane, int UNROLL, int CHUNKS, int VECTOR> struct CachedRows {
+    Packed<T, VECTOR> key[UNROLL][CHUNKS], value[UNROLL][CHUNKS];
+    bool present[UNROLL];
+
+    // Positions `first`, first + step, …, up to `end`; zeros where there is none.
+    __device__ __forceinline__ void load(const T* kv, const int* pages, int kv_head, int first, int step, int end) {
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            const int position = first + u * step;
+            const int page = position < end ? pages[position / PAGE] : -1;
+            const T* cached = kv + Cache::key(page, kv_head, position % PAGE);
+            present[u] = page >= 0;
+#pragma unroll
+            for (int c = 0; c < CHUNKS; c++) {
+                key[u][c].clear();
+                value[u][c].clear();
+                if (present[u] && Lane::column(c) < Cache::DIM) {
+                    key[u][c].load(cached + Lane::column(c));
+                    value[u][c].load(cached + Cache::VALUES + Lane::column(c));
+                }
+            }
+        }
+    }
+};
+
 // One element of a softmax-weighted sum over some positions: its numerator and denominator, both relative to the
 // highest score among them.
 struct Part {

@@ -12,15 +12,6 @@ __device__ __forceinline__ Chunk<8> load_stream(const Chunk<8>* p) { return *p; 
 __device__ __forceinline__ Chunk<4> load_stream(const Chunk<4>* p) { return *p; }
 __device__ __forceinline__ Chunk<2> load_stream(const Chunk<2>* p) { return *p; }
 
-// The chunk's N elements of type T, as floats.
-template <int N, typename T>
-__device__ __forceinline__ void unpack(float (&out)[N], const Chunk<N * sizeof(T)>& chunk) {
-    union Pack { Chunk<N * sizeof(T)> raw; T items[N]; __device__ Pack() {} } pack;
-    pack.raw = chunk;
-#pragma unroll
-    for (int i = 0; i < N; i++) out[i] = to_float(pack.items[i]);
-}
-
 // A warp's share of UNROLL consecutive warp-wide chunks of PARTS weight rows, PART_ROWS rows apart.
 template <typename T, int WIDTH, int VECTOR, int UNROLL, int PARTS, int PART_ROWS> struct WeightTile {
     using Piece = Chunk<VECTOR * sizeof(T)>;

@@ -3,6 +3,7 @@
 constexpr int PAGE = 64;
 
 template <int KV_HEADS, int HEAD_DIM> struct KvCache {
+    static constexpr int DIM = HEAD_DIM;
     static constexpr size_t HEAD = size_t(PAGE) * HEAD_DIM;  // elements of one head's keys in one page
     static constexpr size_t VALUES = KV_HEADS * HEAD;        // from a key to its value
     static constexpr size_t STRIDE = 2 * VALUES;             // from a page to the next

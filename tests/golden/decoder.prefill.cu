@@ -90,6 +90,15 @@ template <> struct Chunk<4> { unsigned v; };
 template <> struct Chunk<8> { uint2 v; };
 template <> struct Chunk<16> { uint4 v; };
 
+// The chunk's N elements of type T, as floats.
+template <int N, typename T>
+__device__ __forceinline__ void unpack(float (&out)[N], const Chunk<N * sizeof(T)>& chunk) {
+    union Pack { Chunk<N * sizeof(T)> raw; T items[N]; __device__ Pack() {} } pack;
+    pack.raw = chunk;
+#pragma unroll
+    for (int i = 0; i < N; i++) out[i] = to_float(pack.items[i]);
+}
+
 template <int N, typename T> __device__ __forceinline__ void load_vector(float (&out)[N], const T* p) {
     constexpr int PER = N * sizeof(T) <= 16 ? N : 16 / sizeof(T);
     union Pack { Chunk<PER * sizeof(T)> raw; T items[PER]; __device__ Pack() {} };
@@ -200,6 +209,7 @@ template <int N> struct Rotation {
 constexpr int PAGE = 64;
 
 template <int KV_HEADS, int HEAD_DIM> struct KvCache {
+    static constexpr int DIM = HEAD_DIM;
     static constexpr size_t HEAD = size_t(PAGE) * HEAD_DIM;  // elements of one head's keys in one page
     static constexpr size_t VALUES = KV_HEADS * HEAD;        // from a key to its value
     static constexpr size_t STRIDE = 2 * VALUES;             // from a page to the next

@@ -25,13 +25,13 @@
 //   %heads_1 = heads(%columns_1) {dim = 16} : bf16[tokens, 4, 16]  # models/llama.py:40
 //   %heads_2 = heads(%columns_2) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:41
 //   %heads_3 = heads(%columns_3) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:42
-//   %rope_1, %rope_1.1 = fused rope_append(%q = %heads_1, %k = %heads_2, %v = %heads_3, %kv = %kv, %positions = %positions, %sequence = %sequence, %page_table = %page_table) by rope_append : bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {  # models/llama.py:43, models/llama.py:44
+//   %attention_1, %attention_1.1 = fused attend(%q = %heads_1, %k = %heads_2, %v = %heads_3, %kv = %kv, %positions = %positions, %sequence = %sequence, %query_start = %query_start, %page_table = %page_table) by attend : bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {  # models/llama.py:43, models/llama.py:44, models/llama.py:52
 //     %rope_1 = rope(%q, %positions) {rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=0)} : bf16[tokens, 4, 16]  # models/llama.py:43
 //     %rope_2 = rope(%k, %positions) {rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=0)} : bf16[tokens, 2, 16]  # models/llama.py:43
 //     %append_1 = append(%kv, %rope_2, %v, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # models/llama.py:44
-//     return %rope_1, %append_1
+//     %attention_1 = attention(%rope_1, %append_1, %positions, %sequence, %query_start, %page_table) {scale = 0.25} : bf16[tokens, 4, 16]  # models/llama.py:52
+//     return %attention_1, %append_1
 //   }
-//   %attention_1 = attention(%rope_1, %rope_1.1, %positions, %sequence, %query_start, %page_table) {scale = 0.25} : bf16[tokens, 4, 16]  # models/llama.py:52
 //   %flatten_1 = flatten(%attention_1) : bf16[tokens, 64]  # models/llama.py:55
 //   %add_1 = fused residual_into_gemv(%flatten_1 = %flatten_1, %o_proj = %o_proj, %x = %x) by residual_into_gemv : bf16[tokens, 64] {  # models/llama.py:55, models/llama.py:33
 //     %linear_4 = linear(%flatten_1, %o_proj) {out = ''} : bf16[tokens, 64]  # models/llama.py:55
@@ -92,6 +92,15 @@ template <> struct Chunk<2> { unsigned short v; };
 template <> struct Chunk<4> { unsigned v; };
 template <> struct Chunk<8> { uint2 v; };
 template <> struct Chunk<16> { uint4 v; };
+
+// The chunk's N elements of type T, as floats.
+template <int N, typename T>
+__device__ __forceinline__ void unpack(float (&out)[N], const Chunk<N * sizeof(T)>& chunk) {
+    union Pack { Chunk<N * sizeof(T)> raw; T items[N]; __device__ Pack() {} } pack;
+    pack.raw = chunk;
+#pragma unroll
+    for (int i = 0; i < N; i++) out[i] = to_float(pack.items[i]);
+}
 
 template <int N, typename T> __device__ __forceinline__ void load_vector(float (&out)[N], const T* p) {
     constexpr int PER = N * sizeof(T) <= 16 ? N : 16 / sizeof(T);
@@ -175,15 +184,6 @@ __device__ __forceinline__ Chunk<16> load_stream(const Chunk<16>* p) {
 __device__ __forceinline__ Chunk<8> load_stream(const Chunk<8>* p) { return *p; }
 __device__ __forceinline__ Chunk<4> load_stream(const Chunk<4>* p) { return *p; }
 __device__ __forceinline__ Chunk<2> load_stream(const Chunk<2>* p) { return *p; }
-
-// The chunk's N elements of type T, as floats.
-template <int N, typename T>
-__device__ __forceinline__ void unpack(float (&out)[N], const Chunk<N * sizeof(T)>& chunk) {
-    union Pack { Chunk<N * sizeof(T)> raw; T items[N]; __device__ Pack() {} } pack;
-    pack.raw = chunk;
-#pragma unroll
-    for (int i = 0; i < N; i++) out[i] = to_float(pack.items[i]);
-}
 
 // A warp's share of UNROLL consecutive warp-wide chunks of PARTS weight rows, PART_ROWS rows apart.
 template <typename T, int WIDTH, int VECTOR, int UNROLL, int PARTS, int PART_ROWS> struct WeightTile {
@@ -282,6 +282,23 @@ template <typename T, int WIDTH, int VECTOR, int THREADS> struct RowGain {
     }
 };
 
+// ---- kv_cache.cuh
+// The paged cache kv [pages, 2, KV_HEADS, PAGE, HEAD_DIM]: in a page, all keys and then all values, head by head.
+
+constexpr int PAGE = 64;
+
+template <int KV_HEADS, int HEAD_DIM> struct KvCache {
+    static constexpr int DIM = HEAD_DIM;
+    static constexpr size_t HEAD = size_t(PAGE) * HEAD_DIM;  // elements of one head's keys in one page
+    static constexpr size_t VALUES = KV_HEADS * HEAD;        // from a key to its value
+    static constexpr size_t STRIDE = 2 * VALUES;             // from a page to the next
+
+    // Where the key of `head` at row `row` of `page` begins, in elements.
+    static __device__ __forceinline__ size_t key(int page, int head, int row) {
+        return page * STRIDE + head * HEAD + size_t(row) * HEAD_DIM;
+    }
+};
+
 // ---- rope.cuh
 // Rotary position embedding (Su et al. 2021, arXiv:2104.09864) of pairs (i, i + HEAD_DIM / 2).
 
@@ -318,22 +335,6 @@ template <int N> struct Rotation {
     }
 };
 
-// ---- kv_cache.cuh
-// The paged cache kv [pages, 2, KV_HEADS, PAGE, HEAD_DIM]: in a page, all keys and then all values, head by head.
-
-constexpr int PAGE = 64;
-
-template <int KV_HEADS, int HEAD_DIM> struct KvCache {
-    static constexpr size_t HEAD = size_t(PAGE) * HEAD_DIM;  // elements of one head's keys in one page
-    static constexpr size_t VALUES = KV_HEADS * HEAD;        // from a key to its value
-    static constexpr size_t STRIDE = 2 * VALUES;             // from a page to the next
-
-    // Where the key of `head` at row `row` of `page` begins, in elements.
-    static __device__ __forceinline__ size_t key(int page, int head, int row) {
-        return page * STRIDE + head * HEAD + size_t(row) * HEAD_DIM;
-    }
-};
-
 // ---- softmax.cuh
 // What every online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867) needs.
 
@@ -367,6 +368,32 @@ template <typename T, int N> struct Packed {
     __device__ __forceinline__ void load(const T* p) { raw = *reinterpret_cast<const Chunk<N * sizeof(T)>*>(p); }
     __device__ __forceinline__ void clear() { raw = {}; }
     __device__ __forceinline__ float operator[](int i) const { return to_float(items[i]); }
+};
+
+// The keys and values of UNROLL positions of one head, a lane's share of each, on their way from the cache.
+template <typename T, typename Cache, typename Lane, int UNROLL, int CHUNKS, int VECTOR> struct CachedRows {
+    Packed<T, VECTOR> key[UNROLL][CHUNKS], value[UNROLL][CHUNKS];
+    bool present[UNROLL];
+
+    // Positions `first`, first + step, …, up to `end`; zeros where there is none.
+    __device__ __forceinline__ void load(const T* kv, const int* pages, int kv_head, int first, int step, int end) {
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            const int position = first + u * step;
+            const int page = position < end ? pages[position / PAGE] : -1;
+            const T* cached = kv + Cache::key(page, kv_head, position % PAGE);
+            present[u] = page >= 0;
+#pragma unroll
+            for (int c = 0; c < CHUNKS; c++) {
+                key[u][c].clear();
+                value[u][c].clear();
+                if (present[u] && Lane::column(c) < Cache::DIM) {
+                    key[u][c].load(cached + Lane::column(c));
+                    value[u][c].load(cached + Cache::VALUES + Lane::column(c));
+                }
+            }
+        }
+    }
 };
 
 // One element of a softmax-weighted sum over some positions: its numerator and denominator, both relative to the
@@ -585,130 +612,117 @@ extern "C" __global__ void __launch_bounds__(512, 1) gemv_q_k_v_proj(
     }
 }
 
-// ---- rope_append
-// rope -> rope -> append, by rope_append
-// from models/llama.py:43, models/llama.py:44
-// 1 token(s): 584 B, 288 FLOP; at least 0.00 us on one H200
-// One block per token: PAIR_LANES threads, VECTOR pairs each, serve one head of q, k or v; HEAD_LANES heads go
-// side by side.
-__device__ const __align__(16) float rope_append_inv_freq[8] = {
+// ---- attend
+// rope -> rope -> append -> attention, by attend
+// from models/llama.py:43, models/llama.py:44, models/llama.py:52
+// 1 token(s) at context 1024: 132 kB, 262 kFLOP; at least 0.03 us on one H200
+// One block per token, HEAD_TILE query heads of one key head, and split of the context: LANES lanes read a position. What
+// is in the cache already, no kernel of this step writes: the block reads it before q, k and v are known. Keys and values
+// of the step itself are taken from k and v; the block that attends to its own token's also stores them.
+__device__ const __align__(16) float attend_inv_freq[8] = {
     1.0f, 0.3162277638912201f, 0.10000000149011612f, 0.03162277862429619f,
     0.009999999776482582f, 0.003162277862429619f, 0.0010000000474974513f, 0.0003162277862429619f,
 };
 
-extern "C" __global__ void __launch_bounds__(16) rope_append(
+extern "C" __global__ void __launch_bounds__(128, 4) attend(
     const bf16_t* q,
     const bf16_t* k,
     const bf16_t* v,
     bf16_t* kv,
     const int* positions,
     const int* sequence,
-    const int* page_table,
-    bf16_t* q_out,
-    int max_pages) {
-    using T = bf16_t;
-    constexpr int HEADS = 4, KV_HEADS = 2, HEAD_DIM = 16, HALF = HEAD_DIM / 2;
-    constexpr int VECTOR = 4, PAIR_LANES = 2, HEAD_LANES = 8;
-    constexpr size_t Q_STRIDE = 128, K_STRIDE = 128, V_STRIDE = 128;
-    constexpr size_t Q_OUT_STRIDE = 64;
-    static_assert(Q_STRIDE % VECTOR == 0 && K_STRIDE % VECTOR == 0 && V_STRIDE % VECTOR == 0 &&
-                  Q_OUT_STRIDE % VECTOR == 0, "every row starts at a whole access");
-    using Cache = KvCache<KV_HEADS, HEAD_DIM>;
-
-    let_next_kernel_start();
-    const int token = blockIdx.x;
-    const int pair = threadIdx.x % PAIR_LANES * VECTOR;
-    float inv_freq[VECTOR];
-    load_vector(inv_freq, rope_append_inv_freq + pair);
-
-    wait_for_previous_kernel();
-    const int position = positions[token];
-    const int page = page_table[sequence[token] * max_pages + position / PAGE];
-    const Rotation<VECTOR> rotation(position, inv_freq);
-#pragma unroll 2
-    for (int i = threadIdx.x / PAIR_LANES; i < HEADS + 2 * KV_HEADS; i += HEAD_LANES) {
-        const bool is_query = i < HEADS, is_value = i >= HEADS + KV_HEADS;
-        const int head = is_query ? i : (i - HEADS) % KV_HEADS;
-        const T* from = is_query   ? q + token * Q_STRIDE
-                        : is_value ? v + token * V_STRIDE
-                                   : k + token * K_STRIDE;
-        float first[VECTOR], second[VECTOR];
-        load_vector(first, from + head * HEAD_DIM + pair);
-        load_vector(second, from + head * HEAD_DIM + pair + HALF);
-        if (!is_value) rotation.turn(first, second);
-
-        if (!is_query && page < 0) continue;  // a token that fills up a batch has no place in the cache
-        T* to = is_query ? q_out + token * Q_OUT_STRIDE + head * HEAD_DIM
-                         : kv + Cache::key(page, head, position % PAGE) + (is_value ? Cache::VALUES : 0);
-        store_vector(to + pair, first);
-        store_vector(to + pair + HALF, second);
-    }
-}
-
-// ---- attention_split
-// attention
-// from models/llama.py:52
-// 1 token(s) at context 1024: 131 kB, 262 kFLOP; at least 0.03 us on one H200
-// One block per token, HEAD_TILE query heads of one key head, and split of the context: LANES lanes read a position.
-extern "C" __global__ void __launch_bounds__(256) attention_split(
-    const bf16_t* q,
-    const bf16_t* kv,
-    const int* positions,
-    const int* sequence,
+    const int* query_start,
     const int* page_table,
     float* partial_out,
     float* partial_stats,
     int max_pages) {
     using T = bf16_t;
-    constexpr int HEADS = 4, KV_HEADS = 2, GROUP = 2, HEAD_DIM = 16;
+    constexpr int HEADS = 4, KV_HEADS = 2, GROUP = 2;
+    constexpr int HEAD_DIM = 16, HALF = HEAD_DIM / 2;
     constexpr int HEAD_TILE = 2, HEAD_TILES = 1;
-    constexpr int SPLITS = 32, SPLIT_MIN = 128;
-    constexpr int WARPS = 8, LANES = 2, VECTOR = 8, CHUNKS = 1;
-    constexpr int ROWS = 32 / LANES;                 // positions that a warp reads in one access
-    constexpr int UNROLL = 4;                        // such accesses in flight
-    constexpr int STEP = UNROLL * WARPS * ROWS;      // positions that the block reads in one iteration
+    constexpr int SPLITS = 64, SPLIT_MIN = 32, THREADS = 128;
+    constexpr int WARPS = THREADS / 32, LANES = 2, VECTOR = 8, CHUNKS = 1;
+    constexpr int ROWS = 32 / LANES;             // positions that a warp reads in one access
+    constexpr int UNROLL = 2;                    // such accesses in one go
+    constexpr int STEP = UNROLL * WARPS * ROWS;  // positions that the block reads in one go
+    constexpr int MOST_NEW = 8;                  // tokens in a step
     constexpr float SCALE = base_two(0.25f);
-    constexpr size_t Q_STRIDE = 64;
-    static_assert(Q_STRIDE % VECTOR == 0, "every row starts at a whole access");
+    constexpr size_t Q_STRIDE = 128, K_STRIDE = 128, V_STRIDE = 128;
+    static_assert(V_STRIDE % VECTOR == 0, "every row starts at a whole access");
+    static_assert(MOST_NEW <= WARPS * ROWS && THREADS % HALF == 0, "one pass over the new keys");
     using Cache = KvCache<KV_HEADS, HEAD_DIM>;
     using Lane = LaneAttention<HEAD_TILE, HEAD_DIM, LANES, CHUNKS, VECTOR>;
+    using Rows = CachedRows<T, Cache, Lane, UNROLL, CHUNKS, VECTOR>;
     __shared__ WarpParts<WARPS, HEAD_TILE, HEAD_DIM> parts;
+    __shared__ __align__(16) T queries[HEAD_TILE][HEAD_DIM], new_keys[MOST_NEW][HEAD_DIM];
 
     let_next_kernel_start();
-    wait_for_previous_kernel();
     const int token = blockIdx.x, kv_head = blockIdx.y / HEAD_TILES, split = blockIdx.z;
-    const int context = positions[token] + 1;
-    const int* pages = page_table + sequence[token] * max_pages;
-    const int length = split_length<SPLITS, SPLIT_MIN>(context);
-    const int begin = split * length, end = min(begin + length, context);
+    const int position = positions[token], sequence_of = sequence[token];
+    const int* pages = page_table + sequence_of * max_pages;
+    const int first_token = query_start[sequence_of];      // of the sequence in this step
+    const int first_new = position - (token - first_token);  // its position; the cache holds those before it
+    const int length = split_length<SPLITS, SPLIT_MIN>(position + 1);
+    const int begin = split * length, end = min(begin + length, position + 1), cached_end = min(end, first_new);
     if (begin >= end) return;  // a short context has fewer splits, as the combining kernel knows
 
-    const int warp = threadIdx.x / 32, row = threadIdx.x % 32 / LANES;
+    const int warp = threadIdx.x / 32, row = warp * ROWS + threadIdx.x % 32 / LANES;
+    Rows rows;
+    rows.load(kv, pages, kv_head, begin + row, WARPS * ROWS, cached_end);
+    const int page = pages[position / PAGE];
+    const int pair = threadIdx.x % HALF;
+    const float frequency[1] = {attend_inv_freq[pair]};
+    const Rotation<1> rotation(position, frequency);
     const int first_head = kv_head * GROUP + blockIdx.y % HEAD_TILES * HEAD_TILE;
     const int last_head = kv_head * GROUP + GROUP - 1;  // the last tile of a group may have fewer heads
-    Lane lane;
-#pragma unroll
-    for (int h = 0; h < HEAD_TILE; h++) {
-        lane.load_query(h, q + token * Q_STRIDE + min(first_head + h, last_head) * HEAD_DIM, SCALE);
+    const int begin_new = max(begin, first_new), count_new = page < 0 ? 0 : max(end - begin_new, 0);
+    const int new_token = first_token + begin_new - first_new;
+
+    wait_for_previous_kernel();
+    for (int i = threadIdx.x / HALF; i < HEAD_TILE + count_new; i += THREADS / HALF) {
+        const int n = i - HEAD_TILE;
+        const T* from = n < 0 ? q + token * Q_STRIDE + min(first_head + i, last_head) * HEAD_DIM
+                              : k + (new_token + n) * K_STRIDE + kv_head * HEAD_DIM;
+        float first[1] = {to_float(from[pair])}, second[1] = {to_float(from[pair + HALF])};
+        if (n < 0 || begin_new + n == position) {
+            rotation.turn(first, second);
+        } else {
+            Rotation<1>(begin_new + n, frequency).turn(first, second);
+        }
+        T* to = n < 0 ? queries[i] : new_keys[n];
+        to[pair] = from_float<T>(first[0]);
+        to[pair + HALF] = from_float<T>(second[0]);
+    }
+    __syncthreads();
+    if (count_new > 0 && end == position + 1 && blockIdx.y % HEAD_TILES == 0) {
+        T* new_key = kv + Cache::key(page, kv_head, position % PAGE);
+        const T* new_value = v + token * V_STRIDE + kv_head * HEAD_DIM;
+        for (int i = threadIdx.x; i < HEAD_DIM; i += THREADS) {
+            new_key[i] = new_keys[count_new - 1][i];
+            new_key[Cache::VALUES + i] = new_value[i];
+        }
     }
 
-    for (int start = begin; start < end; start += STEP) {
-        Packed<T, VECTOR> key[UNROLL][CHUNKS], value[UNROLL][CHUNKS];
-        bool present[UNROLL];
+    Lane lane;
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            const int position = start + (u * WARPS + warp) * ROWS + row;
-            const int page = position < end ? pages[position / PAGE] : -1;
-            const T* cached = kv + Cache::key(page, kv_head, position % PAGE);
-            present[u] = page >= 0;
+    for (int h = 0; h < HEAD_TILE; h++) lane.load_query(h, queries[h], SCALE);
+    for (int start = begin; start < cached_end; start += STEP) {
+        Rows next;
+        next.load(kv, pages, kv_head, start + STEP + row, WARPS * ROWS, cached_end);
+        lane.attend(rows.key, rows.value, rows.present);
+        rows = next;
+    }
+    if (count_new > 0) {
+        Packed<T, VECTOR> key[1][CHUNKS], value[1][CHUNKS];
+        const bool present[1] = {row < count_new};
+        const T* values = v + (new_token + row) * V_STRIDE + kv_head * HEAD_DIM;
 #pragma unroll
-            for (int c = 0; c < CHUNKS; c++) {
-                key[u][c].clear();
-                value[u][c].clear();
-                if (present[u] && Lane::column(c) < HEAD_DIM) {
-                    key[u][c].load(cached + Lane::column(c));
-                    value[u][c].load(cached + Cache::VALUES + Lane::column(c));
-                }
+        for (int c = 0; c < CHUNKS; c++) {
+            key[0][c].clear();
+            value[0][c].clear();
+            if (present[0] && Lane::column(c) < HEAD_DIM) {
+                key[0][c].load(new_keys[row] + Lane::column(c));
+                value[0][c].load(values + Lane::column(c));
             }
         }
         lane.attend(key, value, present);
@@ -716,7 +730,7 @@ extern "C" __global__ void __launch_bounds__(256) attention_split(
     lane.store(parts);
     __syncthreads();
 
-    for (int i = threadIdx.x; i < HEAD_TILE * HEAD_DIM; i += 32 * WARPS) {
+    for (int i = threadIdx.x; i < HEAD_TILE * HEAD_DIM; i += THREADS) {
         const int h = i / HEAD_DIM, head = first_head + h;
         if (head > last_head) break;
         const Part whole = parts.merged(h, i % HEAD_DIM);
@@ -730,23 +744,23 @@ extern "C" __global__ void __launch_bounds__(256) attention_split(
 }
 
 // ---- attention_combine
-// attention
-// from models/llama.py:52
+// rope -> rope -> append -> attention, by attend
+// from models/llama.py:43, models/llama.py:44, models/llama.py:52
 // 1 token(s): 132 B, 0 FLOP; at least 0.00 us on one H200
-// One block per token and query head, one thread per element: it sums the splits of the context, rescaled.
-extern "C" __global__ void __launch_bounds__(32) attention_combine(
+// One block per token and query head, GROUPS threads per element: they sum the splits of the context, rescaled.
+extern "C" __global__ void __launch_bounds__(128) attention_combine(
     const int* positions,
     bf16_t* out,
     float* partial_out,
     float* partial_stats) {
     using T = bf16_t;
-    constexpr int HEADS = 4, HEAD_DIM = 16, SPLITS = 32, SPLIT_MIN = 128;
+    constexpr int HEADS = 4, HEAD_DIM = 16, SPLITS = 64, SPLIT_MIN = 32;
+    constexpr int GROUPS = 4, COLUMNS = 32, AT_ONCE = 4;
     constexpr size_t OUT_STRIDE = 64;
+    __shared__ Part shares[GROUPS][COLUMNS];
 
     let_next_kernel_start();
-    wait_for_previous_kernel();
-    const int token = blockIdx.x, head = blockIdx.y, column = threadIdx.x;
-    if (column >= HEAD_DIM) return;
+    const int token = blockIdx.x, head = blockIdx.y, column = threadIdx.x % COLUMNS, group = threadIdx.x / COLUMNS;
     const int context = positions[token] + 1;
     const int length = split_length<SPLITS, SPLIT_MIN>(context);
     const int splits = (context + length - 1) / length;  // the others were never written
@@ -754,13 +768,27 @@ extern "C" __global__ void __launch_bounds__(32) attention_combine(
     const float2* stats = reinterpret_cast<const float2*>(partial_stats) + part;
     const float* sums = partial_out + part * HEAD_DIM + column;
 
-    Part parts[SPLITS];
+    wait_for_previous_kernel();
+    Part share = {0.0f, NO_SCORE, 0.0f};
+    for (int first = group; first < splits; first += GROUPS * AT_ONCE) {
+        Part parts[AT_ONCE + 1];
 #pragma unroll
-    for (int s = 0; s < SPLITS; s++) {
-        const float2 stat = s < splits ? stats[s] : make_float2(NO_SCORE, 0.0f);
-        parts[s] = {s < splits ? sums[s * HEAD_DIM] : 0.0f, stat.x, stat.y};
+        for (int i = 0; i < AT_ONCE; i++) {
+            const int s = first + i * GROUPS;
+            const bool present = s < splits && column < HEAD_DIM;
+            const float2 stat = present ? stats[s] : make_float2(NO_SCORE, 0.0f);
+            parts[i] = {present ? sums[s * HEAD_DIM] : 0.0f, stat.x, stat.y};
+        }
+        parts[AT_ONCE] = share;
+        share = merge(parts);
     }
-    const Part whole = merge(parts);
+    shares[group][column] = share;
+    __syncthreads();
+    if (group > 0 || column >= HEAD_DIM) return;
+    Part found[GROUPS];
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) found[g] = shares[g][column];
+    const Part whole = merge(found);
     const size_t place = token * OUT_STRIDE + head * HEAD_DIM + column;
     out[place] = from_float<T>(whole.total > 0.0f ? whole.sum / whole.total : 0.0f);
 }

@@ -79,6 +79,15 @@ template <> struct Chunk<4> { unsigned v; };
 template <> struct Chunk<8> { uint2 v; };
 template <> struct Chunk<16> { uint4 v; };
 
+// The chunk's N elements of type T, as floats.
+template <int N, typename T>
+__device__ __forceinline__ void unpack(float (&out)[N], const Chunk<N * sizeof(T)>& chunk) {
+    union Pack { Chunk<N * sizeof(T)> raw; T items[N]; __device__ Pack() {} } pack;
+    pack.raw = chunk;
+#pragma unroll
+    for (int i = 0; i < N; i++) out[i] = to_float(pack.items[i]);
+}
+
 template <int N, typename T> __device__ __forceinline__ void load_vector(float (&out)[N], const T* p) {
     constexpr int PER = N * sizeof(T) <= 16 ? N : 16 / sizeof(T);
     union Pack { Chunk<PER * sizeof(T)> raw; T items[PER]; __device__ Pack() {} };
@@ -161,15 +170,6 @@ __device__ __forceinline__ Chunk<16> load_stream(const Chunk<16>* p) {
 __device__ __forceinline__ Chunk<8> load_stream(const Chunk<8>* p) { return *p; }
 __device__ __forceinline__ Chunk<4> load_stream(const Chunk<4>* p) { return *p; }
 __device__ __forceinline__ Chunk<2> load_stream(const Chunk<2>* p) { return *p; }
-
-// The chunk's N elements of type T, as floats.
-template <int N, typename T>
-__device__ __forceinline__ void unpack(float (&out)[N], const Chunk<N * sizeof(T)>& chunk) {
-    union Pack { Chunk<N * sizeof(T)> raw; T items[N]; __device__ Pack() {} } pack;
-    pack.raw = chunk;
-#pragma unroll
-    for (int i = 0; i < N; i++) out[i] = to_float(pack.items[i]);
-}
 
 // A warp's share of UNROLL consecutive warp-wide chunks of PARTS weight rows, PART_ROWS rows apart.
 template <typename T, int WIDTH, int VECTOR, int UNROLL, int PARTS, int PART_ROWS> struct WeightTile {
@@ -328,6 +328,7 @@ __device__ __forceinline__ void copy_row(T* to, const T* from) {
 constexpr int PAGE = 64;
 
 template <int KV_HEADS, int HEAD_DIM> struct KvCache {
+    static constexpr int DIM = HEAD_DIM;
     static constexpr size_t HEAD = size_t(PAGE) * HEAD_DIM;  // elements of one head's keys in one page
     static constexpr size_t VALUES = KV_HEADS * HEAD;        // from a key to its value
     static constexpr size_t STRIDE = 2 * VALUES;             // from a page to the next
@@ -371,6 +372,32 @@ template <typename T, int N> struct Packed {
     __device__ __forceinline__ void load(const T* p) { raw = *reinterpret_cast<const Chunk<N * sizeof(T)>*>(p); }
     __device__ __forceinline__ void clear() { raw = {}; }
     __device__ __forceinline__ float operator[](int i) const { return to_float(items[i]); }
+};
+
+// The keys and values of UNROLL positions of one head, a lane's share of each, on their way from the cache.
+template <typename T, typename Cache, typename Lane, int UNROLL, int CHUNKS, int VECTOR> struct CachedRows {
+    Packed<T, VECTOR> key[UNROLL][CHUNKS], value[UNROLL][CHUNKS];
+    bool present[UNROLL];
+
+    // Positions `first`, first + step, …, up to `end`; zeros where there is none.
+    __device__ __forceinline__ void load(const T* kv, const int* pages, int kv_head, int first, int step, int end) {
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            const int position = first + u * step;
+            const int page = position < end ? pages[position / PAGE] : -1;
+            const T* cached = kv + Cache::key(page, kv_head, position % PAGE);
+            present[u] = page >= 0;
+#pragma unroll
+            for (int c = 0; c < CHUNKS; c++) {
+                key[u][c].clear();
+                value[u][c].clear();
+                if (present[u] && Lane::column(c) < Cache::DIM) {
+                    key[u][c].load(cached + Lane::column(c));
+                    value[u][c].load(cached + Cache::VALUES + Lane::column(c));
+                }
+            }
+        }
+    }
 };
 
 // One element of a softmax-weighted sum over some positions: its numerator and denominator, both relative to the
@@ -891,7 +918,7 @@ extern "C" __global__ void __launch_bounds__(32) append(
 // from models/llama.py:52
 // 1 token(s) at context 1024: 131 kB, 262 kFLOP; at least 0.03 us on one H200
 // One block per token, HEAD_TILE query heads of one key head, and split of the context: LANES lanes read a position.
-extern "C" __global__ void __launch_bounds__(256) attention_split(
+extern "C" __global__ void __launch_bounds__(128) attention_split(
     const bf16_t* q,
     const bf16_t* kv,
     const int* positions,
@@ -903,8 +930,8 @@ extern "C" __global__ void __launch_bounds__(256) attention_split(
     using T = bf16_t;
     constexpr int HEADS = 4, KV_HEADS = 2, GROUP = 2, HEAD_DIM = 16;
     constexpr int HEAD_TILE = 2, HEAD_TILES = 1;
-    constexpr int SPLITS = 32, SPLIT_MIN = 128;
-    constexpr int WARPS = 8, LANES = 2, VECTOR = 8, CHUNKS = 1;
+    constexpr int SPLITS = 64, SPLIT_MIN = 32;
+    constexpr int WARPS = 4, LANES = 2, VECTOR = 8, CHUNKS = 1;
     constexpr int ROWS = 32 / LANES;                 // positions that a warp reads in one access
     constexpr int UNROLL = 4;                        // such accesses in flight
     constexpr int STEP = UNROLL * WARPS * ROWS;      // positions that the block reads in one iteration
@@ -934,25 +961,9 @@ extern "C" __global__ void __launch_bounds__(256) attention_split(
     }
 
     for (int start = begin; start < end; start += STEP) {
-        Packed<T, VECTOR> key[UNROLL][CHUNKS], value[UNROLL][CHUNKS];
-        bool present[UNROLL];
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            const int position = start + (u * WARPS + warp) * ROWS + row;
-            const int page = position < end ? pages[position / PAGE] : -1;
-            const T* cached = kv + Cache::key(page, kv_head, position % PAGE);
-            present[u] = page >= 0;
-#pragma unroll
-            for (int c = 0; c < CHUNKS; c++) {
-                key[u][c].clear();
-                value[u][c].clear();
-                if (present[u] && Lane::column(c) < HEAD_DIM) {
-                    key[u][c].load(cached + Lane::column(c));
-                    value[u][c].load(cached + Cache::VALUES + Lane::column(c));
-                }
-            }
-        }
-        lane.attend(key, value, present);
+        CachedRows<T, Cache, Lane, UNROLL, CHUNKS, VECTOR> rows;
+        rows.load(kv, pages, kv_head, start + warp * ROWS + row, WARPS * ROWS, end);
+        lane.attend(rows.key, rows.value, rows.present);
     }
     lane.store(parts);
     __syncthreads();
@@ -974,20 +985,20 @@ extern "C" __global__ void __launch_bounds__(256) attention_split(
 // attention
 // from models/llama.py:52
 // 1 token(s): 132 B, 0 FLOP; at least 0.00 us on one H200
-// One block per token and query head, one thread per element: it sums the splits of the context, rescaled.
-extern "C" __global__ void __launch_bounds__(32) attention_combine(
+// One block per token and query head, GROUPS threads per element: they sum the splits of the context, rescaled.
+extern "C" __global__ void __launch_bounds__(128) attention_combine(
     const int* positions,
     bf16_t* out,
     float* partial_out,
     float* partial_stats) {
     using T = bf16_t;
-    constexpr int HEADS = 4, HEAD_DIM = 16, SPLITS = 32, SPLIT_MIN = 128;
+    constexpr int HEADS = 4, HEAD_DIM = 16, SPLITS = 64, SPLIT_MIN = 32;
+    constexpr int GROUPS = 4, COLUMNS = 32, AT_ONCE = 4;
     constexpr size_t OUT_STRIDE = 64;
+    __shared__ Part shares[GROUPS][COLUMNS];
 
     let_next_kernel_start();
-    wait_for_previous_kernel();
-    const int token = blockIdx.x, head = blockIdx.y, column = threadIdx.x;
-    if (column >= HEAD_DIM) return;
+    const int token = blockIdx.x, head = blockIdx.y, column = threadIdx.x % COLUMNS, group = threadIdx.x / COLUMNS;
     const int context = positions[token] + 1;
     const int length = split_length<SPLITS, SPLIT_MIN>(context);
     const int splits = (context + length - 1) / length;  // the others were never written
@@ -995,13 +1006,27 @@ extern "C" __global__ void __launch_bounds__(32) attention_combine(
     const float2* stats = reinterpret_cast<const float2*>(partial_stats) + part;
     const float* sums = partial_out + part * HEAD_DIM + column;
 
-    Part parts[SPLITS];
+    wait_for_previous_kernel();
+    Part share = {0.0f, NO_SCORE, 0.0f};
+    for (int first = group; first < splits; first += GROUPS * AT_ONCE) {
+        Part parts[AT_ONCE + 1];
 #pragma unroll
-    for (int s = 0; s < SPLITS; s++) {
-        const float2 stat = s < splits ? stats[s] : make_float2(NO_SCORE, 0.0f);
-        parts[s] = {s < splits ? sums[s * HEAD_DIM] : 0.0f, stat.x, stat.y};
+        for (int i = 0; i < AT_ONCE; i++) {
+            const int s = first + i * GROUPS;
+            const bool present = s < splits && column < HEAD_DIM;
+            const float2 stat = present ? stats[s] : make_float2(NO_SCORE, 0.0f);
+            parts[i] = {present ? sums[s * HEAD_DIM] : 0.0f, stat.x, stat.y};
+        }
+        parts[AT_ONCE] = share;
+        share = merge(parts);
     }
-    const Part whole = merge(parts);
+    shares[group][column] = share;
+    __syncthreads();
+    if (group > 0 || column >= HEAD_DIM) return;
+    Part found[GROUPS];
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) found[g] = shares[g][column];
+    const Part whole = merge(found);
     const size_t place = token * OUT_STRIDE + head * HEAD_DIM + column;
     out[place] = from_float<T>(whole.total > 0.0f ? whole.sum / whole.total : 0.0f);
 }

@@ -25,13 +25,13 @@
 //   %heads_1 = heads(%columns_1) {dim = 16} : bf16[tokens, 4, 16]  # models/llama.py:40
 //   %heads_2 = heads(%columns_2) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:41
 //   %heads_3 = heads(%columns_3) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:42
-//   %rope_1, %rope_1.1 = fused rope_append(%q = %heads_1, %k = %heads_2, %v = %heads_3, %kv = %kv, %positions = %positions, %sequence = %sequence, %page_table = %page_table) by rope_append : bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {  # models/llama.py:43, models/llama.py:44
+//   %attention_1, %attention_1.1 = fused attend(%q = %heads_1, %k = %heads_2, %v = %heads_3, %kv = %kv, %positions = %positions, %sequence = %sequence, %query_start = %query_start, %page_table = %page_table) by attend : bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {  # models/llama.py:43, models/llama.py:44, models/llama.py:52
 //     %rope_1 = rope(%q, %positions) {rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=0)} : bf16[tokens, 4, 16]  # models/llama.py:43
 //     %rope_2 = rope(%k, %positions) {rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=0)} : bf16[tokens, 2, 16]  # models/llama.py:43
 //     %append_1 = append(%kv, %rope_2, %v, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # models/llama.py:44
-//     return %rope_1, %append_1
+//     %attention_1 = attention(%rope_1, %append_1, %positions, %sequence, %query_start, %page_table) {scale = 0.25} : bf16[tokens, 4, 16]  # models/llama.py:52
+//     return %attention_1, %append_1
 //   }
-//   %attention_1 = attention(%rope_1, %rope_1.1, %positions, %sequence, %query_start, %page_table) {scale = 0.25} : bf16[tokens, 4, 16]  # models/llama.py:52
 //   %flatten_1 = flatten(%attention_1) : bf16[tokens, 64]  # models/llama.py:55
 //   %add_1 = fused residual_into_gemv(%flatten_1 = %flatten_1, %o_proj = %o_proj, %x = %x) by residual_into_gemv : bf16[tokens, 64] {  # models/llama.py:55, models/llama.py:33
 //     %linear_4 = linear(%flatten_1, %o_proj) {out = ''} : bf16[tokens, 64]  # models/llama.py:55
@@ -92,6 +92,15 @@ template <> struct Chunk<2> { unsigned short v; };
 template <> struct Chunk<4> { unsigned v; };
 template <> struct Chunk<8> { uint2 v; };
 template <> struct Chunk<16> { uint4 v; };
+
+// The chunk's N elements of type T, as floats.
+template <int N, typename T>
+__device__ __forceinline__ void unpack(float (&out)[N], const Chunk<N * sizeof(T)>& chunk) {
+    union Pack { Chunk<N * sizeof(T)> raw; T items[N]; __device__ Pack() {} } pack;
+    pack.raw = chunk;
+#pragma unroll
+    for (int i = 0; i < N; i++) out[i] = to_float(pack.items[i]);
+}
 
 template <int N, typename T> __device__ __forceinline__ void load_vector(float (&out)[N], const T* p) {
     constexpr int PER = N * sizeof(T) <= 16 ? N : 16 / sizeof(T);
@@ -161,124 +170,270 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
-// ---- dot.cuh
-// What a GEMV is made of: chunks of weights on their way from memory, and rows of activations in shared memory.
+// ---- mma.cuh
+// Tensor cores of one warp, and what feeds them: mma, ldmatrix, cp.async. A fragment is a warp's share of a matrix:
+// lane l holds elements 2 * (l % 4) and 2 * (l % 4) + 1 of row l / 4 of each 8 x 8 part, packed in a register.
 
-// Weights are read once a step: they pass by the L1 cache (ld.global.nc, PTX ISA 9.7.9.8).
-__device__ __forceinline__ Chunk<16> load_stream(const Chunk<16>* p) {
-    Chunk<16> out;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(out.v.x), "=r"(out.v.y), "=r"(out.v.z), "=r"(out.v.w)
-                 : "l"(p));
+__device__ __forceinline__ unsigned shared_address(const void* p) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+
+// d += a * b with a [16 rows, 16], b [16, 8 columns], d [16, 8] in float (PTX ISA 9.7.14.5.8, mma.m16n8k16).
+// a: rows 0-7 then 8-15 of columns 0-7, the same of columns 8-15; b: its rows 0-7, 8-15, transposed;
+// d: rows 0-7, 8-15.
+template <typename T>
+__device__ __forceinline__ void mma_16x8x16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1);
+template <>
+__device__ __forceinline__ void mma_16x8x16<bf16_t>(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+template <>
+__device__ __forceinline__ void mma_16x8x16<half_t>(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Two floats rounded to T and packed, the first in the low half (PTX ISA 9.7.9.21, cvt).
+template <typename T> __device__ __forceinline__ unsigned pack(float low, float high);
+template <> __device__ __forceinline__ unsigned pack<bf16_t>(float low, float high) {
+    unsigned out;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
     return out;
 }
-__device__ __forceinline__ Chunk<8> load_stream(const Chunk<8>* p) { return *p; }
-__device__ __forceinline__ Chunk<4> load_stream(const Chunk<4>* p) { return *p; }
-__device__ __forceinline__ Chunk<2> load_stream(const Chunk<2>* p) { return *p; }
-
-// The chunk's N elements of type T, as floats.
-template <int N, typename T>
-__device__ __forceinline__ void unpack(float (&out)[N], const Chunk<N * sizeof(T)>& chunk) {
-    union Pack { Chunk<N * sizeof(T)> raw; T items[N]; __device__ Pack() {} } pack;
-    pack.raw = chunk;
-#pragma unroll
-    for (int i = 0; i < N; i++) out[i] = to_float(pack.items[i]);
+template <> __device__ __forceinline__ unsigned pack<half_t>(float low, float high) {
+    unsigned out;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+    return out;
 }
 
-// A warp's share of UNROLL consecutive warp-wide chunks of PARTS weight rows, PART_ROWS rows apart.
-template <typename T, int WIDTH, int VECTOR, int UNROLL, int PARTS, int PART_ROWS> struct WeightTile {
-    using Piece = Chunk<VECTOR * sizeof(T)>;
-    static constexpr int CHUNKS = WIDTH / VECTOR;
-    static constexpr int STEPS = (CHUNKS + 32 * UNROLL - 1) / (32 * UNROLL);  // tiles in a row
-    Piece pieces[PARTS][UNROLL];
+// Four 8 x 8 matrices of 16-bit elements from shared memory; lane l gives the address of row l % 8 of matrix l / 8
+// (PTX ISA 9.7.14.5.15, ldmatrix). The second form transposes each.
+__device__ __forceinline__ void load_matrices(unsigned (&out)[4], unsigned address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(address)
+                 : "memory");
+}
+__device__ __forceinline__ void load_matrices_transposed(unsigned (&out)[4], unsigned address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(address)
+                 : "memory");
+}
 
-    __device__ __forceinline__ void load(const T* weight, int row, int step) {
-        const int first = step * 32 * UNROLL + threadIdx.x % 32;
-#pragma unroll
-        for (int part = 0; part < PARTS; part++) {
-            const Piece* chunks = reinterpret_cast<const Piece*>(weight + size_t(row + part * PART_ROWS) * WIDTH);
-#pragma unroll
-            for (int u = 0; u < UNROLL; u++) {
-                const int chunk = first + 32 * u;
-                if (CHUNKS % (32 * UNROLL) == 0 || chunk < CHUNKS) pieces[part][u] = load_stream(chunks + chunk);
+// Start copying 16 bytes to shared memory past the registers; zeros instead, reading nothing, unless `present`
+// (PTX ISA 9.7.9.25.3, cp.async).
+__device__ __forceinline__ void copy_async(unsigned to, const void* from, bool present) {
+    const int wanted = present ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(wanted) : "memory");
+}
+
+// Wait for all copies that this thread has started; a barrier must follow before others' are read.
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// ---- weight_stream.cuh
+// How a GEMV on tensor cores is fed: weights, and where they do not fit on an SM also activations, pass through
+// a ring of shared memory that belongs to one warp, so that no barrier is needed between loading and using them.
+
+// Ends the group of copies that this thread has started since the last one (PTX ISA 9.7.9.25.3, cp.async).
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Wait until at most PENDING groups of this thread are under way.
+template <int PENDING> __device__ __forceinline__ void wait_for_older_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+__device__ __forceinline__ void copy_async(unsigned to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+__device__ __forceinline__ uint4 load_shared(unsigned address) {
+    uint4 out;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
+                 : "r"(address)
+                 : "memory");
+    return out;
+}
+
+// 8 elements of a row of activations to shared memory: as one access, or as several where rows begin at less.
+template <int VECTOR, typename T> __device__ __forceinline__ void stage_piece(unsigned to, const T* from) {
+    if constexpr (VECTOR * sizeof(T) == 16) {
+        copy_async(to, from);
+    } else {
+        T* piece = reinterpret_cast<T*>(__cvta_shared_to_generic(to));
+        for (int i = 0; i < 8; i++) piece[i] = from[i];
+    }
+}
+
+// A panel is 64 columns of 16 rows of weights, 2 KiB: two octets of neighbouring rows, which are 16 output columns, or
+// one octet of each of two parts, COLUMNS rows apart, which are 8. Rows are 128 bytes in shared memory, and the 16-byte
+// pieces of row r are permuted by r % 8: eight rows at one column lie in different banks.
+//
+// The block owns the output columns [column, end); its warps share the columns of a panel's rows, WARPS panels side by
+// side. STREAMED rows of activations travel with each panel where they have no place of their own.
+template <typename T, int WIDTH, int COLUMNS, int PARTS, int WARPS, int DEPTH, int STREAMED, int VECTOR>
+struct WeightStream {
+    static constexpr int PANELS = WIDTH / 64;                  // side by side in a row
+    static constexpr int TILE = 16 / PARTS;                    // output columns of a panel
+    static constexpr int WEIGHTS = 16 * 128, SLOT = WEIGHTS + (STREAMED ? 8 * 128 : 0);  // bytes
+    static_assert(PARTS <= 2 && WIDTH % 64 == 0, "a panel is two octets of whole pieces");
+    const T* weight;
+    unsigned ring;  // of this warp
+    int column, end, panel, slot = 0;
+
+    __device__ __forceinline__ WeightStream(const T* weight, unsigned rings, int column, int end)
+        : weight(weight), ring(rings + threadIdx.x / 32 * DEPTH * SLOT), column(column), end(end),
+          panel(threadIdx.x / 32) {
+        if (panel >= PANELS) this->column = end;  // more warps than panels: nothing to do
+    }
+
+    // Start copying the next panel, if there is one; every call is one group of copies.
+    __device__ __forceinline__ void load() { load(nullptr, 0, 0); }
+
+    __device__ __forceinline__ void load(const T* x, int x_stride, int tokens) {
+        if (column < end) {
+            load_weights();
+            if (STREAMED && x) load_activations(slot, panel, x, x_stride, tokens);
+            slot = slot + 1 == DEPTH ? 0 : slot + 1;
+            panel += WARPS;
+            if (panel >= PANELS) {
+                panel = threadIdx.x / 32;
+                column += TILE;
             }
+        }
+        commit_copies();
+    }
+
+    __device__ __forceinline__ void load_weights() const {
+        const int row = threadIdx.x % 32 / 8, piece = threadIdx.x % 8;  // and the rows 4, 8 and 12 further on
+        const unsigned to = ring + slot * SLOT;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int octet = i / 2, in_octet = i % 2 * 4 + row;
+            int from = column + in_octet + (PARTS == 1 ? octet * 8 : 0);
+            if (PARTS == 1 && octet && column + 8 >= end) break;       // the block's last octet has no neighbour
+            if (COLUMNS % 8 != 0) from = min(from, COLUMNS - 1);       // computed for nothing
+            const size_t weight_row = from + (PARTS == 2 ? octet * COLUMNS : 0);
+            copy_async(to + (octet * 8 + in_octet) * 128 + (piece ^ in_octet) * 16,
+                       weight + weight_row * WIDTH + panel * 64 + piece * 8);
         }
     }
 
-    // Adds this tile's products with TOKENS rows of activations, x_stride elements apart.
-    template <int TOKENS>
-    __device__ __forceinline__ void dot(float (&sum)[PARTS][TOKENS], const T* x, int x_stride, int step) const {
-        const int first = step * 32 * UNROLL + threadIdx.x % 32;
+    // The activations that belong to a panel: 64 columns of 8 rows.
+    __device__ __forceinline__ void load_activations(int slot, int panel, const T* x, int x_stride, int tokens) const {
+        const int piece = threadIdx.x % 8;
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            const int chunk = first + 32 * u;
-            if (CHUNKS % (32 * UNROLL) != 0 && chunk >= CHUNKS) break;
-            float w[PARTS][VECTOR];
-#pragma unroll
-            for (int part = 0; part < PARTS; part++) unpack<VECTOR, T>(w[part], pieces[part][u]);
-#pragma unroll
-            for (int token = 0; token < TOKENS; token++) {
-                float a[VECTOR];
-                load_vector(a, x + token * x_stride + chunk * VECTOR);
-#pragma unroll
-                for (int part = 0; part < PARTS; part++)
-#pragma unroll
-                    for (int i = 0; i < VECTOR; i++) sum[part][token] = fmaf(w[part][i], a[i], sum[part][token]);
-            }
+        for (int row = threadIdx.x % 32 / 8; row < 8; row += 4) {
+            if (row >= tokens) break;  // what is multiplied with nothing is never stored
+            const T* from = x + size_t(row) * x_stride + panel * 64 + piece * 8;
+            stage_piece<VECTOR>(ring + slot * SLOT + WEIGHTS + row * 128 + (piece ^ row) * 16, from);
         }
     }
 };
 
-// Copies rows of activations to shared memory, as they are.
-template <int WIDTH, int VECTOR, int THREADS, typename T>
-__device__ __forceinline__ void stage_rows(T* shared, const T* x, int x_stride, int tokens) {
-    using Piece = Chunk<VECTOR * sizeof(T)>;
-    constexpr int CHUNKS = WIDTH / VECTOR;
-    for (int i = threadIdx.x; i < tokens * CHUNKS; i += THREADS) {
-        const int token = i / CHUNKS, chunk = i % CHUNKS;
-        const T* from = x + size_t(token) * x_stride + chunk * VECTOR;
-        reinterpret_cast<Piece*>(shared)[i] = *reinterpret_cast<const Piece*>(from);
+// Adds a panel's products to `sum`: row lane / 4 and the one 8 below, for tokens lane % 4 * 2 and the next.
+// The order of columns is the same for weights and activations, and so it may be any: each lane takes whole 16-byte
+// pieces, and calls their elements 0, 1 and 2, 3 what one mma calls 0, 1 and 8, 9; the rest goes to a second one.
+template <typename T>
+__device__ __forceinline__ void add_panel(float (&sum)[2][4], const uint4 (&low)[2], const uint4 (&high)[2],
+                                          const uint4 (&x)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const unsigned first[4] = {low[half].x, high[half].x, low[half].y, high[half].y};
+        const unsigned second[4] = {low[half].z, high[half].z, low[half].w, high[half].w};
+        mma_16x8x16<T>(sum[0], first, x[half].x, x[half].y);
+        mma_16x8x16<T>(sum[1], second, x[half].z, x[half].w);
     }
 }
 
-// The weight of a normalisation, spread over the threads of a block, for rows of WIDTH.
-template <typename T, int WIDTH, int VECTOR, int THREADS> struct RowGain {
-    static constexpr int VECTORS = (WIDTH + VECTOR * THREADS - 1) / (VECTOR * THREADS);  // of each thread
-    using Piece = Chunk<VECTOR * sizeof(T)>;
-    Piece gains[VECTORS];
+// Rows of activations that stay in shared memory, a whole number of 128 bytes and 64 more apart, so that two of them
+// lie in different banks. THREADS / TOKENS neighbouring threads look after a row.
+template <typename T, int WIDTH, int TOKENS, int THREADS, int VECTOR> struct StagedRows {
+    static constexpr int STRIDE = WIDTH * sizeof(T) + 64, LANES = THREADS / TOKENS;  // bytes; threads
+    static constexpr int PIECES = (WIDTH + LANES * 8 - 1) / (LANES * 8);  // of 8 elements, a thread
+    static_assert(THREADS % TOKENS == 0 && LANES % 32 == 0, "a row is whole warps' to look after");
+    unsigned rows;
+    Chunk<16> gains[PIECES];
 
-    __device__ __forceinline__ static int column(int v) { return (v * THREADS + threadIdx.x) * VECTOR; }
+    __device__ __forceinline__ explicit StagedRows(unsigned rows) : rows(rows) {}
+    __device__ __forceinline__ static int row() { return threadIdx.x / LANES; }
+    __device__ __forceinline__ static int column(int piece) { return (piece * LANES + threadIdx.x % LANES) * 8; }
 
-    __device__ __forceinline__ void load(const T* weight) {
+    // The weight of a normalisation, a thread's share: a constant, so ahead of the wait.
+    __device__ __forceinline__ void load_gain(const T* gain) {
 #pragma unroll
-        for (int v = 0; v < VECTORS; v++)
-            if (column(v) < WIDTH) gains[v] = load_stream(reinterpret_cast<const Piece*>(weight + column(v)));
+        for (int i = 0; i < PIECES; i++)
+            if (column(i) < WIDTH) gains[i] = *reinterpret_cast<const Chunk<16>*>(gain + column(i));
     }
 
-    // Copies rows to shared memory, each scaled to unit root-mean-square and by the weight, rounded as stored.
-    __device__ __forceinline__ void stage_normalised(
-        T* shared, const T* x, int x_stride, int tokens, float eps) const {
-        for (int token = 0; token < tokens; token++) {
-            float kept[VECTORS][VECTOR];
-            float squares = 0.0f;
+    __device__ __forceinline__ void load(const T* x, int x_stride, int tokens) const {
+        if (row() >= tokens) return;  // what is multiplied with nothing is never stored
+        const T* from = x + size_t(row()) * x_stride;
 #pragma unroll
-            for (int v = 0; v < VECTORS; v++) {
-                if (column(v) >= WIDTH) break;
-                load_vector(kept[v], x + size_t(token) * x_stride + column(v));
+        for (int i = 0; i < PIECES; i++)
+            if (column(i) < WIDTH) stage_piece<VECTOR>(address(i), from + column(i));
+    }
+
+    // Scale each row to unit root-mean-square and by the weight, in place, rounded as stored; every thread has waited
+    // for its own copies.
+    __device__ __forceinline__ void normalise(float eps) const {
+        __shared__ float partial[THREADS / 32];
+        float squares = 0.0f;
 #pragma unroll
-                for (int i = 0; i < VECTOR; i++) squares += kept[v][i] * kept[v][i];
-            }
-            const float scale = 1.0f / sqrtf(block_sum<THREADS>(squares) / WIDTH + eps);
+        for (int i = 0; i < PIECES; i++) {
+            if (column(i) >= WIDTH) break;
+            float x[8];
+            load_vector(x, at(i));
 #pragma unroll
-            for (int v = 0; v < VECTORS; v++) {
-                if (column(v) >= WIDTH) break;
-                float gain[VECTOR];
-                unpack<VECTOR, T>(gain, gains[v]);
-#pragma unroll
-                for (int i = 0; i < VECTOR; i++) gain[i] *= kept[v][i] * scale;
-                store_vector(shared + token * WIDTH + column(v), gain);
-            }
+            for (int e = 0; e < 8; e++) squares += x[e] * x[e];
         }
+        squares = warp_sum(squares);
+        if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = squares;
+        __syncthreads();
+        squares = 0.0f;
+#pragma unroll
+        for (int warp = 0; warp < LANES / 32; warp++) squares += partial[row() * (LANES / 32) + warp];
+        const float scale = 1.0f / sqrtf(squares / WIDTH + eps);
+#pragma unroll
+        for (int i = 0; i < PIECES; i++) {
+            if (column(i) >= WIDTH) break;
+            float x[8], gain[8];
+            load_vector(x, at(i));
+            unpack<8, T>(gain, gains[i]);
+#pragma unroll
+            for (int e = 0; e < 8; e++) x[e] *= scale * gain[e];
+            store_vector(at(i), x);
+        }
+    }
+
+    __device__ __forceinline__ unsigned address(int piece) const {
+        return rows + row() * STRIDE + column(piece) * sizeof(T);
+    }
+    __device__ __forceinline__ T* at(int piece) const {
+        return reinterpret_cast<T*>(__cvta_shared_to_generic(address(piece)));
+    }
+};
+
+// ---- kv_cache.cuh
+// The paged cache kv [pages, 2, KV_HEADS, PAGE, HEAD_DIM]: in a page, all keys and then all values, head by head.
+
+constexpr int PAGE = 64;
+
+template <int KV_HEADS, int HEAD_DIM> struct KvCache {
+    static constexpr int DIM = HEAD_DIM;
+    static constexpr size_t HEAD = size_t(PAGE) * HEAD_DIM;  // elements of one head's keys in one page
+    static constexpr size_t VALUES = KV_HEADS * HEAD;        // from a key to its value
+    static constexpr size_t STRIDE = 2 * VALUES;             // from a page to the next
+
+    // Where the key of `head` at row `row` of `page` begins, in elements.
+    static __device__ __forceinline__ size_t key(int page, int head, int row) {
+        return page * STRIDE + head * HEAD + size_t(row) * HEAD_DIM;
     }
 };
 
@@ -318,22 +473,6 @@ template <int N> struct Rotation {
     }
 };
 
-// ---- kv_cache.cuh
-// The paged cache kv [pages, 2, KV_HEADS, PAGE, HEAD_DIM]: in a page, all keys and then all values, head by head.
-
-constexpr int PAGE = 64;
-
-template <int KV_HEADS, int HEAD_DIM> struct KvCache {
-    static constexpr size_t HEAD = size_t(PAGE) * HEAD_DIM;  // elements of one head's keys in one page
-    static constexpr size_t VALUES = KV_HEADS * HEAD;        // from a key to its value
-    static constexpr size_t STRIDE = 2 * VALUES;             // from a page to the next
-
-    // Where the key of `head` at row `row` of `page` begins, in elements.
-    static __device__ __forceinline__ size_t key(int page, int head, int row) {
-        return page * STRIDE + head * HEAD + size_t(row) * HEAD_DIM;
-    }
-};
-
 // ---- softmax.cuh
 // What every online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867) needs.
 
@@ -367,6 +506,32 @@ template <typename T, int N> struct Packed {
     __device__ __forceinline__ void load(const T* p) { raw = *reinterpret_cast<const Chunk<N * sizeof(T)>*>(p); }
     __device__ __forceinline__ void clear() { raw = {}; }
     __device__ __forceinline__ float operator[](int i) const { return to_float(items[i]); }
+};
+
+// The keys and values of UNROLL positions of one head, a lane's share of each, on their way from the cache.
+template <typename T, typename Cache, typename Lane, int UNROLL, int CHUNKS, int VECTOR> struct CachedRows {
+    Packed<T, VECTOR> key[UNROLL][CHUNKS], value[UNROLL][CHUNKS];
+    bool present[UNROLL];
+
+    // Positions `first`, first + step, …, up to `end`; zeros where there is none.
+    __device__ __forceinline__ void load(const T* kv, const int* pages, int kv_head, int first, int step, int end) {
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            const int position = first + u * step;
+            const int page = position < end ? pages[position / PAGE] : -1;
+            const T* cached = kv + Cache::key(page, kv_head, position % PAGE);
+            present[u] = page >= 0;
+#pragma unroll
+            for (int c = 0; c < CHUNKS; c++) {
+                key[u][c].clear();
+                value[u][c].clear();
+                if (present[u] && Lane::column(c) < Cache::DIM) {
+                    key[u][c].load(cached + Lane::column(c));
+                    value[u][c].load(cached + Cache::VALUES + Lane::column(c));
+                }
+            }
+        }
+    }
 };
 
 // One element of a softmax-weighted sum over some positions: its numerator and denominator, both relative to the
@@ -510,13 +675,126 @@ template <int HEADS, int HEAD_DIM, int LANES, int CHUNKS, int VECTOR> struct Lan
     }
 };
 
-// ---- gemv_q_k_v_proj
+// ---- dot.cuh
+// What a GEMV is made of: chunks of weights on their way from memory, and rows of activations in shared memory.
+
+// Weights are read once a step: they pass by the L1 cache (ld.global.nc, PTX ISA 9.7.9.8).
+__device__ __forceinline__ Chunk<16> load_stream(const Chunk<16>* p) {
+    Chunk<16> out;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out.v.x), "=r"(out.v.y), "=r"(out.v.z), "=r"(out.v.w)
+                 : "l"(p));
+    return out;
+}
+__device__ __forceinline__ Chunk<8> load_stream(const Chunk<8>* p) { return *p; }
+__device__ __forceinline__ Chunk<4> load_stream(const Chunk<4>* p) { return *p; }
+__device__ __forceinline__ Chunk<2> load_stream(const Chunk<2>* p) { return *p; }
+
+// A warp's share of UNROLL consecutive warp-wide chunks of PARTS weight rows, PART_ROWS rows apart.
+template <typename T, int WIDTH, int VECTOR, int UNROLL, int PARTS, int PART_ROWS> struct WeightTile {
+    using Piece = Chunk<VECTOR * sizeof(T)>;
+    static constexpr int CHUNKS = WIDTH / VECTOR;
+    static constexpr int STEPS = (CHUNKS + 32 * UNROLL - 1) / (32 * UNROLL);  // tiles in a row
+    Piece pieces[PARTS][UNROLL];
+
+    __device__ __forceinline__ void load(const T* weight, int row, int step) {
+        const int first = step * 32 * UNROLL + threadIdx.x % 32;
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+            const Piece* chunks = reinterpret_cast<const Piece*>(weight + size_t(row + part * PART_ROWS) * WIDTH);
+#pragma unroll
+            for (int u = 0; u < UNROLL; u++) {
+                const int chunk = first + 32 * u;
+                if (CHUNKS % (32 * UNROLL) == 0 || chunk < CHUNKS) pieces[part][u] = load_stream(chunks + chunk);
+            }
+        }
+    }
+
+    // Adds this tile's products with TOKENS rows of activations, x_stride elements apart.
+    template <int TOKENS>
+    __device__ __forceinline__ void dot(float (&sum)[PARTS][TOKENS], const T* x, int x_stride, int step) const {
+        const int first = step * 32 * UNROLL + threadIdx.x % 32;
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            const int chunk = first + 32 * u;
+            if (CHUNKS % (32 * UNROLL) != 0 && chunk >= CHUNKS) break;
+            float w[PARTS][VECTOR];
+#pragma unroll
+            for (int part = 0; part < PARTS; part++) unpack<VECTOR, T>(w[part], pieces[part][u]);
+#pragma unroll
+            for (int token = 0; token < TOKENS; token++) {
+                float a[VECTOR];
+                load_vector(a, x + token * x_stride + chunk * VECTOR);
+#pragma unroll
+                for (int part = 0; part < PARTS; part++)
+#pragma unroll
+                    for (int i = 0; i < VECTOR; i++) sum[part][token] = fmaf(w[part][i], a[i], sum[part][token]);
+            }
+        }
+    }
+};
+
+// Copies rows of activations to shared memory, as they are.
+template <int WIDTH, int VECTOR, int THREADS, typename T>
+__device__ __forceinline__ void stage_rows(T* shared, const T* x, int x_stride, int tokens) {
+    using Piece = Chunk<VECTOR * sizeof(T)>;
+    constexpr int CHUNKS = WIDTH / VECTOR;
+    for (int i = threadIdx.x; i < tokens * CHUNKS; i += THREADS) {
+        const int token = i / CHUNKS, chunk = i % CHUNKS;
+        const T* from = x + size_t(token) * x_stride + chunk * VECTOR;
+        reinterpret_cast<Piece*>(shared)[i] = *reinterpret_cast<const Piece*>(from);
+    }
+}
+
+// The weight of a normalisation, spread over the threads of a block, for rows of WIDTH.
+template <typename T, int WIDTH, int VECTOR, int THREADS> struct RowGain {
+    static constexpr int VECTORS = (WIDTH + VECTOR * THREADS - 1) / (VECTOR * THREADS);  // of each thread
+    using Piece = Chunk<VECTOR * sizeof(T)>;
+    Piece gains[VECTORS];
+
+    __device__ __forceinline__ static int column(int v) { return (v * THREADS + threadIdx.x) * VECTOR; }
+
+    __device__ __forceinline__ void load(const T* weight) {
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++)
+            if (column(v) < WIDTH) gains[v] = load_stream(reinterpret_cast<const Piece*>(weight + column(v)));
+    }
+
+    // Copies rows to shared memory, each scaled to unit root-mean-square and by the weight, rounded as stored.
+    __device__ __forceinline__ void stage_normalised(
+        T* shared, const T* x, int x_stride, int tokens, float eps) const {
+        for (int token = 0; token < tokens; token++) {
+            float kept[VECTORS][VECTOR];
+            float squares = 0.0f;
+#pragma unroll
+            for (int v = 0; v < VECTORS; v++) {
+                if (column(v) >= WIDTH) break;
+                load_vector(kept[v], x + size_t(token) * x_stride + column(v));
+#pragma unroll
+                for (int i = 0; i < VECTOR; i++) squares += kept[v][i] * kept[v][i];
+            }
+            const float scale = 1.0f / sqrtf(block_sum<THREADS>(squares) / WIDTH + eps);
+#pragma unroll
+            for (int v = 0; v < VECTORS; v++) {
+                if (column(v) >= WIDTH) break;
+                float gain[VECTOR];
+                unpack<VECTOR, T>(gain, gains[v]);
+#pragma unroll
+                for (int i = 0; i < VECTOR; i++) gain[i] *= kept[v][i] * scale;
+                store_vector(shared + token * WIDTH + column(v), gain);
+            }
+        }
+    }
+};
+
+// ---- gemv_mma_q_k_v_proj
 // rms_norm -> linear, by merge_qkv, norm_into_gemv
 // from models/llama.py:32, models/llama.py:40, models/llama.py:41, models/llama.py:42
 // 8 token(s): 19.6 kB, 133 kFLOP; at least 0.00 us on one H200
-// Each warp computes whole output columns, for all tokens at once, and strides over the columns with the grid. Its
-// lanes share a row of weights in chunks of 8; two tiles of them are on their way ahead of the sum.
-extern "C" __global__ void __launch_bounds__(256, 2) gemv_q_k_v_proj(
+// On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
+// columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
+// 6 panels. 4 of them are filled ahead of the wait, the others behind the activations.
+extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_q_k_v_proj(
     const bf16_t* __restrict__ q_k_v_proj,
     const bf16_t* __restrict__ input_layernorm,
     const bf16_t* x,
@@ -525,195 +803,183 @@ extern "C" __global__ void __launch_bounds__(256, 2) gemv_q_k_v_proj(
     using T = bf16_t;
     // out[tokens, COLUMNS], summed over WIDTH
     constexpr int WIDTH = 64, COLUMNS = 128, TOKENS = 8;
-    constexpr int VECTOR = 8, UNROLL = 4, THREADS = 256, WARPS = THREADS / 32;
+    constexpr int THREADS = 256, WARPS = THREADS / 32, DEPTH = 6, PREFILL = 4;
     constexpr int PARTS = 1;  // weight rows, COLUMNS apart, that one output column combines
-    using Tile = WeightTile<T, WIDTH, VECTOR, UNROLL, PARTS, COLUMNS>;
-    const int lane = threadIdx.x % 32, stride = gridDim.x * WARPS;
-    int column = blockIdx.x * WARPS + threadIdx.x / 32;
+    using Stream = WeightStream<T, WIDTH, COLUMNS, PARTS, WARPS, DEPTH, 0, 8>;
+    extern __shared__ __align__(128) unsigned char gemv_mma_q_k_v_proj_shared[];
+    __shared__ float partial[2][WARPS][TOKENS][16];  // of two tiles, by turns
+    const unsigned rings = shared_address(gemv_mma_q_k_v_proj_shared);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    constexpr int OCTETS = (COLUMNS + 7) / 8;
+    const int begin = int((long long)(OCTETS) * blockIdx.x / gridDim.x) * 8;
+    const int end = int((long long)(OCTETS) * (blockIdx.x + 1) / gridDim.x) * 8;
 
-    Tile tiles[2];
-    int next_column = column, next_step = 0;
-    const auto load_next = [&](Tile& tile) {
-        if (next_column >= COLUMNS) {
-            let_next_kernel_start();  // this warp has nothing left to load
-            return;
-        }
-        tile.load(q_k_v_proj, next_column, next_step);
-        if (++next_step < Tile::STEPS) return;
-        next_step = 0;
-        next_column += stride;
-    };
-    load_next(tiles[0]);  // weights depend on no kernel: ahead of the wait
-    load_next(tiles[1]);
-    RowGain<T, WIDTH, VECTOR, THREADS> gain;
-    gain.load(input_layernorm);  // models/llama.py:32
+    let_next_kernel_start();
+    Stream stream(q_k_v_proj, rings, begin, end);
+#pragma unroll
+    for (int i = 0; i < PREFILL; i++) stream.load();  // weights depend on no kernel: ahead of the wait
+    StagedRows<T, WIDTH, TOKENS, THREADS, 8> rows(rings + WARPS * DEPTH * Stream::SLOT);
+    rows.load_gain(input_layernorm);  // models/llama.py:32
     wait_for_previous_kernel();
-    extern __shared__ __align__(16) unsigned char dynamic_shared[];
-    T* rows = reinterpret_cast<T*>(dynamic_shared);
-    constexpr int ROW_STRIDE = WIDTH;
-    gain.stage_normalised(rows, x, 64, tokens, 1e-05f);
+    rows.load(x, 64, tokens);
+    commit_copies();
+#pragma unroll
+    for (int i = PREFILL; i < DEPTH; i++) stream.load();
+    wait_for_older_copies<DEPTH - PREFILL>();
+    rows.normalise(1e-05f);
     __syncthreads();
+    const unsigned row = rows.rows + (TOKENS == 1 ? 0 : lane / 4 * rows.STRIDE) + lane % 4 * 16;
 
-    const int token = lane;  // one lane finishes each token
-    float sum[PARTS][TOKENS] = {};
-    int step = 0;
-    const auto finish_column = [&] {
-#pragma unroll
-        for (int part = 0; part < PARTS; part++)
-#pragma unroll
-            for (int t = 0; t < TOKENS; t++) sum[part][t] = warp_sum(sum[part][t]);
-
-        if (token >= tokens) return;
-#pragma unroll
-        for (int t = 1; t < TOKENS; t++) {
-            if (token != t) continue;
-            sum[0][0] = sum[0][t];
+    // One thread finishes each output.
+    const int in_tile = threadIdx.x % Stream::TILE, token = threadIdx.x / Stream::TILE;
+    const int octet = lane / 4, pair = lane % 4;
+    const unsigned low = octet * 128 + (pair ^ octet) * 16, high = octet * 128 + ((pair + 4) ^ octet) * 16;
+    int slot = 0;
+    for (int tile = begin, turn = 0; tile < end; tile += Stream::TILE, turn ^= 1) {
+        const int column = tile + in_tile;
+        const bool finishes = token < tokens && column < min(end, COLUMNS);
+        float sum[2][4] = {};
+        for (int panel = warp; panel < Stream::PANELS; panel += WARPS) {
+            wait_for_older_copies<DEPTH - 1>();
+            __syncwarp();
+            const unsigned from = stream.ring + slot * Stream::SLOT;
+            const uint4 upper[2] = {load_shared(from + low), load_shared(from + high)};
+            const uint4 lower[2] = {load_shared(from + 1024 + low), load_shared(from + 1024 + high)};
+            const uint4 x[2] = {load_shared(row + panel * 128), load_shared(row + panel * 128 + 64)};
+            __syncwarp();
+            stream.load();
+            add_panel<T>(sum, upper, lower, x);
+            slot = slot + 1 == DEPTH ? 0 : slot + 1;
         }
-        const float part_0 = sum[0][0];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int of = pair * 2 + i % 2;
+            if (of < TOKENS) partial[turn][warp][of][octet + i / 2 * 8] = sum[0][i] + sum[1][i];
+        }
+        __syncthreads();
+        if (!finishes) continue;
+
+        float whole_0 = 0.0f;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            whole_0 += partial[turn][w][token][in_tile];
+        }
+        const float part_0 = whole_0;
         out[token * 128 + column] = from_float<bf16_t>(part_0);
-    };
-    while (column < COLUMNS) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            if (column >= COLUMNS) break;
-            tiles[i].dot(sum, rows, ROW_STRIDE, step);
-            load_next(tiles[i]);
-            if (++step < Tile::STEPS) continue;
-            finish_column();
-            step = 0;
-            column += stride;
-#pragma unroll
-            for (int part = 0; part < PARTS; part++)
-#pragma unroll
-                for (int t = 0; t < TOKENS; t++) sum[part][t] = 0.0f;
-        }
     }
 }
 
-// ---- rope_append
-// rope -> rope -> append, by rope_append
-// from models/llama.py:43, models/llama.py:44
-// 8 token(s): 4.67 kB, 2.3 kFLOP; at least 0.00 us on one H200
-// One block per token: PAIR_LANES threads, VECTOR pairs each, serve one head of q, k or v; HEAD_LANES heads go
-// side by side.
-__device__ const __align__(16) float rope_append_inv_freq[8] = {
+// ---- attend
+// rope -> rope -> append -> attention, by attend
+// from models/llama.py:43, models/llama.py:44, models/llama.py:52
+// 8 token(s) at context 1024: 1.05 MB, 2.1 MFLOP; at least 0.22 us on one H200
+// One block per token, HEAD_TILE query heads of one key head, and split of the context: LANES lanes read a position. What
+// is in the cache already, no kernel of this step writes: the block reads it before q, k and v are known. Keys and values
+// of the step itself are taken from k and v; the block that attends to its own token's also stores them.
+__device__ const __align__(16) float attend_inv_freq[8] = {
     1.0f, 0.3162277638912201f, 0.10000000149011612f, 0.03162277862429619f,
     0.009999999776482582f, 0.003162277862429619f, 0.0010000000474974513f, 0.0003162277862429619f,
 };
 
-extern "C" __global__ void __launch_bounds__(16) rope_append(
+extern "C" __global__ void __launch_bounds__(128, 4) attend(
     const bf16_t* q,
     const bf16_t* k,
     const bf16_t* v,
     bf16_t* kv,
     const int* positions,
     const int* sequence,
-    const int* page_table,
-    bf16_t* q_out,
-    int max_pages) {
-    using T = bf16_t;
-    constexpr int HEADS = 4, KV_HEADS = 2, HEAD_DIM = 16, HALF = HEAD_DIM / 2;
-    constexpr int VECTOR = 4, PAIR_LANES = 2, HEAD_LANES = 8;
-    constexpr size_t Q_STRIDE = 128, K_STRIDE = 128, V_STRIDE = 128;
-    constexpr size_t Q_OUT_STRIDE = 64;
-    static_assert(Q_STRIDE % VECTOR == 0 && K_STRIDE % VECTOR == 0 && V_STRIDE % VECTOR == 0 &&
-                  Q_OUT_STRIDE % VECTOR == 0, "every row starts at a whole access");
-    using Cache = KvCache<KV_HEADS, HEAD_DIM>;
-
-    let_next_kernel_start();
-    const int token = blockIdx.x;
-    const int pair = threadIdx.x % PAIR_LANES * VECTOR;
-    float inv_freq[VECTOR];
-    load_vector(inv_freq, rope_append_inv_freq + pair);
-
-    wait_for_previous_kernel();
-    const int position = positions[token];
-    const int page = page_table[sequence[token] * max_pages + position / PAGE];
-    const Rotation<VECTOR> rotation(position, inv_freq);
-#pragma unroll 2
-    for (int i = threadIdx.x / PAIR_LANES; i < HEADS + 2 * KV_HEADS; i += HEAD_LANES) {
-        const bool is_query = i < HEADS, is_value = i >= HEADS + KV_HEADS;
-        const int head = is_query ? i : (i - HEADS) % KV_HEADS;
-        const T* from = is_query   ? q + token * Q_STRIDE
-                        : is_value ? v + token * V_STRIDE
-                                   : k + token * K_STRIDE;
-        float first[VECTOR], second[VECTOR];
-        load_vector(first, from + head * HEAD_DIM + pair);
-        load_vector(second, from + head * HEAD_DIM + pair + HALF);
-        if (!is_value) rotation.turn(first, second);
-
-        if (!is_query && page < 0) continue;  // a token that fills up a batch has no place in the cache
-        T* to = is_query ? q_out + token * Q_OUT_STRIDE + head * HEAD_DIM
-                         : kv + Cache::key(page, head, position % PAGE) + (is_value ? Cache::VALUES : 0);
-        store_vector(to + pair, first);
-        store_vector(to + pair + HALF, second);
-    }
-}
-
-// ---- attention_split
-// attention
-// from models/llama.py:52
-// 8 token(s) at context 1024: 1.05 MB, 2.1 MFLOP; at least 0.22 us on one H200
-// One block per token, HEAD_TILE query heads of one key head, and split of the context: LANES lanes read a position.
-extern "C" __global__ void __launch_bounds__(256) attention_split(
-    const bf16_t* q,
-    const bf16_t* kv,
-    const int* positions,
-    const int* sequence,
+    const int* query_start,
     const int* page_table,
     float* partial_out,
     float* partial_stats,
     int max_pages) {
     using T = bf16_t;
-    constexpr int HEADS = 4, KV_HEADS = 2, GROUP = 2, HEAD_DIM = 16;
+    constexpr int HEADS = 4, KV_HEADS = 2, GROUP = 2;
+    constexpr int HEAD_DIM = 16, HALF = HEAD_DIM / 2;
     constexpr int HEAD_TILE = 2, HEAD_TILES = 1;
-    constexpr int SPLITS = 32, SPLIT_MIN = 128;
-    constexpr int WARPS = 8, LANES = 2, VECTOR = 8, CHUNKS = 1;
-    constexpr int ROWS = 32 / LANES;                 // positions that a warp reads in one access
-    constexpr int UNROLL = 4;                        // such accesses in flight
-    constexpr int STEP = UNROLL * WARPS * ROWS;      // positions that the block reads in one iteration
+    constexpr int SPLITS = 64, SPLIT_MIN = 64, THREADS = 128;
+    constexpr int WARPS = THREADS / 32, LANES = 2, VECTOR = 8, CHUNKS = 1;
+    constexpr int ROWS = 32 / LANES;             // positions that a warp reads in one access
+    constexpr int UNROLL = 2;                    // such accesses in one go
+    constexpr int STEP = UNROLL * WARPS * ROWS;  // positions that the block reads in one go
+    constexpr int MOST_NEW = 8;                  // tokens in a step
     constexpr float SCALE = base_two(0.25f);
-    constexpr size_t Q_STRIDE = 64;
-    static_assert(Q_STRIDE % VECTOR == 0, "every row starts at a whole access");
+    constexpr size_t Q_STRIDE = 128, K_STRIDE = 128, V_STRIDE = 128;
+    static_assert(V_STRIDE % VECTOR == 0, "every row starts at a whole access");
+    static_assert(MOST_NEW <= WARPS * ROWS && THREADS % HALF == 0, "one pass over the new keys");
     using Cache = KvCache<KV_HEADS, HEAD_DIM>;
     using Lane = LaneAttention<HEAD_TILE, HEAD_DIM, LANES, CHUNKS, VECTOR>;
+    using Rows = CachedRows<T, Cache, Lane, UNROLL, CHUNKS, VECTOR>;
     __shared__ WarpParts<WARPS, HEAD_TILE, HEAD_DIM> parts;
+    __shared__ __align__(16) T queries[HEAD_TILE][HEAD_DIM], new_keys[MOST_NEW][HEAD_DIM];
 
     let_next_kernel_start();
-    wait_for_previous_kernel();
     const int token = blockIdx.x, kv_head = blockIdx.y / HEAD_TILES, split = blockIdx.z;
-    const int context = positions[token] + 1;
-    const int* pages = page_table + sequence[token] * max_pages;
-    const int length = split_length<SPLITS, SPLIT_MIN>(context);
-    const int begin = split * length, end = min(begin + length, context);
+    const int position = positions[token], sequence_of = sequence[token];
+    const int* pages = page_table + sequence_of * max_pages;
+    const int first_token = query_start[sequence_of];      // of the sequence in this step
+    const int first_new = position - (token - first_token);  // its position; the cache holds those before it
+    const int length = split_length<SPLITS, SPLIT_MIN>(position + 1);
+    const int begin = split * length, end = min(begin + length, position + 1), cached_end = min(end, first_new);
     if (begin >= end) return;  // a short context has fewer splits, as the combining kernel knows
 
-    const int warp = threadIdx.x / 32, row = threadIdx.x % 32 / LANES;
+    const int warp = threadIdx.x / 32, row = warp * ROWS + threadIdx.x % 32 / LANES;
+    Rows rows;
+    rows.load(kv, pages, kv_head, begin + row, WARPS * ROWS, cached_end);
+    const int page = pages[position / PAGE];
+    const int pair = threadIdx.x % HALF;
+    const float frequency[1] = {attend_inv_freq[pair]};
+    const Rotation<1> rotation(position, frequency);
     const int first_head = kv_head * GROUP + blockIdx.y % HEAD_TILES * HEAD_TILE;
     const int last_head = kv_head * GROUP + GROUP - 1;  // the last tile of a group may have fewer heads
-    Lane lane;
-#pragma unroll
-    for (int h = 0; h < HEAD_TILE; h++) {
-        lane.load_query(h, q + token * Q_STRIDE + min(first_head + h, last_head) * HEAD_DIM, SCALE);
+    const int begin_new = max(begin, first_new), count_new = page < 0 ? 0 : max(end - begin_new, 0);
+    const int new_token = first_token + begin_new - first_new;
+
+    wait_for_previous_kernel();
+    for (int i = threadIdx.x / HALF; i < HEAD_TILE + count_new; i += THREADS / HALF) {
+        const int n = i - HEAD_TILE;
+        const T* from = n < 0 ? q + token * Q_STRIDE + min(first_head + i, last_head) * HEAD_DIM
+                              : k + (new_token + n) * K_STRIDE + kv_head * HEAD_DIM;
+        float first[1] = {to_float(from[pair])}, second[1] = {to_float(from[pair + HALF])};
+        if (n < 0 || begin_new + n == position) {
+            rotation.turn(first, second);
+        } else {
+            Rotation<1>(begin_new + n, frequency).turn(first, second);
+        }
+        T* to = n < 0 ? queries[i] : new_keys[n];
+        to[pair] = from_float<T>(first[0]);
+        to[pair + HALF] = from_float<T>(second[0]);
+    }
+    __syncthreads();
+    if (count_new > 0 && end == position + 1 && blockIdx.y % HEAD_TILES == 0) {
+        T* new_key = kv + Cache::key(page, kv_head, position % PAGE);
+        const T* new_value = v + token * V_STRIDE + kv_head * HEAD_DIM;
+        for (int i = threadIdx.x; i < HEAD_DIM; i += THREADS) {
+            new_key[i] = new_keys[count_new - 1][i];
+            new_key[Cache::VALUES + i] = new_value[i];
+        }
     }
 
-    for (int start = begin; start < end; start += STEP) {
-        Packed<T, VECTOR> key[UNROLL][CHUNKS], value[UNROLL][CHUNKS];
-        bool present[UNROLL];
+    Lane lane;
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            const int position = start + (u * WARPS + warp) * ROWS + row;
-            const int page = position < end ? pages[position / PAGE] : -1;
-            const T* cached = kv + Cache::key(page, kv_head, position % PAGE);
-            present[u] = page >= 0;
+    for (int h = 0; h < HEAD_TILE; h++) lane.load_query(h, queries[h], SCALE);
+    for (int start = begin; start < cached_end; start += STEP) {
+        Rows next;
+        next.load(kv, pages, kv_head, start + STEP + row, WARPS * ROWS, cached_end);
+        lane.attend(rows.key, rows.value, rows.present);
+        rows = next;
+    }
+    if (count_new > 0) {
+        Packed<T, VECTOR> key[1][CHUNKS], value[1][CHUNKS];
+        const bool present[1] = {row < count_new};
+        const T* values = v + (new_token + row) * V_STRIDE + kv_head * HEAD_DIM;
 #pragma unroll
-            for (int c = 0; c < CHUNKS; c++) {
-                key[u][c].clear();
-                value[u][c].clear();
-                if (present[u] && Lane::column(c) < HEAD_DIM) {
-                    key[u][c].load(cached + Lane::column(c));
-                    value[u][c].load(cached + Cache::VALUES + Lane::column(c));
-                }
+        for (int c = 0; c < CHUNKS; c++) {
+            key[0][c].clear();
+            value[0][c].clear();
+            if (present[0] && Lane::column(c) < HEAD_DIM) {
+                key[0][c].load(new_keys[row] + Lane::column(c));
+                value[0][c].load(values + Lane::column(c));
             }
         }
         lane.attend(key, value, present);
@@ -721,7 +987,7 @@ extern "C" __global__ void __launch_bounds__(256) attention_split(
     lane.store(parts);
     __syncthreads();
 
-    for (int i = threadIdx.x; i < HEAD_TILE * HEAD_DIM; i += 32 * WARPS) {
+    for (int i = threadIdx.x; i < HEAD_TILE * HEAD_DIM; i += THREADS) {
         const int h = i / HEAD_DIM, head = first_head + h;
         if (head > last_head) break;
         const Part whole = parts.merged(h, i % HEAD_DIM);
@@ -735,23 +1001,23 @@ extern "C" __global__ void __launch_bounds__(256) attention_split(
 }
 
 // ---- attention_combine
-// attention
-// from models/llama.py:52
+// rope -> rope -> append -> attention, by attend
+// from models/llama.py:43, models/llama.py:44, models/llama.py:52
 // 8 token(s): 1.06 kB, 0 FLOP; at least 0.00 us on one H200
-// One block per token and query head, one thread per element: it sums the splits of the context, rescaled.
-extern "C" __global__ void __launch_bounds__(32) attention_combine(
+// One block per token and query head, GROUPS threads per element: they sum the splits of the context, rescaled.
+extern "C" __global__ void __launch_bounds__(128) attention_combine(
     const int* positions,
     bf16_t* out,
     float* partial_out,
     float* partial_stats) {
     using T = bf16_t;
-    constexpr int HEADS = 4, HEAD_DIM = 16, SPLITS = 32, SPLIT_MIN = 128;
+    constexpr int HEADS = 4, HEAD_DIM = 16, SPLITS = 64, SPLIT_MIN = 64;
+    constexpr int GROUPS = 4, COLUMNS = 32, AT_ONCE = 4;
     constexpr size_t OUT_STRIDE = 64;
+    __shared__ Part shares[GROUPS][COLUMNS];
 
     let_next_kernel_start();
-    wait_for_previous_kernel();
-    const int token = blockIdx.x, head = blockIdx.y, column = threadIdx.x;
-    if (column >= HEAD_DIM) return;
+    const int token = blockIdx.x, head = blockIdx.y, column = threadIdx.x % COLUMNS, group = threadIdx.x / COLUMNS;
     const int context = positions[token] + 1;
     const int length = split_length<SPLITS, SPLIT_MIN>(context);
     const int splits = (context + length - 1) / length;  // the others were never written
@@ -759,24 +1025,39 @@ extern "C" __global__ void __launch_bounds__(32) attention_combine(
     const float2* stats = reinterpret_cast<const float2*>(partial_stats) + part;
     const float* sums = partial_out + part * HEAD_DIM + column;
 
-    Part parts[SPLITS];
+    wait_for_previous_kernel();
+    Part share = {0.0f, NO_SCORE, 0.0f};
+    for (int first = group; first < splits; first += GROUPS * AT_ONCE) {
+        Part parts[AT_ONCE + 1];
 #pragma unroll
-    for (int s = 0; s < SPLITS; s++) {
-        const float2 stat = s < splits ? stats[s] : make_float2(NO_SCORE, 0.0f);
-        parts[s] = {s < splits ? sums[s * HEAD_DIM] : 0.0f, stat.x, stat.y};
+        for (int i = 0; i < AT_ONCE; i++) {
+            const int s = first + i * GROUPS;
+            const bool present = s < splits && column < HEAD_DIM;
+            const float2 stat = present ? stats[s] : make_float2(NO_SCORE, 0.0f);
+            parts[i] = {present ? sums[s * HEAD_DIM] : 0.0f, stat.x, stat.y};
+        }
+        parts[AT_ONCE] = share;
+        share = merge(parts);
     }
-    const Part whole = merge(parts);
+    shares[group][column] = share;
+    __syncthreads();
+    if (group > 0 || column >= HEAD_DIM) return;
+    Part found[GROUPS];
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) found[g] = shares[g][column];
+    const Part whole = merge(found);
     const size_t place = token * OUT_STRIDE + head * HEAD_DIM + column;
     out[place] = from_float<T>(whole.total > 0.0f ? whole.sum / whole.total : 0.0f);
 }
 
-// ---- gemv_o_proj
+// ---- gemv_mma_o_proj
 // linear -> add, by residual_into_gemv
 // from models/llama.py:55, models/llama.py:33
 // 8 token(s): 11.3 kB, 66 kFLOP; at least 0.00 us on one H200
-// Each warp computes whole output columns, for all tokens at once, and strides over the columns with the grid. Its
-// lanes share a row of weights in chunks of 8; two tiles of them are on their way ahead of the sum.
-extern "C" __global__ void __launch_bounds__(256, 2) gemv_o_proj(
+// On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
+// columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
+// 6 panels. 4 of them are filled ahead of the wait, the others behind the activations.
+extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_o_proj(
     const bf16_t* __restrict__ o_proj,
     const bf16_t* flatten_1,
     const bf16_t* x,
@@ -785,84 +1066,83 @@ extern "C" __global__ void __launch_bounds__(256, 2) gemv_o_proj(
     using T = bf16_t;
     // out[tokens, COLUMNS], summed over WIDTH
     constexpr int WIDTH = 64, COLUMNS = 64, TOKENS = 8;
-    constexpr int VECTOR = 8, UNROLL = 4, THREADS = 256, WARPS = THREADS / 32;
+    constexpr int THREADS = 256, WARPS = THREADS / 32, DEPTH = 6, PREFILL = 4;
     constexpr int PARTS = 1;  // weight rows, COLUMNS apart, that one output column combines
-    using Tile = WeightTile<T, WIDTH, VECTOR, UNROLL, PARTS, COLUMNS>;
-    const int lane = threadIdx.x % 32, stride = gridDim.x * WARPS;
-    int column = blockIdx.x * WARPS + threadIdx.x / 32;
+    using Stream = WeightStream<T, WIDTH, COLUMNS, PARTS, WARPS, DEPTH, 0, 8>;
+    extern __shared__ __align__(128) unsigned char gemv_mma_o_proj_shared[];
+    __shared__ float partial[2][WARPS][TOKENS][16];  // of two tiles, by turns
+    const unsigned rings = shared_address(gemv_mma_o_proj_shared);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    constexpr int OCTETS = (COLUMNS + 7) / 8;
+    const int begin = int((long long)(OCTETS) * blockIdx.x / gridDim.x) * 8;
+    const int end = int((long long)(OCTETS) * (blockIdx.x + 1) / gridDim.x) * 8;
 
-    Tile tiles[2];
-    int next_column = column, next_step = 0;
-    const auto load_next = [&](Tile& tile) {
-        if (next_column >= COLUMNS) {
-            let_next_kernel_start();  // this warp has nothing left to load
-            return;
-        }
-        tile.load(o_proj, next_column, next_step);
-        if (++next_step < Tile::STEPS) return;
-        next_step = 0;
-        next_column += stride;
-    };
-    load_next(tiles[0]);  // weights depend on no kernel: ahead of the wait
-    load_next(tiles[1]);
+    let_next_kernel_start();
+    Stream stream(o_proj, rings, begin, end);
+#pragma unroll
+    for (int i = 0; i < PREFILL; i++) stream.load();  // weights depend on no kernel: ahead of the wait
+    StagedRows<T, WIDTH, TOKENS, THREADS, 8> rows(rings + WARPS * DEPTH * Stream::SLOT);
     wait_for_previous_kernel();
-    extern __shared__ __align__(16) unsigned char dynamic_shared[];
-    T* rows = reinterpret_cast<T*>(dynamic_shared);
-    constexpr int ROW_STRIDE = WIDTH;
-    stage_rows<WIDTH, VECTOR, THREADS>(rows, flatten_1, 64, tokens);
+    rows.load(flatten_1, 64, tokens);
+    commit_copies();
+#pragma unroll
+    for (int i = PREFILL; i < DEPTH; i++) stream.load();
+    wait_for_older_copies<DEPTH - PREFILL>();
     __syncthreads();
+    const unsigned row = rows.rows + (TOKENS == 1 ? 0 : lane / 4 * rows.STRIDE) + lane % 4 * 16;
 
-    const int token = lane;  // one lane finishes each token
-    float x_value;
-    const auto load_operands = [&] {  // of the column begun, long before they are needed
-        if (token >= tokens) return;
-        x_value = to_float(x[token * 64 + column]);
-    };
-    if (column < COLUMNS) load_operands();
-    float sum[PARTS][TOKENS] = {};
-    int step = 0;
-    const auto finish_column = [&] {
-#pragma unroll
-        for (int part = 0; part < PARTS; part++)
-#pragma unroll
-            for (int t = 0; t < TOKENS; t++) sum[part][t] = warp_sum(sum[part][t]);
-
-        if (token >= tokens) return;
-#pragma unroll
-        for (int t = 1; t < TOKENS; t++) {
-            if (token != t) continue;
-            sum[0][0] = sum[0][t];
+    // One thread finishes each output.
+    const int in_tile = threadIdx.x % Stream::TILE, token = threadIdx.x / Stream::TILE;
+    const int octet = lane / 4, pair = lane % 4;
+    const unsigned low = octet * 128 + (pair ^ octet) * 16, high = octet * 128 + ((pair + 4) ^ octet) * 16;
+    int slot = 0;
+    for (int tile = begin, turn = 0; tile < end; tile += Stream::TILE, turn ^= 1) {
+        const int column = tile + in_tile;
+        const bool finishes = token < tokens && column < min(end, COLUMNS);
+        float x_value = 0.0f;
+        if (finishes) {  // long before they are needed
+            x_value = to_float(x[token * 64 + column]);
         }
-        const float part_0 = round_to<bf16_t>(sum[0][0]);
+        float sum[2][4] = {};
+        for (int panel = warp; panel < Stream::PANELS; panel += WARPS) {
+            wait_for_older_copies<DEPTH - 1>();
+            __syncwarp();
+            const unsigned from = stream.ring + slot * Stream::SLOT;
+            const uint4 upper[2] = {load_shared(from + low), load_shared(from + high)};
+            const uint4 lower[2] = {load_shared(from + 1024 + low), load_shared(from + 1024 + high)};
+            const uint4 x[2] = {load_shared(row + panel * 128), load_shared(row + panel * 128 + 64)};
+            __syncwarp();
+            stream.load();
+            add_panel<T>(sum, upper, lower, x);
+            slot = slot + 1 == DEPTH ? 0 : slot + 1;
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int of = pair * 2 + i % 2;
+            if (of < TOKENS) partial[turn][warp][of][octet + i / 2 * 8] = sum[0][i] + sum[1][i];
+        }
+        __syncthreads();
+        if (!finishes) continue;
+
+        float whole_0 = 0.0f;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            whole_0 += partial[turn][w][token][in_tile];
+        }
+        const float part_0 = round_to<bf16_t>(whole_0);
         const float add_1 = x_value + part_0;  // models/llama.py:33
         out[token * 64 + column] = from_float<bf16_t>(add_1);
-    };
-    while (column < COLUMNS) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            if (column >= COLUMNS) break;
-            tiles[i].dot(sum, rows, ROW_STRIDE, step);
-            load_next(tiles[i]);
-            if (++step < Tile::STEPS) continue;
-            finish_column();
-            step = 0;
-            column += stride;
-            if (column < COLUMNS) load_operands();
-#pragma unroll
-            for (int part = 0; part < PARTS; part++)
-#pragma unroll
-                for (int t = 0; t < TOKENS; t++) sum[part][t] = 0.0f;
-        }
     }
 }
 
-// ---- gemv_gate_up_proj
+// ---- gemv_mma_gate_up_proj
 // rms_norm -> linear -> columns -> columns -> silu -> mul, by merge_gate_up, swiglu_into_gemv, norm_into_gemv
 // from models/llama.py:34, models/llama.py:59, models/llama.py:60, models/llama.py:61
 // 8 token(s): 27.3 kB, 202 kFLOP; at least 0.01 us on one H200
-// Each warp computes whole output columns, for all tokens at once, and strides over the columns with the grid. Its
-// lanes share a row of weights in chunks of 8; two tiles of them are on their way ahead of the sum.
-extern "C" __global__ void __launch_bounds__(256, 2) gemv_gate_up_proj(
+// On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
+// columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
+// 6 panels. 4 of them are filled ahead of the wait, the others behind the activations.
+extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_gate_up_proj(
     const bf16_t* __restrict__ gate_up_proj,
     const bf16_t* __restrict__ post_attention_layernorm,
     const bf16_t* add_1,
@@ -871,72 +1151,74 @@ extern "C" __global__ void __launch_bounds__(256, 2) gemv_gate_up_proj(
     using T = bf16_t;
     // out[tokens, COLUMNS], summed over WIDTH
     constexpr int WIDTH = 64, COLUMNS = 96, TOKENS = 8;
-    constexpr int VECTOR = 8, UNROLL = 2, THREADS = 256, WARPS = THREADS / 32;
+    constexpr int THREADS = 256, WARPS = THREADS / 32, DEPTH = 6, PREFILL = 4;
     constexpr int PARTS = 2;  // weight rows, COLUMNS apart, that one output column combines
-    using Tile = WeightTile<T, WIDTH, VECTOR, UNROLL, PARTS, COLUMNS>;
-    const int lane = threadIdx.x % 32, stride = gridDim.x * WARPS;
-    int column = blockIdx.x * WARPS + threadIdx.x / 32;
+    using Stream = WeightStream<T, WIDTH, COLUMNS, PARTS, WARPS, DEPTH, 0, 8>;
+    extern __shared__ __align__(128) unsigned char gemv_mma_gate_up_proj_shared[];
+    __shared__ float partial[2][WARPS][TOKENS][16];  // of two tiles, by turns
+    const unsigned rings = shared_address(gemv_mma_gate_up_proj_shared);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    constexpr int OCTETS = (COLUMNS + 7) / 8;
+    const int begin = int((long long)(OCTETS) * blockIdx.x / gridDim.x) * 8;
+    const int end = int((long long)(OCTETS) * (blockIdx.x + 1) / gridDim.x) * 8;
 
-    Tile tiles[2];
-    int next_column = column, next_step = 0;
-    const auto load_next = [&](Tile& tile) {
-        if (next_column >= COLUMNS) {
-            let_next_kernel_start();  // this warp has nothing left to load
-            return;
-        }
-        tile.load(gate_up_proj, next_column, next_step);
-        if (++next_step < Tile::STEPS) return;
-        next_step = 0;
-        next_column += stride;
-    };
-    load_next(tiles[0]);  // weights depend on no kernel: ahead of the wait
-    load_next(tiles[1]);
-    RowGain<T, WIDTH, VECTOR, THREADS> gain;
-    gain.load(post_attention_layernorm);  // models/llama.py:34
+    let_next_kernel_start();
+    Stream stream(gate_up_proj, rings, begin, end);
+#pragma unroll
+    for (int i = 0; i < PREFILL; i++) stream.load();  // weights depend on no kernel: ahead of the wait
+    StagedRows<T, WIDTH, TOKENS, THREADS, 8> rows(rings + WARPS * DEPTH * Stream::SLOT);
+    rows.load_gain(post_attention_layernorm);  // models/llama.py:34
     wait_for_previous_kernel();
-    extern __shared__ __align__(16) unsigned char dynamic_shared[];
-    T* rows = reinterpret_cast<T*>(dynamic_shared);
-    constexpr int ROW_STRIDE = WIDTH;
-    gain.stage_normalised(rows, add_1, 64, tokens, 1e-05f);
+    rows.load(add_1, 64, tokens);
+    commit_copies();
+#pragma unroll
+    for (int i = PREFILL; i < DEPTH; i++) stream.load();
+    wait_for_older_copies<DEPTH - PREFILL>();
+    rows.normalise(1e-05f);
     __syncthreads();
+    const unsigned row = rows.rows + (TOKENS == 1 ? 0 : lane / 4 * rows.STRIDE) + lane % 4 * 16;
 
-    const int token = lane;  // one lane finishes each token
-    float sum[PARTS][TOKENS] = {};
-    int step = 0;
-    const auto finish_column = [&] {
-#pragma unroll
-        for (int part = 0; part < PARTS; part++)
-#pragma unroll
-            for (int t = 0; t < TOKENS; t++) sum[part][t] = warp_sum(sum[part][t]);
-
-        if (token >= tokens) return;
-#pragma unroll
-        for (int t = 1; t < TOKENS; t++) {
-            if (token != t) continue;
-            sum[0][0] = sum[0][t];
-            sum[1][0] = sum[1][t];
+    // One thread finishes each output.
+    const int in_tile = threadIdx.x % Stream::TILE, token = threadIdx.x / Stream::TILE;
+    const int octet = lane / 4, pair = lane % 4;
+    const unsigned low = octet * 128 + (pair ^ octet) * 16, high = octet * 128 + ((pair + 4) ^ octet) * 16;
+    int slot = 0;
+    for (int tile = begin, turn = 0; tile < end; tile += Stream::TILE, turn ^= 1) {
+        const int column = tile + in_tile;
+        const bool finishes = token < tokens && column < min(end, COLUMNS);
+        float sum[2][4] = {};
+        for (int panel = warp; panel < Stream::PANELS; panel += WARPS) {
+            wait_for_older_copies<DEPTH - 1>();
+            __syncwarp();
+            const unsigned from = stream.ring + slot * Stream::SLOT;
+            const uint4 upper[2] = {load_shared(from + low), load_shared(from + high)};
+            const uint4 lower[2] = {load_shared(from + 1024 + low), load_shared(from + 1024 + high)};
+            const uint4 x[2] = {load_shared(row + panel * 128), load_shared(row + panel * 128 + 64)};
+            __syncwarp();
+            stream.load();
+            add_panel<T>(sum, upper, lower, x);
+            slot = slot + 1 == DEPTH ? 0 : slot + 1;
         }
-        const float part_0 = round_to<bf16_t>(sum[0][0]);
-        const float part_1 = round_to<bf16_t>(sum[1][0]);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int of = pair * 2 + i % 2;
+            if (of < TOKENS) partial[turn][warp][of][octet + i / 2 * 8] = sum[0][i] + sum[1][i];
+        }
+        __syncthreads();
+        if (!finishes) continue;
+
+        float whole_0 = 0.0f;
+        float whole_1 = 0.0f;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            whole_0 += partial[turn][w][token][in_tile];
+            whole_1 += partial[turn][w][token][in_tile + 8];
+        }
+        const float part_0 = round_to<bf16_t>(whole_0);
+        const float part_1 = round_to<bf16_t>(whole_1);
         const float silu_2 = round_to<bf16_t>(part_0 / (1.0f + expf(-part_0)));  // models/llama.py:61
         const float mul_2 = silu_2 * part_1;  // models/llama.py:61
         out[token * 96 + column] = from_float<bf16_t>(mul_2);
-    };
-    while (column < COLUMNS) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            if (column >= COLUMNS) break;
-            tiles[i].dot(sum, rows, ROW_STRIDE, step);
-            load_next(tiles[i]);
-            if (++step < Tile::STEPS) continue;
-            finish_column();
-            step = 0;
-            column += stride;
-#pragma unroll
-            for (int part = 0; part < PARTS; part++)
-#pragma unroll
-                for (int t = 0; t < TOKENS; t++) sum[part][t] = 0.0f;
-        }
     }
 }
 

@@ -53,6 +53,15 @@ template <> struct Chunk<4> { unsigned v; };
 template <> struct Chunk<8> { uint2 v; };
 template <> struct Chunk<16> { uint4 v; };
 
+// The chunk's N elements of type T, as floats.
+template <int N, typename T>
+__device__ __forceinline__ void unpack(float (&out)[N], const Chunk<N * sizeof(T)>& chunk) {
+    union Pack { Chunk<N * sizeof(T)> raw; T items[N]; __device__ Pack() {} } pack;
+    pack.raw = chunk;
+#pragma unroll
+    for (int i = 0; i < N; i++) out[i] = to_float(pack.items[i]);
+}
+
 template <int N, typename T> __device__ __forceinline__ void load_vector(float (&out)[N], const T* p) {
     constexpr int PER = N * sizeof(T) <= 16 ? N : 16 / sizeof(T);
     union Pack { Chunk<PER * sizeof(T)> raw; T items[PER]; __device__ Pack() {} };
@@ -153,15 +162,6 @@ __device__ __forceinline__ Chunk<16> load_stream(const Chunk<16>* p) {
 __device__ __forceinline__ Chunk<8> load_stream(const Chunk<8>* p) { return *p; }
 __device__ __forceinline__ Chunk<4> load_stream(const Chunk<4>* p) { return *p; }
 __device__ __forceinline__ Chunk<2> load_stream(const Chunk<2>* p) { return *p; }
-
-// The chunk's N elements of type T, as floats.
-template <int N, typename T>
-__device__ __forceinline__ void unpack(float (&out)[N], const Chunk<N * sizeof(T)>& chunk) {
-    union Pack { Chunk<N * sizeof(T)> raw; T items[N]; __device__ Pack() {} } pack;
-    pack.raw = chunk;
-#pragma unroll
-    for (int i = 0; i < N; i++) out[i] = to_float(pack.items[i]);
-}
 
 // A warp's share of UNROLL consecutive warp-wide chunks of PARTS weight rows, PART_ROWS rows apart.
 template <typename T, int WIDTH, int VECTOR, int UNROLL, int PARTS, int PART_ROWS> struct WeightTile {

@@ -67,8 +67,22 @@ MODELS: dict[str, dict[str, Any]] = {
         },
         "tie_word_embeddings": True,
     },
+} | {
+    f"heads_{heads}_{kv_heads}_{dim}": {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": dim,
+        "vocab_size": 133,
+        "max_position_embeddings": 4160,
+    }
+    for heads, kv_heads, dim in ((2, 2, 64), (8, 2, 64), (16, 2, 64), (2, 2, 128), (8, 2, 128), (16, 2, 128))
 }
-"""Sizes that are multiples of nothing, and one layer of Llama 3.2 1B with a vocabulary cut short."""
+"""Sizes that are multiples of nothing, one layer of Llama 3.2 1B with a vocabulary cut short, and layers that are
+little but attention: heads, key heads and head size of those that wgmma serves, in groups of 1, 4 and 8."""
 
 
 class Bundles:

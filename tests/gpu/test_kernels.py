@@ -39,8 +39,9 @@ RECIPES = [
     Recipe("odd", F32, True),
     Recipe("odd", F16, False),
     Recipe("seven_to_one", F16, True),
+    *(Recipe(f"heads_{heads}_2_{dim}", BF16, True) for heads in (2, 8, 16) for dim in (64, 128)),
 ]
-"""Groups of 1, 2, 4 and 7 query heads; heads of 16, 30, 64, 80 and 128; biases nowhere, somewhere, everywhere."""
+"""Groups of 1, 2, 4, 7 and 8 query heads; heads of 16, 30, 64, 80 and 128; biases nowhere, somewhere, everywhere."""
 
 VARIANTS = ("t1", "t8", "t64", "prefill")
 

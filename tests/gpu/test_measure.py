@@ -1,4 +1,4 @@
-"""`bench kernels` and `profile` on a real GPU, with the demo model: every kernel is there once, and times add up."""
+"""`bench` and `profile` on a real GPU, with the demo model: results are checked, and times add up."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gpu.recipes import Bundles, Recipe
 from infernum.bundle import Bundle
+from infernum.checkpoint import Checkpoint
+from infernum.dtypes import relative_error
+from infernum.engine.sampling_params import SamplingParams
+from infernum.measure import latency
+from infernum.measure.against import language_model
 from infernum.measure.kernels import Request, measure_kernels
 from infernum.measure.profile import Request as ProfileRequest
 from infernum.measure.profile import profile
+from infernum.measure.shared_weights import tensors_on_gpu
+from infernum.measure.workload import chunk_batch, page_table
+from infernum.models.presets import resolve
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 
@@ -72,3 +81,43 @@ def test_the_trace_names_exactly_the_kernels_that_are_launched(bundles: Bundles,
     steps = [event for event in found["traceEvents"] if event.get("cat") == "step"]
     assert [event["name"] for event in steps] == ["prompt", "token 1", "token 2", "token 3"]
     assert not any("note" in event["args"] for event in steps), "the host did not keep ahead of the GPU"
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_sampled_generations_are_checked_repeated_and_compared_with_greedy_ones(batch: int) -> None:
+    sampling = SamplingParams(temperature=0.8, top_k=40, top_p=0.95, min_p=0.01, seed=5)
+    request = latency.Request(
+        resolve("dante"), "auto", prompt=70, tokens=40, batch=batch, seed=5, sampling=sampling, identical=3
+    )
+    found = latency.measure(request)
+    assert found["identical_generations"] == 7
+    assert found["greedy_ms_per_token"] > 0 and -0.5 < found["sampling_cost"] < 5
+    assert 0 < found["error_against_unfused"] <= found["allowed_error"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_torch_sees_the_very_weights_that_our_kernels_read(bundles: Bundles) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    source, bundle = resolve("dante"), bundles.get(RECIPE)
+    assert source.folder is not None
+    checkpoint = Checkpoint.open(source.folder)
+    request = latency.Request(source, "auto", prompt=40, tokens=8)
+    pages = page_table(1, 48, bundle.manifest.page_size, 0)
+    tokens = np.arange(40, dtype=np.int32)
+    executor, weights_at = latency._open(request, bundle, checkpoint, pages)
+    with executor:
+        ours = executor.logits(chunk_batch(tokens, 0, pages))
+        tensors = tensors_on_gpu(bundle.manifest, weights_at)
+        for name, tensor in tensors.items():
+            assert tensor.dtype == torch.bfloat16 and tensor.is_cuda
+            stored = torch.from_numpy(checkpoint.read(name).astype(np.float32)).to(torch.bfloat16)
+            assert torch.equal(tensor.cpu(), stored), name
+        model = language_model(source.config, tensors)
+        with torch.no_grad():
+            ids = torch.tensor(tokens[None].astype(np.int64), device="cuda")
+            theirs = (
+                model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, 0].float().cpu().numpy()
+            )
+        del model, tensors, tensor
+    assert relative_error(theirs, ours) <= 0.1

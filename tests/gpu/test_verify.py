@@ -62,6 +62,6 @@ def test_the_command_line_says_which_kernel_is_wrong(
     from infernum.cli import run
 
     folder = str(Path(broken["residual not added"].folder))
-    assert run(["verify", folder, "--kernel", "gemv_down_proj", "--variant", "t8"]) == 1
+    assert run(["verify", folder, "--kernel", "gemv_mma_down_proj", "--variant", "t8"]) == 1
     said = capsys.readouterr().out
-    assert "WRONG" in said and "decoder.t8 gemv_down_proj is wrong: at " in said
+    assert "WRONG" in said and "decoder.t8 gemv_mma_down_proj is wrong: at " in said

@@ -1,0 +1,31 @@
+"""The user's cache folder, and files in it that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Where what was worked out once is kept: `INFERNUM_CACHE`, or `infernum` in the user's cache folder."""
+    chosen = os.environ.get("INFERNUM_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "infernum"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that readers see all of it or nothing, even after a power cut. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,171 @@
+"""`infernum bench latency`: a prompt and the tokens that follow it, next to the bound, and to transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from infernum.cli import options
+from infernum.cli.bench_results import title_of, write_results
+
+
+@click.command("latency", short_help="Time a prompt and the tokens that follow it.")
+@click.option(
+    "--model", default="llama", show_default=True, help="A preset or a folder in Hugging Face's format."
+)
+@options.load_format
+@click.option("--prompt", type=int, default=512, show_default=True, help="Tokens of the prompt.")
+@click.option("--tokens", type=int, default=256, show_default=True, help="Tokens to generate.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Sequences at once.")
+@click.option(
+    "--temperature", type=float, default=0.0, show_default=True, help="Of sampling; 0: decode greedily."
+)
+@click.option("--top-k", type=int, default=0, help="Sample among the K most likely tokens.  [default: all]")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Sample among the likeliest share.")
+@click.option(
+    "--min-p", type=float, default=0.0, show_default=True, help="Sample what is so likely next to the best."
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of prompts, sampling and random weights."
+)
+@click.option("--fuse/--no-fuse", default=True, show_default=True, help="Apply the fusion rules.")
+@options.rules
+@options.dtype
+@click.option(
+    "--repeats", type=int, default=3, show_default=True, help="Medians are over so many generations."
+)
+@click.option(
+    "--identical",
+    type=int,
+    default=0,
+    metavar="N",
+    help="Generate N more times, and fail unless all tokens and logits are the same, bit by bit.",
+)
+@click.option(
+    "--against",
+    type=click.Choice(["transformers"]),
+    help="Time transformers too: static cache, torch.compile, the same weights and prompts.",
+)
+@options.as_json
+@click.option("--output", type=click.Path(path_type=Path), help="Write the results there, as JSON.")
+@options.plugin
+@options.verbose
+def latency(
+    model: str,
+    load_format: str,
+    prompt: int,
+    tokens: int,
+    batch: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    seed: int,
+    fuse: bool,
+    rules: str,
+    dtype: str,
+    repeats: int,
+    identical: int,
+    against: str | None,
+    as_json: bool,
+    output: Path | None,
+) -> None:
+    """Time a prompt and the tokens that follow it: the whole loop at the given sizes, greedy or with sampling.
+
+    The results are checked before they are printed: finite logits, tokens that are the most likely ones, or ones that
+    top-k, top-p and min-p leave, the same tokens in every generation, and logits that the unfused path computes again.
+    The bound is what a step must read, weights and cache, over the bandwidth measured in this run.
+
+    With sampling, greedy decoding is timed in turns with it, to say what sampling costs. --against transformers runs
+    transformers afterwards, in this process and over the very same weights, and compares its logits with ours.
+    """
+    from infernum.cli.console import print_json, print_table, progress_bar, warn
+    from infernum.engine.sampling_params import SamplingParams
+    from infernum.errors import DeviceError, RequestError
+    from infernum.models.presets import resolve
+    from infernum.runtime.driver import describe
+
+    if temperature == 0 and (top_k, top_p, min_p) != (0, 1.0, 0.0):
+        raise RequestError(
+            "--top-k, --top-p and --min-p are for sampling; give --temperature above 0 as well"
+        )
+    sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    source = resolve(model)
+    try:
+        describe()
+    except DeviceError as error:
+        raise DeviceError(f"bench latency measures a GPU: {error}; see `infernum doctor`") from error
+    from infernum.measure.latency import Request, measure
+
+    warn(source.warnings)
+    request = Request(
+        source,
+        load_format,
+        prompt,
+        tokens,
+        batch,
+        fuse,
+        options.split_rules(rules),
+        dtype,
+        repeats,
+        seed,
+        sampling,
+        identical,
+        against,
+    )
+    with progress_bar() as progress:
+        results = measure(request, progress)
+    write_results(results, output)
+    if as_json:
+        print_json(results)
+    else:
+        print_table(title_of(results), ("", ""), rows(results))
+
+
+def rows(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is printed of a result, line by line."""
+    read = results["bytes_per_step"]
+    least, most = results["prompt_ms_range"]
+    lines = [
+        (
+            "batch, prompt, output",
+            f"{results['batch']}, {results['prompt_tokens']}, {results['output_tokens']} tokens",
+        ),
+        ("prompt", f"{results['prompt_ms']:.2f} ms ({least:.2f} to {most:.2f})"),
+    ]
+    least, most = results["ms_per_token_range"]
+    lines += [
+        ("token", f"{results['ms_per_token']:.4f} ms ({least:.4f} to {most:.4f}),"
+         f" {results['tokens_per_second']:.1f} tokens/s"),
+        ("bound", f"{results['floor_ms_per_token']:.4f} ms: {read['weights'] / 1e9:.3f} GB of weights and"
+         f" {read['kv'] / 1e9:.3f} GB of cache at {results['read_bandwidth_gb_s']:.0f} GB/s, measured in this run"),
+        ("fraction of the bound", f"{results['fraction_of_bound']:.1%}"),
+        ("error against unfused", f"{results['error_against_unfused']:.2e} (allowed {results['allowed_error']:.2e})"),
+        ("the same tokens", f"in {results['identical_generations']} generations"),
+    ]  # fmt: skip
+    if results["sampling"] is not None:
+        chosen = ", ".join(f"{name} {value}" for name, value in results["sampling"].items())
+        lines.append(("sampling", chosen))
+        lines.append(
+            (
+                "greedy",
+                f"{results['greedy_ms_per_token']:.4f} ms a token; sampling costs {results['sampling_cost']:+.2%}",
+            )
+        )
+    if theirs := results.get("against"):
+        versions = ", ".join(f"{name} {version}" for name, version in theirs["versions"].items())
+        lines += [
+            (theirs["name"], f"{theirs['ms_per_token']:.4f} ms a token, prompt {theirs['prompt_ms']:.2f} ms;"
+             f" {versions}"),
+            ("", theirs["how"]),
+            ("speed-up, greedy", f"{theirs['speedup']:.2f}× a token, {theirs['prompt_speedup']:.2f}× the prompt"),
+            ("error against ours", f"{theirs['error_against_ours']:.2e} (allowed {theirs['allowed_error']:.2e});"
+             f" the first {theirs['tokens_that_agree']} greedy tokens are the same"),
+        ]  # fmt: skip
+        if theirs["cuda_graph_skips"]:
+            lines.append(
+                ("note", "torch made no CUDA graph of the compiled step: the comparison is not fair to it")
+            )
+    return lines

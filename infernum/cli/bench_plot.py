@@ -1,0 +1,25 @@
+"""`infernum bench plot`: results of `bench latency` as bars, in an SVG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from infernum.cli import options
+from infernum.cli.bench_results import write_text
+
+
+@click.command("plot", short_help="Draw results of `bench latency` as an SVG.")
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="The SVG to write.")
+@options.verbose
+def plot(results: tuple[Path, ...], output: Path) -> None:
+    """Draw the milliseconds per token in RESULTS, files that `bench latency --output` has written.
+
+    One group of bars for each model and size: the bound, Infernum fused and not fused, and what it was compared with.
+    The picture is 700 pixels wide, and follows the reader's choice of a light or a dark page.
+    """
+    from infernum.measure.plot import draw, groups_of, read_results
+
+    write_text(draw(groups_of(read_results(results))), output)

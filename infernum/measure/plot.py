@@ -1,0 +1,159 @@
+"""A picture of latencies: results of `bench latency` as bars, one group for each model and size, written as SVG."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, cast
+
+from infernum.errors import RequestError
+
+WIDTH = 700
+LEFT, LONGEST = 196, 290
+"""Where bars begin, and the length of a group's longest; pixels, as all sizes here."""
+
+BAR, ROW, TITLE, HEADER, FOOTER = 20, 28, 30, 34, 34
+BASELINE = 15
+"""From the top of a bar to the baseline of its text."""
+
+STYLE = """
+text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328 }
+.head { font-weight: 600; font-size: 15px } .group { font-weight: 600 } .quiet { fill: #59636e; font-size: 12px }
+.page { fill: #ffffff } .line { stroke: #59636e; stroke-dasharray: 3 3 }
+.bound { fill: #aeb6bf } .fused { fill: #0969da } .unfused { fill: #80b8f5 } .other { fill: #d08a45 }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e6edf3 } .quiet { fill: #9aa4af } .page { fill: #0d1117 } .line { stroke: #9aa4af }
+  .bound { fill: #57606a } .fused { fill: #3d8bfd } .unfused { fill: #265a9e } .other { fill: #b5712f }
+}
+"""
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One time: milliseconds per token, what it is of, and what is said next to it. `kind` decides its colour."""
+
+    kind: str
+    label: str
+    milliseconds: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Bars of one scale: the times of one model at one size. `origin`: where, how and when they were measured."""
+
+    title: str
+    origin: str
+    bars: tuple[Bar, ...]
+
+
+def read_results(paths: Sequence[Path]) -> list[Result]:
+    """The results in files of `bench latency --output`. Raises RequestError naming the file that is something else."""
+    found: list[Result] = []
+    for path in paths:
+        try:
+            result: object = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RequestError(f"{path}: cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise RequestError(
+                f"{path}: is no JSON; give what `bench latency --output` has written"
+            ) from error
+        if not isinstance(result, dict) or cast("Result", result).get("benchmark") != "latency":
+            raise RequestError(f"{path}: is no result of `bench latency`; nothing else can be drawn")
+        found.append(cast("Result", result))
+    return found
+
+
+def groups_of(results: Sequence[Result]) -> list[Group]:
+    """The groups in the order of the results. Raises RequestError when one bar has two results."""
+    members: dict[str, dict[bool, Result]] = {}
+    for result in results:
+        title = _title(result)
+        how = "fused" if result["fuse"] else "not fused"
+        if members.setdefault(title, {}).setdefault(bool(result["fuse"]), result) is not result:
+            raise RequestError(f"two results are of {title}, {how}; give one of them")
+    return [_group(title, found) for title, found in members.items()]
+
+
+def _title(result: Result) -> str:
+    sequences = "one sequence" if result["batch"] == 1 else f"{result['batch']} sequences"
+    chosen = ", sampled" if result.get("sampling") else ""
+    return (
+        f"{result['model']}, {sequences}, {result['prompt_tokens']} in, {result['output_tokens']} out{chosen}"
+    )
+
+
+def _group(title: str, found: Mapping[bool, Result]) -> Group:
+    main = found[True] if True in found else found[False]
+    bars = [Bar("bound", "bound", main["floor_ms_per_token"], "weights and cache, read once")]
+    for fused, kind, label in ((True, "fused", "Infernum"), (False, "unfused", "Infernum, --no-fuse")):
+        if fused in found:
+            share = found[fused]["fraction_of_bound"]
+            bars.append(Bar(kind, label, found[fused]["ms_per_token"], f"{share:.0%} of the bound"))
+    theirs = main.get("against")
+    if theirs:
+        bars.append(Bar("other", _name(theirs), theirs["ms_per_token"], f"{theirs['speedup']:.2f}× as long"))
+    origin = f"{main['gpu']}, {main['dtype']}, {str(main['date'])[:10]}"
+    return Group(title, origin, tuple(bars))
+
+
+def _name(theirs: Result) -> str:
+    return f"{theirs['name']} + compile" if theirs["name"] == "transformers" else str(theirs["name"])
+
+
+def draw(groups: Sequence[Group]) -> str:
+    """The picture; the same groups always give the same text."""
+    height = HEADER + sum(TITLE + ROW * len(group.bars) for group in groups) + FOOTER
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}"'
+        f' viewBox="0 0 {WIDTH} {height}" role="img">',
+        "<title>Milliseconds per token</title>",
+        f"<desc>{escape(_description(groups))}</desc>",
+        f"<style>{STYLE}</style>",
+        f'<rect class="page" width="{WIDTH}" height="{height}" rx="6"/>',
+        _text(16, 24, "Milliseconds per token, shorter is better", "head"),
+    ]
+    top = HEADER
+    for group in groups:
+        lines += _draw_group(group, top)
+        top += TITLE + ROW * len(group.bars)
+    origins = dict.fromkeys(group.origin for group in groups)
+    lines.append(_text(16, top + 22, "; ".join(origins), "quiet"))
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def _draw_group(group: Group, top: int) -> list[str]:
+    scale = LONGEST / max(bar.milliseconds for bar in group.bars)
+    lines = [_text(16, top + 20, group.title, "group")]
+    for number, bar in enumerate(group.bars):
+        y = top + TITLE + number * ROW
+        width = bar.milliseconds * scale
+        lines += [
+            _text(LEFT - 10, y + BASELINE, bar.label, "label", end=True),
+            f'<rect class="{bar.kind}" x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR}" rx="2"/>',
+            _text(LEFT + width + 8, y + BASELINE, f"{bar.milliseconds:.3f}", "value"),
+            _text(LEFT + width + 52, y + BASELINE, bar.note, "quiet"),
+        ]
+    bound = next(bar.milliseconds for bar in group.bars if bar.kind == "bound") * scale + LEFT
+    first, last = top + TITLE + BAR, top + TITLE + ROW * (len(group.bars) - 1) + BAR
+    lines.append(f'<line class="line" x1="{bound:.1f}" y1="{first}" x2="{bound:.1f}" y2="{last}"/>')
+    return lines
+
+
+def _text(x: float, y: float, text: str, kind: str, *, end: bool = False) -> str:
+    anchor = ' text-anchor="end"' if end else ""
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}"{anchor}>{escape(text)}</text>'
+
+
+def _description(groups: Sequence[Group]) -> str:
+    """All numbers as a sentence, for those who do not see the picture."""
+    return "; ".join(
+        f"{group.title}: " + ", ".join(f"{bar.label} {bar.milliseconds:.3f} ms" for bar in group.bars)
+        for group in groups
+    )

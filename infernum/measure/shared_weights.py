@@ -1,0 +1,70 @@
+"""The weights of an executor as tensors of torch, over the very memory that our kernels read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from infernum import dtypes
+from infernum.bundle import Manifest
+from infernum.runtime.device import Device, DeviceMemory
+from infernum.runtime.weight_plan import plan_weights
+
+Wrap = Callable[[int, tuple[int, ...], str], Any]
+"""A tensor over the memory at an address, given its shape and the short name of its dtype."""
+
+
+class NotingDevice(Device):
+    """A GPU that remembers where the weights of the executor lie that it was opened for."""
+
+    weights: int = 0
+
+    def alloc(self, nbytes: int, what: str) -> DeviceMemory:
+        memory = super().alloc(nbytes, what)
+        if what == "the weights":
+            self.weights = memory.address
+        return memory
+
+
+def shared_tensors(manifest: Manifest, base: int, wrap: Wrap) -> dict[str, Any]:
+    """Every tensor of the checkpoint by name, where a bundle's weights begin at `base`.
+
+    Tensors that are stacked for one product, such as q, k and v, are rows of it that follow each other.
+    """
+    assert base, "the executor has noted where its weights are"
+    return {
+        part.name: wrap(base + part.offset, part.shape, weight.dtype)
+        for weight in plan_weights(manifest).stored
+        for part in weight.parts
+    }
+
+
+def tensors_on_gpu(manifest: Manifest, base: int) -> dict[str, Any]:
+    """`shared_tensors` for weights in GPU memory; they must not be used once the executor is closed."""
+    return shared_tensors(manifest, base, wrap_on_gpu)
+
+
+class _AtAddress:
+    """GPU memory as torch, CuPy and others understand it: the CUDA array interface, version 3."""
+
+    def __init__(self, address: int, shape: tuple[int, ...], typestr: str) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": typestr,
+            "data": (address, False),  # not read-only, which torch would warn about; nothing writes there
+            "strides": None,
+            "version": 3,
+        }
+
+
+def wrap_on_gpu(address: int, shape: tuple[int, ...], dtype: str) -> Any:
+    """The tensor at an address on the GPU, without a copy.
+
+    The interface has no name for bfloat16: the memory goes in as integers of the same size, and is viewed.
+    """
+    torch = import_module("torch")
+    element = dtypes.dtype(dtype)
+    raw = torch.as_tensor(_AtAddress(address, shape, f"<i{element.bytes}"), device="cuda")
+    assert raw.data_ptr() == address, "torch wraps GPU memory without copying it"
+    return raw.view(getattr(torch, element.long_name))

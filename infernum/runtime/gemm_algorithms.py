@@ -1,0 +1,197 @@
+"""The algorithms that were fastest for matrix products on this GPU, kept in the user's cache.
+
+One JSON file for each GPU model and version of cuBLASLt: an algorithm means nothing to another version.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from infernum.cache import cache_folder, write_whole
+from infernum.runtime.product import Product
+
+log = logging.getLogger(__name__)
+
+ALGORITHM_BYTES = 64
+"""Of a cublasLtMatmulAlgo_t, which may be stored and used again with the same version (cuBLAS documentation)."""
+
+NEARBY_GAIN = 0.05
+"""Share of the time that an algorithm must have saved where it was timed, to be used for fewer rows as well."""
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of what the files hold."""
+
+
+class Shape(_Record, frozen=True):
+    """What decides which algorithm is fastest for so many rows. Strides in elements, alignments in bytes."""
+
+    n: int
+    k: int
+    x_stride: int
+    out_stride: int
+    residual_stride: int
+    dtype: str
+    out_dtype: str
+    bias_dtype: str
+    residual: bool
+    alignments: tuple[int, int, int, int]
+
+    @classmethod
+    def of(cls, product: Product) -> Shape:
+        """The shape of a product."""
+        return cls(
+            n=product.n,
+            k=product.k,
+            x_stride=product.x_stride,
+            out_stride=product.out_stride,
+            residual_stride=product.residual_stride,
+            dtype=product.dtype,
+            out_dtype=product.out_dtype,
+            bias_dtype=product.bias_dtype,
+            residual=bool(product.residual),
+            alignments=product.alignments,
+        )
+
+
+class AlgorithmFacts(_Record, frozen=True):
+    """How an algorithm computes, by cuBLASLt's own numbers and names."""
+
+    id: int
+    tile: str
+    stages: str
+    cluster: str
+    split_k: int
+
+
+class Tuned(_Record, frozen=True):
+    """The algorithm that is used for `m` rows of a shape, and what timing found.
+
+    algorithm           the library's own 64 bytes, as hexadecimal digits
+    rank                its place among the heuristic's proposals; 0 is what runs without timing
+    microseconds        median time of one product
+    first_microseconds  the same of the heuristic's first proposal
+    candidates          proposals that were tried
+    rejected            of those: gave another result than the first, not the same twice, or failed
+    in_cache            True when there were too few weights to keep them out of the L2 cache between runs
+    """
+
+    shape: Shape
+    m: int
+    algorithm: str
+    facts: AlgorithmFacts
+    rank: int
+    microseconds: float
+    first_microseconds: float
+    candidates: int
+    rejected: int
+    in_cache: bool
+
+    def __post_init__(self) -> None:
+        if len(bytes.fromhex(self.algorithm)) != ALGORITHM_BYTES:
+            raise ValueError(f"an algorithm has {ALGORITHM_BYTES} bytes")
+
+    @property
+    def gain(self) -> float:
+        """The share of the time of the heuristic's first proposal that this algorithm saves."""
+        return 1 - self.microseconds / self.first_microseconds if self.first_microseconds > 0 else 0.0
+
+
+class _Kept(_Record, frozen=True):
+    gpu: str
+    library: int
+    products: list[Tuned]
+
+
+@dataclass(frozen=True)
+class KnownAlgorithm:
+    """An entry of the cache: on which GPU it was timed, with which cuBLASLt (130100 is 13.1.0), and what was found."""
+
+    gpu: str
+    library: int
+    tuned: Tuned
+
+
+class AlgorithmStore:
+    """The algorithms kept for one GPU and one version of cuBLASLt; read from the file when first asked."""
+
+    def __init__(self, gpu: str, library: int, folder: Path | None = None) -> None:
+        """`folder`: where the files lie; None: in the user's cache."""
+        self._gpu = gpu
+        self._library = library
+        name = re.sub(r"[^A-Za-z0-9]+", "_", gpu).strip("_")
+        self.path = (folder or _folder()) / f"{name}-{library}.json"
+        self._read: dict[tuple[Shape, int], Tuned] | None = None
+
+    def find(self, shape: Shape, m: int) -> Tuned | None:
+        """What was timed for `m` rows, or else, if it saved much, for the next larger number in the same bucket."""
+        known = self._known()
+        exact = known.get((shape, m))
+        if exact is not None:
+            return exact
+        larger = [rows for of, rows in known if of == shape and m < rows <= bucket(m)]
+        near = known[shape, min(larger)] if larger else None
+        return near if near is not None and near.gain >= NEARBY_GAIN else None
+
+    def keep(self, tuned: Tuned) -> None:
+        """Add an entry to what other processes have written since. A file that cannot be written is a warning."""
+        written = _by_shape(_read(self.path, self._gpu, self._library))
+        self._read = known = self._known() | written | {(tuned.shape, tuned.m): tuned}
+        kept = _Kept(gpu=self._gpu, library=self._library, products=list(known.values()))
+        try:
+            write_whole(self.path, msgspec.json.format(msgspec.json.encode(kept)) + b"\n")
+        except OSError as error:
+            log.warning("%s: algorithms cannot be kept there (%s)", self.path, error.strerror)
+
+    def _known(self) -> dict[tuple[Shape, int], Tuned]:
+        if self._read is None:
+            self._read = _by_shape(_read(self.path, self._gpu, self._library))
+        return self._read
+
+
+def known_algorithms(folder: Path | None = None) -> list[KnownAlgorithm]:
+    """Everything in the cache, of all GPUs and versions; `folder` as for `AlgorithmStore`."""
+    files = sorted((folder or _folder()).glob("*.json"))
+    found = [kept for path in files if (kept := _decoded(path)) is not None]
+    return [KnownAlgorithm(kept.gpu, kept.library, tuned) for kept in found for tuned in kept.products]
+
+
+def bucket(m: int) -> int:
+    """The smallest 2ⁱ or 3·2ⁱ that is at least `m`: sizes for which timing once serves those just below."""
+    power = 1 << (m - 1).bit_length()
+    return power * 3 // 4 if m <= power * 3 // 4 else power
+
+
+def buckets(least: int, most: int) -> list[int]:
+    """Every bucket from `least` to `most` rows, and `most` itself."""
+    sizes = {m for i in range(most.bit_length()) for m in (1 << i, 3 << i) if least <= m <= most}
+    return sorted(sizes | {most})
+
+
+def _folder() -> Path:
+    return cache_folder() / "gemm"
+
+
+def _by_shape(kept: _Kept | None) -> dict[tuple[Shape, int], Tuned]:
+    return {(tuned.shape, tuned.m): tuned for tuned in kept.products} if kept else {}
+
+
+def _read(path: Path, gpu: str, library: int) -> _Kept | None:
+    """The file, if it is of this GPU and version: names of two GPUs may give one name of a file."""
+    kept = _decoded(path)
+    return kept if kept is not None and (kept.gpu, kept.library) == (gpu, library) else None
+
+
+def _decoded(path: Path) -> _Kept | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Kept)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        log.warning("%s cannot be read (%s); matrix products run as cuBLASLt proposes", path, error)
+        return None

@@ -1,0 +1,152 @@
+"""Which of several algorithms computes a matrix product fastest, found by running them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from infernum import dtypes
+from infernum.errors import DeviceError
+from infernum.runtime.device import Device
+from infernum.runtime.product import Product
+from infernum.runtime.stream import Graph, Stream
+from infernum.runtime.timing import Stopwatch
+
+MARGIN = 0.02
+"""Share of the time that an algorithm must save to be preferred to the heuristic's first proposal."""
+
+PASSED_OVER_BYTES = 128 * 2**20
+"""Weights to read before the same ones are read again: more than twice the L2 cache of an H200."""
+
+ROUNDS = 7
+_RUNS = (4, 32)  # least and most products in a graph that is timed
+_COMPARED_ROWS = 32
+_RANDOM_ROWS = 64
+_TOLERANCE = 1e-3  # the least: sums in another order differ, however exact the type of the result
+
+Run = Callable[[Product, int], None]
+"""Queues a product with the algorithm of this number."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """`microseconds` of one product by algorithm, None for a rejected one; `best` is the number of the chosen one."""
+
+    best: int
+    microseconds: tuple[float | None, ...]
+    in_cache: bool
+
+
+def time_algorithms(
+    device: Device, stream: Stream, products: Sequence[Product], m: int, algorithms: int, run: Run
+) -> Timing:
+    """Time `algorithms` algorithms, the first of which is what runs without timing and is known to be right.
+
+    `products` are of one shape, each with the weights of another layer, which are read in turn so that they come
+    from memory as they do in a step. What their x, out and residual hold is overwritten. Another algorithm is
+    rejected unless it gives the first one's result, and the same bits twice. Raises DeviceError when the first
+    one fails or the weights hold values that are no numbers.
+    """
+    weight_bytes = products[0].n * products[0].k * dtypes.dtype(products[0].dtype).bytes
+    runs = min(max(-(-PASSED_OVER_BYTES // weight_bytes), _RUNS[0]), _RUNS[1])
+    in_turn = [products[i % len(products)] for i in range(runs)]
+    for address, product in {product.x: product for product in products}.items():
+        _fill_with_random(stream, address, product, m)
+    compared = _Compared(stream, products[0], m)
+    right = [0, *compared.agreeing(algorithms, run)]
+    with ExitStack() as stack:
+        graphs: dict[int, Graph] = {}
+        for algorithm in right:
+            graphs[algorithm] = _captured(stream, in_turn, algorithm, run)
+            stack.callback(graphs[algorithm].close)
+        watch = stack.enter_context(Stopwatch(device, stream))
+        stack.callback(stream.synchronize)
+        times: dict[int, list[float]] = {algorithm: [] for algorithm in right}
+        for _ in range(ROUNDS):
+            for algorithm, graph in graphs.items():
+                graph.launch()  # keeps the GPU busy until what is timed has been queued
+                times[algorithm].append(watch.milliseconds(graph.launch))
+    medians = {algorithm: statistics.median(taken) * 1e3 / runs for algorithm, taken in times.items()}
+    fastest = min(right, key=lambda algorithm: medians[algorithm])
+    return Timing(
+        best=fastest if medians[fastest] <= medians[0] * (1 - MARGIN) else 0,
+        microseconds=tuple(medians.get(algorithm) for algorithm in range(algorithms)),
+        in_cache=len({product.weight for product in in_turn}) * weight_bytes < PASSED_OVER_BYTES,
+    )
+
+
+def _captured(stream: Stream, products: Sequence[Product], algorithm: int, run: Run) -> Graph:
+    with stream.capture() as capture:
+        for product in products:
+            run(product, algorithm)
+    assert capture.graph is not None, "a capture that ended well has a graph"
+    return capture.graph
+
+
+def _fill_with_random(stream: Stream, address: int, product: Product, m: int) -> None:
+    """Fill x [m, k] with normally distributed numbers, the same in every `_RANDOM_ROWS` rows."""
+    element = dtypes.dtype(product.dtype)
+    values = _random(min(m, _RANDOM_ROWS), product.k, element)
+    width, pitch = product.k * element.bytes, product.x_stride * element.bytes
+    for row in range(0, m, len(values)):
+        rows = min(len(values), m - row)
+        stream.upload_rows(address + row * pitch, pitch, values.ctypes.data, width, width, rows)
+    stream.synchronize()
+
+
+def _random(rows: int, columns: int, element: dtypes.DType) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).standard_normal((rows, columns), np.float32).astype(element.numpy)
+
+
+class _Compared:
+    """Some rows of a product's result, spread over all of them, by algorithm."""
+
+    def __init__(self, stream: Stream, product: Product, m: int) -> None:
+        self._stream = stream
+        self._product = product
+        self._m = m
+        self._element = dtypes.dtype(product.out_dtype)
+        self._rows = np.unique(np.linspace(0, m - 1, _COMPARED_ROWS).astype(int)).tolist()
+        self._residual = _random(len(self._rows), product.n, self._element)
+
+    def agreeing(self, algorithms: int, run: Run) -> list[int]:
+        """The algorithms, without the first, that give its result and always the same. Raises DeviceError."""
+        first = self._result(0, run)
+        if not np.isfinite(first.astype(np.float32)).all():
+            raise DeviceError(
+                f"{self._product.name}: {self._product.describe(self._m)} gives values that are no numbers, so that"
+                " no algorithm can be compared; look at the weights"
+            )
+        return [number for number in range(1, algorithms) if self._agrees(number, run, first)]
+
+    def _agrees(self, algorithm: int, run: Run, first: np.ndarray[Any, Any]) -> bool:
+        try:
+            once, again = self._result(algorithm, run), self._result(algorithm, run)
+        except DeviceError:
+            return False
+        return once.tobytes() == again.tobytes() and self._near(once, first)
+
+    def _near(self, found: np.ndarray[Any, Any], first: np.ndarray[Any, Any]) -> bool:
+        """True when every element is as near to the first result's as the type's tolerance asks."""
+        expected = first.astype(np.float32)
+        scale = np.abs(expected) + np.sqrt(np.mean(expected**2))
+        tolerance = max(self._element.tolerance, _TOLERANCE)
+        return bool((np.abs(found.astype(np.float32) - expected) <= tolerance * scale).all())
+
+    def _result(self, algorithm: int, run: Run) -> np.ndarray[Any, Any]:
+        product, size = self._product, self._element.bytes
+        result = np.empty_like(self._residual)
+        for into, row in enumerate(self._rows) if product.residual else ():
+            to = product.residual + row * product.residual_stride * size
+            self._stream.upload(to, self._residual[into].ctypes.data, product.n * size)
+        run(product, algorithm)
+        for into, row in enumerate(self._rows):
+            source = product.out + row * product.out_stride * size
+            self._stream.download(result[into].ctypes.data, source, product.n * size)
+        self._stream.synchronize()
+        return result

@@ -1,0 +1,61 @@
+"""A matrix product whose operands have addresses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ALIGNMENT = 256
+"""Bytes; a larger alignment of an operand lets no algorithm do more."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product whose addresses are known; strides are elements from row to row, 0 an absent operand.
+
+    out[m, n] = x[m, k] · weight[n, k]ᵀ (+ bias[n]) (+ residual[m, n]); m is given when it runs.
+    """
+
+    name: str
+    x: int
+    weight: int
+    out: int
+    n: int
+    k: int
+    x_stride: int
+    out_stride: int
+    dtype: str
+    out_dtype: str
+    bias: int = 0
+    bias_dtype: str = ""
+    residual: int = 0
+    residual_stride: int = 0
+
+    @property
+    def alignments(self) -> tuple[int, int, int, int]:
+        """Of weight, x, residual (or out) and out: the largest power of two, up to 256, that divides each."""
+        addresses = (self.weight, self.x, self.residual or self.out, self.out)
+        weight, x, residual, out = (min(ALIGNMENT, address & -address) for address in addresses)
+        return weight, x, residual, out
+
+    def shape_key(self, m: int) -> tuple[object, ...]:
+        """What decides the choice of an algorithm; of the addresses only the alignment counts."""
+        strides = (self.x_stride, self.out_stride, self.residual_stride)
+        return (
+            m,
+            self.n,
+            self.k,
+            strides,
+            self.dtype,
+            self.out_dtype,
+            self.bias_dtype,
+            bool(self.residual),
+            self.alignments,
+        )
+
+    def describe(self, m: int) -> str:
+        """The product in words, for messages."""
+        extras = (f" + {self.bias_dtype} bias" if self.bias else "") + (
+            " + residual" if self.residual else ""
+        )
+        types = f"{self.dtype} -> {self.out_dtype}"
+        return f"[{m}, {self.k}] by [{self.n}, {self.k}] transposed{extras}, {types}"

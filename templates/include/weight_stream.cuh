@@ -1,0 +1,182 @@
+// How a GEMV on tensor cores is fed: weights, and where they do not fit on an SM also activations, pass through
+// a ring of shared memory that belongs to one warp, so that no barrier is needed between loading and using them.
+
+// Ends the group of copies that this thread has started since the last one (PTX ISA 9.7.9.25.3, cp.async).
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Wait until at most PENDING groups of this thread are under way.
+template <int PENDING> __device__ __forceinline__ void wait_for_older_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+__device__ __forceinline__ void copy_async(unsigned to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+__device__ __forceinline__ uint4 load_shared(unsigned address) {
+    uint4 out;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
+                 : "r"(address)
+                 : "memory");
+    return out;
+}
+
+// 8 elements of a row of activations to shared memory: as one access, or as several where rows begin at less.
+template <int VECTOR, typename T> __device__ __forceinline__ void stage_piece(unsigned to, const T* from) {
+    if constexpr (VECTOR * sizeof(T) == 16) {
+        copy_async(to, from);
+    } else {
+        T* piece = reinterpret_cast<T*>(__cvta_shared_to_generic(to));
+        for (int i = 0; i < 8; i++) piece[i] = from[i];
+    }
+}
+
+// A panel is 64 columns of 16 rows of weights, 2 KiB: two octets of neighbouring rows, which are 16 output columns, or
+// one octet of each of two parts, COLUMNS rows apart, which are 8. Rows are 128 bytes in shared memory, and the 16-byte
+// pieces of row r are permuted by r % 8: eight rows at one column lie in different banks.
+//
+// The block owns the output columns [column, end); its warps share the columns of a panel's rows, WARPS panels side by
+// side. STREAMED rows of activations travel with each panel where they have no place of their own.
+template <typename T, int WIDTH, int COLUMNS, int PARTS, int WARPS, int DEPTH, int STREAMED, int VECTOR>
+struct WeightStream {
+    static constexpr int PANELS = WIDTH / 64;                  // side by side in a row
+    static constexpr int TILE = 16 / PARTS;                    // output columns of a panel
+    static constexpr int WEIGHTS = 16 * 128, SLOT = WEIGHTS + (STREAMED ? 8 * 128 : 0);  // bytes
+    static_assert(PARTS <= 2 && WIDTH % 64 == 0, "a panel is two octets of whole pieces");
+    const T* weight;
+    unsigned ring;  // of this warp
+    int column, end, panel, slot = 0;
+
+    __device__ __forceinline__ WeightStream(const T* weight, unsigned rings, int column, int end)
+        : weight(weight), ring(rings + threadIdx.x / 32 * DEPTH * SLOT), column(column), end(end),
+          panel(threadIdx.x / 32) {
+        if (panel >= PANELS) this->column = end;  // more warps than panels: nothing to do
+    }
+
+    // Start copying the next panel, if there is one; every call is one group of copies.
+    __device__ __forceinline__ void load() { load(nullptr, 0, 0); }
+
+    __device__ __forceinline__ void load(const T* x, int x_stride, int tokens) {
+        if (column < end) {
+            load_weights();
+            if (STREAMED && x) load_activations(slot, panel, x, x_stride, tokens);
+            slot = slot + 1 == DEPTH ? 0 : slot + 1;
+            panel += WARPS;
+            if (panel >= PANELS) {
+                panel = threadIdx.x / 32;
+                column += TILE;
+            }
+        }
+        commit_copies();
+    }
+
+    __device__ __forceinline__ void load_weights() const {
+        const int row = threadIdx.x % 32 / 8, piece = threadIdx.x % 8;  // and the rows 4, 8 and 12 further on
+        const unsigned to = ring + slot * SLOT;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int octet = i / 2, in_octet = i % 2 * 4 + row;
+            int from = column + in_octet + (PARTS == 1 ? octet * 8 : 0);
+            if (PARTS == 1 && octet && column + 8 >= end) break;       // the block's last octet has no neighbour
+            if (COLUMNS % 8 != 0) from = min(from, COLUMNS - 1);       // computed for nothing
+            const size_t weight_row = from + (PARTS == 2 ? octet * COLUMNS : 0);
+            copy_async(to + (octet * 8 + in_octet) * 128 + (piece ^ in_octet) * 16,
+                       weight + weight_row * WIDTH + panel * 64 + piece * 8);
+        }
+    }
+
+    // The activations that belong to a panel: 64 columns of 8 rows.
+    __device__ __forceinline__ void load_activations(int slot, int panel, const T* x, int x_stride, int tokens) const {
+        const int piece = threadIdx.x % 8;
+#pragma unroll
+        for (int row = threadIdx.x % 32 / 8; row < 8; row += 4) {
+            if (row >= tokens) break;  // what is multiplied with nothing is never stored
+            const T* from = x + size_t(row) * x_stride + panel * 64 + piece * 8;
+            stage_piece<VECTOR>(ring + slot * SLOT + WEIGHTS + row * 128 + (piece ^ row) * 16, from);
+        }
+    }
+};
+
+// Adds a panel's products to `sum`: row lane / 4 and the one 8 below, for tokens lane % 4 * 2 and the next.
+// The order of columns is the same for weights and activations, and so it may be any: each lane takes whole 16-byte
+// pieces, and calls their elements 0, 1 and 2, 3 what one mma calls 0, 1 and 8, 9; the rest goes to a second one.
+template <typename T>
+__device__ __forceinline__ void add_panel(float (&sum)[2][4], const uint4 (&low)[2], const uint4 (&high)[2],
+                                          const uint4 (&x)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const unsigned first[4] = {low[half].x, high[half].x, low[half].y, high[half].y};
+        const unsigned second[4] = {low[half].z, high[half].z, low[half].w, high[half].w};
+        mma_16x8x16<T>(sum[0], first, x[half].x, x[half].y);
+        mma_16x8x16<T>(sum[1], second, x[half].z, x[half].w);
+    }
+}
+
+// Rows of activations that stay in shared memory, a whole number of 128 bytes and 64 more apart, so that two of them
+// lie in different banks. THREADS / TOKENS neighbouring threads look after a row.
+template <typename T, int WIDTH, int TOKENS, int THREADS, int VECTOR> struct StagedRows {
+    static constexpr int STRIDE = WIDTH * sizeof(T) + 64, LANES = THREADS / TOKENS;  // bytes; threads
+    static constexpr int PIECES = (WIDTH + LANES * 8 - 1) / (LANES * 8);  // of 8 elements, a thread
+    static_assert(THREADS % TOKENS == 0 && LANES % 32 == 0, "a row is whole warps' to look after");
+    unsigned rows;
+    Chunk<16> gains[PIECES];
+
+    __device__ __forceinline__ explicit StagedRows(unsigned rows) : rows(rows) {}
+    __device__ __forceinline__ static int row() { return threadIdx.x / LANES; }
+    __device__ __forceinline__ static int column(int piece) { return (piece * LANES + threadIdx.x % LANES) * 8; }
+
+    // The weight of a normalisation, a thread's share: a constant, so ahead of the wait.
+    __device__ __forceinline__ void load_gain(const T* gain) {
+#pragma unroll
+        for (int i = 0; i < PIECES; i++)
+            if (column(i) < WIDTH) gains[i] = *reinterpret_cast<const Chunk<16>*>(gain + column(i));
+    }
+
+    __device__ __forceinline__ void load(const T* x, int x_stride, int tokens) const {
+        if (row() >= tokens) return;  // what is multiplied with nothing is never stored
+        const T* from = x + size_t(row()) * x_stride;
+#pragma unroll
+        for (int i = 0; i < PIECES; i++)
+            if (column(i) < WIDTH) stage_piece<VECTOR>(address(i), from + column(i));
+    }
+
+    // Scale each row to unit root-mean-square and by the weight, in place, rounded as stored; every thread has waited
+    // for its own copies.
+    __device__ __forceinline__ void normalise(float eps) const {
+        __shared__ float partial[THREADS / 32];
+        float squares = 0.0f;
+#pragma unroll
+        for (int i = 0; i < PIECES; i++) {
+            if (column(i) >= WIDTH) break;
+            float x[8];
+            load_vector(x, at(i));
+#pragma unroll
+            for (int e = 0; e < 8; e++) squares += x[e] * x[e];
+        }
+        squares = warp_sum(squares);
+        if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = squares;
+        __syncthreads();
+        squares = 0.0f;
+#pragma unroll
+        for (int warp = 0; warp < LANES / 32; warp++) squares += partial[row() * (LANES / 32) + warp];
+        const float scale = 1.0f / sqrtf(squares / WIDTH + eps);
+#pragma unroll
+        for (int i = 0; i < PIECES; i++) {
+            if (column(i) >= WIDTH) break;
+            float x[8], gain[8];
+            load_vector(x, at(i));
+            unpack<8, T>(gain, gains[i]);
+#pragma unroll
+            for (int e = 0; e < 8; e++) x[e] *= scale * gain[e];
+            store_vector(at(i), x);
+        }
+    }
+
+    __device__ __forceinline__ unsigned address(int piece) const {
+        return rows + row() * STRIDE + column(piece) * sizeof(T);
+    }
+    __device__ __forceinline__ T* at(int piece) const {
+        return reinterpret_cast<T*>(__cvta_shared_to_generic(address(piece)));
+    }
+};
