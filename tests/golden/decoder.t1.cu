@@ -616,9 +616,9 @@ extern "C" __global__ void __launch_bounds__(512, 1) gemv_q_k_v_proj(
 // rope -> rope -> append -> attention, by attend
 // from models/llama.py:43, models/llama.py:44, models/llama.py:52
 // 1 token(s) at context 1024: 132 kB, 262 kFLOP; at least 0.03 us on one H200
-// One block per token, HEAD_TILE query heads of one key head, and split of the context: LANES lanes read a position. What
-// is in the cache already, no kernel of this step writes: the block reads it before q, k and v are known. Keys and values
-// of the step itself are taken from k and v; the block that attends to its own token's also stores them.
+// One block per token, HEAD_TILE query heads of one key head, and split of the context: LANES lanes read a position.
+// What is in the cache already, no kernel of this step writes: the block reads it before q, k and v are known. Keys and
+// values of the step itself are taken from k and v; the block that attends to its own token's also stores them.
 __device__ const __align__(16) float attend_inv_freq[8] = {
     1.0f, 0.3162277638912201f, 0.10000000149011612f, 0.03162277862429619f,
     0.009999999776482582f, 0.003162277862429619f, 0.0010000000474974513f, 0.0003162277862429619f,
@@ -660,7 +660,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) attend(
     const int token = blockIdx.x, kv_head = blockIdx.y / HEAD_TILES, split = blockIdx.z;
     const int position = positions[token], sequence_of = sequence[token];
     const int* pages = page_table + sequence_of * max_pages;
-    const int first_token = query_start[sequence_of];      // of the sequence in this step
+    const int first_token = query_start[sequence_of];  // of the sequence in this step
     const int first_new = position - (token - first_token);  // its position; the cache holds those before it
     const int length = split_length<SPLITS, SPLIT_MIN>(position + 1);
     const int begin = split * length, end = min(begin + length, position + 1), cached_end = min(end, first_new);

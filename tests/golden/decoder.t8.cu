@@ -793,7 +793,8 @@ template <typename T, int WIDTH, int VECTOR, int THREADS> struct RowGain {
 // 8 token(s): 19.6 kB, 133 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
-// 6 panels. 4 of them are filled ahead of the wait, the others behind the activations.
+// 6 panels. 4 of them are filled ahead of the wait, the others behind the activations: what is in flight delays what
+// comes after it.
 extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_q_k_v_proj(
     const bf16_t* __restrict__ q_k_v_proj,
     const bf16_t* __restrict__ input_layernorm,
@@ -811,8 +812,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_q_k_v_proj(
     const unsigned rings = shared_address(gemv_mma_q_k_v_proj_shared);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     constexpr int OCTETS = (COLUMNS + 7) / 8;
-    const int begin = int((long long)(OCTETS) * blockIdx.x / gridDim.x) * 8;
-    const int end = int((long long)(OCTETS) * (blockIdx.x + 1) / gridDim.x) * 8;
+    const int begin = int(OCTETS * size_t(blockIdx.x) / gridDim.x) * 8;  // of the block's columns
+    const int end = int(OCTETS * size_t(blockIdx.x + 1) / gridDim.x) * 8;
 
     let_next_kernel_start();
     Stream stream(q_k_v_proj, rings, begin, end);
@@ -873,9 +874,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_q_k_v_proj(
 // rope -> rope -> append -> attention, by attend
 // from models/llama.py:43, models/llama.py:44, models/llama.py:52
 // 8 token(s) at context 1024: 1.05 MB, 2.1 MFLOP; at least 0.22 us on one H200
-// One block per token, HEAD_TILE query heads of one key head, and split of the context: LANES lanes read a position. What
-// is in the cache already, no kernel of this step writes: the block reads it before q, k and v are known. Keys and values
-// of the step itself are taken from k and v; the block that attends to its own token's also stores them.
+// One block per token, HEAD_TILE query heads of one key head, and split of the context: LANES lanes read a position.
+// What is in the cache already, no kernel of this step writes: the block reads it before q, k and v are known. Keys and
+// values of the step itself are taken from k and v; the block that attends to its own token's also stores them.
 __device__ const __align__(16) float attend_inv_freq[8] = {
     1.0f, 0.3162277638912201f, 0.10000000149011612f, 0.03162277862429619f,
     0.009999999776482582f, 0.003162277862429619f, 0.0010000000474974513f, 0.0003162277862429619f,
@@ -917,7 +918,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) attend(
     const int token = blockIdx.x, kv_head = blockIdx.y / HEAD_TILES, split = blockIdx.z;
     const int position = positions[token], sequence_of = sequence[token];
     const int* pages = page_table + sequence_of * max_pages;
-    const int first_token = query_start[sequence_of];      // of the sequence in this step
+    const int first_token = query_start[sequence_of];  // of the sequence in this step
     const int first_new = position - (token - first_token);  // its position; the cache holds those before it
     const int length = split_length<SPLITS, SPLIT_MIN>(position + 1);
     const int begin = split * length, end = min(begin + length, position + 1), cached_end = min(end, first_new);
@@ -1056,7 +1057,8 @@ extern "C" __global__ void __launch_bounds__(128) attention_combine(
 // 8 token(s): 11.3 kB, 66 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
-// 6 panels. 4 of them are filled ahead of the wait, the others behind the activations.
+// 6 panels. 4 of them are filled ahead of the wait, the others behind the activations: what is in flight delays what
+// comes after it.
 extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_o_proj(
     const bf16_t* __restrict__ o_proj,
     const bf16_t* flatten_1,
@@ -1074,8 +1076,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_o_proj(
     const unsigned rings = shared_address(gemv_mma_o_proj_shared);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     constexpr int OCTETS = (COLUMNS + 7) / 8;
-    const int begin = int((long long)(OCTETS) * blockIdx.x / gridDim.x) * 8;
-    const int end = int((long long)(OCTETS) * (blockIdx.x + 1) / gridDim.x) * 8;
+    const int begin = int(OCTETS * size_t(blockIdx.x) / gridDim.x) * 8;  // of the block's columns
+    const int end = int(OCTETS * size_t(blockIdx.x + 1) / gridDim.x) * 8;
 
     let_next_kernel_start();
     Stream stream(o_proj, rings, begin, end);
@@ -1141,7 +1143,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_o_proj(
 // 8 token(s): 27.3 kB, 202 kFLOP; at least 0.01 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
-// 6 panels. 4 of them are filled ahead of the wait, the others behind the activations.
+// 6 panels. 4 of them are filled ahead of the wait, the others behind the activations: what is in flight delays what
+// comes after it.
 extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_gate_up_proj(
     const bf16_t* __restrict__ gate_up_proj,
     const bf16_t* __restrict__ post_attention_layernorm,
@@ -1159,8 +1162,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_gate_up_proj(
     const unsigned rings = shared_address(gemv_mma_gate_up_proj_shared);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     constexpr int OCTETS = (COLUMNS + 7) / 8;
-    const int begin = int((long long)(OCTETS) * blockIdx.x / gridDim.x) * 8;
-    const int end = int((long long)(OCTETS) * (blockIdx.x + 1) / gridDim.x) * 8;
+    const int begin = int(OCTETS * size_t(blockIdx.x) / gridDim.x) * 8;  // of the block's columns
+    const int end = int(OCTETS * size_t(blockIdx.x + 1) / gridDim.x) * 8;
 
     let_next_kernel_start();
     Stream stream(gate_up_proj, rings, begin, end);
