@@ -5,7 +5,7 @@ from __future__ import annotations
 from infernum import ops
 from infernum.ir.block import Tensor
 from infernum.ir.rewrite import Site, fusion
-from infernum.ops.attention import ATTEND, FEW_TOKENS
+from infernum.ops.attention_split import ATTEND, FEW_TOKENS
 from infernum.ops.rope import ROPE_APPEND
 from infernum.rope import Rope
 

@@ -6,19 +6,16 @@ The batch is ragged: see `infernum.runtime.batch.Batch` for positions, sequence,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from infernum.errors import ShapeError
 from infernum.ir.block import PAGE
 from infernum.ir.graph import TensorType
-from infernum.ir.kernel import Call, Target, Template, Workspace, chosen
+from infernum.ir.kernel import Call
 from infernum.ir.op import Signature, op
-from infernum.roofline import GPUS
-
-FEW_TOKENS = 8
-"""Up to so many tokens, one kernel turns, stores and attends: new keys come from the step and not from the cache."""
+from infernum.ops.attention_prefill import PREFILL, PREFILL_WGMMA
+from infernum.ops.attention_split import SPLIT, heads_of
 
 _SCORES = 1 << 22
 """Attention scores that the NumPy meaning holds at once, which bounds its memory on long prompts."""
@@ -41,312 +38,21 @@ def _attention_types(*types: TensorType, scale: float) -> tuple[TensorType, ...]
     return result
 
 
-def _heads(call: Call) -> tuple[int, int, int]:
-    """(heads, kv_heads, dim) of an attention call."""
-    q, kv = call.operands["q"], call.operands["kv"]
-    return int(q.shape[1]), int(kv.shape[2]), int(q.shape[2])
-
-
-def _prefill_refusal(call: Call, target: Target) -> str | None:
-    heads, kv_heads, dim = _heads(call)
-    dtype = call.operands["q"].dtype
-    if target.max_tokens <= 64:
-        return f"with at most {target.max_tokens} tokens, splitting the context keeps more of the GPU busy"
-    if dtype.bytes != 2:
-        return f"tensor cores multiply bf16 and f16 here, not {dtype}"
-    if dim % 16 or dim > 256:
-        return f"head size {dim} is not a multiple of 16 up to 256"
-    group, rows = heads // kv_heads, _prefill_rows(dim, target)
-    if group > rows:
-        return f"{group} query heads to a key head are more than the {rows} rows of a tile"
-    return None
-
-
-def _prefill_rows(dim: int, target: Target) -> int:
-    """Rows of queries to a block of four warps. 32 to a warp, where registers allow, read shared memory half as often.
-
-    At head sizes above 96 only the compiler for Hopper fits them in 255 registers.
-    """
-    return 128 if dim <= 96 or (dim <= 128 and target.arch == 90) else 64
-
-
-def _prefill_constants(call: Call, target: Target) -> Mapping[str, Any]:
-    heads, kv_heads, dim = _heads(call)
-    rows, group, padded = _prefill_rows(dim, target), heads // kv_heads, dim + 8
-    return {
-        "HEADS": heads,
-        "KV_HEADS": kv_heads,
-        "GROUP": group,
-        "HEAD_DIM": dim,
-        "ROWS": rows,
-        "QUERIES": rows // group,
-        "SHARED_BYTES": (rows + 2 * PAGE) * padded * 2,
-    }
-
-
-def _wgmma_refusal(call: Call, target: Target) -> str | None:
-    heads, kv_heads, dim = _heads(call)
-    if refused := _prefill_refusal(call, target):
-        return refused
-    if target.arch != 90:
-        return "wgmma is an instruction of Hopper (sm_90a) only"
-    if dim not in (64, 128):
-        return f"head size {dim} is not that of one or two tiles of 64 columns"
-    if heads // kv_heads > 64:
-        return f"{heads // kv_heads} query heads to a key head are more than the 64 rows of a warpgroup"
-    return None
-
-
-def _wgmma_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
-    """Warpgroups that multiply, keys of a block, blocks held at once, and whether warpgroups multiply in turn."""
-    del target
-    *_, dim = _heads(call)
-    if dim == 64:
-        return {"MULTIPLYING": (3, 2), "KEYS": (128, 64), "SLOTS": (3, 2, 4), "TAKE_TURNS": (1, 0)}
-    return {"MULTIPLYING": (2, 3), "KEYS": (128, 64), "SLOTS": (2, 3), "TAKE_TURNS": (1, 0)}
-
-
-def _wgmma_bytes(call: Call, target: Target) -> int:
-    """Shared memory of a block: its queries, the ring of keys, the ring of values, and two barriers for each slot."""
-    *_, dim = _heads(call)
-    values = chosen(_wgmma_choices, call, target)
-    rows, slots = values["MULTIPLYING"] * 64, values["SLOTS"]
-    return (rows + 2 * slots * values["KEYS"]) * dim * 2 + 2 * slots * 2 * 8
-
-
-def _wgmma_feasible(call: Call, target: Target) -> str | None:
-    *_, dim = _heads(call)
-    values = chosen(_wgmma_choices, call, target)
-    if dim == 128 and values["MULTIPLYING"] == 3 and values["KEYS"] == 128:
-        return "a thread of three warpgroups has 160 registers, which scores, weights and sums take up"
-    gpu = GPUS[target.arch]
-    needed, most = _wgmma_bytes(call, target), gpu.shared_per_sm - gpu.shared_reserved
-    return None if needed <= most else f"a block has {most} bytes of shared memory, not {needed}"
-
-
-def _wgmma_constants(call: Call, target: Target) -> Mapping[str, Any]:
-    """The warpgroup that loads gives up registers, in eights, to those that multiply."""
-    heads, kv_heads, dim = _heads(call)
-    values = chosen(_wgmma_choices, call, target)
-    multiplying, group = values["MULTIPLYING"], heads // kv_heads
-    return {
-        "KV_HEADS": kv_heads,
-        "GROUP": group,
-        "HEAD_DIM": dim,
-        **values,
-        "QUERIES": multiplying * 64 // group,
-        "THREADS": 128 * (multiplying + 1),
-        "LOADING_REGISTERS": 40 if multiplying == 2 else 32,
-        "MULTIPLYING_REGISTERS": 232 if multiplying == 2 else 160,
-        "SHARED_BYTES": _wgmma_bytes(call, target),
-    }
-
-
-def _split_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
-    """Warps of a block, splits of a context, and positions that a split has at least.
-
-    A few tokens: as was fastest on an H200. More: as many splits as give every SM of the architecture a block.
-    """
-    heads, kv_heads, dim = _heads(call)
-    warps = (8, 4) if dim <= 128 else (4,)
-    if target.max_tokens > 64:
-        return {"WARPS": warps, "SPLITS": (1,)}
-    if target.max_tokens <= FEW_TOKENS:
-        narrow = dim <= 64
-        first = (32 if narrow else 64) * (1 if target.max_tokens == 1 else 2)
-        least = (first, *(each for each in (32, 64, 128) if each != first))
-        return {"WARPS": (4, 8) if narrow else warps, "SPLITS": (64, 32, 16), "LEAST": least}
-    blocks = kv_heads * -(-heads // kv_heads // 8) * target.min_tokens
-    return {"WARPS": warps, "SPLITS": (max(4, min(32, GPUS[target.arch].sms // blocks)), 4, 8, 16, 24, 32)}
-
-
-def _split_constants(call: Call, target: Target) -> Mapping[str, Any]:
-    """How a block of the split kernel is laid out; each lane holds at most 8 elements of a row of keys."""
-    heads, kv_heads, dim = _heads(call)
-    group = heads // kv_heads
-    head_tiles = -(-group // 8)
-    widest = 16 // call.operands["q"].dtype.bytes
-    vector = next(v for v in (8, 4, 2) if v <= widest and dim % v == 0)
-    lanes = next((n for n in (1, 2, 4, 8, 16) if n * vector >= dim), 32)
-    values = chosen(_split_choices, call, target)
-    warps = values["WARPS"]
-    return {
-        "HEADS": heads,
-        "KV_HEADS": kv_heads,
-        "GROUP": group,
-        "HEAD_TILE": -(-group // head_tiles),
-        "HEAD_TILES": head_tiles,
-        "HEAD_DIM": dim,
-        "VECTOR": vector,
-        "LANES": lanes,
-        "CHUNKS": -(-dim // (lanes * vector)),
-        "WARPS": warps,
-        "THREADS": 32 * warps,
-        "SPLITS": values["SPLITS"],
-        "SPLIT_MIN": values.get("LEAST", warps * (32 // lanes)),
-        "COMBINE_WARPS": -(-dim // 32),
-        "COMBINE_GROUPS": min(4, values["SPLITS"]),
-    }
-
-
-def _split_refusal(call: Call, target: Target) -> str | None:
-    del target
-    *_, dim = _heads(call)
-    return None if dim % 2 == 0 and dim <= 256 else f"head size {dim} is not an even number up to 256"
-
-
 def _attention_flops(call: Call) -> str:
     """A product with the keys and one with the values, for every query head and attended position."""
-    heads, _, dim = _heads(call)
+    heads, _, dim = heads_of(call)
     return f"{4 * heads * dim} * attended"
 
 
 def _attention_touched(call: Call) -> Mapping[str, str]:
-    _, kv_heads, dim = _heads(call)
+    _, kv_heads, dim = heads_of(call)
     return {"kv": f"{2 * kv_heads * dim * call.operands['kv'].dtype.bytes} * cached"}
-
-
-def _attend_constants(call: Call, target: Target) -> Mapping[str, Any]:
-    *_, dim = _heads(call)
-    return {**_split_constants(call, target), "INV_FREQ": [f"{f}f" for f in call.attrs["rope"].inv_freq(dim)]}
-
-
-def attend_refusal(call: Call, target: Target) -> str | None:
-    """Why one kernel cannot turn, store and attend; None when it can."""
-    if target.max_tokens > FEW_TOKENS:
-        return f"new keys of up to {FEW_TOKENS} tokens fit into a block, and a step has up to {target.max_tokens}"
-    *_, dim = _heads(call)
-    threads = _split_constants(call, target)["THREADS"]
-    if threads % (dim // 2):
-        return f"{threads} threads do not share out the {dim // 2} pairs of a head of {dim} evenly"
-    return _split_refusal(call, target)
-
-
-_WORKSPACES = (
-    Workspace("partial_out", ("tokens", "HEADS", "SPLITS", "HEAD_DIM")),
-    Workspace("partial_stats", ("tokens", "HEADS", "SPLITS", 2)),
-)
-
-_SPLIT_GRID = ("tokens", "KV_HEADS * HEAD_TILES", "min(SPLITS, ceildiv(max_pages * 64, SPLIT_MIN))")
-
-_COMBINE = Template(
-    "attention_combine",
-    grid=("tokens", "HEADS", 1),
-    block="32 * COMBINE_WARPS * COMBINE_GROUPS",
-    constants=_split_constants,
-    includes=("numeric.cuh", "programmatic.cuh", "softmax.cuh", "attention_split.cuh"),
-    takes=("positions", "out", "partial_out", "partial_stats"),
-    symbols=(),
-)
-
-ATTEND = Template(
-    "attend",
-    grid=_SPLIT_GRID,
-    block="THREADS",
-    when=attend_refusal,
-    constants=_attend_constants,
-    choices=_split_choices,
-    includes=(
-        "numeric.cuh",
-        "programmatic.cuh",
-        "kv_cache.cuh",
-        "rope.cuh",
-        "softmax.cuh",
-        "attention_split.cuh",
-    ),
-    workspaces=_WORKSPACES,
-    takes=(
-        "q",
-        "k",
-        "v",
-        "kv",
-        "positions",
-        "sequence",
-        "query_start",
-        "page_table",
-        "partial_out",
-        "partial_stats",
-    ),
-    symbols=("max_pages",),
-    then=_COMBINE,
-)
-"""Rope, append and attention of a few tokens: one kernel, and one that sums the splits of the context.
-
-Operands q [tokens, heads, dim], k and v [tokens, kv_heads, dim], positions, kv, sequence, query_start and page_table as
-for `attention`; results out, like q, and kv in place. The attributes are `rope`, that of both turns, and `scale`.
-"""
 
 
 @op(
     _SIGNATURE,
     infer=_attention_types,
-    kernels=[
-        Template(
-            "attention_prefill_wgmma",
-            grid=("KV_HEADS", "tokens // QUERIES + seqs", 1),
-            block="THREADS",
-            shared_bytes="SHARED_BYTES",
-            when=_wgmma_refusal,
-            constants=_wgmma_constants,
-            choices=_wgmma_choices,
-            feasible=_wgmma_feasible,
-            includes=(
-                "numeric.cuh",
-                "programmatic.cuh",
-                "kv_cache.cuh",
-                "softmax.cuh",
-                "mma.cuh",
-                "attention_prefill.cuh",
-                "wgmma.cuh",
-                "attention_prefill_wgmma.cuh",
-            ),
-            symbols=("seqs", "max_pages"),
-        ),
-        Template(
-            "attention_prefill",
-            grid=("KV_HEADS", "tokens // QUERIES + seqs", 1),
-            block=128,
-            shared_bytes="SHARED_BYTES",
-            when=_prefill_refusal,
-            constants=_prefill_constants,
-            includes=(
-                "numeric.cuh",
-                "programmatic.cuh",
-                "kv_cache.cuh",
-                "softmax.cuh",
-                "mma.cuh",
-                "attention_prefill.cuh",
-            ),
-            symbols=("seqs", "max_pages"),
-        ),
-        Template(
-            "attention_split",
-            grid=_SPLIT_GRID,
-            block="THREADS",
-            when=_split_refusal,
-            constants=_split_constants,
-            choices=_split_choices,
-            includes=(
-                "numeric.cuh",
-                "programmatic.cuh",
-                "kv_cache.cuh",
-                "softmax.cuh",
-                "attention_split.cuh",
-            ),
-            workspaces=_WORKSPACES,
-            takes=(
-                "q",
-                "kv",
-                "positions",
-                "sequence",
-                "page_table",
-                "partial_out",
-                "partial_stats",
-            ),
-            symbols=("max_pages",),
-            then=_COMBINE,
-        ),
-    ],
+    kernels=[PREFILL_WGMMA, PREFILL, SPLIT],
     flops=_attention_flops,
     touched=_attention_touched,
 )

@@ -1,28 +1,5 @@
 // The parts of attention over whole tiles of queries (Dao 2023, FlashAttention-2, arXiv:2307.08691), for four warps.
 
-// Up to QUERIES neighbouring tokens of one sequence; `count` is not positive where there is nothing to do.
-struct QueryTile {
-    int sequence, first, count;
-};
-
-// The tile of queries in a slot. Sequence s owns the slots from query_start[s] / QUERIES + s on: as rounding down
-// loses less than one tile and every sequence adds a slot, they hold all its tiles, and no other's.
-template <int QUERIES>
-__device__ __forceinline__ QueryTile find_queries(const int* query_start, int seqs, int slot) {
-    int sequence = 0;
-    for (int beyond = seqs; beyond - sequence > 1;) {
-        const int middle = (sequence + beyond) / 2;
-        if (query_start[middle] / QUERIES + middle <= slot) {
-            sequence = middle;
-        } else {
-            beyond = middle;
-        }
-    }
-    const int start = query_start[sequence];
-    const int first = start + (slot - start / QUERIES - sequence) * QUERIES;
-    return {sequence, first, min(QUERIES, query_start[sequence + 1] - first)};
-}
-
 // Rows of a tile in shared memory are 16 bytes longer than a head, an odd number of 16-byte units: eight rows at
 // one column lie in different banks.
 template <int HEAD_DIM> constexpr int PADDED = HEAD_DIM + 8;

@@ -301,8 +301,8 @@ __device__ __forceinline__ void copy_async(unsigned to, const void* from, bool p
 // Wait for all copies that this thread has started; a barrier must follow before others' are read.
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// ---- attention_prefill.cuh
-// The parts of attention over whole tiles of queries (Dao 2023, FlashAttention-2, arXiv:2307.08691), for four warps.
+// ---- query_tiles.cuh
+// How a ragged batch of prompts is cut into tiles of queries.
 
 // Up to QUERIES neighbouring tokens of one sequence; `count` is not positive where there is nothing to do.
 struct QueryTile {
@@ -326,6 +326,9 @@ __device__ __forceinline__ QueryTile find_queries(const int* query_start, int se
     const int first = start + (slot - start / QUERIES - sequence) * QUERIES;
     return {sequence, first, min(QUERIES, query_start[sequence + 1] - first)};
 }
+
+// ---- attention_prefill.cuh
+// The parts of attention over whole tiles of queries (Dao 2023, FlashAttention-2, arXiv:2307.08691), for four warps.
 
 // Rows of a tile in shared memory are 16 bytes longer than a head, an odd number of 16-byte units: eight rows at
 // one column lie in different banks.
