@@ -5,7 +5,7 @@ from __future__ import annotations
 from infernum import ops
 from infernum.ir.block import Tensor
 from infernum.ir.rewrite import Site, fusion
-from infernum.ops.attention_split import ATTEND, FEW_TOKENS
+from infernum.ops.attention_split import ATTEND, attend_limits
 from infernum.ops.rope import ROPE_APPEND
 from infernum.rope import Rope
 
@@ -19,15 +19,9 @@ def _few_tokens(site: Site) -> str | None:
     refusal = _one_head_size(site)
     if refusal:
         return refusal
-    k, most = site.type("k"), site.target.max_tokens
-    if most > FEW_TOKENS:
-        return (
-            f"k is {k}: a block holds the new keys of up to {FEW_TOKENS} tokens, and a step has up to {most}"
-        )
-    half = int(k.shape[-1]) // 2
-    if 256 % half:
-        return f"k is {k}: threads do not share out the {half} pairs of a head evenly"
-    return None
+    k = site.type("k")
+    refusal = attend_limits(int(k.shape[-1]), site.target.max_tokens)
+    return f"k is {k}: {refusal}" if refusal else None
 
 
 @fusion(

@@ -12,6 +12,10 @@ FEW_TOKENS = 8
 """Up to so many tokens, one kernel turns, stores and attends: new keys come from the step and not from the cache."""
 
 
+_LEAST_THREADS = 128
+"""Threads of the smallest block: four warps."""
+
+
 def heads_of(call: Call) -> tuple[int, int, int]:
     """(heads, kv_heads, dim) of an attention call."""
     q, kv = call.operands["q"], call.operands["kv"]
@@ -76,15 +80,17 @@ def _attend_constants(call: Call, target: Target) -> Mapping[str, Any]:
     return {**_split_constants(call, target), "INV_FREQ": [f"{f}f" for f in call.attrs["rope"].inv_freq(dim)]}
 
 
-def attend_refusal(call: Call, target: Target) -> str | None:
-    """Why one kernel cannot turn, store and attend; None when it can."""
-    if target.max_tokens > FEW_TOKENS:
-        return f"new keys of up to {FEW_TOKENS} tokens fit into a block, and a step has up to {target.max_tokens}"
+def attend_limits(dim: int, most: int) -> str | None:
+    """Why one kernel cannot turn, store and attend for heads of `dim` and `most` tokens; None when it can."""
+    if most > FEW_TOKENS:
+        return f"a block holds the new keys of up to {FEW_TOKENS} tokens, and a step has up to {most}"
+    half = dim // 2
+    return f"threads do not share out the {half} pairs of a head evenly" if _LEAST_THREADS % half else None
+
+
+def _attend_refusal(call: Call, target: Target) -> str | None:
     *_, dim = heads_of(call)
-    threads = _split_constants(call, target)["THREADS"]
-    if threads % (dim // 2):
-        return f"{threads} threads do not share out the {dim // 2} pairs of a head of {dim} evenly"
-    return _split_refusal(call, target)
+    return attend_limits(dim, target.max_tokens) or _split_refusal(call, target)
 
 
 _WORKSPACES = (
@@ -137,7 +143,7 @@ ATTEND = Template(
     "attend",
     grid=_SPLIT_GRID,
     block="THREADS",
-    when=attend_refusal,
+    when=_attend_refusal,
     constants=_attend_constants,
     choices=_split_choices,
     includes=(

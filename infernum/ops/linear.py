@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from infernum.ir.block import Tensor, Weights
 
 GEMV_TOKENS = 8
-"""Largest number of tokens the GEMV template holds accumulators for."""
+"""Most tokens of a GEMV: the columns of an mma, and what registers hold sums for without one."""
 
 STAGED_LIMIT = 96 * 1024
-"""Bytes of activations that a GEMV keeps in shared memory, so that two blocks fit on an SM; more are read in place."""
+"""Bytes of activations that a GEMV keeps in shared memory. More are read in place, or travel with the weights."""
 
 _SHORT_ROW = 2048
 """Columns up to which, at one token, warps take rows for themselves (measured on an H200)."""

@@ -88,8 +88,8 @@ template <int N, typename T> __device__ __forceinline__ void store_vector(T* p, 
 
 // ---- programmatic.cuh
 // Programmatic dependent launch (PTX ISA 9.7.13.15, griddepcontrol): from sm_90 on a kernel may start before the one
-// before it in the stream has ended. Every kernel waits before its first dependent read and before any write; what it
-// does ahead of the wait may only touch constants such as weights. On older GPUs both calls are nothing.
+// before it in the stream has ended. Every kernel waits before any write, and before it reads what another kernel of
+// the step writes; weights, and what earlier steps left, it may read at once. On older GPUs both calls are nothing.
 
 __device__ __forceinline__ void wait_for_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
