@@ -55,8 +55,17 @@ def _argmax_constants(call: Call, target: Target) -> Mapping[str, Any]:
 
 
 def _sample_constants(call: Call, target: Target) -> Mapping[str, Any]:
+    """The vocabulary in as many chunks as the block that draws has threads, each some accesses of a warp."""
     del target
-    return {"VOCAB": call.operands["logits"].width, "THREADS": 1024}
+    vocab, threads = call.operands["logits"].width, 1024
+    chunk = 32 * ceildiv(vocab, 32 * threads)
+    return {
+        "VOCAB": vocab,
+        "THREADS": threads,
+        "CHUNK": chunk,
+        "CHUNKS": ceildiv(vocab, chunk),
+        "KEY_WARPS": 8,
+    }
 
 
 def _row_threads(call: Call, target: Target) -> Mapping[str, Any]:
@@ -108,13 +117,29 @@ def argmax(logits: np.ndarray) -> np.ndarray:
     "i32 rows -> i32 rows",
     kernels=[
         Template(
-            "sample",
-            grid=("rows", 1, 1),
-            block="THREADS",
+            "sample_keys",
+            grid=("ceildiv(CHUNKS, KEY_WARPS)", "rows", 1),
+            block="32 * KEY_WARPS",
             constants=_sample_constants,
             includes=("programmatic.cuh", "sampling.cuh"),
-            workspaces=(Workspace("keys", ("rows", "VOCAB"), "u32"),),
+            workspaces=(
+                Workspace("keys", ("rows", "VOCAB"), "u32"),
+                Workspace("chunk_keys", ("rows", "CHUNKS"), "u32"),
+            ),
+            takes=("logits", "seen", "temperature", "repetition_penalty", "keys", "chunk_keys"),
             symbols=(),
+            then=Template(
+                "sample",
+                grid=("rows", 1, 1),
+                block="THREADS",
+                constants=_sample_constants,
+                includes=("programmatic.cuh", "sampling.cuh"),
+                takes=(
+                    *("keys", "chunk_keys", "temperature", "top_k", "top_p", "min_p", "seed", "positions"),
+                    *("output_rows", "next_tokens"),
+                ),
+                symbols=(),
+            ),
         )
     ],
     results=("next_tokens",),

@@ -64,7 +64,7 @@ template <int THREADS> __device__ u64 block_sum_before(u64 x, u64* of_warp, u64&
     return before;
 }
 
-// Largest (key, first token) of a block, packed so that one comparison decides both.
+// The largest of a block; a key and a place packed into one number are compared at once.
 template <int THREADS> __device__ u64 block_max(u64 x, u64* of_warp) {
 #pragma unroll
     for (int lane = 16; lane > 0; lane >>= 1) x = max(x, __shfl_xor_sync(0xffffffffu, x, lane));
@@ -144,3 +144,91 @@ __device__ unsigned select_key(
     }
     return prefix;
 }
+
+// What the tokens that top-p keeps weigh at least, of a total.
+__device__ __forceinline__ u64 share_of(u64 total, float p) {
+    return max(1ull, __double2ull_ru(__dmul_rn(p, __ull2double_rn(total))));
+}
+
+// The first token of [first, end) that has this key, found by a warp.
+__device__ __forceinline__ int first_token(const unsigned* keys, unsigned key, int first, int end) {
+    int found = end;
+    for (int token = first + threadIdx.x % 32; token < end; token += 32) {
+        if (keys[token] == key) found = min(found, token);
+    }
+    return __reduce_min_sync(0xffffffffu, found);
+}
+
+// The k-th largest of the block's numbers, one a thread, bit by bit from the highest.
+__device__ __forceinline__ unsigned kth_largest(unsigned number, int k) {
+    unsigned found = 0;
+    for (int bit = 31; bit >= 0; bit--) {
+        const unsigned tried = found | 1u << bit;
+        if (__syncthreads_count(number >= tried) >= k) found = tried;
+    }
+    return found;
+}
+
+// The few tokens that may be drawn, in no order, one to a thread; a thread looks at all others for each decision.
+template <int MOST> struct Candidates {
+    unsigned key[MOST];
+    int token[MOST];
+    u64 weight[MOST];
+    int chunk[MOST], chunks, count;  // chunks that have one; a count above MOST: not all are here
+
+    // All tokens of keys from `least` on. Each thread knows the largest key of its chunk.
+    template <int WARPS, int CHUNK>
+    __device__ __forceinline__ void collect(const unsigned* keys, int vocab, unsigned of_chunk, unsigned least) {
+        if (of_chunk >= least && of_chunk > 0) chunk[atomicAdd(&chunks, 1)] = threadIdx.x;
+        __syncthreads();
+        for (int c = threadIdx.x / 32; c < chunks; c += WARPS) {
+#pragma unroll
+            for (int i = 0; i < CHUNK / 32; i++) {
+                const int of = chunk[c] * CHUNK + i * 32 + threadIdx.x % 32;
+                if (of >= vocab || keys[of] < least) continue;
+                const int place = atomicAdd(&count, 1);
+                if (place >= MOST) continue;
+                key[place] = keys[of];
+                token[place] = of;
+            }
+        }
+        __syncthreads();
+    }
+
+    // Top-k, then top-p, then min-p: a token stays while fewer than k, and less than the share p, are more likely.
+    __device__ __forceinline__ void weigh(float largest, int k, float p, u64 lightest) {
+        const int me = threadIdx.x;
+        int more_likely = 0;
+        if (me < count) {
+            for (int other = 0; other < count; other++) more_likely += key[other] > key[me];
+            weight[me] = more_likely < k ? weight_of(logit_of(key[me]), largest) : 0;
+        }
+        __syncthreads();
+        u64 kept = 0;
+        if (me < count) {
+            u64 total = 0, above = 0;
+            for (int other = 0; other < count; other++) {
+                total += weight[other];
+                if (key[other] > key[me]) above += weight[other];
+            }
+            kept = p < 1.0f && above >= share_of(total, p) ? 0 : weight[me];
+            if (kept < lightest) kept = 0;
+        }
+        __syncthreads();
+        if (me < count) weight[me] = kept;
+        __syncthreads();
+    }
+
+    // The token in whose share the target falls, in the order of the vocabulary.
+    __device__ __forceinline__ void draw(u64 random, int* drawn) const {
+        const int me = threadIdx.x;
+        if (me >= count) return;
+        u64 total = 0, before = 0;
+        for (int other = 0; other < count; other++) {
+            total += weight[other];
+            if (token[other] < token[me]) before += weight[other];
+        }
+        const u64 target = __umul64hi(random, total);
+        if (before <= target && target < before + weight[me]) *drawn = token[me];
+    }
+};
