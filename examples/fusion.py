@@ -76,7 +76,7 @@ def main() -> None:
     source = emit_block(plan_block(fused.graph, DECODE), "An adapter, one token.")
     show_shortened(source)
     cubin = compile_all({"adapter.cu": source}, "sm_90a", cache=cache_folder())["adapter.cu"]
-    resources = cubin.kernels["gemv_proj"]
+    resources = cubin.kernels["gemv_mma_proj"]
     print(f"\n{resources.registers} registers, {resources.spill_bytes} bytes spilled")
 
     print("\nEither form can be had: the new rule alone, and all but that one\n")
@@ -112,10 +112,10 @@ def show_kernels(plan: BlockPlan) -> None:
 
 def show_shortened(source: str) -> None:
     """Print the last kernel of a source: its comments, its parameters, and what it does with a finished sum."""
-    kernel = source[source.index("// ---- gemv_proj") :].splitlines()[1:]
+    kernel = source[source.index("// ---- gemv_mma_proj") :].splitlines()[1:]
     body = next(i for i, line in enumerate(kernel) if line.endswith(") {"))
-    finish = next(i for i, line in enumerate(kernel) if "finish_column = " in line)
-    end = next(i for i in range(finish, len(kernel)) if kernel[i] == "    };")
+    finish = next(i for i, line in enumerate(kernel) if "float whole_0 = 0.0f" in line)
+    end = next(i for i in range(finish, len(kernel)) if "= from_float<" in kernel[i])
     print("\n".join([*kernel[: body + 1], "    …", *kernel[finish : end + 1], "    …"]))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-SCHEMA = 3
+SCHEMA = 4
 """Raised with every change that an older version could not read."""
 
 Formula = int | str
@@ -61,13 +61,18 @@ Arg = Pointer | SymbolArg
 
 
 class Launch(Record, frozen=True, tag="launch"):
-    """One kernel launch. `programmatic`: the kernel waits by itself for the one before (griddepcontrol)."""
+    """One kernel launch.
+
+    cluster       blocks, side by side along z, that run at the same time and share their shared memory; 1: none do
+    programmatic  the kernel waits by itself for the one before (griddepcontrol)
+    """
 
     kernel: str
     args: list[Arg]
     grid: list[Formula]
     block: list[int]
     shared_bytes: int = 0
+    cluster: Formula = 1
     programmatic: bool = False
 
 

@@ -64,14 +64,16 @@ class FakeConfig:
     block: tuple[int, int, int]
     shared_bytes: int
     programmatic: bool
+    clustered: bool = False
     grid: tuple[int, int, int] = (0, 0, 0)
+    cluster: int = 1
 
     @property
     def empty(self) -> bool:
         return 0 in self.grid
 
-    def set_grid(self, x: int, y: int, z: int) -> None:
-        self.grid = (x, y, z)
+    def set_grid(self, x: int, y: int, z: int, cluster: int = 1) -> None:
+        self.grid, self.cluster = (x, y, z), cluster
 
 
 @dataclass
@@ -136,8 +138,10 @@ class FakeStream:
         assert stream is not None, "waiting for an event that was never recorded"
         self.put(lambda: stream.run_until(mark))
 
-    def launch_config(self, block: tuple[int, int, int], shared_bytes: int, programmatic: bool) -> FakeConfig:
-        return FakeConfig(block, shared_bytes, programmatic)
+    def launch_config(
+        self, block: tuple[int, int, int], shared_bytes: int, programmatic: bool, clustered: bool = False
+    ) -> FakeConfig:
+        return FakeConfig(block, shared_bytes, programmatic, clustered)
 
     def launch(self, config: FakeConfig, kernel: tuple[str, Kernel], params: int) -> None:
         signature, function = kernel
@@ -167,7 +171,7 @@ class FakeStream:
 class FakeModule:
     kernels: dict[str, tuple[str, Kernel]]
 
-    def kernel(self, name: str, shared_bytes: int) -> tuple[str, Kernel]:
+    def kernel(self, name: str, shared_bytes: int, *, clustered: bool = False) -> tuple[str, Kernel]:
         return self.kernels[name]
 
     def close(self) -> None:

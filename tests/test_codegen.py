@@ -208,7 +208,7 @@ def test_a_result_in_place_is_where_its_operand_is() -> None:
 
 def test_a_fused_result_in_place_is_where_its_operand_is_and_is_not_a_parameter_twice() -> None:
     plan = block_of(emitted(), "decoder.t8").plan
-    (attend,) = [s for s in plan.steps if isinstance(s, Kernel) and s.name == "attend"]
+    (attend,) = [s for s in plan.steps if isinstance(s, Kernel) and s.name == "attend_cluster"]
     assert plan.places[Value(attend.node.name, 1)] == plan.places[Value("kv")]
     assert [o.name for o in attend.operands if o.place.tensor == "kv"] == ["kv"]
     assert not next(o for o in attend.operands if o.name == "kv").const
@@ -217,7 +217,7 @@ def test_a_fused_result_in_place_is_where_its_operand_is_and_is_not_a_parameter_
 def test_the_offsets_of_merged_queries_keys_and_values_reach_the_manifest_in_bytes() -> None:
     sources = emitted()
     steps = describe(sources, no_cubins(sources)).blocks["decoder"]["t8"].steps
-    (attend,) = [s for s in steps if isinstance(s, bundle.Launch) and s.kernel == "attend"]
+    (attend,) = [s for s in steps if isinstance(s, bundle.Launch) and s.kernel == "attend_cluster"]
     q, k, v = (arg for arg in attend.args[:3] if isinstance(arg, bundle.Pointer))
     assert len({q.tensor, k.tensor, v.tensor}) == 1
     assert (q.offset, k.offset, v.offset) == (0, 2 * 64, 2 * 96)
@@ -486,12 +486,12 @@ def comment_over(text: str, kernel: str) -> list[str]:
 @pytest.mark.parametrize("mlp_bias", [False, True])
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("variant", ["t1", "t8"])
-def test_a_layer_takes_six_kernels_for_few_tokens(
+def test_a_layer_takes_five_kernels_for_few_tokens_and_six_where_there_are_no_clusters(
     attention_bias: bool, mlp_bias: bool, arch: str, variant: str
 ) -> None:
     sources = emitted(TINY | {"attention_bias": attention_bias, "mlp_bias": mlp_bias}, arch=arch)
     layer = block_of(sources, f"decoder.{variant}")
-    assert len(layer.plan.steps) == 6
+    assert len(layer.plan.steps) == (5 if arch == "sm_90a" else 6)
     assert len(layer.before.steps) >= 18
 
 
@@ -508,7 +508,7 @@ def test_a_kernel_that_may_start_early_and_never_waits_is_refused(monkeypatch: p
 
 def test_the_comment_over_a_kernel_says_ops_rules_and_lines() -> None:
     made = block_of(emitted(), "decoder.t1")
-    ops_line, from_line, cost = comment_over(made.source, "gemv_gate_up_proj")
+    ops_line, from_line, cost = comment_over(made.source, "gemv_mma_gate_up_proj")
     assert ops_line == (
         "// rms_norm -> linear -> columns -> columns -> silu -> mul, "
         "by merge_gate_up, swiglu_into_gemv, norm_into_gemv"

@@ -47,14 +47,14 @@ def with_kernel(manifest: Manifest, block: str, variant: str, kernel: str, **cha
 @pytest.fixture
 def edited(dante_bundle: Bundle, tmp_path: Path) -> Bundle:
     """Dante with one line of one kernel changed by hand, and said so."""
-    edit = Edit(emitted_sha256=dante_bundle.checksums["decoder.t1.cu"], kernels=["gemv_o_proj"])
+    edit = Edit(emitted_sha256=dante_bundle.checksums["decoder.t1.cu"], kernels=["gemv_mma_o_proj"])
 
     def in_source(text: str) -> str:
-        before, mark, after = text.partition("\n// ---- gemv_o_proj\n")
-        return before + mark + after.replace("int step = 0;", "int step = 0;  // mine", 1)
+        before, mark, after = text.partition("\n// ---- gemv_mma_o_proj\n")
+        return before + mark + after.replace("int slot = 0;", "int slot = 0;  // mine", 1)
 
     def in_manifest(manifest: Manifest) -> Manifest:
-        manifest = with_kernel(manifest, "decoder", "t1", "gemv_o_proj", registers=200, spill_bytes=16)
+        manifest = with_kernel(manifest, "decoder", "t1", "gemv_mma_o_proj", registers=200, spill_bytes=16)
         return msgspec.structs.replace(manifest, edits={"decoder.t1.cu": edit})
 
     return altered(dante_bundle, tmp_path / "edited", {"decoder.t1.cu": in_source}, in_manifest)
@@ -73,16 +73,16 @@ def test_a_bundle_without_rules_has_each_kernel_apart(dante_bundle: Bundle, dant
     (summary,) = found.summary
     assert summary.a is not None
     assert summary.b is not None
-    assert (summary.a.kernels, summary.b.kernels) == (18, 6)
+    assert (summary.a.kernels, summary.b.kernels) == (18, 5)
     status = {kernel.name: kernel.status for kernel in found.kernels}
-    assert status["gemv_q_k_v_proj"] == "added"
-    assert status["gemv_q_proj"] == "removed"
-    assert status["gemv_o_proj"] == "changed"
+    assert status["gemv_mma_q_k_v_proj"] == "added"
+    assert status["gemv_mma_q_proj"] == "removed"
+    assert status["gemv_mma_o_proj"] == "changed"
     instead = {kernel.name: kernel.instead for kernel in found.kernels}
-    assert instead["gemv_gate_up_proj"] == [
-        "rms_norm_post_attention_layernorm", "gemv_gate_proj", "gemv_up_proj", "silu", "mul",
+    assert instead["gemv_mma_gate_up_proj"] == [
+        "rms_norm_post_attention_layernorm", "gemv_mma_gate_proj", "gemv_mma_up_proj", "silu", "mul",
     ]  # fmt: skip
-    assert instead["silu"] == ["gemv_gate_up_proj"]
+    assert instead["silu"] == ["gemv_mma_gate_up_proj"]
     fired = {rule.rule: (rule.fired_a, rule.fired_b) for rule in found.rules}
     assert fired["norm_into_gemv"] == (0, 2)
     (refused,) = [rule for rule in found.rules if rule.rule == "bias_into_linear"]
@@ -90,7 +90,7 @@ def test_a_bundle_without_rules_has_each_kernel_apart(dante_bundle: Bundle, dant
         refused.refusals_new[0] == "add_1: the addend %x is bf16[tokens, 256]: a residual, not a bias vector"
     )
     text = shown(found)
-    assert "18 → 6" in text
+    assert "18 → 5" in text
     assert "now refused at add_1: the addend %x is bf16[tokens, 256]: a residual, not a bias vector" in text
 
 
@@ -126,19 +126,19 @@ def test_a_node_whose_line_of_python_moved_has_not_changed() -> None:
 def test_an_edited_kernel_is_a_hunk_under_its_name(dante_bundle: Bundle, edited: Bundle) -> None:
     found = difference(dante_bundle, edited)
     (source,) = found.sources
-    assert (source.name, source.status, source.files) == ("gemv_o_proj", "changed", ["decoder.t1.cu"])
+    assert (source.name, source.status, source.files) == ("gemv_mma_o_proj", "changed", ["decoder.t1.cu"])
     assert [line for line in source.lines if line[0] in "+-"] == [
-        "-    int step = 0;",
-        "+    int step = 0;  // mine",
+        "-    int slot = 0;",
+        "+    int slot = 0;  // mine",
     ]
     (kernel,) = found.kernels
     assert kernel.what == ["registers", "spills", "edited by hand"]
     (fact,) = found.facts
-    assert (fact.name, fact.b) == ("edited by hand", "decoder.t1.cu: gemv_o_proj")
+    assert (fact.name, fact.b) == ("edited by hand", "decoder.t1.cu: gemv_mma_o_proj")
     text = shown(found)
-    assert "Source of gemv_o_proj in decoder.t1.cu: changed" in text
+    assert "Source of gemv_mma_o_proj in decoder.t1.cu: changed" in text
     assert "spilled bytes 0 → 16" in text
-    assert "\n+    int step = 0;  // mine" in text
+    assert "\n+    int slot = 0;  // mine" in text
 
 
 def test_without_source_no_code_is_shown(dante_bundle: Bundle, edited: Bundle) -> None:
@@ -209,7 +209,7 @@ def bench(us: float, ms: float) -> Measurements:
     time = MeasuredKernel(
         block="decoder",
         variant="t1",
-        kernel="gemv_o_proj",
+        kernel="gemv_mma_o_proj",
         us=us,
         bytes=1,
         flops=1,
@@ -255,7 +255,7 @@ def test_the_command_exits_with_1_only_for_a_regression_it_was_asked_to_find(
     answer = infernum("diff", a, b, "--fail-on-regression")
     assert answer.code == 1
     assert answer.err == "regression: decoder.t1: spilled bytes: 0 → 16\n"
-    assert "Source of gemv_o_proj" in answer.out
+    assert "Source of gemv_mma_o_proj" in answer.out
     assert "Source of" not in infernum("diff", a, b, "--no-source").out
     assert infernum("diff", a, b, "--fail-on-regression", "--block", "head").code == 0
 

@@ -87,7 +87,7 @@ def test_a_file_begins_with_what_the_rule_did_and_why_and_how_long_it_took(dumpe
 
 def test_the_table_lists_every_pass_with_what_it_did_and_its_time(dumped: Dumped) -> None:
     lines = (dumped.folder / "decoder.t1" / "passes.txt").read_text().splitlines()
-    assert lines[0] == "decoder.t1: 21 nodes traced, 12 after the rules, 6 kernels"
+    assert lines[0] == "decoder.t1: 21 nodes traced, 12 after the rules, 5 kernels"
     assert lines[2].split() == ["pass", "fired", "refused", "nodes", "ms"]
     table = lines[3 : lines.index("", 3)]
     rules = dumped.bundle.manifest.rules

@@ -197,7 +197,7 @@ def test_occupancy_follows_the_programming_guide(
 
 def test_facts_of_the_feed_forward_product_are_those_worked_by_hand(llama: Bundle) -> None:
     facts = facts_of(llama, llama.manifest.blocks["decoder"]["t1"])
-    (gate_up,) = [f for f in facts if f.kernel.name == "gemv_gate_up_proj"]
+    (gate_up,) = [f for f in facts if f.kernel.name == "gemv_mma_gate_up_proj"]
     weights, row, wide = 2 * 8192 * 2048 * 2, 2048 * 2, 8192 * 2
     assert gate_up.bytes == weights + row + row + wide
     # before: the norm reads and writes a row, both products read and write, silu and mul go over wide rows
@@ -227,7 +227,7 @@ def test_a_long_prompt_is_bound_by_arithmetic_and_longer_context_costs_attention
     decode = llama.manifest.blocks["decoder"]["t1"]
     pairs = zip(facts_of(llama, decode), facts_of(llama, decode, context=8192), strict=True)
     grown = {short.kernel.name for short, long in pairs if long.bytes > short.bytes}
-    assert grown == {"attend"}
+    assert grown == {"attend_cluster"}
 
 
 def test_a_compiled_kernel_has_its_occupancy_and_a_library_product_has_none(dante_bundle: Bundle) -> None:
@@ -299,7 +299,7 @@ def test_a_block_shows_every_traced_node_and_every_kernel_within_the_width(llama
     for kernel in found.kernels:
         assert kernel.name in text
     assert "before: 18 kernels" in text
-    beside = any("rms_norm_1 = " in line and "gemv_q_k_v_proj" in line for line in lines)
+    beside = any("rms_norm_1 = " in line and "gemv_mma_q_k_v_proj" in line for line in lines)
     assert beside == (width >= 100)
 
 
@@ -329,7 +329,7 @@ def test_a_block_that_no_rule_changed_is_said_to_be_as_before(llama: Bundle) -> 
 def test_the_overview_counts_a_whole_step_by_layers(llama: Bundle) -> None:
     told = explain_bundle(llama)
     steps = {step.variant: (step.before.kernels, step.after.kernels) for step in told.steps}
-    assert steps["t1"] == (1 + 16 * 18 + 3, 1 + 16 * 6 + 2)
+    assert steps["t1"] == (1 + 16 * 18 + 3, 1 + 16 * 5 + 2)
     rules = {rule.name: (rule.fired, rule.refused) for rule in told.rules}
     assert rules["norm_into_gemv"] == (6, 6)
 
@@ -412,8 +412,8 @@ def test_a_name_of_two_kinds_asks_which_and_takes_the_kind_in_front(llama: Bundl
 
 
 def test_an_unknown_name_is_answered_with_near_ones(llama: Bundle) -> None:
-    with pytest.raises(BundleError, match="'gemv_gate_up'; did you mean gemv_gate_up_proj"):
-        find(llama, "gemv_gate_up")
+    with pytest.raises(BundleError, match="'gemv_mma_gate_up'; did you mean gemv_mma_gate_up_proj"):
+        find(llama, "gemv_mma_gate_up")
     with pytest.raises(BundleError, match="its blocks are embed, decoder, head, greedy, sample"):
         find(llama, "zzzzzz")
 
@@ -429,12 +429,12 @@ def test_a_line_of_a_file_that_is_not_at_hand_has_no_text() -> None:
 
 
 def test_a_kernel_edited_by_hand_is_said_to_be(llama: Bundle, tmp_path: Path) -> None:
-    edits = {"decoder.t1.cu": Edit(emitted_sha256="0" * 64, kernels=["gemv_o_proj"])}
+    edits = {"decoder.t1.cu": Edit(emitted_sha256="0" * 64, kernels=["gemv_mma_o_proj"])}
     files = {name: (llama.folder / name).read_bytes() for name in llama.checksums if name != "manifest.json"}
     edited = write_bundle(tmp_path / "edited", msgspec.structs.replace(llama.manifest, edits=edits), files)
     variant = edited.manifest.blocks["decoder"]["t1"]
     said = {t.facts.kernel.name: "edited by hand" in shown(t) for t in explain_variant(edited, variant)}
-    assert [name for name, was in said.items() if was] == ["gemv_o_proj"]
+    assert [name for name, was in said.items() if was] == ["gemv_mma_o_proj"]
 
 
 def test_a_bundle_of_a_plugin_that_is_not_loaded_names_the_plugin(llama: Bundle, tmp_path: Path) -> None:
@@ -461,7 +461,10 @@ def test_the_command_explains_what_it_is_asked(llama: Bundle, infernum: Callable
     folder = llama.folder
     assert "Ask next" in infernum("explain", folder).out
     assert "\x1b" not in infernum("explain", folder, "decoder").out  # colours are for terminals
-    assert "gemv_o_proj in decoder.t1" in infernum("explain", folder, "gemv_o_proj", "--variant", "t1").out
+    assert (
+        "gemv_mma_o_proj in decoder.t1"
+        in infernum("explain", folder, "gemv_mma_o_proj", "--variant", "t1").out
+    )
     assert infernum("explain", folder, "decoder").out.count("before: 1") == 4
     assert "Refused 6 times" in infernum("explain", folder, "norm_into_gemv").out
     assert "Refused 3 times" in infernum("explain", folder, "norm_into_gemv", "--variant", "t64").out
@@ -473,7 +476,7 @@ def test_the_command_explains_what_it_is_asked(llama: Bundle, infernum: Callable
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["gemv_o_proj", "--variant", "t2"], "has no variant 't2'"),
+        (["gemv_mma_o_proj", "--variant", "t2"], "has no variant 't2'"),
         (
             ["decoder", "--variant", "t1", "--tokens", "5"],
             "t1 serves 1 to 1 tokens, not 5; take --variant t8",

@@ -115,15 +115,14 @@ def test_the_embedding_moves_the_rows_it_takes_and_not_the_table() -> None:
 def test_attention_is_counted_the_cache_that_it_reads_and_its_two_products() -> None:
     sources = emit_sources(resolve("llama"), Options())
     cfg: Any = sources.source.config
-    steps = {b.stem: [s for s in b.plan.steps if s.name.startswith("atten")] for b in sources.blocks}
+    steps = {b.stem: [s for s in b.plan.steps if s.name.startswith("att")] for b in sources.blocks}
     heads, kv_heads, dim = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
-    attend, combine = steps["decoder.t1"]
+    (attend,) = steps["decoder.t1"]
     at = roofline.step_symbols(1, context=1000)
-    token = 2 * (heads + 2 * kv_heads) * dim + 2 * 2 * kv_heads * dim  # bf16 q, k, v; k and v written
+    token = 2 * (2 * heads + 4 * kv_heads) * dim  # bf16: q, k and v read, k and v stored, out written
     batch = 2 * 4 + 2 * 4 + 16 * 4  # position and sequence, 2 starts, 16 pages
     assert evaluate(attend.bytes, at) == 2 * kv_heads * dim * 2 * 1000 + token + batch
     assert evaluate(attend.flops, at) == 4 * heads * dim * 1000 + 3 * (heads + kv_heads) * dim
-    assert evaluate(combine.flops, at) == 0
     prompt = next(s for s in steps["decoder.prefill"] if s.template.name == "attention_prefill_wgmma")
     at = roofline.step_symbols(2048, context=2048)
     assert evaluate(prompt.flops, at) == 4 * heads * dim * (2048 * 2049 // 2)

@@ -129,8 +129,8 @@ LINES = {
         r"decoder\.t1: (plan|emit|nvrtc) \d+\.\d ms",
     ],
     "kernels": [
-        r"decoder\.t1: attend: attend chosen; \d+ registers, 0 bytes spilled",
-        r"decoder\.t1: gemv_o_proj: gemv chosen; passed over gemv_mma: at one token, .*; \d+ registers, 0 bytes .*",
+        r"decoder\.t1: attend_cluster: attend_cluster chosen; \d+ registers, 0 bytes spilled",
+        r"decoder\.t1: gemv_mma_o_proj: gemv_mma chosen; \d+ registers, 0 bytes spilled",
     ],
     "cache": [r"decoder\.t1\.cu hit [0-9a-f]{16}"],
 }

@@ -28,7 +28,7 @@ Run = Callable[..., Outcome]
 
 EMBED, DECODER = "embed.t1.cu", "decoder.t1.cu"
 STORE = "out[token * 256 + column] = from_float<bf16_t>(add_1);"
-"""How `gemv_o_proj` of the demo stores a result; no other kernel does it so."""
+"""How `gemv_mma_o_proj` of the demo stores a result; no other kernel does it so."""
 
 DOUBLED = STORE.replace("(add_1)", "(2.0f * add_1)")
 TOKEN_ID = "const size_t id = token_ids[token];"
@@ -87,7 +87,7 @@ def test_an_edited_kernel_is_compiled_and_the_manifest_and_checksums_are_true(
     found = open_bundle(folder)
     assert found.read("decoder.t1.cubin") == wanted.data != dante_bundle.read("decoder.t1.cubin")
     assert found.manifest.edits == {
-        DECODER: Edit(emitted_sha256=dante_bundle.checksums[DECODER], kernels=["gemv_o_proj"])
+        DECODER: Edit(emitted_sha256=dante_bundle.checksums[DECODER], kernels=["gemv_mma_o_proj"])
     }
     for kernel in found.manifest.blocks["decoder"]["t1"].kernels:
         assert kernel.registers == wanted.kernels[kernel.name].registers
@@ -96,7 +96,7 @@ def test_an_edited_kernel_is_compiled_and_the_manifest_and_checksums_are_true(
         name: sha256(data) for name, data in contents(folder).items() if name != "checksums.txt"
     }
     assert lines == sorted(lines, key=lambda line: line[66:])
-    assert [c.after.name for f in outcome.files for c in f.changes] == ["gemv_o_proj"]
+    assert [c.after.name for f in outcome.files for c in f.changes] == ["gemv_mma_o_proj"]
     assert outcome.warnings == ()
 
 
@@ -124,14 +124,16 @@ def test_hashes_of_emitted_kernels_are_kept(folder: Path, dante_bundle: Bundle) 
 
 
 def test_registers_of_an_edited_kernel_are_those_it_has_now(folder: Path) -> None:
-    before = kernels(folder)["gemv_gate_up_proj"]
-    old = "__launch_bounds__(512, 1) gemv_gate_up_proj("
-    edit(folder, DECODER, (old, old.replace("(512, 1)", "(512, 4)")))
+    before = kernels(folder)["gemv_mma_gate_up_proj"]
+    old = "__launch_bounds__(256, 1) gemv_mma_gate_up_proj("
+    edit(folder, DECODER, (old, old.replace("(256, 1)", "(256, 8)")))
     outcome = rebuild(folder)
-    after = kernels(folder)["gemv_gate_up_proj"]
+    after = kernels(folder)["gemv_mma_gate_up_proj"]
     assert before.registers > 32 >= after.registers
     assert before.spill_bytes == 0 < after.spill_bytes
-    assert [w for w in outcome.warnings if "gemv_gate_up_proj spills" in w and str(after.spill_bytes) in w]
+    assert [
+        w for w in outcome.warnings if "gemv_mma_gate_up_proj spills" in w and str(after.spill_bytes) in w
+    ]
 
 
 def test_an_edit_that_is_undone_leaves_the_bundle_as_it_was_compiled(
@@ -142,7 +144,7 @@ def test_an_edit_that_is_undone_leaves_the_bundle_as_it_was_compiled(
     edit(folder, DECODER, (DOUBLED, STORE))
     (restored,) = rebuild(folder).files
     assert restored.restored
-    assert [(c.after.name, c.edited) for c in restored.changes] == [("gemv_o_proj", False)]
+    assert [(c.after.name, c.edited) for c in restored.changes] == [("gemv_mma_o_proj", False)]
     assert contents(folder) == contents(dante_bundle.folder)
 
 
@@ -150,11 +152,14 @@ def test_a_second_edit_is_still_compared_with_what_was_emitted(folder: Path, dan
     edit(folder, DECODER, (STORE, DOUBLED))
     rebuild(folder)
     edit(
-        folder, DECODER, ("// ---- gemv_down_proj\n", "// ---- gemv_down_proj\n// tried\n"), (DOUBLED, STORE)
+        folder,
+        DECODER,
+        ("// ---- gemv_mma_down_proj\n", "// ---- gemv_mma_down_proj\n// tried\n"),
+        (DOUBLED, STORE),
     )
     rebuild(folder)
     recorded = open_bundle(folder).manifest.edits[DECODER]
-    assert recorded == Edit(emitted_sha256=dante_bundle.checksums[DECODER], kernels=["gemv_down_proj"])
+    assert recorded == Edit(emitted_sha256=dante_bundle.checksums[DECODER], kernels=["gemv_mma_down_proj"])
 
 
 HELPER = ("float warp_sum(float x) {\n", "float warp_sum(float x) {\n    x += 0.0f;\n")
@@ -439,27 +444,27 @@ def test_inspect_shows_what_was_edited_and_what_is_not_yet_rebuilt(folder: Path,
     edit(folder, EMBED, (TOKEN_ID, OTHER_ID))
     waiting = f"{EMBED} differs from what was compiled; run `infernum rebuild {folder}`"
     overview = infernum("inspect", folder).out
-    assert f" edited by hand {DECODER} (gemv_o_proj) not rebuilt " in plain(overview)
+    assert f" edited by hand {DECODER} (gemv_mma_o_proj) not rebuilt " in plain(overview)
     assert waiting in plain(overview)
     block = infernum("inspect", folder, "--block", "decoder", "--variant", "t1").out
     assert [line.split()[1] for line in block.splitlines() if line.startswith("  edited   ")] == [
-        "gemv_o_proj"
+        "gemv_mma_o_proj"
     ]
     assert "edited" not in infernum("inspect", folder, "--block", "decoder", "--variant", "t8").out
     assert waiting in plain(infernum("inspect", folder, "--block", "embed", "--variant", "t1").out)
-    kernel = infernum("inspect", folder, "--kernel", "gemv_o_proj").out
+    kernel = infernum("inspect", folder, "--kernel", "gemv_mma_o_proj").out
     assert f"{DECODER}, edited by hand" in kernel
     assert plain(infernum("inspect", folder, "--kernel", "embedding").out).count(waiting) == 1
 
 
 def test_inspect_as_json_says_it_too(folder: Path, infernum: Run) -> None:
-    edit(folder, DECODER, ("// ---- attention_combine\n", "// ---- attention_combine\n// tried\n"))
+    edit(folder, DECODER, ("// ---- attend_cluster\n", "// ---- attend_cluster\n// tried\n"))
     rebuild(folder)
     edit(folder, EMBED, (TOKEN_ID, OTHER_ID))
     whole = json.loads(infernum("inspect", folder, "--json").out)
-    assert whole["edits"][DECODER]["kernels"] == ["attention_combine"]
+    assert whole["edits"][DECODER]["kernels"] == ["attend_cluster"]
     assert whole["not_rebuilt"] == [EMBED]
-    found = json.loads(infernum("inspect", folder, "--kernel", "attention_combine", "--json").out)["kernels"]
+    found = json.loads(infernum("inspect", folder, "--kernel", "attend_cluster", "--json").out)["kernels"]
     edited = {k["variant"]: k["edited"] for k in found}
     assert edited.pop("t1") and edited and not any(edited.values())
     (block,) = json.loads(infernum("inspect", folder, "--block", "embed", "--variant", "t1", "--json").out)[
@@ -509,11 +514,11 @@ def test_doctor_tells_of_edits_and_files_of_a_bundle_that_runs(folder: Path, inf
         "missing",
         "ok",
     )
-    assert look(found, "edited by hand")["found"] == f"{DECODER} (gemv_o_proj)"
+    assert look(found, "edited by hand")["found"] == f"{DECODER} (gemv_mma_o_proj)"
     assert look(found, "edited, not rebuilt")["mend"] == f"infernum rebuild {folder}"
     assert look(found, "missing")["found"] == "rules.txt"
     assert found["bundle"]["works"]["run the bundle in NumPy"] is True
-    assert "decoder.t1.cu (gemv_o_proj)" in infernum("doctor", folder).out
+    assert "decoder.t1.cu (gemv_mma_o_proj)" in infernum("doctor", folder).out
 
 
 @pytest.mark.parametrize("harm", ["damaged graph", "missing graph", "manifest", "no bundle"])

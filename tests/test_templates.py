@@ -127,8 +127,11 @@ def test_a_kernel_that_lets_the_next_one_start_waits_for_the_one_before(name: st
     assert "wait_for_previous_kernel();" in own_text(name)
 
 
-def test_the_kernel_that_ends_a_step_lets_none_start_since_attend_reads_positions_before_it_waits() -> None:
-    attend = own_text("attend")
+@pytest.mark.parametrize("name", ["attend", "attend_cluster"])
+def test_the_kernel_that_ends_a_step_lets_none_start_since_attention_reads_positions_before_it_waits(
+    name: str,
+) -> None:
+    attend = own_text(name)
     assert attend.index("positions.name }}[token]") < attend.index("wait_for_previous_kernel();")
     advance = own_text("advance")
     assert "wait_for_previous_kernel();" in advance and "let_next_kernel_start" not in advance

@@ -17,7 +17,7 @@ from infernum.runtime.driver import gpu_available
 
 BUNDLE = Path("build/edited")
 SOURCE = BUNDLE / "decoder.t1.cu"
-KERNEL = "gemv_down_proj"
+KERNEL = "gemv_mma_down_proj"
 
 
 def main() -> None:
@@ -25,12 +25,12 @@ def main() -> None:
     emitted = SOURCE.read_text(encoding="utf-8")
 
     print(f"1. {KERNEL}, the product that ends a layer of the demo model, begins with\n")
-    show("// linear", "// from", "int WIDTH", "int VECTOR")
+    show("// linear", "// from", "int WIDTH", "int THREADS")
 
     print(
-        "\n2. Its rows are 768 wide: three times 32 lanes of 8 numbers. A tile of four leaves a quarter idle.\n"
+        "\n2. Its rows are 12 panels wide, two at most for each of 8 warps. A ring of three has a place too many.\n"
     )
-    edit("UNROLL = 4", "UNROLL = 3")
+    edit("DEPTH = 3, PREFILL = 3", "DEPTH = 2, PREFILL = 2")
     infernum("rebuild", BUNDLE)
     check()
     if gpu_available():
@@ -38,12 +38,12 @@ def main() -> None:
     edited = SOURCE.read_text(encoding="utf-8")
 
     print("\n3. An edit that does not compile is refused at its line, and the bundle stays as it was.\n")
-    edit("warp_sum(sum[part][t])", "wrap_sum(sum[part][t])")
+    edit("sum[0][i] + sum[1][i]", "sum[0][i] + some[1][i]")
     infernum("rebuild", BUNDLE)
     SOURCE.write_text(edited, encoding="utf-8")
 
-    print("\n4. An edit that is wrong compiles: the lanes' sums are no longer added up.\n")
-    edit("warp_sum(sum[part][t])", "sum[part][t]")
+    print("\n4. An edit that is wrong compiles: half of the products are no longer added up.\n")
+    edit("sum[0][i] + sum[1][i]", "sum[0][i]")
     infernum("rebuild", BUNDLE)
     check()
 

@@ -127,6 +127,7 @@ def _step(step: Kernel | Product, target: Target) -> bundle.Step:
         grid=list(step.grid),
         block=[step.block, 1, 1],
         shared_bytes=step.shared_bytes,
+        cluster=step.cluster,
         programmatic=target.programmatic,
     )
 

@@ -313,6 +313,7 @@ class NodePlanner:
             grid=(formula["x"], formula["y"], formula["z"]),
             block=evaluate(formula["block"], {}),
             shared_bytes=evaluate(formula["shared"], {}),
+            cluster=formula["cluster"],
             bytes=bytes_moved(moved, touched_by(self.body, self.inputs, lead)),
             flops=flops(self.body, lead) if first else 0,
             passed_over=self.passed_over if first else (),
@@ -408,6 +409,7 @@ def _formulas(spec: Template) -> dict[str, Formula]:
         "z": spec.grid[2],
         "block": spec.block,
         "shared": spec.shared_bytes,
+        "cluster": spec.cluster,
     }
 
 

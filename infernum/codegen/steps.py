@@ -26,6 +26,7 @@ class Kernel:
     grid: tuple[Formula, Formula, Formula]
     block: int
     shared_bytes: int
+    cluster: Formula
     bytes: Formula
     flops: Formula
     passed_over: tuple[str, ...] = ()

@@ -31,7 +31,8 @@ class Amount:
 class KernelFacts:
     """One step of a block when it processes `tokens` tokens; `before` is what it took the place of.
 
-    `occupancy` and `grid` are None for a library product; `occupancy` also where registers are not known.
+    `occupancy` and `grid` are None for a library product; `occupancy` also where registers are not known. `cluster`:
+    blocks that run together and share their memory, 1 where none do.
     """
 
     kernel: Kernel
@@ -44,6 +45,7 @@ class KernelFacts:
     before: Amount
     occupancy: Occupancy | None
     grid: tuple[int, ...] | None
+    cluster: int = 1
 
 
 def facts_of(
@@ -88,9 +90,10 @@ def _facts(
     own = amount(arch, symbols, 1, kernel.bytes, kernel.flops)
     before = amount(arch, symbols, kernel.before.kernels, kernel.before.bytes, kernel.before.flops)
     memory_bound = own.bytes / gpu.bytes_per_second >= own.flops / gpu.flops_per_second
-    fits, grid = None, None
+    fits, grid, cluster = None, None, 1
     if not isinstance(step, Gemm):
         grid = tuple(evaluate(size, symbols) for size in step.grid)
+        cluster = evaluate(step.cluster, symbols)
         shared = step.shared_bytes + kernel.static_shared_bytes
         threads = step.block[0] * step.block[1] * step.block[2]
         if kernel.registers:
@@ -106,4 +109,5 @@ def _facts(
         before=before,
         occupancy=fits,
         grid=grid,
+        cluster=cluster,
     )

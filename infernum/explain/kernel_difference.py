@@ -118,7 +118,7 @@ def _traits(side: Side, facts: KernelFacts) -> dict[str, object]:
         "FLOPs": facts.flops,
         "launch": step
         if isinstance(step, Gemm)
-        else (step.grid, step.block, step.shared_bytes, step.programmatic),
+        else (step.grid, step.block, step.shared_bytes, step.cluster, step.programmatic),
         "arguments": None if isinstance(step, Gemm) else step.args,
         "emitted source": kernel.source_hash,
         "edited by hand": edit is not None and kernel.name in edit.kernels,

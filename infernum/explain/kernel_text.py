@@ -114,6 +114,7 @@ def _resources(told: KernelExplanation, width: int) -> list[Text]:
         return [heading("Resources"), *paragraph(text, width)]
     rows = [
         ("grid", _grid(facts.grid or (), step)),
+        *([("clusters", _clusters(facts.cluster, step))] if facts.cluster > 1 else []),
         ("registers", f"{kernel.registers} a thread, {counted(kernel.spill_bytes, 'byte')} spilled"),
         (
             "shared memory",
@@ -125,6 +126,11 @@ def _resources(told: KernelExplanation, width: int) -> list[Text]:
     for name, text in rows:
         lines += paragraph(text, width, first=f"  {name:<13}  ")
     return lines
+
+
+def _clusters(blocks: int, step: Launch) -> str:
+    formula = "" if isinstance(step.cluster, int) else f" ({step.cluster})"
+    return f"of {blocks} blocks that run together and reach each other's shared memory{formula}"
 
 
 def _grid(grid: tuple[int, ...], step: Launch) -> str:

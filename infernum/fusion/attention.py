@@ -5,6 +5,7 @@ from __future__ import annotations
 from infernum import ops
 from infernum.ir.block import Tensor
 from infernum.ir.rewrite import Site, fusion
+from infernum.ops.attention_cluster import ATTEND_CLUSTER
 from infernum.ops.attention_split import ATTEND, attend_limits
 from infernum.ops.rope import ROPE_APPEND
 from infernum.rope import Rope
@@ -26,7 +27,7 @@ def _few_tokens(site: Site) -> str | None:
 
 @fusion(
     why="A few tokens are turned, stored and attended to by one kernel, which reads the cache before q is known.",
-    kernels=[ATTEND],
+    kernels=[ATTEND_CLUSTER, ATTEND],
     results=["out", "kv_out"],
     when=_few_tokens,
 )

@@ -135,6 +135,7 @@ class Template:
     substituted at compile time). `includes` are files of templates/include the kernel needs, in order. `prologue`
     names the operand that may be computed while it is read; `epilogue` says whether pointwise ops may be applied
     to the result before it is written. `then` is a second kernel of the same op, launched after this one.
+    `cluster`: so many blocks, side by side along z, run at the same time and reach each other's shared memory.
     `takes` names the operands, results and workspaces that are its parameters; none: all of them.
     `choices` are the parameters that may be tuned, its own and those of the kernels after it; `feasible` says, given
     `Target.chosen`, why a combination of them cannot work, where that is known before it is compiled.
@@ -144,6 +145,7 @@ class Template:
     grid: tuple[Formula, Formula, Formula] = (1, 1, 1)
     block: Formula = 256
     shared_bytes: Formula = 0
+    cluster: Formula = 1
     when: Condition = always
     constants: Constants = no_constants
     choices: Choices = no_choices

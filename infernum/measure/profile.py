@@ -181,8 +181,9 @@ def _geometry(launch: Step, symbols: dict[str, int]) -> dict[str, object]:
     match launch:
         case Launch():
             grid = " × ".join(str(dims.evaluate(size, symbols)) for size in launch.grid)
+            cluster = dims.evaluate(launch.cluster, symbols)
             return {
-                "grid": grid,
+                "grid": grid if cluster == 1 else f"{grid}, in clusters of {cluster}",
                 "threads": " × ".join(map(str, launch.block)),
                 "shared": launch.shared_bytes,
             }

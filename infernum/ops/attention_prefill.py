@@ -122,6 +122,7 @@ PREFILL_WGMMA = Template(
         "softmax.cuh",
         "mma.cuh",
         "query_tiles.cuh",
+        "mbarrier.cuh",
         "wgmma.cuh",
         "attention_prefill_wgmma.cuh",
     ),

@@ -24,9 +24,6 @@ GEMV_TOKENS = 8
 STAGED_LIMIT = 96 * 1024
 """Bytes of activations that a GEMV keeps in shared memory. More are read in place, or travel with the weights."""
 
-_SHORT_ROW = 2048
-"""Columns up to which, at one token, warps take rows for themselves (measured on an H200)."""
-
 _PANEL = 64
 """Columns of the weights that a warp of the GEMV takes at once; with 16 rows of them, 2 KiB."""
 
@@ -51,8 +48,6 @@ def _mma_refusal(call: Call, target: Target) -> str | None:
         return f"tensor cores multiply bf16 and f16 here, not {weight.dtype}"
     if weight.width % _PANEL:
         return f"rows of {weight.width} are not whole panels of {_PANEL} columns"
-    if target.max_tokens == 1 and weight.width <= _SHORT_ROW:
-        return f"at one token, a warp that takes whole rows of up to {_SHORT_ROW} waits less than warps that share them"
     return _gemv_refusal(call, target) or _does_not_fit(call, target, _mma_default(call, target))
 
 
@@ -87,21 +82,30 @@ def _does_not_fit(call: Call, target: Target, values: Mapping[str, int]) -> str 
 
 
 def _mma_default(call: Call, target: Target) -> dict[str, int]:
-    """The first that fits of what was fastest on an H200: where rows are long, fewer warps with deeper rings."""
-    width = call.operands["weight"].width
+    """The first that fits of what was fastest on an H200: where rows are long, more warps with shallower rings.
+
+    A block that needs few panels has a ring for just those, and so leaves room for the next kernel beside it.
+    """
+    weight = call.operands["weight"]
+    rows = -(-int(weight.shape[0]) // GPUS[target.arch].sms)
+    panels = -(-rows // 16) * -(-weight.width // _PANEL // 8)  # of a warp, where 8 share a row
     if target.max_tokens > 1:
         wanted = [(256, 6, 2), (256, 3, 1), (256, 2, 1)]
-    elif width < 8192:
-        wanted = [(256, 8, 2), (256, 4, 1), (256, 2, 1)]
-    else:
+    elif weight.width >= 8192:
         wanted = [(512, 4, 1), (256, 4, 1), (256, 2, 1)]
+    elif panels <= 8:
+        wanted = [(256, min(panels + 1, 7), 0), (256, 2, 1)]
+    elif weight.width <= 2048:
+        wanted = [(256, 8, 0), (256, 4, 1), (256, 2, 1)]
+    else:
+        wanted = [(256, 8, 2), (256, 4, 1), (256, 2, 1)]
     found: list[dict[str, int]] = [{"THREADS": t, "DEPTH": d, "EMPTY": e} for t, d, e in wanted]
     return next((each for each in found if _does_not_fit(call, target, each) is None), found[-1])
 
 
 def _mma_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
     """Threads of a block, panels in a warp's ring, and how many of them are left empty ahead of the wait."""
-    others = {"THREADS": (512, 256), "DEPTH": (2, 3, 4, 6, 8), "EMPTY": (0, 1, 2)}
+    others = {"THREADS": (512, 256), "DEPTH": (2, 3, 4, 5, 6, 7, 8), "EMPTY": (0, 1, 2)}
     default = _mma_default(call, target)
     return {
         name: (default[name], *(v for v in values if v != default[name])) for name, values in others.items()
@@ -176,7 +180,14 @@ def _gemv_constants(call: Call, target: Target) -> Mapping[str, Any]:
             constants=_mma_constants,
             choices=_mma_choices,
             feasible=_mma_infeasible,
-            includes=("numeric.cuh", "reduce.cuh", "programmatic.cuh", "mma.cuh", "weight_stream.cuh"),
+            includes=(
+                "numeric.cuh",
+                "reduce.cuh",
+                "programmatic.cuh",
+                "mma.cuh",
+                "copy_groups.cuh",
+                "weight_stream.cuh",
+            ),
             prologue="x",
             epilogue=True,
         ),

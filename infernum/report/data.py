@@ -168,7 +168,7 @@ def _kernel_data(
     data["part"] = None if isinstance(step, Gemm) else kernel.name if kernel.name in parts else ""
     data["tensors"] = tensors_of(step)
     if isinstance(step, Launch):
-        data["grid"] = [str(n) for n in step.grid]
+        data |= {"grid": [str(n) for n in step.grid], "cluster": str(step.cluster)}
         data |= {"block": step.block, "shared_bytes": step.shared_bytes, "programmatic": step.programmatic}
     else:
         data["product"] = {"m": str(step.m), "n": step.n, "k": step.k, "dtype": step.dtype}

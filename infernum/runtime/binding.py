@@ -23,7 +23,7 @@ _REMEMBERED_SIZES = 1024
 class Kernels(Protocol):
     """Where the kernels of a block are found; see `infernum.runtime.modules.Module`."""
 
-    def kernel(self, name: str, shared_bytes: int) -> Any: ...
+    def kernel(self, name: str, shared_bytes: int, *, clustered: bool = False) -> Any: ...
 
 
 class ProductLibrary(Protocol):
@@ -110,7 +110,7 @@ class BoundProgram:
         self.places: list[Place] = []
         self._steps: list[BoundLaunch | BoundProduct] = []
         self._configs: dict[tuple[object, ...], LaunchConfig] = {}
-        self._grids: list[tuple[LaunchConfig, tuple[Formula, Formula, Formula]]] = []
+        self._grids: list[tuple[LaunchConfig, tuple[Formula, Formula, Formula], Formula]] = []
 
     def append(
         self,
@@ -126,7 +126,7 @@ class BoundProgram:
             match step:
                 case Launch():
                     assert kernels is not None, f"{where} launches kernels but was given no module"
-                    kernel = kernels.kernel(step.kernel, step.shared_bytes)
+                    kernel = kernels.kernel(step.kernel, step.shared_bytes, clustered=step.cluster != 1)
                     params, arguments = pack_arguments(step, addresses, self._symbols, where)
                     self._steps.append(BoundLaunch(self._config(step), kernel, params, arguments))
                 case Gemm():
@@ -159,21 +159,21 @@ class BoundProgram:
 
     def _set_grids(self) -> None:
         value = self._symbols.value
-        for config, (x, y, z) in self._grids:
-            config.set_grid(value(x), value(y), value(z))
+        for config, (x, y, z), cluster in self._grids:
+            config.set_grid(value(x), value(y), value(z), value(cluster))
 
     def _config(self, launch: Launch) -> LaunchConfig:
         """The geometry of a launch, shared by all launches that have the same."""
-        key = (*launch.grid, "by", *launch.block, launch.shared_bytes, launch.programmatic)
+        key = (*launch.grid, "by", *launch.block, launch.shared_bytes, launch.cluster, launch.programmatic)
         config = self._configs.get(key)
         if config is None:
             block = (*launch.block, 1, 1)[:3]
             config = self._stream.launch_config(
-                (block[0], block[1], block[2]), launch.shared_bytes, launch.programmatic
+                (block[0], block[1], block[2]), launch.shared_bytes, launch.programmatic, launch.cluster != 1
             )
             self._configs[key] = config
             grid = (*launch.grid, 1, 1)[:3]
-            self._grids.append((config, (grid[0], grid[1], grid[2])))
+            self._grids.append((config, (grid[0], grid[1], grid[2]), launch.cluster))
         return config
 
 

@@ -18,8 +18,10 @@ class Module:
         self._handle: Any = checked(api.cuModuleLoadData(image), f"{where}: loading on {gpu.name}")
         self._shared: dict[str, int] = {}
 
-    def kernel(self, name: str, shared_bytes: int) -> Any:
+    def kernel(self, name: str, shared_bytes: int, *, clustered: bool = False) -> Any:
         """The handle of kernel `name`, allowed to use at least `shared_bytes` of dynamic shared memory.
+
+        `clustered`: it may be launched in clusters of up to 16 blocks, where the GPU has such; all have 8.
 
         Raises BundleError when the GPU's limit is smaller, DeviceError when the module has no such kernel.
         """
@@ -40,6 +42,16 @@ class Module:
                 f"{self.where}: giving kernel {name} {shared_bytes} bytes of shared memory",
             )
             self._shared[name] = shared_bytes
+        attributes = self._api.CUfunction_attribute
+        # An SM divides its memory anew only when it is empty: one division for all lets kernels follow without that.
+        most = attributes.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+        checked(self._api.cuFuncSetAttribute(handle, most, 100), f"{self.where}: dividing memory for {name}")
+        if clustered:
+            which = self._api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+            checked(
+                self._api.cuFuncSetAttribute(handle, which, 1),
+                f"{self.where}: allowing kernel {name} large clusters",
+            )
         return handle
 
     def close(self) -> None:

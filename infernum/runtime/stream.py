@@ -43,29 +43,55 @@ class Event:
 class LaunchConfig:
     """Grid, block and dynamic shared memory of a launch on one stream; the grid may change between launches.
 
+    `clustered`: neighbouring blocks along z form clusters, whose size is given with the grid.
+
     `empty` is True while the grid has no blocks: such a launch is skipped, since CUDA refuses it.
     """
 
     def __init__(
-        self, api: Any, stream: Any, block: tuple[int, int, int], shared_bytes: int, programmatic: bool
+        self,
+        api: Any,
+        stream: Any,
+        block: tuple[int, int, int],
+        shared_bytes: int,
+        programmatic: bool,
+        clustered: bool,
     ) -> None:
         self.empty = True
+        self._cluster: Any = None
+        self._cluster_blocks = 0
         self.raw: Any = api.CUlaunchConfig()
         self.raw.hStream = stream
         self.raw.blockDimX, self.raw.blockDimY, self.raw.blockDimZ = block
         self.raw.sharedMemBytes = shared_bytes
-        self.raw.numAttrs = 0
+        self._attributes: list[Any] = []
+        kinds = api.CUlaunchAttributeID
         if programmatic:
             attribute = api.CUlaunchAttribute()
-            attribute.id = api.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attribute.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
             attribute.value.programmaticStreamSerializationAllowed = 1
-            self.raw.attrs = [attribute]
-            self.raw.numAttrs = 1
+            self._attributes.append(attribute)
+        if clustered:
+            self._cluster = api.CUlaunchAttribute()
+            self._cluster.id = kinds.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+            self._attributes.append(self._cluster)
+        self._set_attributes()
 
-    def set_grid(self, x: int, y: int, z: int) -> None:
+    def set_grid(self, x: int, y: int, z: int, cluster: int = 1) -> None:
         self.empty = x * y * z == 0
-        if not self.empty:
-            self.raw.gridDimX, self.raw.gridDimY, self.raw.gridDimZ = x, y, z
+        if self.empty:
+            return
+        self.raw.gridDimX, self.raw.gridDimY, self.raw.gridDimZ = x, y, z
+        if self._cluster is not None and cluster != self._cluster_blocks:
+            self._cluster_blocks = cluster
+            dim = self._cluster.value.clusterDim
+            dim.x, dim.y, dim.z = 1, 1, cluster
+            self._set_attributes()
+
+    def _set_attributes(self) -> None:
+        """The list is copied as it is given, and so must be given again when one of it changes."""
+        self.raw.attrs = self._attributes
+        self.raw.numAttrs = len(self._attributes)
 
 
 class Graph:
@@ -139,10 +165,10 @@ class Stream:
         checked(self._api.cuStreamWaitEvent(self.handle, event.handle, 0), "making a stream wait")
 
     def launch_config(
-        self, block: tuple[int, int, int], shared_bytes: int, programmatic: bool
+        self, block: tuple[int, int, int], shared_bytes: int, programmatic: bool, clustered: bool = False
     ) -> LaunchConfig:
         """The geometry of launches on this stream. `programmatic`: kernels wait by themselves."""
-        return LaunchConfig(self._api, self.handle, block, shared_bytes, programmatic)
+        return LaunchConfig(self._api, self.handle, block, shared_bytes, programmatic, clustered)
 
     def launch(self, config: LaunchConfig, kernel: Any, params: int) -> None:
         """Queue a kernel. `params`: address of an array of pointers to its arguments, read in this call."""

@@ -1,14 +1,6 @@
 // How a GEMV on tensor cores is fed: weights, and where they do not fit on an SM also activations, pass through
 // a ring of shared memory that belongs to one warp, so that no barrier is needed between loading and using them.
 
-// Ends the group of copies that this thread has started since the last one (PTX ISA 9.7.9.25.3, cp.async).
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-// Wait until at most PENDING groups of this thread are under way.
-template <int PENDING> __device__ __forceinline__ void wait_for_older_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
-
 __device__ __forceinline__ void copy_async(unsigned to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
@@ -22,14 +14,22 @@ __device__ __forceinline__ uint4 load_shared(unsigned address) {
     return out;
 }
 
-// 8 elements of a row of activations to shared memory: as one access, or as several where rows begin at less.
-template <int VECTOR, typename T> __device__ __forceinline__ void stage_piece(unsigned to, const T* from) {
+// 8 elements of a row of activations: as one access, or as several where rows begin at less.
+template <int VECTOR, typename T> __device__ __forceinline__ Chunk<16> load_piece(const T* from) {
     if constexpr (VECTOR * sizeof(T) == 16) {
-        copy_async(to, from);
+        return *reinterpret_cast<const Chunk<16>*>(from);
     } else {
-        T* piece = reinterpret_cast<T*>(__cvta_shared_to_generic(to));
-        for (int i = 0; i < 8; i++) piece[i] = from[i];
+        union Pack { Chunk<16> raw; T items[8]; __device__ Pack() {} } pack;
+#pragma unroll
+        for (int i = 0; i < 8; i++) pack.items[i] = from[i];
+        return pack.raw;
     }
+}
+
+__device__ __forceinline__ void store_shared(unsigned address, const Chunk<16>& piece) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(piece.v.x), "r"(piece.v.y),
+                 "r"(piece.v.z), "r"(piece.v.w)
+                 : "memory");
 }
 
 // A panel is 64 columns of 16 rows of weights, 2 KiB: two octets of neighbouring rows, which are 16 output columns, or
@@ -77,24 +77,45 @@ struct WeightStream {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int octet = i / 2, in_octet = i % 2 * 4 + row;
-            int from = column + in_octet + (PARTS == 1 ? octet * 8 : 0);
-            if (PARTS == 1 && octet && column + 8 >= end) break;       // the block's last octet has no neighbour
-            if (COLUMNS % 8 != 0) from = min(from, COLUMNS - 1);       // computed for nothing
+            const int from = column + in_octet + (PARTS == 1 ? octet * 8 : 0);
+            if (from >= end) continue;  // rows of the last tile that are not the block's are computed for nothing
             const size_t weight_row = from + (PARTS == 2 ? octet * COLUMNS : 0);
             copy_async(to + (octet * 8 + in_octet) * 128 + (piece ^ in_octet) * 16,
                        weight + weight_row * WIDTH + panel * 64 + piece * 8);
         }
     }
 
-    // The activations that belong to a panel: 64 columns of 8 rows.
+    // The activations that belong to a panel: 64 columns of 8 rows, of which a lane copies two pieces.
     __device__ __forceinline__ void load_activations(int slot, int panel, const T* x, int x_stride, int tokens) const {
-        const int piece = threadIdx.x % 8;
+        if constexpr (VECTOR * sizeof(T) == 16) {
 #pragma unroll
-        for (int row = threadIdx.x % 32 / 8; row < 8; row += 4) {
-            if (row >= tokens) break;  // what is multiplied with nothing is never stored
-            const T* from = x + size_t(row) * x_stride + panel * 64 + piece * 8;
-            stage_piece<VECTOR>(ring + slot * SLOT + WEIGHTS + row * 128 + (piece ^ row) * 16, from);
+            for (int i = 0; i < 2; i++)
+                if (row(i) < tokens) copy_async(place(slot, i), x + size_t(row(i)) * x_stride + column_in(panel));
+        } else {
+            Chunk<16> pieces[2];
+            fetch_activations(pieces, panel, x, x_stride, tokens);
+            store_activations(slot, pieces, tokens);
         }
+    }
+
+    // The same by way of registers, for panels that are on their way already: copies end in the order they began.
+    __device__ __forceinline__ void fetch_activations(
+        Chunk<16> (&pieces)[2], int panel, const T* x, int x_stride, int tokens) const {
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            if (row(i) < tokens) pieces[i] = load_piece<VECTOR>(x + size_t(row(i)) * x_stride + column_in(panel));
+    }
+    __device__ __forceinline__ void store_activations(int slot, const Chunk<16> (&pieces)[2], int tokens) const {
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            if (row(i) < tokens) store_shared(place(slot, i), pieces[i]);
+    }
+
+    // What a token that is not there is multiplied with is never stored.
+    static __device__ __forceinline__ int row(int i) { return threadIdx.x % 32 / 8 + i * 4; }
+    static __device__ __forceinline__ int column_in(int panel) { return panel * 64 + threadIdx.x % 8 * 8; }
+    __device__ __forceinline__ unsigned place(int slot, int i) const {
+        return ring + slot * SLOT + WEIGHTS + row(i) * 128 + (threadIdx.x % 8 ^ row(i)) * 16;
     }
 };
 
@@ -114,13 +135,14 @@ __device__ __forceinline__ void add_panel(float (&sum)[2][4], const uint4 (&low)
 }
 
 // Rows of activations that stay in shared memory, a whole number of 128 bytes and 64 more apart, so that two of them
-// lie in different banks. THREADS / TOKENS neighbouring threads look after a row.
+// lie in different banks. THREADS / TOKENS neighbouring threads look after a row. They come by way of registers: copies
+// end in the order they began, and would make the first product wait for all weights that are on their way.
 template <typename T, int WIDTH, int TOKENS, int THREADS, int VECTOR> struct StagedRows {
     static constexpr int STRIDE = WIDTH * sizeof(T) + 64, LANES = THREADS / TOKENS;  // bytes; threads
     static constexpr int PIECES = (WIDTH + LANES * 8 - 1) / (LANES * 8);  // of 8 elements, a thread
     static_assert(THREADS % TOKENS == 0 && LANES % 32 == 0, "a row is whole warps' to look after");
     unsigned rows;
-    Chunk<16> gains[PIECES];
+    Chunk<16> gains[PIECES], pieces[PIECES];
 
     __device__ __forceinline__ explicit StagedRows(unsigned rows) : rows(rows) {}
     __device__ __forceinline__ static int row() { return threadIdx.x / LANES; }
@@ -133,50 +155,50 @@ template <typename T, int WIDTH, int TOKENS, int THREADS, int VECTOR> struct Sta
             if (column(i) < WIDTH) gains[i] = *reinterpret_cast<const Chunk<16>*>(gain + column(i));
     }
 
-    __device__ __forceinline__ void load(const T* x, int x_stride, int tokens) const {
+    __device__ __forceinline__ void load(const T* x, int x_stride, int tokens) {
         if (row() >= tokens) return;  // what is multiplied with nothing is never stored
-        const T* from = x + size_t(row()) * x_stride;
 #pragma unroll
         for (int i = 0; i < PIECES; i++)
-            if (column(i) < WIDTH) stage_piece<VECTOR>(address(i), from + column(i));
+            if (column(i) < WIDTH) pieces[i] = load_piece<VECTOR>(x + size_t(row()) * x_stride + column(i));
     }
 
-    // Scale each row to unit root-mean-square and by the weight, in place, rounded as stored; every thread has waited
-    // for its own copies.
-    __device__ __forceinline__ void normalise(float eps) const {
-        __shared__ float partial[THREADS / 32];
+    __device__ __forceinline__ void store() const {
+#pragma unroll
+        for (int i = 0; i < PIECES; i++)
+            if (column(i) < WIDTH) store_shared(rows + row() * STRIDE + column(i) * sizeof(T), pieces[i]);
+    }
+
+    // Scale each row to unit root-mean-square and by the weight, rounded as stored.
+    __device__ __forceinline__ void normalise(float eps) {
         float squares = 0.0f;
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {
             if (column(i) >= WIDTH) break;
             float x[8];
-            load_vector(x, at(i));
+            unpack<8, T>(x, pieces[i]);
 #pragma unroll
             for (int e = 0; e < 8; e++) squares += x[e] * x[e];
         }
         squares = warp_sum(squares);
-        if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = squares;
-        __syncthreads();
-        squares = 0.0f;
+        if constexpr (LANES > 32) {
+            __shared__ float partial[THREADS / 32];
+            if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = squares;
+            __syncthreads();
+            squares = 0.0f;
 #pragma unroll
-        for (int warp = 0; warp < LANES / 32; warp++) squares += partial[row() * (LANES / 32) + warp];
+            for (int warp = 0; warp < LANES / 32; warp++) squares += partial[row() * (LANES / 32) + warp];
+        }
         const float scale = 1.0f / sqrtf(squares / WIDTH + eps);
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {
             if (column(i) >= WIDTH) break;
+            union Pack { Chunk<16> raw; T items[8]; __device__ Pack() {} } pack;
             float x[8], gain[8];
-            load_vector(x, at(i));
+            unpack<8, T>(x, pieces[i]);
             unpack<8, T>(gain, gains[i]);
 #pragma unroll
-            for (int e = 0; e < 8; e++) x[e] *= scale * gain[e];
-            store_vector(at(i), x);
+            for (int e = 0; e < 8; e++) pack.items[e] = from_float<T>(x[e] * (scale * gain[e]));
+            pieces[i] = pack.raw;
         }
-    }
-
-    __device__ __forceinline__ unsigned address(int piece) const {
-        return rows + row() * STRIDE + column(piece) * sizeof(T);
-    }
-    __device__ __forceinline__ T* at(int piece) const {
-        return reinterpret_cast<T*>(__cvta_shared_to_generic(address(piece)));
     }
 };

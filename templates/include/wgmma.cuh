@@ -1,29 +1,6 @@
 // Tensor cores of a warpgroup (four warps, sm_90a): wgmma, what describes its operands in shared memory, and what
 // warps that load and warps that multiply tell each other (PTX ISA 9.7.15 for wgmma, 9.7.13 for barriers and proxies).
 
-// An mbarrier: a phase ends when it has been arrived at `count` times. Phases alternate in parity from 0;
-// the one before the first counts as ended.
-__device__ __forceinline__ void init_barrier(unsigned barrier, int count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-__device__ __forceinline__ void arrive(unsigned barrier) {
-    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(barrier) : "memory");
-}
-// Arrive once all copies that this thread has started have landed; one of the `count` arrivals.
-__device__ __forceinline__ void arrive_after_copies(unsigned barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
-__device__ __forceinline__ void wait_for_phase(unsigned barrier, unsigned parity) {
-    unsigned ended;
-    do {
-        asm volatile(
-            "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-            : "=r"(ended)
-            : "r"(barrier), "r"(parity)
-            : "memory");
-    } while (!ended);
-}
-
 // Barriers by number (bar) between the THREADS that arrive and those that arrive and wait; 0 is __syncthreads().
 template <int THREADS> __device__ __forceinline__ void wait_at(int barrier) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(THREADS) : "memory");

@@ -236,9 +236,8 @@ __device__ __forceinline__ void copy_async(unsigned to, const void* from, bool p
 // Wait for all copies that this thread has started; a barrier must follow before others' are read.
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// ---- weight_stream.cuh
-// How a GEMV on tensor cores is fed: weights, and where they do not fit on an SM also activations, pass through
-// a ring of shared memory that belongs to one warp, so that no barrier is needed between loading and using them.
+// ---- copy_groups.cuh
+// Copies to shared memory by groups, which end in the order they began: what a ring of several under way waits for.
 
 // Ends the group of copies that this thread has started since the last one (PTX ISA 9.7.9.25.3, cp.async).
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -247,6 +246,10 @@ __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_
 template <int PENDING> __device__ __forceinline__ void wait_for_older_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
+
+// ---- weight_stream.cuh
+// How a GEMV on tensor cores is fed: weights, and where they do not fit on an SM also activations, pass through
+// a ring of shared memory that belongs to one warp, so that no barrier is needed between loading and using them.
 
 __device__ __forceinline__ void copy_async(unsigned to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
@@ -261,14 +264,22 @@ __device__ __forceinline__ uint4 load_shared(unsigned address) {
     return out;
 }
 
-// 8 elements of a row of activations to shared memory: as one access, or as several where rows begin at less.
-template <int VECTOR, typename T> __device__ __forceinline__ void stage_piece(unsigned to, const T* from) {
+// 8 elements of a row of activations: as one access, or as several where rows begin at less.
+template <int VECTOR, typename T> __device__ __forceinline__ Chunk<16> load_piece(const T* from) {
     if constexpr (VECTOR * sizeof(T) == 16) {
-        copy_async(to, from);
+        return *reinterpret_cast<const Chunk<16>*>(from);
     } else {
-        T* piece = reinterpret_cast<T*>(__cvta_shared_to_generic(to));
-        for (int i = 0; i < 8; i++) piece[i] = from[i];
+        union Pack { Chunk<16> raw; T items[8]; __device__ Pack() {} } pack;
+#pragma unroll
+        for (int i = 0; i < 8; i++) pack.items[i] = from[i];
+        return pack.raw;
     }
+}
+
+__device__ __forceinline__ void store_shared(unsigned address, const Chunk<16>& piece) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(piece.v.x), "r"(piece.v.y),
+                 "r"(piece.v.z), "r"(piece.v.w)
+                 : "memory");
 }
 
 // A panel is 64 columns of 16 rows of weights, 2 KiB: two octets of neighbouring rows, which are 16 output columns, or
@@ -316,24 +327,45 @@ struct WeightStream {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int octet = i / 2, in_octet = i % 2 * 4 + row;
-            int from = column + in_octet + (PARTS == 1 ? octet * 8 : 0);
-            if (PARTS == 1 && octet && column + 8 >= end) break;       // the block's last octet has no neighbour
-            if (COLUMNS % 8 != 0) from = min(from, COLUMNS - 1);       // computed for nothing
+            const int from = column + in_octet + (PARTS == 1 ? octet * 8 : 0);
+            if (from >= end) continue;  // rows of the last tile that are not the block's are computed for nothing
             const size_t weight_row = from + (PARTS == 2 ? octet * COLUMNS : 0);
             copy_async(to + (octet * 8 + in_octet) * 128 + (piece ^ in_octet) * 16,
                        weight + weight_row * WIDTH + panel * 64 + piece * 8);
         }
     }
 
-    // The activations that belong to a panel: 64 columns of 8 rows.
+    // The activations that belong to a panel: 64 columns of 8 rows, of which a lane copies two pieces.
     __device__ __forceinline__ void load_activations(int slot, int panel, const T* x, int x_stride, int tokens) const {
-        const int piece = threadIdx.x % 8;
+        if constexpr (VECTOR * sizeof(T) == 16) {
 #pragma unroll
-        for (int row = threadIdx.x % 32 / 8; row < 8; row += 4) {
-            if (row >= tokens) break;  // what is multiplied with nothing is never stored
-            const T* from = x + size_t(row) * x_stride + panel * 64 + piece * 8;
-            stage_piece<VECTOR>(ring + slot * SLOT + WEIGHTS + row * 128 + (piece ^ row) * 16, from);
+            for (int i = 0; i < 2; i++)
+                if (row(i) < tokens) copy_async(place(slot, i), x + size_t(row(i)) * x_stride + column_in(panel));
+        } else {
+            Chunk<16> pieces[2];
+            fetch_activations(pieces, panel, x, x_stride, tokens);
+            store_activations(slot, pieces, tokens);
         }
+    }
+
+    // The same by way of registers, for panels that are on their way already: copies end in the order they began.
+    __device__ __forceinline__ void fetch_activations(
+        Chunk<16> (&pieces)[2], int panel, const T* x, int x_stride, int tokens) const {
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            if (row(i) < tokens) pieces[i] = load_piece<VECTOR>(x + size_t(row(i)) * x_stride + column_in(panel));
+    }
+    __device__ __forceinline__ void store_activations(int slot, const Chunk<16> (&pieces)[2], int tokens) const {
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            if (row(i) < tokens) store_shared(place(slot, i), pieces[i]);
+    }
+
+    // What a token that is not there is multiplied with is never stored.
+    static __device__ __forceinline__ int row(int i) { return threadIdx.x % 32 / 8 + i * 4; }
+    static __device__ __forceinline__ int column_in(int panel) { return panel * 64 + threadIdx.x % 8 * 8; }
+    __device__ __forceinline__ unsigned place(int slot, int i) const {
+        return ring + slot * SLOT + WEIGHTS + row(i) * 128 + (threadIdx.x % 8 ^ row(i)) * 16;
     }
 };
 
@@ -353,13 +385,14 @@ __device__ __forceinline__ void add_panel(float (&sum)[2][4], const uint4 (&low)
 }
 
 // Rows of activations that stay in shared memory, a whole number of 128 bytes and 64 more apart, so that two of them
-// lie in different banks. THREADS / TOKENS neighbouring threads look after a row.
+// lie in different banks. THREADS / TOKENS neighbouring threads look after a row. They come by way of registers: copies
+// end in the order they began, and would make the first product wait for all weights that are on their way.
 template <typename T, int WIDTH, int TOKENS, int THREADS, int VECTOR> struct StagedRows {
     static constexpr int STRIDE = WIDTH * sizeof(T) + 64, LANES = THREADS / TOKENS;  // bytes; threads
     static constexpr int PIECES = (WIDTH + LANES * 8 - 1) / (LANES * 8);  // of 8 elements, a thread
     static_assert(THREADS % TOKENS == 0 && LANES % 32 == 0, "a row is whole warps' to look after");
     unsigned rows;
-    Chunk<16> gains[PIECES];
+    Chunk<16> gains[PIECES], pieces[PIECES];
 
     __device__ __forceinline__ explicit StagedRows(unsigned rows) : rows(rows) {}
     __device__ __forceinline__ static int row() { return threadIdx.x / LANES; }
@@ -372,51 +405,51 @@ template <typename T, int WIDTH, int TOKENS, int THREADS, int VECTOR> struct Sta
             if (column(i) < WIDTH) gains[i] = *reinterpret_cast<const Chunk<16>*>(gain + column(i));
     }
 
-    __device__ __forceinline__ void load(const T* x, int x_stride, int tokens) const {
+    __device__ __forceinline__ void load(const T* x, int x_stride, int tokens) {
         if (row() >= tokens) return;  // what is multiplied with nothing is never stored
-        const T* from = x + size_t(row()) * x_stride;
 #pragma unroll
         for (int i = 0; i < PIECES; i++)
-            if (column(i) < WIDTH) stage_piece<VECTOR>(address(i), from + column(i));
+            if (column(i) < WIDTH) pieces[i] = load_piece<VECTOR>(x + size_t(row()) * x_stride + column(i));
     }
 
-    // Scale each row to unit root-mean-square and by the weight, in place, rounded as stored; every thread has waited
-    // for its own copies.
-    __device__ __forceinline__ void normalise(float eps) const {
-        __shared__ float partial[THREADS / 32];
+    __device__ __forceinline__ void store() const {
+#pragma unroll
+        for (int i = 0; i < PIECES; i++)
+            if (column(i) < WIDTH) store_shared(rows + row() * STRIDE + column(i) * sizeof(T), pieces[i]);
+    }
+
+    // Scale each row to unit root-mean-square and by the weight, rounded as stored.
+    __device__ __forceinline__ void normalise(float eps) {
         float squares = 0.0f;
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {
             if (column(i) >= WIDTH) break;
             float x[8];
-            load_vector(x, at(i));
+            unpack<8, T>(x, pieces[i]);
 #pragma unroll
             for (int e = 0; e < 8; e++) squares += x[e] * x[e];
         }
         squares = warp_sum(squares);
-        if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = squares;
-        __syncthreads();
-        squares = 0.0f;
+        if constexpr (LANES > 32) {
+            __shared__ float partial[THREADS / 32];
+            if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = squares;
+            __syncthreads();
+            squares = 0.0f;
 #pragma unroll
-        for (int warp = 0; warp < LANES / 32; warp++) squares += partial[row() * (LANES / 32) + warp];
+            for (int warp = 0; warp < LANES / 32; warp++) squares += partial[row() * (LANES / 32) + warp];
+        }
         const float scale = 1.0f / sqrtf(squares / WIDTH + eps);
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {
             if (column(i) >= WIDTH) break;
+            union Pack { Chunk<16> raw; T items[8]; __device__ Pack() {} } pack;
             float x[8], gain[8];
-            load_vector(x, at(i));
+            unpack<8, T>(x, pieces[i]);
             unpack<8, T>(gain, gains[i]);
 #pragma unroll
-            for (int e = 0; e < 8; e++) x[e] *= scale * gain[e];
-            store_vector(at(i), x);
+            for (int e = 0; e < 8; e++) pack.items[e] = from_float<T>(x[e] * (scale * gain[e]));
+            pieces[i] = pack.raw;
         }
-    }
-
-    __device__ __forceinline__ unsigned address(int piece) const {
-        return rows + row() * STRIDE + column(piece) * sizeof(T);
-    }
-    __device__ __forceinline__ T* at(int piece) const {
-        return reinterpret_cast<T*>(__cvta_shared_to_generic(address(piece)));
     }
 };
 
@@ -488,189 +521,255 @@ __device__ __forceinline__ float exp2_approximate(float x) {
     return out;
 }
 
-// ---- attention_split.cuh
-// Attention of single tokens with the context split among blocks ("flash-decoding", Dao et al. 2023).
+// ---- mbarrier.cuh
+// Barriers in shared memory that also count what copies and other blocks bring (PTX ISA 9.7.13.15, mbarrier).
 
-constexpr float NO_SCORE = -1e30f;  // below any score, yet finite: NO_SCORE - NO_SCORE is 0, not NaN
-
-// Positions of the context in one split: at least LEAST, so that a short context keeps few blocks busy.
-template <int SPLITS, int LEAST> __device__ __forceinline__ int split_length(int context) {
-    return max(LEAST, (context + SPLITS - 1) / SPLITS);
+// An mbarrier: a phase ends when it has been arrived at `count` times. Phases alternate in parity from 0;
+// the one before the first counts as ended.
+__device__ __forceinline__ void init_barrier(unsigned barrier, int count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+__device__ __forceinline__ void arrive(unsigned barrier) {
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(barrier) : "memory");
+}
+// Arrive once all copies that this thread has started have landed; one of the `count` arrivals.
+__device__ __forceinline__ void arrive_after_copies(unsigned barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void wait_for_phase(unsigned barrier, unsigned parity) {
+    unsigned ended;
+    do {
+        asm volatile(
+            "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+            : "=r"(ended)
+            : "r"(barrier), "r"(parity)
+            : "memory");
+    } while (!ended);
 }
 
-// N elements as they lie in memory, kept so until they are needed: half the registers of floats.
-template <typename T, int N> struct Packed {
-    union { Chunk<N * sizeof(T)> raw; T items[N]; };
+// ---- cluster.cuh
+// Clusters: blocks that run at the same time and reach each other's shared memory (PTX ISA 3.3.2, from sm_90 on).
 
-    __device__ __forceinline__ Packed() {}
-    __device__ __forceinline__ void load(const T* p) { raw = *reinterpret_cast<const Chunk<N * sizeof(T)>*>(p); }
-    __device__ __forceinline__ void clear() { raw = {}; }
-    __device__ __forceinline__ float operator[](int i) const { return to_float(items[i]); }
-};
-
-// The keys and values of UNROLL positions of one head, a lane's share of each, on their way from the cache.
-template <typename T, typename Cache, typename Lane, int UNROLL, int CHUNKS, int VECTOR> struct CachedRows {
-    Packed<T, VECTOR> key[UNROLL][CHUNKS], value[UNROLL][CHUNKS];
-    bool present[UNROLL];
-
-    // Positions `first`, first + step, …, up to `end`; zeros where there is none.
-    __device__ __forceinline__ void load(const T* kv, const int* pages, int kv_head, int first, int step, int end) {
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            const int position = first + u * step;
-            const int page = position < end ? pages[position / PAGE] : -1;
-            const T* cached = kv + Cache::key(page, kv_head, position % PAGE);
-            present[u] = page >= 0;
-#pragma unroll
-            for (int c = 0; c < CHUNKS; c++) {
-                key[u][c].clear();
-                value[u][c].clear();
-                if (present[u] && Lane::column(c) < Cache::DIM) {
-                    key[u][c].load(cached + Lane::column(c));
-                    value[u][c].load(cached + Cache::VALUES + Lane::column(c));
-                }
-            }
-        }
-    }
-};
-
-// One element of a softmax-weighted sum over some positions: its numerator and denominator, both relative to the
-// highest score among them.
-struct Part {
-    float sum, highest, total;
-};
-
-// The sum over the positions of all parts.
-template <int N> __device__ __forceinline__ Part merge(const Part (&parts)[N]) {
-    Part whole = {0.0f, NO_SCORE, 0.0f};
-#pragma unroll
-    for (int i = 0; i < N; i++) whole.highest = fmaxf(whole.highest, parts[i].highest);
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        const float rescale = exp2_approximate(parts[i].highest - whole.highest);
-        whole.sum = fmaf(rescale, parts[i].sum, whole.sum);
-        whole.total = fmaf(rescale, parts[i].total, whole.total);
-    }
-    return whole;
+__device__ __forceinline__ int blocks_in_cluster() {
+    int count;
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(count));
+    return count;
 }
 
-// The parts of a block's warps in shared memory, for HEADS query heads.
-template <int WARPS, int HEADS, int HEAD_DIM> struct WarpParts {
-    float sum[WARPS][HEADS][HEAD_DIM], highest[WARPS][HEADS], total[WARPS][HEADS];
+__device__ __forceinline__ int rank_in_cluster() {
+    int rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
 
-    __device__ __forceinline__ Part merged(int head, int column) const {
-        Part parts[WARPS];
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) parts[w] = {sum[w][head][column], highest[w][head], total[w][head]};
-        return merge(parts);
+// Every thread of the cluster arrives, and may do other work before it waits until all have. Nothing is promised of
+// memory but that the barriers that this thread has prepared are known (PTX ISA 9.7.13.4, barrier.cluster).
+__device__ __forceinline__ void arrive_at_cluster() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void wait_for_cluster() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
+
+// An mbarrier for one phase, which ends when so many bytes have come.
+__device__ __forceinline__ void expect_bytes(unsigned barrier, int bytes) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// What block `rank` of the cluster has where this block has `address` in its shared memory (PTX ISA 9.7.9.22, mapa).
+__device__ __forceinline__ unsigned address_in_block(unsigned address, int rank) {
+    unsigned there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+}
+
+// Send values to another block, which has started; its mbarrier counts their bytes when they have come
+// (PTX ISA 9.7.9.12, st.async). Unlike a store and a barrier of the cluster, it waits for nothing else.
+__device__ __forceinline__ void send(unsigned to, float4 values, unsigned barrier) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+                 "f"(values.x), "f"(values.y), "f"(values.z), "f"(values.w), "r"(barrier)
+                 : "memory");
+}
+__device__ __forceinline__ void send(unsigned to, float2 values, unsigned barrier) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(to),
+                 "f"(values.x), "f"(values.y), "r"(barrier)
+                 : "memory");
+}
+
+// ---- attend_cluster.cuh
+// Attention of single tokens on tensor cores: positions are the 16 rows of an mma, query heads its 8 columns.
+
+// A unit is 16 positions of one key head: 16 rows of keys, then 16 of values. In shared memory a row is 16 bytes longer
+// than a head, an odd number of 16-byte pieces: eight rows at one column lie in different banks.
+constexpr int UNIT = 16;
+template <int HEAD_DIM> constexpr int UNIT_ROW = HEAD_DIM + 8;  // elements
+
+constexpr float NO_POSITION = -1e30f;  // the highest score of none: below any, yet finite, so that 0 times it is 0
+
+// The units of one of several workers: runs of neighbouring ones, dealt out in turn.
+struct UnitOrder {
+    int unit, left, run, jump;
+
+    __device__ __forceinline__ UnitOrder(int worker, int workers, int run)
+        : unit(worker * run), left(run), run(run), jump((workers - 1) * run + 1) {}
+
+    __device__ __forceinline__ void next() {
+        const bool ends = --left == 0;
+        unit += ends ? jump : 1;
+        if (ends) left = run;
     }
 };
 
-// What a lane knows of HEADS query heads: LANES lanes share a position and hold CHUNKS times VECTOR elements each of
-// its key and value; the other lanes and warps are at other positions.
-template <int HEADS, int HEAD_DIM, int LANES, int CHUNKS, int VECTOR> struct LaneAttention {
-    float query[HEADS][CHUNKS][VECTOR];
-    float sum[HEADS][CHUNKS][VECTOR] = {}, highest[HEADS], total[HEADS] = {};
+// What a warp reads of the cache, up to position `end`: through a ring of its own of DEPTH units, so that no barrier is
+// needed between loading and using them. Pages are looked up two units ahead.
+template <typename T, typename Cache, int DEPTH> struct UnitStream {
+    static constexpr int ROW = UNIT_ROW<Cache::DIM>, SLOT = 2 * UNIT * ROW * sizeof(T);  // elements; bytes
+    static constexpr int PIECES = Cache::DIM / 8, ROWS = 32 / PIECES;  // 16-byte pieces in a row; rows of one access
+    static_assert(PIECES <= 32 && ROWS <= UNIT, "a warp copies whole rows");
+    const T* head;  // the keys of the head in page 0
+    const int* pages;
+    unsigned ring;
+    int end, page, next_page, slot = 0;
+    UnitOrder order, ahead;
 
-    __device__ __forceinline__ LaneAttention() {
-#pragma unroll
-        for (int h = 0; h < HEADS; h++) highest[h] = NO_SCORE;
+    __device__ __forceinline__ UnitStream(const T* head, const int* pages, unsigned ring, UnitOrder order, int end)
+        : head(head), pages(pages), ring(ring), end(end), order(order), ahead(order) {
+        page = page_of(ahead.unit);
+        ahead.next();
+        next_page = page_of(ahead.unit);
     }
 
-    // The first of the elements in chunk c; those from HEAD_DIM on do not exist.
-    static __device__ __forceinline__ int column(int c) { return (c * LANES + threadIdx.x % LANES) * VECTOR; }
-
-    template <typename T> __device__ __forceinline__ void load_query(int head, const T* row, float scale) {
+    // Start copying the next unit, if there is one; every call is one group of copies.
+    __device__ __forceinline__ void load() {
+        if (order.unit * UNIT < end) {
+            const int row = threadIdx.x % 32 / PIECES, column = threadIdx.x % 32 % PIECES * 8;
+            const T* from = head + page * Cache::STRIDE + (order.unit * UNIT % PAGE + row) * Cache::DIM + column;
+            const unsigned to = ring + slot * SLOT + (row * ROW + column) * sizeof(T);
+            const int left = end - order.unit * UNIT - row;  // rows beyond it become zeros
 #pragma unroll
-        for (int c = 0; c < CHUNKS; c++) {
-            Packed<T, VECTOR> packed;
-            packed.clear();
-            if (column(c) < HEAD_DIM) packed.load(row + column(c));
-#pragma unroll
-            for (int e = 0; e < VECTOR; e++) query[head][c][e] = packed[e] * scale;
-        }
-    }
-
-    // Attend to N positions more. Keys and values are zero where a position is not present.
-    template <int N, typename T>
-    __device__ __forceinline__ void attend(const Packed<T, VECTOR> (&key)[N][CHUNKS],
-                                           const Packed<T, VECTOR> (&value)[N][CHUNKS], const bool (&present)[N]) {
-        float score[HEADS][N];
-#pragma unroll
-        for (int n = 0; n < N; n++) {
-#pragma unroll
-            for (int h = 0; h < HEADS; h++) {
-                float dot = 0.0f;
-#pragma unroll
-                for (int c = 0; c < CHUNKS; c++) {
-#pragma unroll
-                    for (int e = 0; e < VECTOR; e++) dot = fmaf(query[h][c][e], key[n][c][e], dot);
-                }
-#pragma unroll
-                for (int lane = LANES / 2; lane > 0; lane /= 2) dot += __shfl_xor_sync(0xffffffffu, dot, lane);
-                score[h][n] = present[n] ? dot : minus_infinity();
+            for (int r = 0; r < UNIT; r += ROWS) {
+                copy_async(to + r * ROW * sizeof(T), from + r * Cache::DIM, r < left);
+                copy_async(to + (UNIT + r) * ROW * sizeof(T), from + Cache::VALUES + r * Cache::DIM, r < left);
             }
+            slot = slot + 1 == DEPTH ? 0 : slot + 1;
+            order.next();
+            ahead.next();
+            page = next_page;
+            next_page = page_of(ahead.unit);
+        }
+        commit_copies();
+    }
+
+    __device__ __forceinline__ int page_of(int unit) const {
+        return unit * UNIT < end ? max(pages[unit * UNIT / PAGE], 0) : 0;
+    }
+};
+
+// An 8 x 8 matrix of 16-bit elements, a fragment before and after (PTX ISA 9.7.14.5.17, movmatrix).
+__device__ __forceinline__ unsigned transposed(unsigned pair) {
+    unsigned out;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
+    return out;
+}
+
+// What a warp knows of HEADS query heads after some units, spread over its lanes as the results of an mma are: columns
+// 2 * (lane % 4) and the next, and of the sums the elements lane / 4 and 8 further on of every 16.
+template <typename T, int HEAD_DIM, int HEADS> struct WarpAttention {
+    static constexpr int ROW = UNIT_ROW<HEAD_DIM>, STEPS = HEAD_DIM / 16;
+    static_assert(HEAD_DIM % 16 == 0 && HEADS <= 8, "whole operands of an mma");
+    unsigned query[STEPS][2];
+    float sum[STEPS][4] = {}, highest[2] = {NO_POSITION, NO_POSITION}, total[2] = {};
+
+    // Rows of queries, ROW elements apart; columns without a head repeat the last.
+    __device__ __forceinline__ explicit WarpAttention(const T* queries) {
+        const int lane = threadIdx.x % 32;
+        const T* row = queries + min(lane / 4, HEADS - 1) * ROW + lane % 4 * 2;
+#pragma unroll
+        for (int k = 0; k < STEPS; k++) {
+            query[k][0] = *reinterpret_cast<const unsigned*>(row + k * 16);
+            query[k][1] = *reinterpret_cast<const unsigned*>(row + k * 16 + 8);
+        }
+    }
+
+    // Attend to `count` positions more, whose keys and values begin at these addresses of shared memory. There are
+    // ROWS rows of both; what lies in those from `count` on must be finite values.
+    template <int ROWS> __device__ __forceinline__ void attend(unsigned keys, unsigned values, int count, float scale) {
+        const int lane = threadIdx.x % 32;
+        const unsigned key = keys + (lane % ROWS * ROW + lane / 16 * 8) * sizeof(T);
+        float score[2][4] = {};
+#pragma unroll
+        for (int k = 0; k < STEPS; k++) {
+            unsigned a[4];
+            load_matrices(a, key + k * 16 * sizeof(T));
+            mma_16x8x16<T>(score[k % 2], a, query[k][0], query[k][1]);
+        }
+        float weight[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const bool present = lane / 4 + i / 2 * 8 < count;
+            weight[i] = present ? (score[0][i] + score[1][i]) * scale : minus_infinity();
         }
 #pragma unroll
-        for (int h = 0; h < HEADS; h++) {
-            float raised = highest[h];
+        for (int h = 0; h < 2; h++) {
+            float raised = fmaxf(highest[h], fmaxf(weight[h], weight[2 + h]));
 #pragma unroll
-            for (int n = 0; n < N; n++) raised = fmaxf(raised, score[h][n]);
+            for (int other = 4; other < 32; other *= 2)
+                raised = fmaxf(raised, __shfl_xor_sync(0xffffffffu, raised, other));
             const float rescale = exp2_approximate(highest[h] - raised);
             highest[h] = raised;
-            total[h] *= rescale;
+            weight[h] = exp2_approximate(weight[h] - raised);
+            weight[2 + h] = exp2_approximate(weight[2 + h] - raised);
+            total[h] = fmaf(total[h], rescale, weight[h] + weight[2 + h]);
 #pragma unroll
-            for (int c = 0; c < CHUNKS; c++) {
-#pragma unroll
-                for (int e = 0; e < VECTOR; e++) sum[h][c][e] *= rescale;
-            }
-#pragma unroll
-            for (int n = 0; n < N; n++) {
-                score[h][n] = exp2_approximate(score[h][n] - raised);
-                total[h] += score[h][n];
+            for (int n = 0; n < STEPS; n++) {
+                sum[n][h] *= rescale;
+                sum[n][2 + h] *= rescale;
             }
         }
+        const unsigned upper = transposed(pack<T>(weight[0], weight[1]));
+        const unsigned lower = transposed(pack<T>(weight[2], weight[3]));
+        const unsigned value = values + ((lane % 8 + lane / 16 * 8) % ROWS * ROW + lane / 8 % 2 * 8) * sizeof(T);
 #pragma unroll
-        for (int n = 0; n < N; n++) {
-#pragma unroll
-            for (int c = 0; c < CHUNKS; c++) {
-#pragma unroll
-                for (int e = 0; e < VECTOR; e++) {
-                    const float element = value[n][c][e];
-#pragma unroll
-                    for (int h = 0; h < HEADS; h++) sum[h][c][e] = fmaf(score[h][n], element, sum[h][c][e]);
-                }
-            }
+        for (int n = 0; n < STEPS; n++) {
+            unsigned a[4];
+            load_matrices_transposed(a, value + n * 16 * sizeof(T));
+            mma_16x8x16<T>(sum[n], a, upper, lower);
         }
     }
 
-    // The lanes of a warp that hold the same columns of different positions agree, and store what they found.
-    template <int WARPS> __device__ __forceinline__ void store(WarpParts<WARPS, HEADS, HEAD_DIM>& parts) {
-        const int warp = threadIdx.x / 32, lane_of_warp = threadIdx.x % 32;
+    // The warp's part: sums to rows of `sums`, PART_ROW floats apart, so that no two lanes meet in a bank.
+    static constexpr int PART_ROW = HEAD_DIM + 4;
+    __device__ __forceinline__ void store(float* sums, float2* stats) {
+        const int lane = threadIdx.x % 32;
 #pragma unroll
-        for (int h = 0; h < HEADS; h++) {
-            float raised = highest[h];
+        for (int h = 0; h < 2; h++) {
+            const int head = lane % 4 * 2 + h;
 #pragma unroll
-            for (int lane = LANES; lane < 32; lane *= 2)
-                raised = fmaxf(raised, __shfl_xor_sync(0xffffffffu, raised, lane));
-            const float rescale = exp2_approximate(highest[h] - raised);
-            total[h] *= rescale;
+            for (int other = 4; other < 32; other *= 2) total[h] += __shfl_xor_sync(0xffffffffu, total[h], other);
+            if (head >= HEADS) continue;
+            float* row = sums + head * PART_ROW + lane / 4;
 #pragma unroll
-            for (int lane = LANES; lane < 32; lane *= 2) total[h] += __shfl_xor_sync(0xffffffffu, total[h], lane);
-#pragma unroll
-            for (int c = 0; c < CHUNKS; c++) {
-#pragma unroll
-                for (int e = 0; e < VECTOR; e++) {
-                    float whole = sum[h][c][e] * rescale;
-#pragma unroll
-                    for (int lane = LANES; lane < 32; lane *= 2) whole += __shfl_xor_sync(0xffffffffu, whole, lane);
-                    if (lane_of_warp < LANES && column(c) < HEAD_DIM) parts.sum[warp][h][column(c) + e] = whole;
-                }
+            for (int n = 0; n < STEPS; n++) {
+                row[n * 16] = sum[n][h];
+                row[n * 16 + 8] = sum[n][2 + h];
             }
-            if (lane_of_warp == 0) {
-                parts.highest[warp][h] = raised;
-                parts.total[warp][h] = total[h];
-            }
+            if (lane < 4) stats[head] = make_float2(highest[h], total[h]);
+        }
+    }
+};
+
+// How much each of N parts of a softmax-weighted sum weighs in the whole; of a part is known its highest score, and its
+// total relative to that.
+template <int N> struct Shares {
+    float factor[N], highest = NO_POSITION, total = 0.0f;
+
+    __device__ __forceinline__ explicit Shares(const float2 (&stats)[N]) {
+#pragma unroll
+        for (int i = 0; i < N; i++) highest = fmaxf(highest, stats[i].x);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            factor[i] = exp2_approximate(stats[i].x - highest);
+            total = fmaf(factor[i], stats[i].y, total);
         }
     }
 };
@@ -811,9 +910,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_q_k_v_proj(
     __shared__ float partial[2][WARPS][TOKENS][16];  // of two tiles, by turns
     const unsigned rings = shared_address(gemv_mma_q_k_v_proj_shared);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    constexpr int OCTETS = (COLUMNS + 7) / 8;
-    const int begin = int(OCTETS * size_t(blockIdx.x) / gridDim.x) * 8;  // of the block's columns
-    const int end = int(OCTETS * size_t(blockIdx.x + 1) / gridDim.x) * 8;
+    const int begin = COLUMNS * size_t(blockIdx.x) / gridDim.x;  // of the block's columns
+    const int end = COLUMNS * size_t(blockIdx.x + 1) / gridDim.x;
 
     let_next_kernel_start();
     Stream stream(q_k_v_proj, rings, begin, end);
@@ -823,11 +921,10 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_q_k_v_proj(
     rows.load_gain(input_layernorm);  // models/llama.py:32
     wait_for_previous_kernel();
     rows.load(x, 64, tokens);
-    commit_copies();
 #pragma unroll
     for (int i = PREFILL; i < DEPTH; i++) stream.load();
-    wait_for_older_copies<DEPTH - PREFILL>();
     rows.normalise(1e-05f);
+    rows.store();
     __syncthreads();
     const unsigned row = rows.rows + (TOKENS == 1 ? 0 : lane / 4 * rows.STRIDE) + lane % 4 * 16;
 
@@ -838,7 +935,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_q_k_v_proj(
     int slot = 0;
     for (int tile = begin, turn = 0; tile < end; tile += Stream::TILE, turn ^= 1) {
         const int column = tile + in_tile;
-        const bool finishes = token < tokens && column < min(end, COLUMNS);
+        const bool finishes = token < tokens && column < end;
         float sum[2][4] = {};
         for (int panel = warp; panel < Stream::PANELS; panel += WARPS) {
             wait_for_older_copies<DEPTH - 1>();
@@ -870,19 +967,20 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_q_k_v_proj(
     }
 }
 
-// ---- attend
+// ---- attend_cluster
 // rope -> rope -> append -> attention, by attend
 // from models/llama.py:43, models/llama.py:44, models/llama.py:52
 // 8 token(s) at context 1024: 1.05 MB, 2.1 MFLOP; at least 0.22 us on one H200
-// One block per token, HEAD_TILE query heads of one key head, and split of the context: LANES lanes read a position.
-// What is in the cache already, no kernel of this step writes: the block reads it before q, k and v are known. Keys and
-// values of the step itself are taken from k and v; the block that attends to its own token's also stores them.
-__device__ const __align__(16) float attend_inv_freq[8] = {
+// One cluster of blocks per token and HEAD_TILE query heads of one key head. Its warps share out the context in units
+// of 16 positions; the blocks then send each other what they found, and each finishes a slice of the result.
+// What is in the cache already, no kernel of this step writes: the first DEPTH units of each warp are on their way
+// before q, k and v are known. The last block attends to the keys and values of the step itself, and stores them.
+__device__ const __align__(16) float attend_cluster_inv_freq[8] = {
     1.0f, 0.3162277638912201f, 0.10000000149011612f, 0.03162277862429619f,
     0.009999999776482582f, 0.003162277862429619f, 0.0010000000474974513f, 0.0003162277862429619f,
 };
 
-extern "C" __global__ void __launch_bounds__(128, 4) attend(
+extern "C" __global__ void __launch_bounds__(128) attend_cluster(
     const bf16_t* q,
     const bf16_t* k,
     const bf16_t* v,
@@ -891,164 +989,162 @@ extern "C" __global__ void __launch_bounds__(128, 4) attend(
     const int* sequence,
     const int* query_start,
     const int* page_table,
-    float* partial_out,
-    float* partial_stats,
+    bf16_t* out,
     int max_pages) {
     using T = bf16_t;
-    constexpr int HEADS = 4, KV_HEADS = 2, GROUP = 2;
-    constexpr int HEAD_DIM = 16, HALF = HEAD_DIM / 2;
+    constexpr int KV_HEADS = 2, GROUP = 2, HEAD_DIM = 16, HALF = HEAD_DIM / 2;
     constexpr int HEAD_TILE = 2, HEAD_TILES = 1;
-    constexpr int SPLITS = 64, SPLIT_MIN = 64, THREADS = 128;
-    constexpr int WARPS = THREADS / 32, LANES = 2, VECTOR = 8, CHUNKS = 1;
-    constexpr int ROWS = 32 / LANES;             // positions that a warp reads in one access
-    constexpr int UNROLL = 2;                    // such accesses in one go
-    constexpr int STEP = UNROLL * WARPS * ROWS;  // positions that the block reads in one go
-    constexpr int MOST_NEW = 8;                  // tokens in a step
+    constexpr int WARPS = 4, THREADS = 32 * WARPS, DEPTH = 8, MOST_BLOCKS = 16;
+    constexpr int MOST_NEW = 8;  // tokens in a step
     constexpr float SCALE = base_two(0.25f);
     constexpr size_t Q_STRIDE = 128, K_STRIDE = 128, V_STRIDE = 128;
-    static_assert(V_STRIDE % VECTOR == 0, "every row starts at a whole access");
-    static_assert(MOST_NEW <= WARPS * ROWS && THREADS % HALF == 0, "one pass over the new keys");
+    constexpr size_t OUT_STRIDE = 64;
     using Cache = KvCache<KV_HEADS, HEAD_DIM>;
-    using Lane = LaneAttention<HEAD_TILE, HEAD_DIM, LANES, CHUNKS, VECTOR>;
-    using Rows = CachedRows<T, Cache, Lane, UNROLL, CHUNKS, VECTOR>;
-    __shared__ WarpParts<WARPS, HEAD_TILE, HEAD_DIM> parts;
-    __shared__ __align__(16) T queries[HEAD_TILE][HEAD_DIM], new_keys[MOST_NEW][HEAD_DIM];
+    using Stream = UnitStream<T, Cache, DEPTH>;
+    using Warp = WarpAttention<T, HEAD_DIM, HEAD_TILE>;
+    constexpr int ROW = UNIT_ROW<HEAD_DIM>, ELEMENTS = HEAD_TILE * HEAD_DIM;
+    static_assert(HEAD_TILE * Warp::PART_ROW * sizeof(float) <= DEPTH * Stream::SLOT, "a part fits into a warp's ring");
+    extern __shared__ __align__(16) unsigned char attend_cluster_shared[];  // the rings of the warps, later their parts
+    __shared__ __align__(16) T queries[HEAD_TILE][ROW], new_keys[MOST_NEW][ROW], new_values[MOST_NEW][ROW];
+    __shared__ float2 warp_stats[WARPS][HEAD_TILE];
+    __shared__ __align__(16) float sums[ELEMENTS];      // of each block, the elements of this block's slice
+    __shared__ float2 stats[MOST_BLOCKS][HEAD_TILE];    // of each block: highest score and total
+    __shared__ __align__(8) unsigned long long parts_have_come;
 
     let_next_kernel_start();
-    const int token = blockIdx.x, kv_head = blockIdx.y / HEAD_TILES, split = blockIdx.z;
+    const int blocks = blocks_in_cluster(), rank = rank_in_cluster(), warp = threadIdx.x / 32;
+    const int slice = ELEMENTS / blocks;  // of the result, which this block finishes
+    const unsigned come = shared_address(&parts_have_come);
+    if (threadIdx.x == 0) expect_bytes(come, blocks * (slice * sizeof(float) + HEAD_TILE * sizeof(float2)));
+    arrive_at_cluster();
+    const int token = blockIdx.x, kv_head = blockIdx.y / HEAD_TILES;
     const int position = positions[token], sequence_of = sequence[token];
     const int* pages = page_table + sequence_of * max_pages;
     const int first_token = query_start[sequence_of];  // of the sequence in this step
-    const int first_new = position - (token - first_token);  // its position; the cache holds those before it
-    const int length = split_length<SPLITS, SPLIT_MIN>(position + 1);
-    const int begin = split * length, end = min(begin + length, position + 1), cached_end = min(end, first_new);
-    if (begin >= end) return;  // a short context has fewer splits, as the combining kernel knows
+    const int count_new = token - first_token + 1;                // keys of the step that this token attends to
+    const int first_new = position + 1 - count_new;               // their first position; the cache holds those before
+    const T* head_keys = kv + Cache::key(0, kv_head, 0);
+    const unsigned ring = shared_address(attend_cluster_shared) + warp * DEPTH * Stream::SLOT;
+    const int workers = WARPS * blocks;  // that share out the units: where each gets many, some neighbouring ones in turn
+    UnitOrder order(warp * blocks + rank, workers, min(max(first_new / (16 * UNIT * workers), 1), PAGE / UNIT));
+    Stream stream(head_keys, pages, ring, order, first_new);
+#pragma unroll
+    for (int i = 0; i < DEPTH; i++) stream.load();
 
-    const int warp = threadIdx.x / 32, row = warp * ROWS + threadIdx.x % 32 / LANES;
-    Rows rows;
-    rows.load(kv, pages, kv_head, begin + row, WARPS * ROWS, cached_end);
+    const bool last = rank == blocks - 1;
     const int page = pages[position / PAGE];
-    const int pair = threadIdx.x % HALF;
-    const float frequency[1] = {attend_inv_freq[pair]};
-    const Rotation<1> rotation(position, frequency);
     const int first_head = kv_head * GROUP + blockIdx.y % HEAD_TILES * HEAD_TILE;
     const int last_head = kv_head * GROUP + GROUP - 1;  // the last tile of a group may have fewer heads
-    const int begin_new = max(begin, first_new), count_new = page < 0 ? 0 : max(end - begin_new, 0);
-    const int new_token = first_token + begin_new - first_new;
+    constexpr int PAIR_LANES = HALF / 2, AT_ONCE = THREADS / PAIR_LANES;  // a thread turns two neighbouring pairs
+    constexpr int TURNS = (HEAD_TILE + MOST_NEW + AT_ONCE - 1) / AT_ONCE;
+    const int pair = threadIdx.x % PAIR_LANES * 2, rows = HEAD_TILE + (last ? count_new : 0);
+    const float frequency[2] = {attend_cluster_inv_freq[pair], attend_cluster_inv_freq[pair + 1]};
+    const Rotation<2> rotation(position, frequency);
+    constexpr int PIECES = HEAD_DIM / 8, NEW_PIECES = (MOST_NEW * PIECES + THREADS - 1) / THREADS;
 
     wait_for_previous_kernel();
-    for (int i = threadIdx.x / HALF; i < HEAD_TILE + count_new; i += THREADS / HALF) {
-        const int n = i - HEAD_TILE;
-        const T* from = n < 0 ? q + token * Q_STRIDE + min(first_head + i, last_head) * HEAD_DIM
-                              : k + (new_token + n) * K_STRIDE + kv_head * HEAD_DIM;
-        float first[1] = {to_float(from[pair])}, second[1] = {to_float(from[pair + HALF])};
-        if (n < 0 || begin_new + n == position) {
-            rotation.turn(first, second);
+    float first[TURNS][2], second[TURNS][2];
+#pragma unroll
+    for (int t = 0; t < TURNS; t++) {
+        const int row = threadIdx.x / PAIR_LANES + t * AT_ONCE, n = row - HEAD_TILE;
+        if (row >= rows) break;
+        const T* from = n < 0 ? q + token * Q_STRIDE + min(first_head + row, last_head) * HEAD_DIM
+                              : k + (first_token + n) * K_STRIDE + kv_head * HEAD_DIM;
+        load_vector(first[t], from + pair);
+        load_vector(second[t], from + pair + HALF);
+    }
+    if (last) {
+#pragma unroll
+        for (int p = 0; p < NEW_PIECES; p++) {
+            const int piece = threadIdx.x + p * THREADS, n = piece / PIECES, column = piece % PIECES * 8;
+            if (n >= MOST_NEW) break;
+            uint4 value = {0, 0, 0, 0};  // no value is multiplied with no weight
+            const T* from = v + (first_token + n) * V_STRIDE + kv_head * HEAD_DIM + column;
+            if (n < count_new) value = *reinterpret_cast<const uint4*>(from);
+            *reinterpret_cast<uint4*>(&new_values[n][column]) = value;
+        }
+    }
+#pragma unroll
+    for (int t = 0; t < TURNS; t++) {
+        const int row = threadIdx.x / PAIR_LANES + t * AT_ONCE, n = row - HEAD_TILE;
+        if (row >= rows) break;
+        if (n < 0 || n == count_new - 1) {
+            rotation.turn(first[t], second[t]);
         } else {
-            Rotation<1>(begin_new + n, frequency).turn(first, second);
+            Rotation<2>(first_new + n, frequency).turn(first[t], second[t]);
         }
-        T* to = n < 0 ? queries[i] : new_keys[n];
-        to[pair] = from_float<T>(first[0]);
-        to[pair + HALF] = from_float<T>(second[0]);
+        T* to = n < 0 ? queries[row] : new_keys[n];
+        store_vector(to + pair, first[t]);
+        store_vector(to + pair + HALF, second[t]);
     }
     __syncthreads();
-    if (count_new > 0 && end == position + 1 && blockIdx.y % HEAD_TILES == 0) {
-        T* new_key = kv + Cache::key(page, kv_head, position % PAGE);
-        const T* new_value = v + token * V_STRIDE + kv_head * HEAD_DIM;
-        for (int i = threadIdx.x; i < HEAD_DIM; i += THREADS) {
-            new_key[i] = new_keys[count_new - 1][i];
-            new_key[Cache::VALUES + i] = new_value[i];
-        }
+    if (last && blockIdx.y % HEAD_TILES == 0 && page >= 0 && threadIdx.x < 2 * PIECES) {
+        const int of = threadIdx.x / PIECES, column = threadIdx.x % PIECES * 8;
+        const T* from = of == 0 ? new_keys[count_new - 1] : new_values[count_new - 1];
+        T* to = kv + Cache::key(page, kv_head, position % PAGE) + of * Cache::VALUES;
+        *reinterpret_cast<uint4*>(to + column) = *reinterpret_cast<const uint4*>(from + column);
     }
 
-    Lane lane;
-#pragma unroll
-    for (int h = 0; h < HEAD_TILE; h++) lane.load_query(h, queries[h], SCALE);
-    for (int start = begin; start < cached_end; start += STEP) {
-        Rows next;
-        next.load(kv, pages, kv_head, start + STEP + row, WARPS * ROWS, cached_end);
-        lane.attend(rows.key, rows.value, rows.present);
-        rows = next;
+    Warp attention(queries[0]);
+    if (last && warp == WARPS - 1) {
+        const unsigned keys = shared_address(new_keys), values = shared_address(new_values);
+        attention.template attend<MOST_NEW>(keys, values, count_new, SCALE);
     }
-    if (count_new > 0) {
-        Packed<T, VECTOR> key[1][CHUNKS], value[1][CHUNKS];
-        const bool present[1] = {row < count_new};
-        const T* values = v + (new_token + row) * V_STRIDE + kv_head * HEAD_DIM;
-#pragma unroll
-        for (int c = 0; c < CHUNKS; c++) {
-            key[0][c].clear();
-            value[0][c].clear();
-            if (present[0] && Lane::column(c) < HEAD_DIM) {
-                key[0][c].load(new_keys[row] + Lane::column(c));
-                value[0][c].load(values + Lane::column(c));
-            }
-        }
-        lane.attend(key, value, present);
+    int slot = 0;
+    for (; order.unit * UNIT < first_new; order.next()) {
+        wait_for_older_copies<DEPTH - 1>();
+        __syncwarp();
+        const unsigned keys = ring + slot * Stream::SLOT, values = keys + UNIT * ROW * sizeof(T);
+        attention.template attend<UNIT>(keys, values, first_new - order.unit * UNIT, SCALE);
+        __syncwarp();
+        stream.load();
+        slot = slot + 1 == DEPTH ? 0 : slot + 1;
     }
-    lane.store(parts);
+    constexpr int RING_FLOATS = DEPTH * Stream::SLOT / sizeof(float);
+    float* parts = reinterpret_cast<float*>(attend_cluster_shared);
+    attention.store(parts + warp * RING_FLOATS, warp_stats[warp]);
     __syncthreads();
 
-    for (int i = threadIdx.x; i < HEAD_TILE * HEAD_DIM; i += THREADS) {
-        const int h = i / HEAD_DIM, head = first_head + h;
-        if (head > last_head) break;
-        const Part whole = parts.merged(h, i % HEAD_DIM);
-        const size_t part = (size_t(token) * HEADS + head) * SPLITS + split;
-        partial_out[part * HEAD_DIM + i % HEAD_DIM] = whole.sum;
-        if (i % HEAD_DIM == 0) {
-            partial_stats[part * 2] = whole.highest;
-            partial_stats[part * 2 + 1] = whole.total;
-        }
-    }
-}
-
-// ---- attention_combine
-// rope -> rope -> append -> attention, by attend
-// from models/llama.py:43, models/llama.py:44, models/llama.py:52
-// 8 token(s): 1.06 kB, 0 FLOP; at least 0.00 us on one H200
-// One block per token and query head, GROUPS threads per element: they sum the splits of the context, rescaled.
-extern "C" __global__ void __launch_bounds__(128) attention_combine(
-    const int* positions,
-    bf16_t* out,
-    float* partial_out,
-    float* partial_stats) {
-    using T = bf16_t;
-    constexpr int HEADS = 4, HEAD_DIM = 16, SPLITS = 64, SPLIT_MIN = 64;
-    constexpr int GROUPS = 4, COLUMNS = 32, AT_ONCE = 4;
-    constexpr size_t OUT_STRIDE = 64;
-    __shared__ Part shares[GROUPS][COLUMNS];
-
-    let_next_kernel_start();
-    const int token = blockIdx.x, head = blockIdx.y, column = threadIdx.x % COLUMNS, group = threadIdx.x / COLUMNS;
-    const int context = positions[token] + 1;
-    const int length = split_length<SPLITS, SPLIT_MIN>(context);
-    const int splits = (context + length - 1) / length;  // the others were never written
-    const size_t part = (size_t(token) * HEADS + head) * SPLITS;
-    const float2* stats = reinterpret_cast<const float2*>(partial_stats) + part;
-    const float* sums = partial_out + part * HEAD_DIM + column;
-
-    wait_for_previous_kernel();
-    Part share = {0.0f, NO_SCORE, 0.0f};
-    for (int first = group; first < splits; first += GROUPS * AT_ONCE) {
-        Part parts[AT_ONCE + 1];
+    wait_for_cluster();  // all blocks have started, and may be sent to
+    for (int e = threadIdx.x * 4; e < ELEMENTS; e += THREADS * 4) {
+        const int h = e / HEAD_DIM, column = e % HEAD_DIM, owner = e * blocks / ELEMENTS;
+        float2 of_warp[WARPS];
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            const int s = first + i * GROUPS;
-            const bool present = s < splits && column < HEAD_DIM;
-            const float2 stat = present ? stats[s] : make_float2(NO_SCORE, 0.0f);
-            parts[i] = {present ? sums[s * HEAD_DIM] : 0.0f, stat.x, stat.y};
-        }
-        parts[AT_ONCE] = share;
-        share = merge(parts);
-    }
-    shares[group][column] = share;
-    __syncthreads();
-    if (group > 0 || column >= HEAD_DIM) return;
-    Part found[GROUPS];
+        for (int w = 0; w < WARPS; w++) of_warp[w] = warp_stats[w][h];
+        const Shares<WARPS> shares(of_warp);
+        float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
-    for (int g = 0; g < GROUPS; g++) found[g] = shares[g][column];
-    const Part whole = merge(found);
-    const size_t place = token * OUT_STRIDE + head * HEAD_DIM + column;
-    out[place] = from_float<T>(whole.total > 0.0f ? whole.sum / whole.total : 0.0f);
+        for (int w = 0; w < WARPS; w++) {
+            const float* part = parts + w * RING_FLOATS + h * Warp::PART_ROW + column;
+            const float4 of = *reinterpret_cast<const float4*>(part);
+            sum.x = fmaf(shares.factor[w], of.x, sum.x);
+            sum.y = fmaf(shares.factor[w], of.y, sum.y);
+            sum.z = fmaf(shares.factor[w], of.z, sum.z);
+            sum.w = fmaf(shares.factor[w], of.w, sum.w);
+        }
+        const unsigned to = shared_address(&sums[(rank - owner) * slice + e]);
+        send(address_in_block(to, owner), sum, address_in_block(come, owner));
+        if (column / 4 >= blocks) continue;  // as many threads of each head send its statistics to a block each
+        const unsigned stats_to = shared_address(&stats[rank][h]);
+        const float2 found = {shares.highest, shares.total};
+        send(address_in_block(stats_to, column / 4), found, address_in_block(come, column / 4));
+    }
+    wait_for_phase(come, 0);
+    for (int i = threadIdx.x; i < slice; i += THREADS) {
+        const int e = rank * slice + i, h = e / HEAD_DIM;
+        if (first_head + h > last_head) break;
+        float2 of_block[MOST_BLOCKS];
+#pragma unroll
+        for (int b = 0; b < MOST_BLOCKS; b++) of_block[b] = b < blocks ? stats[b][h] : make_float2(NO_POSITION, 0.0f);
+        const Shares<MOST_BLOCKS> shares(of_block);
+        float sum = 0.0f;
+#pragma unroll
+        for (int b = 0; b < MOST_BLOCKS; b++) {
+            if (b < blocks) sum = fmaf(shares.factor[b], sums[b * slice + i], sum);
+        }
+        const size_t place = token * OUT_STRIDE + first_head * HEAD_DIM + e;
+        out[place] = from_float<T>(sum / shares.total);
+    }
 }
 
 // ---- gemv_mma_o_proj
@@ -1075,9 +1171,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_o_proj(
     __shared__ float partial[2][WARPS][TOKENS][16];  // of two tiles, by turns
     const unsigned rings = shared_address(gemv_mma_o_proj_shared);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    constexpr int OCTETS = (COLUMNS + 7) / 8;
-    const int begin = int(OCTETS * size_t(blockIdx.x) / gridDim.x) * 8;  // of the block's columns
-    const int end = int(OCTETS * size_t(blockIdx.x + 1) / gridDim.x) * 8;
+    const int begin = COLUMNS * size_t(blockIdx.x) / gridDim.x;  // of the block's columns
+    const int end = COLUMNS * size_t(blockIdx.x + 1) / gridDim.x;
 
     let_next_kernel_start();
     Stream stream(o_proj, rings, begin, end);
@@ -1086,10 +1181,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_o_proj(
     StagedRows<T, WIDTH, TOKENS, THREADS, 8> rows(rings + WARPS * DEPTH * Stream::SLOT);
     wait_for_previous_kernel();
     rows.load(flatten_1, 64, tokens);
-    commit_copies();
 #pragma unroll
     for (int i = PREFILL; i < DEPTH; i++) stream.load();
-    wait_for_older_copies<DEPTH - PREFILL>();
+    rows.store();
     __syncthreads();
     const unsigned row = rows.rows + (TOKENS == 1 ? 0 : lane / 4 * rows.STRIDE) + lane % 4 * 16;
 
@@ -1100,7 +1194,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_o_proj(
     int slot = 0;
     for (int tile = begin, turn = 0; tile < end; tile += Stream::TILE, turn ^= 1) {
         const int column = tile + in_tile;
-        const bool finishes = token < tokens && column < min(end, COLUMNS);
+        const bool finishes = token < tokens && column < end;
         float x_value = 0.0f;
         if (finishes) {  // long before they are needed
             x_value = to_float(x[token * 64 + column]);
@@ -1161,9 +1255,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_gate_up_proj(
     __shared__ float partial[2][WARPS][TOKENS][16];  // of two tiles, by turns
     const unsigned rings = shared_address(gemv_mma_gate_up_proj_shared);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    constexpr int OCTETS = (COLUMNS + 7) / 8;
-    const int begin = int(OCTETS * size_t(blockIdx.x) / gridDim.x) * 8;  // of the block's columns
-    const int end = int(OCTETS * size_t(blockIdx.x + 1) / gridDim.x) * 8;
+    const int begin = COLUMNS * size_t(blockIdx.x) / gridDim.x;  // of the block's columns
+    const int end = COLUMNS * size_t(blockIdx.x + 1) / gridDim.x;
 
     let_next_kernel_start();
     Stream stream(gate_up_proj, rings, begin, end);
@@ -1173,11 +1266,10 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_gate_up_proj(
     rows.load_gain(post_attention_layernorm);  // models/llama.py:34
     wait_for_previous_kernel();
     rows.load(add_1, 64, tokens);
-    commit_copies();
 #pragma unroll
     for (int i = PREFILL; i < DEPTH; i++) stream.load();
-    wait_for_older_copies<DEPTH - PREFILL>();
     rows.normalise(1e-05f);
+    rows.store();
     __syncthreads();
     const unsigned row = rows.rows + (TOKENS == 1 ? 0 : lane / 4 * rows.STRIDE) + lane % 4 * 16;
 
@@ -1188,7 +1280,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_gate_up_proj(
     int slot = 0;
     for (int tile = begin, turn = 0; tile < end; tile += Stream::TILE, turn ^= 1) {
         const int column = tile + in_tile;
-        const bool finishes = token < tokens && column < min(end, COLUMNS);
+        const bool finishes = token < tokens && column < end;
         float sum[2][4] = {};
         for (int panel = warp; panel < Stream::PANELS; panel += WARPS) {
             wait_for_older_copies<DEPTH - 1>();

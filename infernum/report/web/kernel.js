@@ -104,6 +104,7 @@ function launchText(kernel) {
     return [
         h("code", grid),
         ` blocks of ${threads} threads`,
+        kernel.cluster === "1" ? "" : [", in clusters of ", h("code", kernel.cluster)],
         shared ? `, ${binaryBytes(shared)} shared memory` : "",
     ];
 }

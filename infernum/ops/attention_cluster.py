@@ -1,0 +1,132 @@
+"""Attention of a few tokens by clusters of blocks, which put the context together among themselves (from sm_90 on)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from infernum.ir.block import PAGE
+from infernum.ir.kernel import Call, Formula, Target, Template, chosen
+from infernum.ops.attention_split import FEW_TOKENS, attend_limits, heads_of
+from infernum.roofline import GPUS
+
+_COLUMNS = 8
+"""Query heads of one key head that a block attends for: the columns of an mma."""
+
+_UNIT = 16
+"""Positions that a warp attends to at once: the rows of an mma."""
+
+_LONG = 4096
+"""Positions beyond which a cluster of more than 8 blocks pays."""
+
+
+def _refusal(call: Call, target: Target) -> str | None:
+    *_, dim = heads_of(call)
+    dtype = call.operands["q"].dtype
+    if target.arch < 90:
+        return "clusters of blocks exist from sm_90 on"
+    if dtype.bytes != 2:
+        return f"tensor cores multiply bf16 and f16 here, not {dtype}"
+    if dim % 16 or dim > 256:
+        return f"head size {dim} is not a multiple of 16 up to 256"
+    return attend_limits(dim, target.max_tokens)
+
+
+def _choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
+    """Warps of a block, units in a warp's ring, and most blocks of a cluster.
+
+    Rings take what the kernel before leaves room for beside them on an SM, 64 KiB. More than 8 blocks, which keep more
+    of the memory busy, pay where heads are small and contexts may be long (measured on an H200).
+    """
+    *_, dim = heads_of(call)
+    depth = max(1, min(8, 256 // dim))
+    depths = (depth, *(d for d in (2, 3, 4, 8) if d != depth))
+    most = 16 if dim <= 64 else 8
+    return {"WARPS": (4, 8), "DEPTH": depths, "CLUSTER": (most, *(c for c in (4, 8, 16) if c != most))}
+
+
+def _ring_bytes(call: Call, values: Mapping[str, int]) -> int:
+    *_, dim = heads_of(call)
+    return values["WARPS"] * values["DEPTH"] * 2 * _UNIT * (dim + 8) * 2
+
+
+def _feasible(call: Call, target: Target) -> str | None:
+    *_, dim = heads_of(call)
+    gpu, values = GPUS[target.arch], chosen(_choices, call, target)
+    rows = (_COLUMNS + 2 * FEW_TOKENS) * (dim + 8) * 2 + _COLUMNS * dim * 4
+    needed, most = _ring_bytes(call, values) + rows, gpu.shared_per_sm - gpu.shared_reserved - 4096
+    return None if needed <= most else f"a block has {most} bytes of shared memory, not {needed}"
+
+
+def _constants(call: Call, target: Target) -> Mapping[str, Any]:
+    heads, kv_heads, dim = heads_of(call)
+    group, values = heads // kv_heads, chosen(_choices, call, target)
+    head_tiles = -(-group // _COLUMNS)
+    return {
+        "HEADS": heads,
+        "KV_HEADS": kv_heads,
+        "GROUP": group,
+        "HEAD_TILE": -(-group // head_tiles),
+        "HEAD_TILES": head_tiles,
+        "HEAD_DIM": dim,
+        "VECTOR": 8,
+        **values,
+        "THREADS": 32 * values["WARPS"],
+        "BLOCKS": _blocks(min(values["CLUSTER"], dim // 4), kv_heads * head_tiles, target),
+        "SHARED": _ring_bytes(call, values),
+        "INV_FREQ": [f"{f}f" for f in call.attrs["rope"].inv_freq(dim)],
+    }
+
+
+def _blocks(most: int, clusters: int, target: Target) -> Formula:
+    """Blocks of a cluster, of which there are `clusters` for each token: as many as give every SM at most one.
+
+    It is a power of two up to `most`, and more than 8 only where sequences may be long. As a formula: a factor of two
+    for each size up to which they fit.
+    """
+    factors: list[str] = []
+    blocks, sms = 1, GPUS[target.arch].sms
+    while 2 * blocks <= most and (tokens := sms // (clusters * 2 * blocks)) >= target.min_tokens:
+        blocks *= 2
+        limits = [f"{tokens} // tokens"] if tokens < target.max_tokens else []
+        limits += [f"max_pages // {_LONG // PAGE + 1}"] if blocks > 8 else []
+        factors.append(f"(1 + min({', '.join(['1', *limits])}))" if limits else "2")
+    return " * ".join(factors) or 1
+
+
+ATTEND_CLUSTER = Template(
+    "attend_cluster",
+    grid=("tokens", "KV_HEADS * HEAD_TILES", "BLOCKS"),
+    block="THREADS",
+    shared_bytes="SHARED",
+    cluster="BLOCKS",
+    when=_refusal,
+    constants=_constants,
+    choices=_choices,
+    feasible=_feasible,
+    includes=(
+        "numeric.cuh",
+        "programmatic.cuh",
+        "kv_cache.cuh",
+        "rope.cuh",
+        "softmax.cuh",
+        "mma.cuh",
+        "copy_groups.cuh",
+        "mbarrier.cuh",
+        "cluster.cuh",
+        "attend_cluster.cuh",
+    ),
+    takes=(
+        "q",
+        "k",
+        "v",
+        "kv",
+        "positions",
+        "sequence",
+        "query_start",
+        "page_table",
+        "out",
+    ),
+    symbols=("max_pages",),
+)
+"""Rope, append and attention of a few tokens in one kernel; operands, results and attributes as for `ATTEND`."""
