@@ -59,6 +59,7 @@ class LLM:
     load_format             "auto": the model's weights; "dummy": random ones, made from `seed`
     gpu_memory_utilization  share of the GPU's memory that weights and KV cache may take
     max_model_len           longest sequence in tokens; None: the model's context, as far as memory goes
+    max_pages_total         most pages of 64 tokens in the KV cache; None: as many as memory goes
     progress                called as compiling and loading go on
 
     Raises InfernumError of a kind that says whose fault it is, before anything heavy is done where possible.
@@ -76,6 +77,7 @@ class LLM:
         rules: Sequence[str] = (),
         gpu_memory_utilization: float = 0.9,
         max_model_len: int | None = None,
+        max_pages_total: int | None = None,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
@@ -96,6 +98,7 @@ class LLM:
             self.device,
             gpu_memory_utilization=gpu_memory_utilization,
             max_model_len=max_model_len,
+            max_pages_total=max_pages_total,
             seed=seed,
             progress=progress,
         )
@@ -261,6 +264,8 @@ def load_executor(
         raise RequestError(
             f"gpu_memory_utilization is {gpu_memory_utilization}; it must be above 0, at most 1"
         )
+    if max_pages_total is not None and max_pages_total < 1:
+        raise RequestError(f"max_pages_total is {max_pages_total}; a KV cache has at least one page")
     if checkpoint is not None:
         stored = plan_weights(bundle.manifest).stored
         checkpoint.check({part.name: part.shape for weight in stored for part in weight.parts})

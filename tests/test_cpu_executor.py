@@ -15,10 +15,12 @@ from infernum.checkpoint import Checkpoint
 from infernum.cpu.executor import CpuExecutor
 from infernum.cpu.routine import Routine
 from infernum.dtypes import relative_error, round_to
-from infernum.errors import BundleError, DeviceError
+from infernum.engine.sampling_params import SamplingParams
+from infernum.errors import BundleError, DeviceError, RequestError
 from infernum.ir.graph import Input
 from infernum.ir.interpret import interpret
 from infernum.ir.text import parse_graph
+from infernum.llm import LLM
 from infernum.runtime.batch import Sampling
 
 NAME = "seven_to_one"
@@ -239,3 +241,16 @@ def test_weights_that_exceed_the_machines_memory_are_refused_before_they_are_rea
     monkeypatch.setattr("os.sysconf", lambda name: 16)
     with pytest.raises(DeviceError, match="memory"):
         CpuExecutor.open(bundle, checkpoint)
+
+
+def test_a_cache_without_a_page_is_refused(dante_bundle: Bundle) -> None:
+    with pytest.raises(RequestError, match="max_pages_total is 0; a KV cache has at least one page"):
+        LLM("dante", device="cpu", bundle=dante_bundle, max_pages_total=0)
+
+
+def test_a_sequence_ends_where_the_pages_that_were_asked_for_do(dante_bundle: Bundle) -> None:
+    with LLM("dante", device="cpu", bundle=dante_bundle, max_pages_total=1) as llm:
+        prompt = llm.encode("All hope abandon")[0]
+        (found,) = llm.generate([prompt], SamplingParams(max_tokens=200, temperature=0, ignore_eos=True))
+    assert len(prompt) + len(found.tokens) == 64
+    assert found.finish_reason == "length"

@@ -20,7 +20,9 @@ Chunks = tuple[Chunk, ...]
 STEPS: tuple[Chunks, ...] = (
     ((211, 1),),
     *(((end - 1, 1),) for end in (1, 63, 64, 65, 127, 128, 129, 701)),
+    ((2300, 1),),
     ((63, 1), (64, 1)),
+    ((1300, 1), (2300, 1)),
     ((211, 3), (64, 1), (0, 1)),
     ((64, 5),),
     ((59, 5),),
@@ -36,7 +38,8 @@ STEPS: tuple[Chunks, ...] = (
     ((211, 131), (64, 1), (0, 66), (130, 1)),
 )
 """Single tokens, odd numbers of them, decodes beside chunks of prompts; contexts that end one before, at and one after
-the end of a page, chunks that begin or end there, and the first tokens of an empty cache."""
+the end of a page, chunks that begin or end there, contexts long enough for kernels to go round more than once, and the
+first tokens of an empty cache."""
 
 _SPARE_COLUMNS, _SPARE_PAGES = 2, 3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -21,16 +22,19 @@ from infernum.verify.gpu import open_bench
 def bundles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundles]:
     """Bundles by recipe. Those that selected tests name by their parameter `recipe` are begun at once.
 
-    NVRTC's results are kept in a folder of this session, so that nothing that was compiled before is tested.
+    NVRTC's results are kept in a folder of this session, so that nothing that was compiled before is tested. Of several
+    processes (`pytest -n`), each has to collect all tests: there, a bundle is compiled when a test asks for it.
     """
-    folder = tmp_path_factory.mktemp("gpu-bundles")
+    folder, apart = tmp_path_factory.mktemp("gpu-bundles"), "PYTEST_XDIST_WORKER" in os.environ
+    cache = (tmp_path_factory.getbasetemp().parent if apart else folder) / "cache"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("INFERNUM_CACHE", str(folder / "cache"))
+        patch.setenv("INFERNUM_CACHE", str(cache))
         made = Bundles(folder, default_arch())
         named = [
             item.callspec.params.get("recipe") for item in request.session.items if hasattr(item, "callspec")
         ]
-        made.prepare(recipe for recipe in named if isinstance(recipe, Recipe))
+        if not apart:
+            made.prepare(recipe for recipe in named if isinstance(recipe, Recipe))
         yield made
         made.close()
 

@@ -16,8 +16,8 @@ from infernum.codegen.nvrtc import nvrtc_version
 from infernum.compiler import Options, compile_model
 from infernum.models.presets import ModelSource, resolve
 
-UTILIZATION = 0.1
-"""Share of the GPU that a test's model may take: plenty, and quick to poison."""
+PAGES = 80
+"""Pages of the KV cache that a test's model may have: enough, quick to poison, and room for tests beside this one."""
 
 _AT_ONCE = 4
 
@@ -79,10 +79,14 @@ MODELS: dict[str, dict[str, Any]] = {
         "vocab_size": 133,
         "max_position_embeddings": 4160,
     }
-    for heads, kv_heads, dim in ((2, 2, 64), (8, 2, 64), (16, 2, 64), (2, 2, 128), (8, 2, 128), (16, 2, 128))
+    for heads, kv_heads, dim in (
+        *((2, 2, 64), (8, 2, 64), (16, 2, 64), (2, 2, 128), (8, 2, 128), (16, 2, 128)),
+        (64, 64, 16),
+    )
 }
 """Sizes that are multiples of nothing, one layer of Llama 3.2 1B with a vocabulary cut short, and layers that are
-little but attention: heads, key heads and head size of those that wgmma serves, in groups of 1, 4 and 8."""
+little but attention: heads, key heads and head size of those that wgmma serves, in groups of 1, 4 and 8; and so many
+key heads that a cluster has one block or two, whose warps get whole pages of a long context."""
 
 
 class Bundles:

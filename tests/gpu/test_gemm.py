@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from gpu.recipes import UTILIZATION, Bundles, Recipe
+from gpu.recipes import PAGES, Bundles, Recipe
 from infernum import dtypes
 from infernum.measure.workload import chunk_batch
 from infernum.runtime import cublaslt
@@ -172,7 +172,7 @@ def test_an_executor_tunes_the_products_of_a_prompt_and_answers_as_before(
     bundle = bundles.get(Recipe("dante", "bfloat16", True))
     monkeypatch.setenv("INFERNUM_CACHE", str(tmp_path))
     tokens = 100
-    with CudaExecutor.open(bundle, None, gpu_memory_utilization=UTILIZATION) as executor:
+    with CudaExecutor.open(bundle, None, max_pages_total=PAGES) as executor:
         pages = np.arange(-(-tokens // executor.page_size), dtype=np.int32)
         prompt = np.arange(tokens, dtype=np.int32) % 50
         batch = chunk_batch(prompt, 0, pages[None])

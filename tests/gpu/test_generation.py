@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpu.recipes import UTILIZATION, Bundles, Recipe
+from gpu.recipes import PAGES, Bundles, Recipe
 from infernum.bundle import Bundle
 from infernum.checkpoint import Checkpoint
 from infernum.engine.engine import Engine
@@ -55,7 +55,7 @@ def sampled(tokens: int, seed: int) -> SamplingParams:
 
 
 def demo(bundle: Bundle, device: str = "cuda") -> LLM:
-    return LLM("dante", device=device, bundle=bundle, gpu_memory_utilization=UTILIZATION)
+    return LLM("dante", device=device, bundle=bundle, max_pages_total=PAGES)
 
 
 @pytest.mark.parametrize("dtype", DANTE)

@@ -40,6 +40,7 @@ RECIPES = [
     Recipe("odd", F16, False),
     Recipe("seven_to_one", F16, True),
     *(Recipe(f"heads_{heads}_2_{dim}", BF16, True) for heads in (2, 8, 16) for dim in (64, 128)),
+    Recipe("heads_64_64_16", BF16, True),
 ]
 """Groups of 1, 2, 4, 7 and 8 query heads; heads of 16, 30, 64, 80 and 128; biases nowhere, somewhere, everywhere."""
 

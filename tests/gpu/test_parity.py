@@ -14,7 +14,7 @@ from oracle.golden import Answer, load_golden, relative_error
 from oracle.live import transformers_logits
 from oracle.weights import random_tokens
 
-from gpu.recipes import UTILIZATION, Bundles, Recipe
+from gpu.recipes import PAGES, Bundles, Recipe
 from infernum.bundle import Bundle
 from infernum.checkpoint import Checkpoint
 from infernum.engine.step_inputs import page_table, prompt_logits
@@ -43,7 +43,7 @@ def recipes(names: list[str], dtype: str) -> list[Recipe]:
 
 def logits_of(folder: Path, bundle: Bundle, tokens: np.ndarray) -> Float32:
     """What `LLM.logits` gives on the GPU for a whole sequence."""
-    with LLM(folder, device="cuda", bundle=bundle, gpu_memory_utilization=UTILIZATION) as llm:
+    with LLM(folder, device="cuda", bundle=bundle, max_pages_total=PAGES) as llm:
         return llm.logits(tokens.tolist())
 
 
