@@ -1004,8 +1004,8 @@ extern "C" __global__ void __launch_bounds__(128) attend_cluster(
     extern __shared__ __align__(16) unsigned char attend_cluster_shared[];  // the rings of the warps, later their parts
     __shared__ __align__(16) T queries[HEAD_TILE][ROW], new_keys[MOST_NEW][ROW], new_values[MOST_NEW][ROW];
     __shared__ float2 warp_stats[WARPS][HEAD_TILE];
-    __shared__ __align__(16) float sums[ELEMENTS];      // of each block, the elements of this block's slice
-    __shared__ float2 stats[MOST_BLOCKS][HEAD_TILE];    // of each block: highest score and total
+    __shared__ __align__(16) float sums[ELEMENTS];  // of each block, the elements of this block's slice
+    __shared__ float2 stats[MOST_BLOCKS][HEAD_TILE];  // of each block: highest score and total
     __shared__ __align__(8) unsigned long long parts_have_come;
 
     let_next_kernel_start();
@@ -1018,12 +1018,12 @@ extern "C" __global__ void __launch_bounds__(128) attend_cluster(
     const int position = positions[token], sequence_of = sequence[token];
     const int* pages = page_table + sequence_of * max_pages;
     const int first_token = query_start[sequence_of];  // of the sequence in this step
-    const int count_new = token - first_token + 1;                // keys of the step that this token attends to
-    const int first_new = position + 1 - count_new;               // their first position; the cache holds those before
+    const int count_new = token - first_token + 1;  // keys of the step that this token attends to
+    const int first_new = position + 1 - count_new;  // their first position; the cache holds those before
     const T* head_keys = kv + Cache::key(0, kv_head, 0);
     const unsigned ring = shared_address(attend_cluster_shared) + warp * DEPTH * Stream::SLOT;
-    const int workers = WARPS * blocks;  // that share out the units: where each gets many, some neighbouring ones in turn
-    UnitOrder order(warp * blocks + rank, workers, min(max(first_new / (16 * UNIT * workers), 1), PAGE / UNIT));
+    const int workers = WARPS * blocks;  // that share out the units, by whole pages where each gets many
+    UnitOrder order(warp * blocks + rank, workers, first_new > 16 * UNIT * workers ? PAGE / UNIT : 1);
     Stream stream(head_keys, pages, ring, order, first_new);
 #pragma unroll
     for (int i = 0; i < DEPTH; i++) stream.load();
