@@ -84,14 +84,17 @@ def _blocks(most: int, clusters: int, target: Target) -> Formula:
     It is a power of two up to `most`, and more than 8 only where sequences may be long. As a formula: a factor of two
     for each size up to which they fit.
     """
-    factors: list[str] = []
+    always, factors = 1, list[str]()
     blocks, sms = 1, GPUS[target.arch].sms
     while 2 * blocks <= most and (tokens := sms // (clusters * 2 * blocks)) >= target.min_tokens:
         blocks *= 2
         limits = [f"{tokens} // tokens"] if tokens < target.max_tokens else []
         limits += [f"max_pages // {_LONG // PAGE + 1}"] if blocks > 8 else []
-        factors.append(f"(1 + min({', '.join(['1', *limits])}))" if limits else "2")
-    return " * ".join(factors) or 1
+        if limits:
+            factors.append(f"(1 + min({', '.join(['1', *limits])}))")
+        else:
+            always *= 2
+    return " * ".join([str(always), *factors]) if factors else always
 
 
 ATTEND_CLUSTER = Template(
