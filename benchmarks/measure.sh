@@ -33,5 +33,11 @@ done
 measure llama-1b-repeated bench latency --model llama --load-format dummy --tokens 1000 --repeats 1 --identical 18
 measure llama-1b-kernels bench kernels --model llama --load-format dummy
 measure llama-8b-kernels bench kernels --model llama-3.1-8b --load-format dummy
+for size in 1b 8b; do
+  model=llama
+  [ $size = 8b ] && model=llama-3.1-8b
+  measure llama-$size-prompt-attention bench kernels --model $model --load-format dummy --tokens 4096 --context 16384 \
+    --kernel attention_prefill_wgmma
+done
 measure llama-1b-against bench latency --model llama --load-format dummy --against transformers
 measure llama-8b-against bench latency --model llama-3.1-8b --load-format dummy --against transformers

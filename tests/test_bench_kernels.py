@@ -247,7 +247,7 @@ def measure_on_cli(infernum: Callable[..., Any], *args: str | Path) -> Any:
 
 @pytest.fixture
 def verified(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_command, "_check_kernels", lambda bundle, variant, progress: None)
+    monkeypatch.setattr(bench_command, "_check_kernels", lambda bundle, variant, names, progress: None)
 
 
 @pytest.mark.usefixtures("verified")
@@ -321,6 +321,24 @@ def test_a_kernel_that_is_wrong_is_named_and_nothing_is_printed(
     )
     del verdicts[1]
     assert measure_on_cli(infernum, toy_on_gpu.folder, "--json").code == 0
+
+
+def test_only_the_kernels_that_are_named_are_verified_and_told_of(
+    infernum: Callable[..., Any], toy_on_gpu: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("infernum.verify.gpu.open_bench", nullcontext)
+    monkeypatch.setattr(
+        "infernum.verify.verdict.verify_bundle",
+        lambda *given, **chosen: asked.append(chosen["kernels"]) or [],
+    )
+    named = ("--kernel", "mean", "--kernel", "append")
+    found = measure_on_cli(infernum, toy_on_gpu.folder, *named, "--json")
+    assert {row["kernel"] for row in json.loads(found.out)["kernels"]} == {"mean", "append"}
+    shown = measure_on_cli(infernum, toy_on_gpu.folder, *named).out
+    assert "decoder: mean" in shown and "logits" not in shown and "the sum over the table" not in shown
+    assert "the sum over the table" in measure_on_cli(infernum, toy_on_gpu.folder).out
+    assert asked == [("mean", "append"), ("mean", "append"), None]
 
 
 def verdict(kernel: str, *wrong: str) -> Verdict:

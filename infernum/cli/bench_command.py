@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,13 @@ def command() -> None:
     show_default=True,
     help="Positions of each sequence, new ones included.",
 )
+@click.option(
+    "--kernel",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Verify and tell of only this one; may be given several times.  [default: all]",
+)
 @options.subject
 @options.dtype
 @click.option(
@@ -63,6 +71,7 @@ def kernels(
     variant: str | None,
     tokens: int | None,
     context: int,
+    names: tuple[str, ...],
     load_format: str,
     fuse: bool | None,
     dtype: str,
@@ -75,7 +84,7 @@ def kernels(
 
     Next to it stands the bound, measured in the same run; kernels are sorted by what they would gain there. What of a
     step no kernel accounts for is said as well. Every kernel of the variant is verified first: when one is wrong, no
-    number is given.
+    number is given. With --kernel only those named are verified, and told of.
 
     The time of a kernel in place is what the step takes longer when it is cut after this kernel rather than before;
     its time alone is given next to it.
@@ -91,10 +100,10 @@ def kernels(
             "bench kernels", bundle, model, load_format=load_format, fuse=fuse, dtype=dtype, progress=progress
         )
         warn(subject.warnings)
-        request = Request(variant, tokens, context, repeats)
+        request = Request(variant, tokens, context, repeats, kernels=names)
 
         def check(opened: Bundle, measured: str) -> None:
-            _check_kernels(opened, measured, progress)
+            _check_kernels(opened, measured, names, progress)
 
         results = measure_kernels(subject.bundle, subject.checkpoint, request, check, progress)
     write_results(results, output)
@@ -103,17 +112,19 @@ def kernels(
     elif as_csv:
         _print_csv(results["kernels"])
     else:
-        _print_kernels(results)
+        _print_kernels(results, whole=not names)
 
 
-def _check_kernels(bundle: Bundle, variant: str, progress: Progress | None) -> None:
-    """Raises DeviceError unless every kernel of a variant computes what it should."""
+def _check_kernels(bundle: Bundle, variant: str, names: Sequence[str], progress: Progress | None) -> None:
+    """Raises DeviceError unless the kernels of a variant, or those named, compute what they should."""
     from infernum.errors import DeviceError
     from infernum.verify.gpu import open_bench
     from infernum.verify.verdict import verify_bundle
 
     with open_bench() as bench:
-        verdicts = verify_bundle(bundle, bench, variant=variant, timed=False, progress=progress)
+        verdicts = verify_bundle(
+            bundle, bench, kernels=names or None, variant=variant, timed=False, progress=progress
+        )
     for verdict in verdicts:
         if not verdict.ok:
             raise DeviceError(
@@ -131,7 +142,7 @@ def _print_csv(rows: list[dict[str, Any]]) -> None:
     writer.writerows(rows)
 
 
-def _print_kernels(results: dict[str, Any]) -> None:
+def _print_kernels(results: dict[str, Any], *, whole: bool) -> None:
     from infernum.cli.console import print_table
 
     rows = [
@@ -157,7 +168,7 @@ def _print_kernels(results: dict[str, Any]) -> None:
     wall, graph = 1e3 * results["ms_per_step"], 1e3 * results["graph_ms"]
     sums = [
         ("step, wall clock", f"{wall:.1f} µs"),
-        ("kernels", f"{graph:.1f} µs, all of them as one graph, which is the sum over the table"),
+        ("kernels", f"{graph:.1f} µs, all of them as one graph{', which is the sum over the table' if whole else ''}"),
         ("unaccounted", f"{results['unaccounted_us']:.1f} µs ({results['unaccounted_share']:.1%}):"
          " starting graphs, copying tokens, the host"),
         ("bounds", f"{speeds}, measured in this run; µs, alone and bound are of one launch, gain is of the step"),

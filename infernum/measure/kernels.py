@@ -12,7 +12,7 @@ kernel for every layer in turn, which neither hides behind its neighbours nor is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -39,18 +39,22 @@ LOOP_PROMPTS = 2
 """Prompts in that loop, as few as there are replays of such a step."""
 
 Check = Callable[[Bundle, str], None]
-"""Raises DeviceError, naming the kernel, unless every kernel of a variant computes what it should."""
+"""Raises DeviceError, naming the kernel, unless every kernel of a variant that is told of computes what it should."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is measured: a step of `variant` or of `tokens` tokens, at `context` positions; see `workload`."""
+    """What is measured: a step of `variant` or of `tokens` tokens, at `context` positions; see `workload`.
+
+    `kernels`: the names of those that are told of; none: all of the step.
+    """
 
     variant: str | None = None
     tokens: int | None = None
     context: int = 512
     repeats: int = 10
     seed: int = 0
+    kernels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def measure_kernels(
         "repeats": request.repeats,
         "read_bandwidth_gb_s": speeds.bytes_per_second / 1e9,
         "flops_per_second": speeds.flops_per_second,
-        **results(bundle, load.variant, kernels, symbols, times, speeds),
+        **results(bundle, load.variant, kernels, symbols, times, speeds, request.kernels),
     }
 
 
@@ -186,12 +190,18 @@ def results(
     symbols: Mapping[str, int],
     times: Times,
     speeds: Speeds,
+    told: Collection[str] = (),
 ) -> dict[str, Any]:
-    """What is reported: kernels by what they would gain at their bound, and what of the step is unaccounted for."""
+    """What is reported: kernels by what they would gain at their bound, and what of the step is unaccounted for.
+
+    `told`: only the kernels of these names; none: all.
+    """
     blocks = _variants(bundle, variant)
     rows: list[dict[str, Any]] = []
     for kernel, milliseconds, alone in zip(kernels, in_place(kernels, times.cuts), times.alone, strict=True):
         described = blocks[kernel.block].kernels[kernel.index]
+        if told and described.name not in told:
+            continue
         nbytes, flops = cost(described, symbols)
         floor_us, us = 1e6 * speeds.floor_seconds(nbytes, flops), 1e3 * milliseconds
         layers = len(kernel.launches)
