@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures everything that benchmarks/results keeps, on the GPU at hand: bash benchmarks/measure.sh [FOLDER] [NAME …]
-# Without names all of it, in about ten minutes on an H200; transformers, which compiles for minutes, comes last.
+# Without names all of it; transformers, which compiles for minutes, comes last.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=${1:-benchmarks/results}

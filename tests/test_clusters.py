@@ -235,3 +235,5 @@ def test_all_kernels_divide_an_sm_alike_and_only_clustered_ones_may_be_large_clu
         module = Module(api, b"", "m.cubin", GpuFacts(0, "a GPU", (9, 0), 132, 227 * 1024, 2**37))
         assert module.kernel("k", shared, clustered=clustered) == "k"
         assert api.set == expected
+        api.set.clear()
+        assert module.kernel("k", shared, clustered=clustered) == "k" and not api.set, "once is enough"

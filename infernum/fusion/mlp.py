@@ -67,7 +67,7 @@ def _halves(site: Site) -> str | None:
 
 @absorb(
     "epilogue",
-    why="One warp computes a gate and its up projection, so SwiGLU is applied before anything is written.",
+    why="A gate and its up projection are summed side by side, so SwiGLU is applied before anything is written.",
     is_host=is_product,
     host=_bare_gemv,
     when=_halves,

@@ -53,8 +53,10 @@ def _ring_bytes(call: Call, values: Mapping[str, int]) -> int:
 def _feasible(call: Call, target: Target) -> str | None:
     *_, dim = heads_of(call)
     gpu, values = GPUS[target.arch], chosen(_choices, call, target)
-    rows = (_COLUMNS + 2 * FEW_TOKENS) * (dim + 8) * 2 + _COLUMNS * dim * 4
-    needed, most = _ring_bytes(call, values) + rows, gpu.shared_per_sm - gpu.shared_reserved - 4096
+    rows = (_COLUMNS + 2 * FEW_TOKENS) * (dim + 8) * 2  # queries, new keys and values
+    sums, statistics = _COLUMNS * dim * 4, (values["WARPS"] + values["CLUSTER"]) * _COLUMNS * 8
+    needed = _ring_bytes(call, values) + rows + sums + statistics + 8
+    most = gpu.shared_per_sm - gpu.shared_reserved
     return None if needed <= most else f"a block has {most} bytes of shared memory, not {needed}"
 
 
@@ -118,17 +120,6 @@ ATTEND_CLUSTER = Template(
         "mbarrier.cuh",
         "cluster.cuh",
         "attend_cluster.cuh",
-    ),
-    takes=(
-        "q",
-        "k",
-        "v",
-        "kv",
-        "positions",
-        "sequence",
-        "query_start",
-        "page_table",
-        "out",
     ),
     symbols=("max_pages",),
 )

@@ -84,7 +84,8 @@ def _does_not_fit(call: Call, target: Target, values: Mapping[str, int]) -> str 
 def _mma_default(call: Call, target: Target) -> dict[str, int]:
     """The first that fits of what was fastest on an H200: where rows are long, more warps with shallower rings.
 
-    A block that needs few panels has a ring for just those, and so leaves room for the next kernel beside it.
+    A block that needs few panels has a ring for little more than those, and so leaves room for the next kernel beside
+    it; for no less, since an SM that had room for two blocks of it would leave another without.
     """
     weight = call.operands["weight"]
     rows = -(-int(weight.shape[0]) // GPUS[target.arch].sms)

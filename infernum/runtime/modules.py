@@ -16,7 +16,8 @@ class Module:
         self._gpu = gpu
         self.where = where
         self._handle: Any = checked(api.cuModuleLoadData(image), f"{where}: loading on {gpu.name}")
-        self._shared: dict[str, int] = {}
+        self._kernels: dict[str, Any] = {}
+        self._set_already: dict[tuple[str, str], int] = {}
 
     def kernel(self, name: str, shared_bytes: int, *, clustered: bool = False) -> Any:
         """The handle of kernel `name`, allowed to use at least `shared_bytes` of dynamic shared memory.
@@ -25,34 +26,33 @@ class Module:
 
         Raises BundleError when the GPU's limit is smaller, DeviceError when the module has no such kernel.
         """
-        handle = checked(
-            self._api.cuModuleGetFunction(self._handle, name.encode()), f"{self.where}: kernel {name}"
-        )
-        if shared_bytes > self._shared.get(
-            name, 0
-        ):  # without asking, static and dynamic may have 48 KiB together
-            if shared_bytes > self._gpu.shared_optin:
-                raise BundleError(
-                    f"{self.where}: kernel {name} needs {shared_bytes} bytes of shared memory a block,"
-                    f" {self._gpu.name} has {self._gpu.shared_optin}; run `infernum compile … --arch native`"
-                )
-            which = self._api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            checked(
-                self._api.cuFuncSetAttribute(handle, which, shared_bytes),
-                f"{self.where}: giving kernel {name} {shared_bytes} bytes of shared memory",
+        handle = self._kernels.get(name)
+        if handle is None:
+            handle = self._kernels[name] = checked(
+                self._api.cuModuleGetFunction(self._handle, name.encode()), f"{self.where}: kernel {name}"
             )
-            self._shared[name] = shared_bytes
-        attributes = self._api.CUfunction_attribute
-        # An SM divides its memory anew only when it is empty: one division for all lets kernels follow without that.
-        most = attributes.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
-        checked(self._api.cuFuncSetAttribute(handle, most, 100), f"{self.where}: dividing memory for {name}")
+        # An SM divides its memory into L1 and shared memory anew only when it is empty: where all kernels ask for the
+        # same division, one may start beside another.
+        self._set(name, "PREFERRED_SHARED_MEMORY_CARVEOUT", 100)
         if clustered:
-            which = self._api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-            checked(
-                self._api.cuFuncSetAttribute(handle, which, 1),
-                f"{self.where}: allowing kernel {name} large clusters",
+            self._set(name, "NON_PORTABLE_CLUSTER_SIZE_ALLOWED", 1)
+        if shared_bytes > self._gpu.shared_optin:
+            raise BundleError(
+                f"{self.where}: kernel {name} needs {shared_bytes} bytes of shared memory a block,"
+                f" {self._gpu.name} has {self._gpu.shared_optin}; run `infernum compile … --arch native`"
             )
+        # Without asking, static and dynamic may have 48 KiB together.
+        self._set(name, "MAX_DYNAMIC_SHARED_SIZE_BYTES", shared_bytes)
         return handle
+
+    def _set(self, name: str, attribute: str, value: int) -> None:
+        """Raise an attribute of a kernel to `value`, unless it has that much: launches of all layers share a kernel."""
+        if value <= self._set_already.get((name, attribute), 0):
+            return
+        which = getattr(self._api.CUfunction_attribute, f"CU_FUNC_ATTRIBUTE_{attribute}")
+        result = self._api.cuFuncSetAttribute(self._kernels[name], which, value)
+        checked(result, f"{self.where}: setting {attribute} of kernel {name} to {value}")
+        self._set_already[name, attribute] = value
 
     def close(self) -> None:
         if self._handle is not None:

@@ -22,7 +22,7 @@ __device__ __forceinline__ void wait_for_cluster() { asm volatile("barrier.clust
 
 // An mbarrier for one phase, which ends when so many bytes have come.
 __device__ __forceinline__ void expect_bytes(unsigned barrier, int bytes) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+    init_barrier(barrier, 1);
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 

@@ -5,13 +5,6 @@
 __device__ __forceinline__ void init_barrier(unsigned barrier, int count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
-__device__ __forceinline__ void arrive(unsigned barrier) {
-    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(barrier) : "memory");
-}
-// Arrive once all copies that this thread has started have landed; one of the `count` arrivals.
-__device__ __forceinline__ void arrive_after_copies(unsigned barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
 __device__ __forceinline__ void wait_for_phase(unsigned barrier, unsigned parity) {
     unsigned ended;
     do {

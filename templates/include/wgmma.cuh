@@ -1,6 +1,15 @@
 // Tensor cores of a warpgroup (four warps, sm_90a): wgmma, what describes its operands in shared memory, and what
 // warps that load and warps that multiply tell each other (PTX ISA 9.7.15 for wgmma, 9.7.13 for barriers and proxies).
 
+// One arrival at an mbarrier.
+__device__ __forceinline__ void arrive(unsigned barrier) {
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(barrier) : "memory");
+}
+// Arrive once all copies that this thread has started have landed; one of the `count` arrivals.
+__device__ __forceinline__ void arrive_after_copies(unsigned barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
 // Barriers by number (bar) between the THREADS that arrive and those that arrive and wait; 0 is __syncthreads().
 template <int THREADS> __device__ __forceinline__ void wait_at(int barrier) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(THREADS) : "memory");

@@ -347,7 +347,8 @@ struct WeightStream {
             if (row(i) < tokens) store_shared(place(slot, i), pieces[i]);
     }
 
-    // What a token that is not there is multiplied with is never stored.
+    // A lane's two tokens, its columns of a panel, and where they lie in the ring. Rows of tokens that are not there stay
+    // as they are: what is multiplied with them is never stored.
     static __device__ __forceinline__ int row(int i) { return threadIdx.x % 32 / 8 + i * 4; }
     static __device__ __forceinline__ int column_in(int panel) { return panel * 64 + threadIdx.x % 8 * 8; }
     __device__ __forceinline__ unsigned place(int slot, int i) const {

@@ -361,7 +361,8 @@ struct WeightStream {
             if (row(i) < tokens) store_shared(place(slot, i), pieces[i]);
     }
 
-    // What a token that is not there is multiplied with is never stored.
+    // A lane's two tokens, its columns of a panel, and where they lie in the ring. Rows of tokens that are not there stay
+    // as they are: what is multiplied with them is never stored.
     static __device__ __forceinline__ int row(int i) { return threadIdx.x % 32 / 8 + i * 4; }
     static __device__ __forceinline__ int column_in(int panel) { return panel * 64 + threadIdx.x % 8 * 8; }
     __device__ __forceinline__ unsigned place(int slot, int i) const {
@@ -529,13 +530,6 @@ __device__ __forceinline__ float exp2_approximate(float x) {
 __device__ __forceinline__ void init_barrier(unsigned barrier, int count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
-__device__ __forceinline__ void arrive(unsigned barrier) {
-    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(barrier) : "memory");
-}
-// Arrive once all copies that this thread has started have landed; one of the `count` arrivals.
-__device__ __forceinline__ void arrive_after_copies(unsigned barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
 __device__ __forceinline__ void wait_for_phase(unsigned barrier, unsigned parity) {
     unsigned ended;
     do {
@@ -572,7 +566,7 @@ __device__ __forceinline__ void wait_for_cluster() { asm volatile("barrier.clust
 
 // An mbarrier for one phase, which ends when so many bytes have come.
 __device__ __forceinline__ void expect_bytes(unsigned barrier, int bytes) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+    init_barrier(barrier, 1);
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
