@@ -83,11 +83,12 @@ def _constants(call: Call, target: Target) -> Mapping[str, Any]:
 def _blocks(most: int, clusters: int, target: Target) -> Formula:
     """Blocks of a cluster, of which there are `clusters` for each token: as many as give every SM at most one.
 
-    It is a power of two up to `most`, and more than 8 only where sequences may be long. As a formula: a factor of two
-    for each size up to which they fit.
+    It is a power of two up to `most`, and more than 8 only where sequences may be long. At least two: a block alone is
+    launched without a cluster, and may then send nothing, not even to itself (an illegal instruction on an H200). As a
+    formula: a factor of two for each size up to which they fit.
     """
-    always, factors = 1, list[str]()
-    blocks, sms = 1, GPUS[target.arch].sms
+    always, factors = 2, list[str]()
+    blocks, sms = 2, GPUS[target.arch].sms
     while 2 * blocks <= most and (tokens := sms // (clusters * 2 * blocks)) >= target.min_tokens:
         blocks *= 2
         limits = [f"{tokens} // tokens"] if tokens < target.max_tokens else []

@@ -77,8 +77,10 @@ def test_every_kernel_computes_what_its_node_means(
     step = ONE_OF_MANY[variant] if recipe.model == "llama_layer" else None
     bench.device.activate()
     wrong = [what for unit in units(bundles.get(recipe), variant) for what in check(bench, unit, step)]
-    bench.forget_modules()
-    assert not wrong, f"{len(wrong)} differences:\n" + "\n".join(wrong)
+    try:
+        assert not wrong, f"{len(wrong)} differences:\n" + "\n".join(wrong)
+    finally:
+        bench.forget_modules()  # which fails after an error of the GPU: what was wrong is told first
 
 
 def test_every_op_and_rule_with_a_kernel_is_among_what_is_checked(bundles: Bundles) -> None:
