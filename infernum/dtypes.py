@@ -42,8 +42,9 @@ F16 = DType("f16", np.dtype(np.float16), "half_t", 2e-3, "float16")
 BF16 = DType("bf16", np.dtype(ml_dtypes.bfloat16), "bf16_t", 1e-2, "bfloat16")
 I32 = DType("i32", np.dtype(np.int32), "int", 0.0, "int32")
 U32 = DType("u32", np.dtype(np.uint32), "unsigned", 0.0, "uint32")
+U64 = DType("u64", np.dtype(np.uint64), "unsigned long long", 0.0, "uint64")
 
-DTYPES: dict[str, DType] = {t.name: t for t in (F32, F16, BF16, I32, U32)}
+DTYPES: dict[str, DType] = {t.name: t for t in (F32, F16, BF16, I32, U32, U64)}
 _BY_ANY_NAME = DTYPES | {t.long_name: t for t in DTYPES.values()}
 
 

@@ -105,6 +105,22 @@ BREAKAGES = [
     ),
     Breakage("one token too many", "sample", "t8", "sample", "more_likely < k", "more_likely <= k"),
     Breakage(
+        "top-p an octave short",
+        "sample",
+        "t8",
+        "sample",
+        "octave_of(logit_of(key), largest) <= last",
+        "octave_of(logit_of(key), largest) < last",
+    ),
+    Breakage(
+        "a lane's tokens for a chunk's",
+        "sample",
+        "t8",
+        "sample_weights",
+        "kept = warp_sum(kept);",
+        "kept = __shfl_sync(0xffffffffu, kept, 0);",
+    ),
+    Breakage(
         "missing last split",
         "decoder",
         "t64",

@@ -103,7 +103,7 @@ def test_a_launch_without_blocks_is_no_kernel_of_the_step() -> None:
 
 def test_times_in_place_sum_up_to_the_whole_even_where_noise_makes_one_negative() -> None:
     kernels = [KernelInStep("a", 0, (0,)), KernelInStep("b", 0, (1, 2, 3)), KernelInStep("b", 1, (4, 5, 6))]
-    found = in_place(kernels, [2.0, 8.0, 7.4])
+    found = [in_place(kernels, {0: 2.0, 1: 8.0, 2: 7.4}, number) for number in range(3)]
     assert found == pytest.approx([2.0, 2.0, -0.2])
     assert sum(t * len(k.launches) for t, k in zip(found, kernels, strict=True)) == pytest.approx(7.4)
 
@@ -269,7 +269,7 @@ def test_a_step_whose_parts_come_to_more_than_itself_is_explained(
 
     def with_another_step(*args: Any) -> Any:
         kernels, sizes, times = real(*args)
-        return kernels, sizes, dataclasses.replace(times, step=factor * times.cuts[-1])
+        return kernels, sizes, dataclasses.replace(times, step=factor * times.graph)
 
     monkeypatch.setattr(measured, "time_step", with_another_step)
     found = measure_on_cli(infernum, toy_on_gpu.folder)
@@ -334,7 +334,8 @@ def test_only_the_kernels_that_are_named_are_verified_and_told_of(
     )
     named = ("--kernel", "mean", "--kernel", "append")
     found = measure_on_cli(infernum, toy_on_gpu.folder, *named, "--json")
-    assert {row["kernel"] for row in json.loads(found.out)["kernels"]} == {"mean", "append"}
+    rows = {row["kernel"]: row["us"] for row in json.loads(found.out)["kernels"]}
+    assert rows == pytest.approx({name: MICROSECONDS[name] for name in ("mean", "append")})
     shown = measure_on_cli(infernum, toy_on_gpu.folder, *named).out
     assert "decoder: mean" in shown and "logits" not in shown and "the sum over the table" not in shown
     assert "the sum over the table" in measure_on_cli(infernum, toy_on_gpu.folder).out

@@ -8,7 +8,7 @@ what cut j takes longer than cut j - 1. The sum over all kernels is by construct
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from infernum.runtime.binding import Place
@@ -39,10 +39,7 @@ def cuts(kernels: Sequence[KernelInStep]) -> list[tuple[int, ...]]:
     ]
 
 
-def in_place(kernels: Sequence[KernelInStep], totals: Sequence[float]) -> list[float]:
-    """The time of one launch of each kernel, where `totals[j]` is the time of cut j; noise may make it negative."""
-    before = (0.0, *totals[:-1])
-    return [
-        (total - earlier) / len(kernel.launches)
-        for kernel, total, earlier in zip(kernels, totals, before, strict=True)
-    ]
+def in_place(kernels: Sequence[KernelInStep], totals: Mapping[int, float], number: int) -> float:
+    """The time of one launch of kernel `number`, of `totals[j]`, the time of cut j; noise may make it negative."""
+    before = totals[number - 1] if number else 0.0
+    return (totals[number] - before) / len(kernels[number].launches)

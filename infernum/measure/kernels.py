@@ -12,7 +12,7 @@ kernel for every layer in turn, which neither hides behind its neighbours nor is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -59,11 +59,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds: each cut of the step, each kernel alone for one launch, and a whole step by the wall clock."""
+    """Milliseconds: of cuts of the step by number, the last among them; of kernels alone, a launch; of a step."""
 
-    cuts: list[float]
-    alone: list[float]
+    cuts: dict[int, float]
+    alone: dict[int, float]
     step: float
+
+    @property
+    def graph(self) -> float:
+        """The step without what it takes to launch it: the last cut."""
+        return self.cuts[max(self.cuts)]
 
 
 def measure_kernels(
@@ -94,7 +99,7 @@ def measure_kernels(
         bundle, checkpoint, max_model_len=load.length, max_pages_total=load.pages.size, seed=request.seed
     )
     with executor:
-        kernels, symbols, times = time_step(executor, bundle, load, request.repeats, progress)
+        kernels, symbols, times = time_step(executor, bundle, load, request, progress)
     device = Device.open()
     try:
         products = any(
@@ -116,14 +121,14 @@ def measure_kernels(
         "repeats": request.repeats,
         "read_bandwidth_gb_s": speeds.bytes_per_second / 1e9,
         "flops_per_second": speeds.flops_per_second,
-        **results(bundle, load.variant, kernels, symbols, times, speeds, request.kernels),
+        **results(bundle, load.variant, kernels, symbols, times, speeds),
     }
 
 
 def time_step(
-    executor: CudaExecutor, bundle: Bundle, load: Workload, repeats: int, progress: Progress | None = None
+    executor: CudaExecutor, bundle: Bundle, load: Workload, request: Request, progress: Progress | None = None
 ) -> tuple[list[KernelInStep], dict[str, int], Times]:
-    """The kernels of a step, the values of all symbols in it, and the least times of `repeats` rounds.
+    """The kernels of a step, the values of all symbols in it, and the least times of the rounds that are asked for.
 
     Raises DeviceError when the logits are not finite, before or after.
     """
@@ -138,31 +143,42 @@ def time_step(
     step.queue()
     sizes = cost_symbols(step.symbols, batch)
     advancing = advancing_launches(bundle, load.variant, kernels)
+    blocks = _variants(bundle, load.variant)
+    told = [
+        number
+        for number, kernel in enumerate(kernels)
+        if not request.kernels or blocks[kernel.block].kernels[kernel.index].name in request.kernels
+    ]
+    ends = sorted({end for number in told for end in (number - 1, number) if end >= 0} | {len(kernels) - 1})
     with ExitStack() as stack:
         start = HeadStart(step.device, step.stream)
         stack.callback(start.close)
         watch = stack.enter_context(Stopwatch(step.device, step.stream))
         stack.callback(step.stream.synchronize)
-        groups = [*cuts(kernels), *(launches_alone(kernel, advancing) for kernel in kernels)]
+        every = cuts(kernels)
+        groups = [every[end] for end in ends] + [
+            launches_alone(kernels[number], advancing) for number in told
+        ]
         graphs = [
             Replayed(step, group, not advancing.isdisjoint(group), load, replays, stack) for group in groups
         ]
-        whole, alone = graphs[: len(kernels)], graphs[len(kernels) :]
+        whole = dict(zip(ends, graphs[: len(ends)], strict=True))
+        alone = dict(zip(told, graphs[len(ends) :], strict=True))
         taken: dict[Replayed, list[float]] = {graph: [] for graph in graphs}
         loops: list[float] = []
-        for done in range(repeats):
+        for done in range(request.repeats):
             for graph, milliseconds in taken.items():
                 milliseconds.append(graph.milliseconds(start, watch))
             loops.append(1e3 * loop_seconds(executor, load))
             if progress:
-                progress("timing", done + 1, repeats)
+                progress("timing", done + 1, request.repeats)
     _check_logits(executor, load)
     return (
         kernels,
         sizes,
         Times(
-            cuts=[min(taken[graph]) for graph in whole],
-            alone=[min(taken[graph]) / len(graph.launches) for graph in alone],
+            cuts={end: min(taken[graph]) for end, graph in whole.items()},
+            alone={number: min(taken[graph]) / len(graph.launches) for number, graph in alone.items()},
             step=min(loops),
         ),
     )
@@ -190,20 +206,15 @@ def results(
     symbols: Mapping[str, int],
     times: Times,
     speeds: Speeds,
-    told: Collection[str] = (),
 ) -> dict[str, Any]:
-    """What is reported: kernels by what they would gain at their bound, and what of the step is unaccounted for.
-
-    `told`: only the kernels of these names; none: all.
-    """
+    """What is reported: kernels by what they would gain at their bound, and what of the step is unaccounted for."""
     blocks = _variants(bundle, variant)
     rows: list[dict[str, Any]] = []
-    for kernel, milliseconds, alone in zip(kernels, in_place(kernels, times.cuts), times.alone, strict=True):
+    for number, alone in times.alone.items():
+        kernel = kernels[number]
         described = blocks[kernel.block].kernels[kernel.index]
-        if told and described.name not in told:
-            continue
         nbytes, flops = cost(described, symbols)
-        floor_us, us = 1e6 * speeds.floor_seconds(nbytes, flops), 1e3 * milliseconds
+        floor_us, us = 1e6 * speeds.floor_seconds(nbytes, flops), 1e3 * in_place(kernels, times.cuts, number)
         layers = len(kernel.launches)
         rows.append(
             {
@@ -222,10 +233,10 @@ def results(
                 "share": us * layers / (1e3 * times.step),
             }
         )
-    unaccounted = times.step - times.cuts[-1]
+    unaccounted = times.step - times.graph
     return {
         "ms_per_step": times.step,
-        "graph_ms": times.cuts[-1],
+        "graph_ms": times.graph,
         "kernels": sorted(rows, key=lambda row: -row["gain_us"]),
         "unaccounted_us": 1e3 * unaccounted,
         "unaccounted_share": unaccounted / times.step,

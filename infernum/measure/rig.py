@@ -85,14 +85,14 @@ class Rig:
             rounds = [
                 [graph.milliseconds(self._start, self._watch) for graph in graphs] for _ in range(CUT_ROUNDS)
             ]
-        least = [min(times) for times in zip(*rounds, strict=True)]
+        least = {number: min(times) for number, times in enumerate(zip(*rounds, strict=True))}
         blocks = self._trials.manifest.blocks
         return {
             (kernel.block, blocks[kernel.block][self._load.variant].kernels[kernel.index].name): (
                 len(kernel.launches),
-                1e3 * milliseconds,
+                1e3 * in_place(kernels, least, number),
             )
-            for kernel, milliseconds in zip(kernels, in_place(kernels, least), strict=True)
+            for number, kernel in enumerate(kernels)
         }
 
     def _prepared(self, variant: str) -> PreparedStep:

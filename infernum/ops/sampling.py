@@ -28,6 +28,9 @@ EXP2 = tuple(
 )
 LOG2_E = np.float32(1.4426950)
 
+_OCTAVES = 41
+"""Halvings of the largest weight that are told apart on the GPU: after 40, tokens weigh nothing."""
+
 
 def _argmax_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
     """Logits of a block and its threads, each of which reads four at once."""
@@ -65,6 +68,7 @@ def _sample_constants(call: Call, target: Target) -> Mapping[str, Any]:
         "CHUNK": chunk,
         "CHUNKS": ceildiv(vocab, chunk),
         "KEY_WARPS": 8,
+        "OCTAVES": _OCTAVES,
     }
 
 
@@ -125,20 +129,38 @@ def argmax(logits: np.ndarray) -> np.ndarray:
             workspaces=(
                 Workspace("keys", ("rows", "VOCAB"), "u32"),
                 Workspace("chunk_keys", ("rows", "CHUNKS"), "u32"),
+                Workspace("chunk_weights", ("rows", "CHUNKS"), "u64"),
+                Workspace("octave_weights", ("rows", "OCTAVES"), "u64"),
             ),
-            takes=("logits", "seen", "temperature", "repetition_penalty", "keys", "chunk_keys"),
+            takes=(
+                *("logits", "seen", "temperature", "repetition_penalty", "keys", "chunk_keys"),
+                "octave_weights",
+            ),
             symbols=(),
             then=Template(
-                "sample",
-                grid=("rows", 1, 1),
-                block="THREADS",
+                "sample_weights",
+                grid=("ceildiv(CHUNKS, KEY_WARPS)", "rows", 1),
+                block="32 * KEY_WARPS",
                 constants=_sample_constants,
                 includes=("programmatic.cuh", "sampling.cuh"),
                 takes=(
-                    *("keys", "chunk_keys", "temperature", "top_k", "top_p", "min_p", "seed", "positions"),
-                    *("output_rows", "next_tokens"),
+                    *("keys", "chunk_keys", "temperature", "top_k", "min_p"),
+                    *("chunk_weights", "octave_weights"),
                 ),
                 symbols=(),
+                then=Template(
+                    "sample",
+                    grid=("rows", 1, 1),
+                    block="THREADS",
+                    constants=_sample_constants,
+                    includes=("programmatic.cuh", "sampling.cuh"),
+                    takes=(
+                        *("keys", "chunk_keys", "chunk_weights", "octave_weights"),
+                        *("temperature", "top_k", "top_p", "min_p", "seed", "positions"),
+                        *("output_rows", "next_tokens"),
+                    ),
+                    symbols=(),
+                ),
             ),
         )
     ],

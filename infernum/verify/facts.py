@@ -137,11 +137,11 @@ def _page_table(ends: Sequence[int], rng: np.random.Generator) -> tuple[Array, i
 
 
 def _sampling(rows: int, vocab: int, rng: np.random.Generator) -> dict[str, Array]:
-    """Sampling parameters that differ from row to row, each feature on in some rows and off in others."""
+    """Sampling parameters that differ from row to row and from step to step, each feature now on and now off."""
 
     def cycle(values: Sequence[float], dtype: type) -> Array:
         every: Array = np.array(values, dtype)
-        return np.resize(every, rows)
+        return np.resize(np.roll(every, -rng.integers(len(every))), rows)
 
     seen = rng.integers(0, 2**32, (rows, dims.ceildiv(vocab, 32)), np.uint32)
     seen &= rng.integers(0, 2**32, seen.shape, np.uint32)  # a quarter of the tokens

@@ -20,9 +20,8 @@ __device__ __forceinline__ void arrive_at_cluster() {
 }
 __device__ __forceinline__ void wait_for_cluster() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
-// An mbarrier for one phase, which ends when so many bytes have come.
-__device__ __forceinline__ void expect_bytes(unsigned barrier, int bytes) {
-    init_barrier(barrier, 1);
+// Arrive at an mbarrier whose phase then ends when so many bytes have come, be it before or after.
+__device__ __forceinline__ void arrive_expecting(unsigned barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 

@@ -29,6 +29,15 @@ __device__ __forceinline__ u64 weight_of(float x, float largest) {
     return __float2ull_rn(__fmul_rn(value, two_to_whole_plus_32));
 }
 
+constexpr int OCTAVES = 41;
+
+// How often a token's likelihood doubles up to the largest, rounded down, at most 40. Computed from the logit by float
+// operations that keep order, so that no token of a higher octave is more likely.
+__device__ __forceinline__ int octave_of(float x, float largest) {
+    const float below = x == largest ? 0.0f : __fsub_rn(x, largest);
+    return int(fminf(__fmul_rn(-below, 1.4426950f), 40.0f));
+}
+
 // SplitMix64 (Steele, Lea & Flood 2014) at place (seed, position) of its stream.
 __device__ __forceinline__ u64 random_bits(int seed, int position) {
     u64 x = ((u64(unsigned(seed)) << 32 | unsigned(position)) + 1) * 0x9E3779B97F4A7C15ull;
@@ -92,20 +101,25 @@ __device__ __forceinline__ void for_each_key(const unsigned* keys, int first, in
 
 constexpr int BINS = 2048;
 
+// 64-bit sums in two halves, since shared memory adds 32 bits at a time.
+template <int COUNT> struct Bins {
+    unsigned low[COUNT], high[COUNT];
+
+    __device__ __forceinline__ void clear(int bin) { low[bin] = high[bin] = 0; }
+    __device__ __forceinline__ u64 sum(int bin) const { return u64(high[bin]) << 32 | low[bin]; }
+    __device__ __forceinline__ void add(int bin, u64 x) {
+        const unsigned lower = unsigned(x), upper = unsigned(x >> 32);
+        const unsigned carry = atomicAdd(&low[bin], lower) + lower < lower;
+        if (upper + carry) atomicAdd(&high[bin], upper + carry);
+    }
+};
+
 struct SamplingScratch {
-    unsigned low[BINS];   // a histogram of 64-bit sums in two halves, since shared memory adds 32 bits at a time
-    unsigned high[BINS];
+    Bins<BINS> histogram;
     u64 of_warp[32];
     unsigned bin;
     u64 above;
 };
-
-__device__ __forceinline__ void add_to_bin(SamplingScratch& scratch, unsigned bin, u64 x) {
-    const unsigned low = unsigned(x);
-    const unsigned old = atomicAdd(&scratch.low[bin], low);
-    const unsigned high = unsigned(x >> 32) + (old + low < low);
-    if (high) atomicAdd(&scratch.high[bin], high);
-}
 
 // The largest key such that the tokens from it upwards count (or, with WEIGHTS, weigh) at least `wanted`, among those
 // of at least `smallest`. A radix select: three rounds settle 11, 11 and 10 bits of the key, the highest first.
@@ -121,15 +135,15 @@ __device__ unsigned select_key(
         const unsigned mask = round == 2 ? 1023 : 2047;
         const u64 settled = round == 0 ? 0 : prefix;
         const int settled_shift = round == 0 ? 32 : round == 1 ? 21 : 10;
-        scratch.low[upper] = scratch.low[lower] = scratch.high[upper] = scratch.high[lower] = 0;
+        scratch.histogram.clear(upper);
+        scratch.histogram.clear(lower);
         __syncthreads();
         for_each_key<THREADS>(keys, threadIdx.x, VOCAB, [&](int, unsigned key) {
             if (key < smallest || u64(key) >> settled_shift != settled) return;
-            add_to_bin(scratch, key >> shift & mask, WEIGHTS ? weight_of(logit_of(key), largest) : 1);
+            scratch.histogram.add(key >> shift & mask, WEIGHTS ? weight_of(logit_of(key), largest) : 1);
         });
         __syncthreads();
-        const u64 in_upper = u64(scratch.high[upper]) << 32 | scratch.low[upper];
-        const u64 in_lower = u64(scratch.high[lower]) << 32 | scratch.low[lower];
+        const u64 in_upper = scratch.histogram.sum(upper), in_lower = scratch.histogram.sum(lower);
         u64 total;
         const u64 before = block_sum_before<THREADS>(in_upper + in_lower, scratch.of_warp, total);
         if (before < wanted && wanted <= before + in_upper + in_lower) {
@@ -148,6 +162,11 @@ __device__ unsigned select_key(
 // What the tokens that top-p keeps weigh at least, of a total.
 __device__ __forceinline__ u64 share_of(u64 total, float p) {
     return max(1ull, __double2ull_ru(__dmul_rn(p, __ull2double_rn(total))));
+}
+
+// What a token weighs at least that min-p keeps: the most likely one weighs 2^32.
+__device__ __forceinline__ u64 least_weight(float min_p) {
+    return __double2ull_ru(__dmul_rn(fminf(min_p, 1.0f), 4294967296.0));
 }
 
 // The first token of [first, end) that has this key, found by a warp.
@@ -169,6 +188,24 @@ __device__ __forceinline__ unsigned kth_largest(unsigned number, int k) {
     return found;
 }
 
+// The token in whose share of a run of tokens the target falls, in the order of the vocabulary, found by a warp.
+template <typename Weight>
+__device__ __forceinline__ int draw_from_run(const unsigned* keys, int first, int end, u64 target, Weight weight_of_key) {
+    const int lane = threadIdx.x % 32;
+    for (int base = first; base < end; base += 32) {
+        u64 through = base + lane < end ? weight_of_key(keys[base + lane]) : 0;
+#pragma unroll
+        for (int distance = 1; distance < 32; distance <<= 1) {
+            const u64 other = __shfl_up_sync(0xffffffffu, through, distance);
+            if (lane >= distance) through += other;
+        }
+        const unsigned beyond = __ballot_sync(0xffffffffu, target < through);
+        if (beyond) return base + __ffs(beyond) - 1;
+        target -= __shfl_sync(0xffffffffu, through, 31);
+    }
+    return end - 1;  // not reached: the target is less than the sum
+}
+
 // The few tokens that may be drawn, in no order, one to a thread; a thread looks at all others for each decision.
 template <int MOST> struct Candidates {
     unsigned key[MOST];
@@ -176,16 +213,16 @@ template <int MOST> struct Candidates {
     u64 weight[MOST];
     int chunk[MOST], chunks, count;  // chunks that have one; a count above MOST: not all are here
 
-    // All tokens of keys from `least` on. Each thread knows the largest key of its chunk.
-    template <int WARPS, int CHUNK>
-    __device__ __forceinline__ void collect(const unsigned* keys, int vocab, unsigned of_chunk, unsigned least) {
-        if (of_chunk >= least && of_chunk > 0) chunk[atomicAdd(&chunks, 1)] = threadIdx.x;
+    // All tokens whose key is_one, as is every larger key. Each thread knows the largest key of its chunk.
+    template <int WARPS, int CHUNK, typename IsOne>
+    __device__ __forceinline__ void collect(const unsigned* keys, int vocab, unsigned of_chunk, IsOne is_one) {
+        if (of_chunk > 0 && is_one(of_chunk)) chunk[atomicAdd(&chunks, 1)] = threadIdx.x;
         __syncthreads();
         for (int c = threadIdx.x / 32; c < chunks; c += WARPS) {
 #pragma unroll
             for (int i = 0; i < CHUNK / 32; i++) {
                 const int of = chunk[c] * CHUNK + i * 32 + threadIdx.x % 32;
-                if (of >= vocab || keys[of] < least) continue;
+                if (of >= vocab || !is_one(keys[of])) continue;
                 const int place = atomicAdd(&count, 1);
                 if (place >= MOST) continue;
                 key[place] = keys[of];
@@ -195,24 +232,33 @@ template <int MOST> struct Candidates {
         __syncthreads();
     }
 
-    // Top-k, then top-p, then min-p: a token stays while fewer than k, and less than the share p, are more likely.
-    __device__ __forceinline__ void weigh(float largest, int k, float p, u64 lightest) {
+    // Top-k: a token stays while fewer than k are more likely.
+    __device__ __forceinline__ void weigh(float largest, int k) {
         const int me = threadIdx.x;
-        int more_likely = 0;
         if (me < count) {
-            for (int other = 0; other < count; other++) more_likely += key[other] > key[me];
+            int more_likely = 0;
+            if (k < count) {
+                for (int other = 0; other < count; other++) more_likely += key[other] > key[me];
+            }
             weight[me] = more_likely < k ? weight_of(logit_of(key[me]), largest) : 0;
         }
         __syncthreads();
+    }
+
+    __device__ __forceinline__ u64 total() const {
+        u64 sum = 0;
+        for (int other = 0; other < count; other++) sum += weight[other];
+        return sum;
+    }
+
+    // Top-p and min-p: a token stays while those that are more likely weigh less than `most`, if it is not too light.
+    __device__ __forceinline__ void keep(u64 most, u64 lightest) {
+        const int me = threadIdx.x;
         u64 kept = 0;
         if (me < count) {
-            u64 total = 0, above = 0;
-            for (int other = 0; other < count; other++) {
-                total += weight[other];
-                if (key[other] > key[me]) above += weight[other];
-            }
-            kept = p < 1.0f && above >= share_of(total, p) ? 0 : weight[me];
-            if (kept < lightest) kept = 0;
+            u64 above = 0;
+            for (int other = 0; other < count; other++) above += key[other] > key[me] ? weight[other] : 0;
+            kept = above >= most || weight[me] < lightest ? 0 : weight[me];
         }
         __syncthreads();
         if (me < count) weight[me] = kept;

@@ -564,9 +564,8 @@ __device__ __forceinline__ void arrive_at_cluster() {
 }
 __device__ __forceinline__ void wait_for_cluster() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
-// An mbarrier for one phase, which ends when so many bytes have come.
-__device__ __forceinline__ void expect_bytes(unsigned barrier, int bytes) {
-    init_barrier(barrier, 1);
+// Arrive at an mbarrier whose phase then ends when so many bytes have come, be it before or after.
+__device__ __forceinline__ void arrive_expecting(unsigned barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
@@ -1004,9 +1003,8 @@ extern "C" __global__ void __launch_bounds__(128) attend_cluster(
 
     let_next_kernel_start();
     const int blocks = blocks_in_cluster(), rank = rank_in_cluster(), warp = threadIdx.x / 32;
-    const int slice = ELEMENTS / blocks;  // of the result, which this block finishes
     const unsigned come = shared_address(&parts_have_come);
-    if (threadIdx.x == 0) expect_bytes(come, blocks * (slice * sizeof(float) + HEAD_TILE * sizeof(float2)));
+    if (threadIdx.x == 0) init_barrier(come, 1);
     arrive_at_cluster();
     const int token = blockIdx.x, kv_head = blockIdx.y / HEAD_TILES;
     const int position = positions[token], sequence_of = sequence[token];
@@ -1096,6 +1094,8 @@ extern "C" __global__ void __launch_bounds__(128) attend_cluster(
     attention.store(parts + warp * RING_FLOATS, warp_stats[warp]);
     __syncthreads();
 
+    const int slice = ELEMENTS / blocks;  // of the result, which this block finishes
+    if (threadIdx.x == 0) arrive_expecting(come, blocks * (slice * sizeof(float) + HEAD_TILE * sizeof(float2)));
     wait_for_cluster();  // all blocks have started, and may be sent to
     for (int e = threadIdx.x * 4; e < ELEMENTS; e += THREADS * 4) {
         const int h = e / HEAD_DIM, column = e % HEAD_DIM, owner = e * blocks / ELEMENTS;
