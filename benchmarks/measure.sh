@@ -23,6 +23,7 @@ for size in 1b 8b; do
   measure llama-$size-fused "${latency[@]}" --repeats 5
   measure llama-$size-unfused "${latency[@]}" --no-fuse
   measure llama-$size-sampled "${latency[@]}" --temperature 0.8 --top-k 50 --top-p 0.95 --repeats 5
+  measure llama-$size-top-p "${latency[@]}" --temperature 0.8 --top-p 0.95
   measure llama-$size-context-8k "${latency[@]}" --prompt 7936
   measure llama-$size-context-32k "${latency[@]}" --prompt 32512
   measure llama-$size-prompt-2048 "${latency[@]}" --prompt 2048 --tokens 64

@@ -105,12 +105,12 @@ BREAKAGES = [
     ),
     Breakage("one token too many", "sample", "t8", "sample", "more_likely < k", "more_likely <= k"),
     Breakage(
-        "top-p an octave short",
+        "top-p a level short",
         "sample",
         "t8",
         "sample",
-        "octave_of(logit_of(key), largest) <= last",
-        "octave_of(logit_of(key), largest) < last",
+        "level_of(logit_of(key), largest) <= last",
+        "level_of(logit_of(key), largest) < last",
     ),
     Breakage(
         "a lane's tokens for a chunk's",

@@ -28,8 +28,8 @@ EXP2 = tuple(
 )
 LOG2_E = np.float32(1.4426950)
 
-_OCTAVES = 41
-"""Halvings of the largest weight that are told apart on the GPU: after 40, tokens weigh nothing."""
+_BINS = 2048
+"""Levels of likelihood that tokens are told apart by on the GPU, as in templates/include/sampling.cuh."""
 
 
 def _argmax_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
@@ -68,7 +68,7 @@ def _sample_constants(call: Call, target: Target) -> Mapping[str, Any]:
         "CHUNK": chunk,
         "CHUNKS": ceildiv(vocab, chunk),
         "KEY_WARPS": 8,
-        "OCTAVES": _OCTAVES,
+        "BINS": _BINS,
     }
 
 
@@ -130,11 +130,11 @@ def argmax(logits: np.ndarray) -> np.ndarray:
                 Workspace("keys", ("rows", "VOCAB"), "u32"),
                 Workspace("chunk_keys", ("rows", "CHUNKS"), "u32"),
                 Workspace("chunk_weights", ("rows", "CHUNKS"), "u64"),
-                Workspace("octave_weights", ("rows", "OCTAVES"), "u64"),
+                Workspace("level_weights", ("rows", "BINS"), "u64"),
             ),
             takes=(
                 *("logits", "seen", "temperature", "repetition_penalty", "keys", "chunk_keys"),
-                "octave_weights",
+                "level_weights",
             ),
             symbols=(),
             then=Template(
@@ -144,8 +144,8 @@ def argmax(logits: np.ndarray) -> np.ndarray:
                 constants=_sample_constants,
                 includes=("programmatic.cuh", "sampling.cuh"),
                 takes=(
-                    *("keys", "chunk_keys", "temperature", "top_k", "min_p"),
-                    *("chunk_weights", "octave_weights"),
+                    *("keys", "chunk_keys", "temperature", "top_k", "top_p", "min_p"),
+                    *("chunk_weights", "level_weights"),
                 ),
                 symbols=(),
                 then=Template(
@@ -155,7 +155,7 @@ def argmax(logits: np.ndarray) -> np.ndarray:
                     constants=_sample_constants,
                     includes=("programmatic.cuh", "sampling.cuh"),
                     takes=(
-                        *("keys", "chunk_keys", "chunk_weights", "octave_weights"),
+                        *("keys", "chunk_keys", "chunk_weights", "level_weights"),
                         *("temperature", "top_k", "top_p", "min_p", "seed", "positions"),
                         *("output_rows", "next_tokens"),
                     ),

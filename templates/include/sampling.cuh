@@ -29,13 +29,13 @@ __device__ __forceinline__ u64 weight_of(float x, float largest) {
     return __float2ull_rn(__fmul_rn(value, two_to_whole_plus_32));
 }
 
-constexpr int OCTAVES = 41;
+constexpr int BINS = 2048;
 
-// How often a token's likelihood doubles up to the largest, rounded down, at most 40. Computed from the logit by float
-// operations that keep order, so that no token of a higher octave is more likely.
-__device__ __forceinline__ int octave_of(float x, float largest) {
+// How likely a token is, as one of BINS levels: 0 for the most likely one, 51.2 to every halving. Computed from the
+// logit by float operations that keep order, so that no token of a higher level is more likely.
+__device__ __forceinline__ int level_of(float x, float largest) {
     const float below = x == largest ? 0.0f : __fsub_rn(x, largest);
-    return int(fminf(__fmul_rn(-below, 1.4426950f), 40.0f));
+    return int(fminf(__fmul_rn(-below, 73.865595f), BINS - 1.0f));
 }
 
 // SplitMix64 (Steele, Lea & Flood 2014) at place (seed, position) of its stream.
@@ -99,11 +99,9 @@ __device__ __forceinline__ void for_each_key(const unsigned* keys, int first, in
     }
 }
 
-constexpr int BINS = 2048;
-
 // 64-bit sums in two halves, since shared memory adds 32 bits at a time.
-template <int COUNT> struct Bins {
-    unsigned low[COUNT], high[COUNT];
+struct Histogram {
+    unsigned low[BINS], high[BINS];
 
     __device__ __forceinline__ void clear(int bin) { low[bin] = high[bin] = 0; }
     __device__ __forceinline__ u64 sum(int bin) const { return u64(high[bin]) << 32 | low[bin]; }
@@ -115,11 +113,22 @@ template <int COUNT> struct Bins {
 };
 
 struct SamplingScratch {
-    Bins<BINS> histogram;
+    Histogram histogram;
     u64 of_warp[32];
-    unsigned bin;
+    unsigned found;
     u64 above;
 };
+
+// Where a running sum over two bins a thread reaches `wanted`: which bin it is, in their order, to scratch.found, and the
+// sum before it to scratch.above. Each thread knows the sum before its first.
+__device__ __forceinline__ void find_bin(SamplingScratch& scratch, u64 before, u64 first, u64 second, u64 wanted) {
+    if (before < wanted && wanted <= before + first + second) {
+        const bool in_first = wanted <= before + first;
+        scratch.found = 2 * threadIdx.x + !in_first;
+        scratch.above = in_first ? before : before + first;
+    }
+    __syncthreads();
+}
 
 // The largest key such that the tokens from it upwards count (or, with WEIGHTS, weigh) at least `wanted`, among those
 // of at least `smallest`. A radix select: three rounds settle 11, 11 and 10 bits of the key, the highest first.
@@ -146,13 +155,9 @@ __device__ unsigned select_key(
         const u64 in_upper = scratch.histogram.sum(upper), in_lower = scratch.histogram.sum(lower);
         u64 total;
         const u64 before = block_sum_before<THREADS>(in_upper + in_lower, scratch.of_warp, total);
-        if (before < wanted && wanted <= before + in_upper + in_lower) {
-            const bool is_upper = wanted <= before + in_upper;
-            scratch.bin = is_upper ? upper : lower;
-            scratch.above = is_upper ? before : before + in_upper;
-        }
-        __syncthreads();
-        prefix = round == 0 ? scratch.bin : prefix << (round == 2 ? 10 : 11) | scratch.bin;
+        find_bin(scratch, before, in_upper, in_lower, wanted);
+        prefix = round == 0 ? 0 : prefix << (round == 2 ? 10 : 11);
+        prefix |= BINS - 1 - scratch.found;
         wanted -= scratch.above;
         __syncthreads();
     }
@@ -213,20 +218,33 @@ template <int MOST> struct Candidates {
     u64 weight[MOST];
     int chunk[MOST], chunks, count;  // chunks that have one; a count above MOST: not all are here
 
-    // All tokens whose key is_one, as is every larger key. Each thread knows the largest key of its chunk.
-    template <int WARPS, int CHUNK, typename IsOne>
-    __device__ __forceinline__ void collect(const unsigned* keys, int vocab, unsigned of_chunk, IsOne is_one) {
+    // The chunks whose largest key is_one; each thread knows that of one chunk.
+    template <typename IsOne> __device__ __forceinline__ void find_chunks(unsigned of_chunk, IsOne is_one) {
         if (of_chunk > 0 && is_one(of_chunk)) chunk[atomicAdd(&chunks, 1)] = threadIdx.x;
         __syncthreads();
-        for (int c = threadIdx.x / 32; c < chunks; c += WARPS) {
+    }
+
+    // All tokens of those chunks whose key is_one, unless there are too many.
+    template <int WARPS, int CHUNK, typename IsOne>
+    __device__ __forceinline__ void collect(const unsigned* keys, int vocab, IsOne is_one) {
+        const int lane = threadIdx.x % 32;
+        int before = 0;
+        for (int c = threadIdx.x / 32; c < chunks && before <= MOST; c += WARPS) {
+            const int first = chunk[c] * CHUNK + lane;
+            unsigned found[CHUNK / 32];
+#pragma unroll
+            for (int i = 0; i < CHUNK / 32; i++) found[i] = first + i * 32 < vocab ? keys[first + i * 32] : 0;
 #pragma unroll
             for (int i = 0; i < CHUNK / 32; i++) {
-                const int of = chunk[c] * CHUNK + i * 32 + threadIdx.x % 32;
-                if (of >= vocab || !is_one(keys[of])) continue;
-                const int place = atomicAdd(&count, 1);
-                if (place >= MOST) continue;
-                key[place] = keys[of];
-                token[place] = of;
+                const bool one = found[i] > 0 && is_one(found[i]);
+                const unsigned ones = __ballot_sync(0xffffffffu, one);
+                if (ones == 0) continue;
+                if (lane == 0) before = atomicAdd(&count, __popc(ones));
+                before = __shfl_sync(0xffffffffu, before, 0);
+                const int place = before + __popc(ones & ((1u << lane) - 1));
+                if (!one || place >= MOST) continue;
+                key[place] = found[i];
+                token[place] = first + i * 32;
             }
         }
         __syncthreads();
@@ -251,15 +269,26 @@ template <int MOST> struct Candidates {
         return sum;
     }
 
+    // What the tokens that are more likely than this thread's weigh.
+    __device__ __forceinline__ u64 above() const {
+        u64 sum = 0;
+        for (int other = 0; other < count; other++) sum += key[other] > key[threadIdx.x] ? weight[other] : 0;
+        return sum;
+    }
+
+    // Top-p: the smallest key that stays, by the same condition as below.
+    __device__ __forceinline__ unsigned smallest_key(u64 most, unsigned* shared) const {
+        if (threadIdx.x == 0) *shared = ~0u;
+        __syncthreads();
+        if (threadIdx.x < count && above() < most) atomicMin(shared, key[threadIdx.x]);
+        __syncthreads();
+        return *shared;
+    }
+
     // Top-p and min-p: a token stays while those that are more likely weigh less than `most`, if it is not too light.
     __device__ __forceinline__ void keep(u64 most, u64 lightest) {
         const int me = threadIdx.x;
-        u64 kept = 0;
-        if (me < count) {
-            u64 above = 0;
-            for (int other = 0; other < count; other++) above += key[other] > key[me] ? weight[other] : 0;
-            kept = above >= most || weight[me] < lightest ? 0 : weight[me];
-        }
+        const u64 kept = me >= count || above() >= most || weight[me] < lightest ? 0 : weight[me];
         __syncthreads();
         if (me < count) weight[me] = kept;
         __syncthreads();
