@@ -2,17 +2,18 @@
 
 Symbols get their values when a step is launched:
 
-    tokens     new tokens in the step, all sequences together
-    seqs       sequences in the step
-    rows       rows of logits wanted
-    max_pages  columns of the page table
-    pages      pages in the KV cache
-    sms        multiprocessors of the GPU
+    tokens         new tokens in the step, all sequences together
+    seqs           sequences in the step
+    rows           rows of logits wanted
+    max_pages      columns of the page table
+    context_pages  pages of the longest sequence, rounded up by `round_pages`
+    pages          pages in the KV cache
+    sms            multiprocessors of the GPU
 
 Two more only occur in costs, since no kernel needs them:
 
-    cached     positions in the KV cache of all sequences together, after the step
-    attended   pairs of a new token and a position that it attends to
+    cached         positions in the KV cache of all sequences together, after the step
+    attended       pairs of a new token and a position that it attends to
 """
 
 from __future__ import annotations
@@ -24,13 +25,18 @@ from collections.abc import Callable, Mapping
 from infernum.errors import InfernumError
 
 Dim = int | str
-SYMBOLS = ("tokens", "seqs", "rows", "max_pages", "pages", "sms")
+SYMBOLS = ("tokens", "seqs", "rows", "max_pages", "context_pages", "pages", "sms")
 COSTS = ("cached", "attended")
 
 
 def ceildiv(a: int, b: int) -> int:
     """The smallest integer not below a / b."""
     return -(-a // b)
+
+
+def round_pages(pages: int) -> int:
+    """A power of two, 64 or more: so few values of `context_pages` that each may have a CUDA graph of its own."""
+    return max(64, 1 << (pages - 1).bit_length())
 
 
 _BINARY: dict[type[ast.operator], Callable[[int, int], int]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-SCHEMA = 4
+SCHEMA = 5
 """Raised with every change that an older version could not read."""
 
 Formula = int | str

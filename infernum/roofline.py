@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from infernum.dims import ceildiv, round_pages
+
 CONTEXT = 1024
 """Positions behind each sequence, the new ones included, that costs are given for unless something else is asked."""
 
@@ -60,13 +62,14 @@ def step_symbols(tokens: int, *, context: int = CONTEXT, sms: int = 1) -> dict[s
     sequences = tokens if decodes else 1
     behind = max(context - 1, 0) if decodes else max(context - tokens, 0)
     each = behind + (1 if decodes else tokens)
-    pages = -(-each // 64)
+    pages = ceildiv(each, 64)
     attended = sequences * each if decodes else tokens * behind + tokens * (tokens + 1) // 2
     return {
         "tokens": tokens,
         "seqs": sequences,
         "rows": sequences,
         "max_pages": pages,
+        "context_pages": round_pages(pages),
         "pages": sequences * pages,
         "sms": sms,
         "cached": sequences * each,

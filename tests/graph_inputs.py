@@ -29,6 +29,7 @@ def step(tokens: int) -> tuple[dict[str, int], Arrays]:
         "seqs": len(lengths),
         "rows": len(lengths),
         "max_pages": 3,
+        "context_pages": 64,
         "pages": 3 * len(lengths),
     }
     return sizes, {name: array.astype(np.int32) for name, array in facts.items()}

@@ -95,9 +95,9 @@ def test_a_cluster_is_the_largest_power_of_two_from_two_on_that_gives_every_sm_a
     clusters = kv_heads * int(str(constants["HEAD_TILES"]))
     most = min(int(str(constants["CLUSTER"])), dim // 4)
     low, high = FEW[variant]
-    for tokens, max_pages in itertools.product(range(low, high + 1), (1, 64, 65, 2048)):
-        blocks = evaluate(str(constants["BLOCKS"]), {"tokens": tokens, "max_pages": max_pages})
-        allowed = most if max_pages > 64 else min(most, 8)
+    for tokens, context_pages in itertools.product(range(low, high + 1), (64, 128, 2048)):
+        blocks = evaluate(str(constants["BLOCKS"]), {"tokens": tokens, "context_pages": context_pages})
+        allowed = most if context_pages > 64 else min(most, 8)
         assert blocks in (2, 4, 8, 16) and blocks <= allowed
         fits = clusters * tokens * blocks <= GPUS[arch].sms
         assert fits or blocks == 2
@@ -196,7 +196,7 @@ def test_the_size_of_a_cluster_is_worked_out_for_each_step() -> None:
     program = BoundProgram(stream, symbols, None)  # type: ignore[arg-type]
     program.append(block("b", "t8", [clustered, plain]), FakeModule({"k": ("p", print)}), {"x": 0})  # type: ignore[dict-item]
     for tokens in (2, 8):
-        symbols.set(tokens, tokens, tokens)
+        symbols.set(tokens, tokens, tokens, 64)
         program.queue()
     assert seen == [
         (True, (2, 1, 4), 4),

@@ -134,6 +134,7 @@ def test_a_step_of_few_tokens_is_a_decode_of_as_many_sequences_and_a_larger_one_
         "seqs": 8,
         "rows": 8,
         "max_pages": 2,
+        "context_pages": 64,
         "pages": 16,
         "sms": 1,
         "cached": 800,

@@ -17,6 +17,7 @@ import pytest
 import toy_bundle as toy
 from fake_gpu import FakeGpu, FakeMemory, at
 
+from infernum import dims
 from infernum.bundle import Bundle, Manifest, Stage, Weight
 from infernum.errors import BundleError, CheckpointError, DeviceError
 from infernum.runtime import driver, kv_cache, layout, sampled, weights
@@ -116,6 +117,20 @@ def test_a_decode_is_launched_eagerly_once_and_replayed_ever_after(open_toy: Ope
         decode(executor, [9, 2, 2], 6, [4, 5, 7])
     assert gpu.graph_launches == 2 + 5
     assert gpu.eager_launches - launches == launches // 2, "only the second prompt was launched by kernel"
+
+
+def test_a_context_that_outgrows_what_a_graph_was_made_for_is_launched_anew_and_then_replayed(
+    open_toy: Open, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dims, "round_pages", lambda pages: pages)
+    with open_toy() as executor:
+        assert decode(executor, [8, 8, 1], 8, [3, 1, 6]) == expected_decode([8, 8, 1], 8)
+    assert toy.PAGE == 4
+    assert gpu.graph_launches == 4, "of the 4th to 10th token, all but the first on each page"
+
+
+def test_contexts_are_rounded_to_few_sizes() -> None:
+    assert [dims.round_pages(n) for n in (0, 1, 64, 65, 128, 129, 2048)] == [64, 64, 64, 128, 128, 256, 2048]
 
 
 def test_many_sequences_advance_together_each_in_its_own_pages(open_toy: Open) -> None:

@@ -343,7 +343,7 @@ def test_an_older_bundle_is_refused_with_what_to_do(
     files = {name: default.read(name) for name in default.checksums if name != "manifest.json"}
     old = write_bundle(tmp_path / "old", msgspec.structs.replace(default.manifest, schema=2), files)
     found = infernum("inspect", old.folder)
-    assert found.code == 2 and "schema 2, this version reads 4; compile the model again" in found.err
+    assert found.code == 2 and "schema 2, this version reads 5; compile the model again" in found.err
 
 
 def test_a_bundle_with_other_choices_is_another_bundle_in_the_cache(

@@ -36,7 +36,7 @@ def _choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
     """Warps of a block, units in a warp's ring, and most blocks of a cluster.
 
     Rings take what the kernel before leaves room for beside them on an SM, 64 KiB. More than 8 blocks, which keep more
-    of the memory busy, pay where heads are small and contexts may be long (measured on an H200).
+    of the memory busy, pay where heads are small and contexts long (measured on an H200).
     """
     *_, dim = heads_of(call)
     depth = max(1, min(8, 256 // dim))
@@ -83,7 +83,7 @@ def _constants(call: Call, target: Target) -> Mapping[str, Any]:
 def _blocks(most: int, clusters: int, target: Target) -> Formula:
     """Blocks of a cluster, of which there are `clusters` for each token: as many as give every SM at most one.
 
-    It is a power of two up to `most`, and more than 8 only where sequences may be long. At least two: a block alone is
+    It is a power of two up to `most`, and more than 8 only where a sequence is long. At least two: a block alone is
     launched without a cluster, and may then send nothing, not even to itself (an illegal instruction on an H200). As a
     formula: a factor of two for each size up to which they fit.
     """
@@ -92,7 +92,7 @@ def _blocks(most: int, clusters: int, target: Target) -> Formula:
     while 2 * blocks <= most and (tokens := sms // (clusters * 2 * blocks)) >= target.min_tokens:
         blocks *= 2
         limits = [f"{tokens} // tokens"] if tokens < target.max_tokens else []
-        limits += [f"max_pages // {_LONG // PAGE + 1}"] if blocks > 8 else []
+        limits += [f"context_pages // {_LONG // PAGE + 1}"] if blocks > 8 else []
         if limits:
             factors.append(f"(1 + min({', '.join(['1', *limits])}))")
         else:

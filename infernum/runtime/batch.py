@@ -46,6 +46,11 @@ class Batch:
     def rows(self) -> int:
         return len(self.output_rows)
 
+    @property
+    def longest(self) -> int:
+        """Positions of the longest sequence, after the step."""
+        return int(self.positions.max(initial=-1)) + 1
+
 
 @dataclass(frozen=True)
 class Sampling:

@@ -39,19 +39,20 @@ class Symbols:
 
     def __init__(self, *, max_pages: int, pages: int, sms: int) -> None:
         self._cells = {name: ctypes.c_int32(0) for name in dims.SYMBOLS}
-        self._remembered: dict[tuple[int, int, int], dict[Formula, int]] = {}
+        self._remembered: dict[tuple[int, int, int, int], dict[Formula, int]] = {}
         self._values: dict[Formula, int] = {}
         for name, value in (("max_pages", max_pages), ("pages", pages), ("sms", sms)):
             self._cells[name].value = value
-        self.set(0, 0, 0)
+        self.set(0, 0, 0, 0)
 
-    def set(self, tokens: int, seqs: int, rows: int) -> None:
+    def set(self, tokens: int, seqs: int, rows: int, context_pages: int) -> None:
         """Begin a step of these sizes."""
-        for name, value in (("tokens", tokens), ("seqs", seqs), ("rows", rows)):
+        sizes = (tokens, seqs, rows, context_pages)
+        for name, value in zip(("tokens", "seqs", "rows", "context_pages"), sizes, strict=True):
             self._cells[name].value = value
         if len(self._remembered) >= _REMEMBERED_SIZES:
             self._remembered.clear()
-        self._values = self._remembered.setdefault((tokens, seqs, rows), {})
+        self._values = self._remembered.setdefault(sizes, {})
 
     def values(self) -> dict[str, int]:
         """All symbols of the current step."""

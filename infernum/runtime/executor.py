@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
+from infernum import dims
 from infernum.bundle import Bundle, Gemm
 from infernum.errors import BundleError, DeviceError
 from infernum.runtime.batch import Batch, Float32, Sampling
@@ -36,6 +37,7 @@ class StepShape:
     tokens: int
     seqs: int
     rows: int
+    context_pages: int
     sampler: str
 
     @property
@@ -66,6 +68,7 @@ class CudaExecutor:
         self._graphs: dict[tuple[StepShape, int], Graph] = {}
         self._launched: set[StepShape] = set()
         self._last: StepShape | None = None
+        self._longest = 0
         self._advances_left = 0
         try:
             self._stack.callback(device.close)
@@ -143,6 +146,7 @@ class CudaExecutor:
         shape = self._shape(batch, "greedy" if sampling.greedy else "sample")
         self._loaded.inputs.upload(batch, sampling)
         self._last = shape
+        self._longest = batch.longest
         self._advances_left = _room(batch, self.page_size) if shape.is_decode else 0
         return self._step(shape)
 
@@ -156,6 +160,8 @@ class CudaExecutor:
         )
         assert self._advances_left > 0, "advance() would go past the pages of a sequence"
         self._advances_left -= 1
+        self._longest += 1
+        self._last = replace(self._last, context_pages=self._context_pages(self._longest))
         self._device.activate()
         return self._step(self._last)
 
@@ -169,7 +175,16 @@ class CudaExecutor:
         self._last = None
         samplers = self._loaded.samplers
         programs = (self._loaded.programs[shape.variant], samplers[shape.variant, shape.sampler, 0])
-        return PreparedStep(self._device, self._stream, self._loaded, programs, batch, sampling, self._ring)
+        return PreparedStep(
+            self._device,
+            self._stream,
+            self._loaded,
+            programs,
+            batch,
+            sampling,
+            shape.context_pages,
+            self._ring,
+        )
 
     def tune_products(
         self, tokens: int, on_tuned: Callable[[Tuned], None] = lambda tuned: None
@@ -234,7 +249,11 @@ class CudaExecutor:
             raise BundleError(
                 f"{self._bundle.folder}: compiled without the sampler {sampler!r}; compile the model again"
             )
-        return StepShape(variant.name, batch.tokens, batch.seqs, batch.rows, sampler)
+        context_pages = self._context_pages(batch.longest)
+        return StepShape(variant.name, batch.tokens, batch.seqs, batch.rows, context_pages, sampler)
+
+    def _context_pages(self, longest: int) -> int:
+        return dims.round_pages(dims.ceildiv(longest, self.page_size))
 
     def _step(self, shape: StepShape) -> SampledTokens:
         turn = self._ring.next_turn()
@@ -260,7 +279,7 @@ class CudaExecutor:
             for number, place in enumerate(program.places)
             if isinstance(block_variant(self._bundle.manifest, place.block, variant).steps[place.index], Gemm)
         ]
-        self._loaded.symbols.set(tokens, 1, 1)
+        self._loaded.symbols.set(tokens, 1, 1, self._context_pages(tokens))
         with library.collect() as collected:
             program.queue(numbers)
         return collected
@@ -275,7 +294,7 @@ class CudaExecutor:
         )
 
     def _queue(self, shape: StepShape, turn: int = 0) -> None:
-        self._loaded.symbols.set(shape.tokens, shape.seqs, shape.rows)
+        self._loaded.symbols.set(shape.tokens, shape.seqs, shape.rows, shape.context_pages)
         self._loaded.programs[shape.variant].queue()
         if shape.sampler:
             self._loaded.samplers[shape.variant, shape.sampler, turn].queue()

@@ -23,6 +23,7 @@ class PreparedStep:
         programs: tuple[BoundProgram, BoundProgram],
         batch: Batch,
         sampling: Sampling,
+        context_pages: int,
         ring: TokenRing,
     ) -> None:
         """Made by `CudaExecutor.prepare`; uploads the batch."""
@@ -31,6 +32,7 @@ class PreparedStep:
         self._loaded = loaded
         self._model, self._sampler = programs
         self._sizes = (batch.tokens, batch.seqs, batch.rows)
+        self._context_pages = context_pages
         self._sampling = sampling
         self._ring = ring
         self.places: tuple[Place, ...] = (*self._model.places, *self._sampler.places)
@@ -39,7 +41,7 @@ class PreparedStep:
     @property
     def symbols(self) -> dict[str, int]:
         """The values of all symbols in this step."""
-        self._loaded.symbols.set(*self._sizes)
+        self._loaded.symbols.set(*self._sizes, self._context_pages)
         return self._loaded.symbols.values()
 
     def upload(self, batch: Batch) -> None:
@@ -52,14 +54,14 @@ class PreparedStep:
 
     def queued(self) -> list[int]:
         """The numbers of the kernels that this step launches: those whose grid has blocks."""
-        self._loaded.symbols.set(*self._sizes)
+        self._loaded.symbols.set(*self._sizes, self._context_pages)
         first = len(self._model.places)
         return [*self._model.queued(), *(first + number for number in self._sampler.queued())]
 
     def queue(self, only: Sequence[int] | None = None) -> None:
         """Queue the whole step, or just the kernels of these numbers, in this order."""
         self.device.activate()
-        self._loaded.symbols.set(*self._sizes)
+        self._loaded.symbols.set(*self._sizes, self._context_pages)
         if only is None:
             self._model.queue()
             self._sampler.queue()

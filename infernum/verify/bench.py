@@ -108,7 +108,7 @@ class Bench:
     def _symbols(self, facts: Facts) -> Symbols:
         counts = facts.symbols
         symbols = Symbols(max_pages=counts["max_pages"], pages=counts["pages"], sms=self.device.facts.sms)
-        symbols.set(counts["tokens"], counts["seqs"], counts["rows"])
+        symbols.set(counts["tokens"], counts["seqs"], counts["rows"], counts["context_pages"])
         return symbols
 
     def _module(self, image: Image) -> Any:

@@ -41,6 +41,9 @@ STEPS: tuple[Chunks, ...] = (
 the end of a page, chunks that begin or end there, contexts long enough for kernels to go round more than once, and the
 first tokens of an empty cache."""
 
+CONTEXT_PAGES = (64, 2048)
+"""What a step's longest context is said to be: it only decides how kernels are launched, and any way must be right."""
+
 _SPARE_COLUMNS, _SPARE_PAGES = 2, 3
 
 
@@ -119,6 +122,7 @@ def ragged_step(chunks: Chunks, vocab: int, rng: np.random.Generator) -> Facts:
         "seqs": len(lengths),
         "rows": len(rows),
         "max_pages": page_table.shape[1],
+        "context_pages": int(rng.choice(CONTEXT_PAGES)),
         "pages": pages,
     }
     arrays = {name: array.astype(np.int32) for name, array in batch.items()}

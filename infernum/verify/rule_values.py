@@ -39,6 +39,7 @@ class Round:
             "seqs": seqs,
             "rows": self.tokens,
             "max_pages": MAX_PAGES,
+            "context_pages": dims.round_pages(MAX_PAGES),
             "pages": pages,
             "sms": 1,
         }
