@@ -103,7 +103,7 @@ BREAKAGES = [
         "&sums[(rank - owner) * slice + e]",
         "&sums[e - owner * slice]",
     ),
-    Breakage("one token too many", "sample", "t8", "sample", "more_likely < k", "more_likely <= k"),
+    Breakage("one token too few", "sample", "t8", "sample", "more_likely < k", "more_likely + 1 < k"),
     Breakage(
         "top-p a level short",
         "sample",
@@ -113,12 +113,12 @@ BREAKAGES = [
         "level_of(logit_of(key), largest) < last",
     ),
     Breakage(
-        "a lane's tokens for a chunk's",
+        "chunks weighed without min-p",
         "sample",
         "t8",
         "sample_weights",
-        "kept = warp_sum(kept);",
-        "kept = __shfl_sync(0xffffffffu, kept, 0);",
+        "} else if (weight >= lightest) {",
+        "} else {",
     ),
     Breakage(
         "missing last split",

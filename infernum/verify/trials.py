@@ -38,12 +38,12 @@ class Trial:
         return f"{self.facts}, {self.kind}"
 
 
-def trials(unit: Unit, chunks: Chunks, kinds: Iterable[Kind] = KINDS) -> Iterator[Trial]:
+def trials(unit: Unit, chunks: Chunks, kinds: Iterable[Kind] = KINDS, again: int = 0) -> Iterator[Trial]:
     """The trials of a unit in one step, but for kinds that make the same operands as an earlier one.
 
-    "large" is also left out where nothing large has a finite result.
+    "large" is also left out where nothing large has a finite result. `again`: other numbers for every other value.
     """
-    seed = [*(n for chunk in chunks for n in chunk), unit.graph.order.index(unit.node.name)]
+    seed = [*(n for chunk in chunks for n in chunk), unit.graph.order.index(unit.node.name), again]
     facts = ragged_step(chunks, unit.bundle.manifest.model.vocab_size, np.random.default_rng(seed))
     weights: dict[Place, Array] = {}
     seen: set[bytes] = set()
