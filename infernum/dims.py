@@ -64,6 +64,11 @@ def evaluate(formula: str | int, symbols: Mapping[str, int]) -> int:
         ) from error
 
 
+def at_longest_context(formula: str | int) -> int:
+    """The value of a formula over `context_pages` alone, where contexts are longer than any: 2³⁰ positions."""
+    return evaluate(formula, {"context_pages": 1 << 24})
+
+
 def _value(node: ast.expr, symbols: Mapping[str, int]) -> int:
     match node:
         case ast.Constant(value=int(value)):

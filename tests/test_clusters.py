@@ -17,7 +17,7 @@ from infernum.codegen.emit import emit_block
 from infernum.codegen.nvrtc import compile_cuda, parse_arch, supported_archs
 from infernum.codegen.plan import plan_block
 from infernum.codegen.steps import Kernel
-from infernum.dims import evaluate
+from infernum.dims import at_longest_context, evaluate
 from infernum.dtypes import dtype
 from infernum.fusion import attend
 from infernum.ir.apply import apply_rules
@@ -156,53 +156,62 @@ def test_the_default_and_every_candidate_that_is_feasible_fit_on_an_sm(
     for values in itertools.product(*choices.values()):
         chosen = replace(goal, chosen=dict(zip(choices, values, strict=True)))
         if ATTEND_CLUSTER.feasible(attended, chosen) is None:
-            shared = ATTEND_CLUSTER.constants(attended, chosen)["SHARED"]
-            assert int(str(shared)) < GPUS[90].shared_per_sm - GPUS[90].shared_reserved
+            shared = str(ATTEND_CLUSTER.constants(attended, chosen)["SHARED"])
+            short, long = (evaluate(shared, {"context_pages": pages}) for pages in (64, 128))
+            assert long == at_longest_context(shared) == short * chosen.chosen["LONG"]
+            assert long < GPUS[90].shared_per_sm - GPUS[90].shared_reserved
             feasible += 1
     assert feasible > 1
 
 
 def test_a_cluster_is_an_attribute_of_the_launch_and_changes_with_the_grid() -> None:
-    config = LaunchConfig(driver, 0, (128, 1, 1), 0, programmatic=True, clustered=True)
+    config = LaunchConfig(driver, 0, (128, 1, 1), programmatic=True, clustered=True)
     kinds = driver.CUlaunchAttributeID
     for blocks in (16, 4):
-        config.set_grid(2, 8, blocks, blocks)
+        config.set_grid(2, 8, blocks, 512 * blocks, blocks)
         programmatic, cluster = config.raw.attrs
         assert programmatic.id == kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         assert cluster.id == kinds.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
         dim = cluster.value.clusterDim
         assert (dim.x, dim.y, dim.z) == (1, 1, blocks)
         assert config.raw.numAttrs == 2
+        assert config.raw.sharedMemBytes == 512 * blocks
 
 
 def test_without_a_cluster_a_launch_has_no_such_attribute() -> None:
-    config = LaunchConfig(driver, 0, (128, 1, 1), 0, programmatic=False, clustered=False)
+    config = LaunchConfig(driver, 0, (128, 1, 1), programmatic=False, clustered=False)
     config.set_grid(2, 8, 1)
     assert config.raw.numAttrs == 0
 
 
-def test_the_size_of_a_cluster_is_worked_out_for_each_step() -> None:
+def test_the_size_of_a_cluster_and_its_memory_are_worked_out_for_each_step() -> None:
     seen: list[tuple[object, ...]] = []
     stream = FakeStream(FakeGpu({}))
     stream.launch = lambda config, kernel, params: seen.append(
-        (config.clustered, config.grid, config.cluster)
+        (config.clustered, config.grid, config.shared_bytes, config.cluster)
     )  # type: ignore[method-assign, assignment, misc]
     symbols = Symbols(max_pages=4, pages=4, sms=4)
     blocks = "2 * (1 + min(1, 4 // tokens))"
     clustered = Launch(
-        kernel="k", args=[Pointer(tensor="x")], grid=["tokens", 1, blocks], block=[32], cluster=blocks
+        kernel="k",
+        args=[Pointer(tensor="x")],
+        grid=["tokens", 1, blocks],
+        block=[32],
+        shared_bytes="1024 * (1 + min(1, context_pages // 65))",
+        cluster=blocks,
     )
     plain = Launch(kernel="k", args=[Pointer(tensor="x")], grid=["tokens"], block=[32])
     program = BoundProgram(stream, symbols, None)  # type: ignore[arg-type]
     program.append(block("b", "t8", [clustered, plain]), FakeModule({"k": ("p", print)}), {"x": 0})  # type: ignore[dict-item]
-    for tokens in (2, 8):
-        symbols.set(tokens, tokens, tokens, 64)
+    for tokens, context_pages in ((2, 64), (8, 128)):
+        symbols.set(tokens, tokens, tokens, context_pages)
         program.queue()
+    assert clustered.most_shared_bytes == 2048
     assert seen == [
-        (True, (2, 1, 4), 4),
-        (False, (2, 1, 1), 1),
-        (True, (8, 1, 2), 2),
-        (False, (8, 1, 1), 1),
+        (True, (2, 1, 4), 1024, 4),
+        (False, (2, 1, 1), 0, 1),
+        (True, (8, 1, 2), 2048, 2),
+        (False, (8, 1, 1), 0, 1),
     ]
 
 

@@ -312,7 +312,7 @@ class NodePlanner:
             context=context,
             grid=(formula["x"], formula["y"], formula["z"]),
             block=evaluate(formula["block"], {}),
-            shared_bytes=evaluate(formula["shared"], {}),
+            shared_bytes=_dim(formula["shared"]),
             cluster=formula["cluster"],
             bytes=bytes_moved(moved, touched_by(self.body, self.inputs, lead)),
             flops=flops(self.body, lead) if first else 0,

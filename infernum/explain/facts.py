@@ -46,6 +46,7 @@ class KernelFacts:
     occupancy: Occupancy | None
     grid: tuple[int, ...] | None
     cluster: int = 1
+    shared_bytes: int = 0
 
 
 def facts_of(
@@ -90,11 +91,12 @@ def _facts(
     own = amount(arch, symbols, 1, kernel.bytes, kernel.flops)
     before = amount(arch, symbols, kernel.before.kernels, kernel.before.bytes, kernel.before.flops)
     memory_bound = own.bytes / gpu.bytes_per_second >= own.flops / gpu.flops_per_second
-    fits, grid, cluster = None, None, 1
+    fits, grid, cluster, dynamic = None, None, 1, 0
     if not isinstance(step, Gemm):
         grid = tuple(evaluate(size, symbols) for size in step.grid)
         cluster = evaluate(step.cluster, symbols)
-        shared = step.shared_bytes + kernel.static_shared_bytes
+        dynamic = evaluate(step.shared_bytes, symbols)
+        shared = dynamic + kernel.static_shared_bytes
         threads = step.block[0] * step.block[1] * step.block[2]
         if kernel.registers:
             fits = occupancy(gpu, threads=threads, registers=kernel.registers, shared_bytes=shared)
@@ -110,4 +112,5 @@ def _facts(
         occupancy=fits,
         grid=grid,
         cluster=cluster,
+        shared_bytes=dynamic,
     )

@@ -185,7 +185,7 @@ def _geometry(launch: Step, symbols: dict[str, int]) -> dict[str, object]:
             return {
                 "grid": grid if cluster == 1 else f"{grid}, in clusters of {cluster}",
                 "threads": " × ".join(map(str, launch.block)),
-                "shared": launch.shared_bytes,
+                "shared": dims.evaluate(launch.shared_bytes, symbols),
             }
         case Gemm():
             return {"product": f"{dims.evaluate(launch.m, symbols)} × {launch.n} × {launch.k}"}

@@ -17,7 +17,10 @@ _UNIT = 16
 """Positions that a warp attends to at once: the rows of an mma."""
 
 _LONG = 4096
-"""Positions beyond which a cluster of more than 8 blocks pays."""
+"""Positions beyond which a context is long."""
+
+_IS_LONG = f"context_pages // {_LONG // PAGE + 1}"
+"""1 or more where the longest context of a step is long, else 0."""
 
 
 def _refusal(call: Call, target: Target) -> str | None:
@@ -33,7 +36,7 @@ def _refusal(call: Call, target: Target) -> str | None:
 
 
 def _choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
-    """Warps of a block, units in a warp's ring, and most blocks of a cluster.
+    """Warps of a block, units in a warp's ring, how many times as many for long contexts, and most blocks of a cluster.
 
     Rings take what the kernel before leaves room for beside them on an SM, 64 KiB. More than 8 blocks, which keep more
     of the memory busy, pay where heads are small and contexts long (measured on an H200).
@@ -42,7 +45,12 @@ def _choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
     depth = max(1, min(8, 256 // dim))
     depths = (depth, *(d for d in (2, 3, 4, 8) if d != depth))
     most = 16 if dim <= 64 else 8
-    return {"WARPS": (4, 8), "DEPTH": depths, "CLUSTER": (most, *(c for c in (4, 8, 16) if c != most))}
+    return {
+        "WARPS": (4, 8),
+        "DEPTH": depths,
+        "LONG": (1, 2),
+        "CLUSTER": (most, *(c for c in (4, 8, 16) if c != most)),
+    }
 
 
 def _ring_bytes(call: Call, values: Mapping[str, int]) -> int:
@@ -50,12 +58,18 @@ def _ring_bytes(call: Call, values: Mapping[str, int]) -> int:
     return values["WARPS"] * values["DEPTH"] * 2 * _UNIT * (dim + 8) * 2
 
 
+def _shared_bytes(call: Call, values: Mapping[str, int]) -> Formula:
+    """The rings of a block, which are LONG times as deep at long contexts."""
+    ring, longer = _ring_bytes(call, values), values["LONG"] - 1
+    return f"{ring} * (1 + {longer} * min(1, {_IS_LONG}))" if longer else ring
+
+
 def _feasible(call: Call, target: Target) -> str | None:
     *_, dim = heads_of(call)
     gpu, values = GPUS[target.arch], chosen(_choices, call, target)
     rows = (_COLUMNS + 2 * FEW_TOKENS) * (dim + 8) * 2  # queries, new keys and values
     sums, statistics = _COLUMNS * dim * 4, (values["WARPS"] + values["CLUSTER"]) * _COLUMNS * 8
-    needed = _ring_bytes(call, values) + rows + sums + statistics + 8
+    needed = values["LONG"] * _ring_bytes(call, values) + rows + sums + statistics + 8
     most = gpu.shared_per_sm - gpu.shared_reserved
     return None if needed <= most else f"a block has {most} bytes of shared memory, not {needed}"
 
@@ -75,7 +89,7 @@ def _constants(call: Call, target: Target) -> Mapping[str, Any]:
         **values,
         "THREADS": 32 * values["WARPS"],
         "BLOCKS": _blocks(min(values["CLUSTER"], dim // 4), kv_heads * head_tiles, target),
-        "SHARED": _ring_bytes(call, values),
+        "SHARED": _shared_bytes(call, values),
         "INV_FREQ": [f"{f}f" for f in call.attrs["rope"].inv_freq(dim)],
     }
 
@@ -92,7 +106,7 @@ def _blocks(most: int, clusters: int, target: Target) -> Formula:
     while 2 * blocks <= most and (tokens := sms // (clusters * 2 * blocks)) >= target.min_tokens:
         blocks *= 2
         limits = [f"{tokens} // tokens"] if tokens < target.max_tokens else []
-        limits += [f"context_pages // {_LONG // PAGE + 1}"] if blocks > 8 else []
+        limits += [_IS_LONG] if blocks > 8 else []
         if limits:
             factors.append(f"(1 + min({', '.join(['1', *limits])}))")
         else:

@@ -111,7 +111,7 @@ class BoundProgram:
         self.places: list[Place] = []
         self._steps: list[BoundLaunch | BoundProduct] = []
         self._configs: dict[tuple[object, ...], LaunchConfig] = {}
-        self._grids: list[tuple[LaunchConfig, tuple[Formula, Formula, Formula], Formula]] = []
+        self._grids: list[tuple[LaunchConfig, tuple[Formula, ...]]] = []
 
     def append(
         self,
@@ -127,7 +127,7 @@ class BoundProgram:
             match step:
                 case Launch():
                     assert kernels is not None, f"{where} launches kernels but was given no module"
-                    kernel = kernels.kernel(step.kernel, step.shared_bytes, clustered=step.cluster != 1)
+                    kernel = kernels.kernel(step.kernel, step.most_shared_bytes, clustered=step.cluster != 1)
                     params, arguments = pack_arguments(step, addresses, self._symbols, where)
                     self._steps.append(BoundLaunch(self._config(step), kernel, params, arguments))
                 case Gemm():
@@ -160,8 +160,8 @@ class BoundProgram:
 
     def _set_grids(self) -> None:
         value = self._symbols.value
-        for config, (x, y, z), cluster in self._grids:
-            config.set_grid(value(x), value(y), value(z), value(cluster))
+        for config, formulas in self._grids:
+            config.set_grid(*map(value, formulas))
 
     def _config(self, launch: Launch) -> LaunchConfig:
         """The geometry of a launch, shared by all launches that have the same."""
@@ -170,11 +170,11 @@ class BoundProgram:
         if config is None:
             block = (*launch.block, 1, 1)[:3]
             config = self._stream.launch_config(
-                (block[0], block[1], block[2]), launch.shared_bytes, launch.programmatic, launch.cluster != 1
+                (block[0], block[1], block[2]), launch.programmatic, launch.cluster != 1
             )
             self._configs[key] = config
             grid = (*launch.grid, 1, 1)[:3]
-            self._grids.append((config, (grid[0], grid[1], grid[2]), launch.cluster))
+            self._grids.append((config, (*grid, launch.shared_bytes, launch.cluster)))
         return config
 
 

@@ -21,20 +21,21 @@ struct UnitOrder {
     }
 };
 
-// What a warp reads of the cache, up to position `end`: through a ring of its own of DEPTH units, so that no barrier is
+// What a warp reads of the cache, up to position `end`: through a ring of its own of some units, so that no barrier is
 // needed between loading and using them. Pages are looked up two units ahead.
-template <typename T, typename Cache, int DEPTH> struct UnitStream {
+template <typename T, typename Cache> struct UnitStream {
     static constexpr int ROW = UNIT_ROW<Cache::DIM>, SLOT = 2 * UNIT * ROW * sizeof(T);  // elements; bytes
     static constexpr int PIECES = Cache::DIM / 8, ROWS = 32 / PIECES;  // 16-byte pieces in a row; rows of one access
     static_assert(PIECES <= 32 && ROWS <= UNIT, "a warp copies whole rows");
     const T* head;  // the keys of the head in page 0
     const int* pages;
     unsigned ring;
-    int end, page, next_page, slot = 0;
+    int slots, end, page, next_page, slot = 0;
     UnitOrder order, ahead;
 
-    __device__ __forceinline__ UnitStream(const T* head, const int* pages, unsigned ring, UnitOrder order, int end)
-        : head(head), pages(pages), ring(ring), end(end), order(order), ahead(order) {
+    __device__ __forceinline__ UnitStream(
+        const T* head, const int* pages, unsigned ring, int slots, UnitOrder order, int end)
+        : head(head), pages(pages), ring(ring), slots(slots), end(end), order(order), ahead(order) {
         page = page_of(ahead.unit);
         ahead.next();
         next_page = page_of(ahead.unit);
@@ -52,7 +53,7 @@ template <typename T, typename Cache, int DEPTH> struct UnitStream {
                 copy_async(to + r * ROW * sizeof(T), from + r * Cache::DIM, r < left);
                 copy_async(to + (UNIT + r) * ROW * sizeof(T), from + Cache::VALUES + r * Cache::DIM, r < left);
             }
-            slot = slot + 1 == DEPTH ? 0 : slot + 1;
+            slot = slot + 1 == slots ? 0 : slot + 1;
             order.next();
             ahead.next();
             page = next_page;

@@ -556,6 +556,13 @@ __device__ __forceinline__ int rank_in_cluster() {
     return rank;
 }
 
+// Dynamic shared memory of the block: a launch says by it how deep rings are to be.
+__device__ __forceinline__ int dynamic_shared_bytes() {
+    int bytes;
+    asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+    return bytes;
+}
+
 // Every thread of the cluster arrives, and may do other work before it waits until all have. Nothing is promised of
 // memory but that the barriers that this thread has prepared are known (PTX ISA 9.7.13.4, barrier.cluster).
 __device__ __forceinline__ void arrive_at_cluster() {
@@ -613,20 +620,21 @@ struct UnitOrder {
     }
 };
 
-// What a warp reads of the cache, up to position `end`: through a ring of its own of DEPTH units, so that no barrier is
+// What a warp reads of the cache, up to position `end`: through a ring of its own of some units, so that no barrier is
 // needed between loading and using them. Pages are looked up two units ahead.
-template <typename T, typename Cache, int DEPTH> struct UnitStream {
+template <typename T, typename Cache> struct UnitStream {
     static constexpr int ROW = UNIT_ROW<Cache::DIM>, SLOT = 2 * UNIT * ROW * sizeof(T);  // elements; bytes
     static constexpr int PIECES = Cache::DIM / 8, ROWS = 32 / PIECES;  // 16-byte pieces in a row; rows of one access
     static_assert(PIECES <= 32 && ROWS <= UNIT, "a warp copies whole rows");
     const T* head;  // the keys of the head in page 0
     const int* pages;
     unsigned ring;
-    int end, page, next_page, slot = 0;
+    int slots, end, page, next_page, slot = 0;
     UnitOrder order, ahead;
 
-    __device__ __forceinline__ UnitStream(const T* head, const int* pages, unsigned ring, UnitOrder order, int end)
-        : head(head), pages(pages), ring(ring), end(end), order(order), ahead(order) {
+    __device__ __forceinline__ UnitStream(
+        const T* head, const int* pages, unsigned ring, int slots, UnitOrder order, int end)
+        : head(head), pages(pages), ring(ring), slots(slots), end(end), order(order), ahead(order) {
         page = page_of(ahead.unit);
         ahead.next();
         next_page = page_of(ahead.unit);
@@ -644,7 +652,7 @@ template <typename T, typename Cache, int DEPTH> struct UnitStream {
                 copy_async(to + r * ROW * sizeof(T), from + r * Cache::DIM, r < left);
                 copy_async(to + (UNIT + r) * ROW * sizeof(T), from + Cache::VALUES + r * Cache::DIM, r < left);
             }
-            slot = slot + 1 == DEPTH ? 0 : slot + 1;
+            slot = slot + 1 == slots ? 0 : slot + 1;
             order.next();
             ahead.next();
             page = next_page;
@@ -984,13 +992,14 @@ extern "C" __global__ void __launch_bounds__(128) attend_cluster(
     using T = bf16_t;
     constexpr int KV_HEADS = 2, GROUP = 2, HEAD_DIM = 16, HALF = HEAD_DIM / 2;
     constexpr int HEAD_TILE = 2, HEAD_TILES = 1;
-    constexpr int WARPS = 4, THREADS = 32 * WARPS, DEPTH = 8, MOST_BLOCKS = 16;
+    constexpr int WARPS = 4, THREADS = 32 * WARPS, MOST_BLOCKS = 16;
+    constexpr int DEPTH = 8, LONG = 1;  // units in a warp's ring; how many times as many for long contexts
     constexpr int MOST_NEW = 8;  // tokens in a step
     constexpr float SCALE = base_two(0.25f);
     constexpr size_t Q_STRIDE = 128, K_STRIDE = 128, V_STRIDE = 128;
     constexpr size_t OUT_STRIDE = 64;
     using Cache = KvCache<KV_HEADS, HEAD_DIM>;
-    using Stream = UnitStream<T, Cache, DEPTH>;
+    using Stream = UnitStream<T, Cache>;
     using Warp = WarpAttention<T, HEAD_DIM, HEAD_TILE>;
     constexpr int ROW = UNIT_ROW<HEAD_DIM>, ELEMENTS = HEAD_TILE * HEAD_DIM;
     static_assert(HEAD_TILE * Warp::PART_ROW * sizeof(float) <= DEPTH * Stream::SLOT, "a part fits into a warp's ring");
@@ -1013,12 +1022,15 @@ extern "C" __global__ void __launch_bounds__(128) attend_cluster(
     const int count_new = token - first_token + 1;  // keys of the step that this token attends to
     const int first_new = position + 1 - count_new;  // their first position; the cache holds those before
     const T* head_keys = kv + Cache::key(0, kv_head, 0);
-    const unsigned ring = shared_address(attend_cluster_shared) + warp * DEPTH * Stream::SLOT;
+    const bool deep = LONG > 1 && dynamic_shared_bytes() > WARPS * DEPTH * Stream::SLOT;
+    const int slots = deep ? LONG * DEPTH : DEPTH;
+    const unsigned ring = shared_address(attend_cluster_shared) + warp * slots * Stream::SLOT;
     const int workers = WARPS * blocks;  // that share out the units, by whole pages where each gets many
     UnitOrder order(warp * blocks + rank, workers, first_new > 16 * UNIT * workers ? PAGE / UNIT : 1);
-    Stream stream(head_keys, pages, ring, order, first_new);
+    Stream stream(head_keys, pages, ring, slots, order, first_new);
 #pragma unroll
     for (int i = 0; i < DEPTH; i++) stream.load();
+    for (int i = DEPTH; i < slots; i++) stream.load();
 
     const bool last = rank == blocks - 1;
     const int page = pages[position / PAGE];
@@ -1081,17 +1093,17 @@ extern "C" __global__ void __launch_bounds__(128) attend_cluster(
     }
     int slot = 0;
     for (; order.unit * UNIT < first_new; order.next()) {
-        wait_for_older_copies<DEPTH - 1>();
+        deep ? wait_for_older_copies<LONG * DEPTH - 1>() : wait_for_older_copies<DEPTH - 1>();
         __syncwarp();
         const unsigned keys = ring + slot * Stream::SLOT, values = keys + UNIT * ROW * sizeof(T);
         attention.template attend<UNIT>(keys, values, first_new - order.unit * UNIT, SCALE);
         __syncwarp();
         stream.load();
-        slot = slot + 1 == DEPTH ? 0 : slot + 1;
+        slot = slot + 1 == slots ? 0 : slot + 1;
     }
-    constexpr int RING_FLOATS = DEPTH * Stream::SLOT / sizeof(float);
+    const int ring_floats = slots * Stream::SLOT / sizeof(float);
     float* parts = reinterpret_cast<float*>(attend_cluster_shared);
-    attention.store(parts + warp * RING_FLOATS, warp_stats[warp]);
+    attention.store(parts + warp * ring_floats, warp_stats[warp]);
     __syncthreads();
 
     const int slice = ELEMENTS / blocks;  // of the result, which this block finishes
@@ -1106,7 +1118,7 @@ extern "C" __global__ void __launch_bounds__(128) attend_cluster(
         float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
         for (int w = 0; w < WARPS; w++) {
-            const float* part = parts + w * RING_FLOATS + h * Warp::PART_ROW + column;
+            const float* part = parts + w * ring_floats + h * Warp::PART_ROW + column;
             const float4 of = *reinterpret_cast<const float4*>(part);
             sum.x = fmaf(shares.factor[w], of.x, sum.x);
             sum.y = fmaf(shares.factor[w], of.y, sum.y);
