@@ -65,7 +65,10 @@ def evaluate(formula: str | int, symbols: Mapping[str, int]) -> int:
 
 
 def at_longest_context(formula: str | int) -> int:
-    """The value of a formula over `context_pages` alone, where contexts are longer than any: 2³⁰ positions."""
+    """The value of a formula over `context_pages` alone, where contexts are longer than any: 2³⁰ positions.
+
+    Raises InfernumError where the formula has another symbol.
+    """
     return evaluate(formula, {"context_pages": 1 << 24})
 
 

@@ -72,7 +72,7 @@ class FakeConfig:
     def empty(self) -> bool:
         return 0 in self.grid
 
-    def set_grid(self, x: int, y: int, z: int, shared_bytes: int = 0, cluster: int = 1) -> None:
+    def set_geometry(self, x: int, y: int, z: int, shared_bytes: int = 0, cluster: int = 1) -> None:
         self.grid, self.shared_bytes, self.cluster = (x, y, z), shared_bytes, cluster
 
 

@@ -19,12 +19,14 @@ from infernum.codegen.plan import plan_block
 from infernum.codegen.steps import Kernel
 from infernum.dims import at_longest_context, evaluate
 from infernum.dtypes import dtype
+from infernum.errors import InfernumError
 from infernum.fusion import attend
 from infernum.ir.apply import apply_rules
 from infernum.ir.block import BATCH
 from infernum.ir.graph import TensorType
 from infernum.ir.kernel import Call, Choice, Target, choose
 from infernum.ir.parse import parse_graph
+from infernum.ops import attention_cluster
 from infernum.ops.attention_cluster import ATTEND_CLUSTER
 from infernum.ops.attention_split import ATTEND
 from infernum.roofline import GPUS
@@ -144,6 +146,18 @@ def test_what_clusters_do_not_take_goes_to_the_kernel_without(
     assert choice.passed_over == (f"attend_cluster: {reason}",)
 
 
+def test_memory_that_depends_on_more_than_the_context_is_refused_when_it_is_planned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention_cluster, "_shared_bytes", lambda call, values: "1024 * tokens")
+    text = ATTENDED.replace("ROPE", ROPE)
+    for name, value in (("HEADS", "8"), ("KV", "8"), ("DIM", "64"), ("OF", "bf16")):
+        text = text.replace(name, value)
+    goal = target(90, "t1")
+    with pytest.raises(InfernumError, match=r"formula '1024 \* tokens' cannot be evaluated"):
+        plan_block(apply_rules(parse_graph(text), [attend], goal).graph, goal)
+
+
 @pytest.mark.parametrize("variant", FEW)
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), SHAPES)
 def test_the_default_and_every_candidate_that_is_feasible_fit_on_an_sm(
@@ -168,7 +182,7 @@ def test_a_cluster_is_an_attribute_of_the_launch_and_changes_with_the_grid() -> 
     config = LaunchConfig(driver, 0, (128, 1, 1), programmatic=True, clustered=True)
     kinds = driver.CUlaunchAttributeID
     for blocks in (16, 4):
-        config.set_grid(2, 8, blocks, 512 * blocks, blocks)
+        config.set_geometry(2, 8, blocks, 512 * blocks, blocks)
         programmatic, cluster = config.raw.attrs
         assert programmatic.id == kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         assert cluster.id == kinds.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
@@ -180,7 +194,7 @@ def test_a_cluster_is_an_attribute_of_the_launch_and_changes_with_the_grid() -> 
 
 def test_without_a_cluster_a_launch_has_no_such_attribute() -> None:
     config = LaunchConfig(driver, 0, (128, 1, 1), programmatic=False, clustered=False)
-    config.set_grid(2, 8, 1)
+    config.set_geometry(2, 8, 1)
     assert config.raw.numAttrs == 0
 
 

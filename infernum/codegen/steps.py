@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from infernum import bundle, dims
+from infernum import bundle
 from infernum.codegen.places import Operand
 from infernum.ir.graph import Node
 from infernum.ir.kernel import Formula, Template
@@ -31,11 +31,6 @@ class Kernel:
     flops: Formula
     passed_over: tuple[str, ...] = ()
     parameters: Parameters | None = None
-
-    @property
-    def most_shared_bytes(self) -> int:
-        """Dynamic shared memory of a block at the longest context."""
-        return dims.at_longest_context(self.shared_bytes)
 
     @property
     def signature(self) -> str:

@@ -32,7 +32,7 @@ class KernelFacts:
     """One step of a block when it processes `tokens` tokens; `before` is what it took the place of.
 
     `occupancy` and `grid` are None for a library product; `occupancy` also where registers are not known. `cluster`:
-    blocks that run together and share their memory, 1 where none do.
+    blocks that run together and share their memory, 1 where none do. `shared_bytes`: a block's dynamic shared memory.
     """
 
     kernel: Kernel

@@ -144,5 +144,4 @@ def numbers_of(side: Side, facts: Sequence[KernelFacts]) -> Numbers:
 
 
 def _shared(facts: KernelFacts) -> int:
-    dynamic = 0 if isinstance(facts.step, Gemm) else facts.step.most_shared_bytes
-    return dynamic + facts.kernel.static_shared_bytes
+    return facts.shared_bytes + facts.kernel.static_shared_bytes

@@ -59,7 +59,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds: of cuts of the step by number, the last among them; of kernels alone, a launch; of a step."""
+    """Milliseconds. `cuts` and `alone`, by the number of a kernel: the step cut after it, and one launch of it alone.
+
+    `cuts` has the last one, which is the whole step as a graph; `step` is that by the wall clock.
+    """
 
     cuts: dict[int, float]
     alone: dict[int, float]
@@ -67,7 +70,7 @@ class Times:
 
     @property
     def graph(self) -> float:
-        """The step without what it takes to launch it: the last cut."""
+        """The whole step as a graph: the last cut."""
         return self.cuts[max(self.cuts)]
 
 

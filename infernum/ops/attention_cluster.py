@@ -7,11 +7,8 @@ from typing import Any
 
 from infernum.ir.block import PAGE
 from infernum.ir.kernel import Call, Formula, Target, Template, chosen
-from infernum.ops.attention_split import FEW_TOKENS, attend_limits, heads_of
+from infernum.ops.attention_split import FEW_TOKENS, MOST_HEADS, attend_limits, head_constants, heads_of
 from infernum.roofline import GPUS
-
-_COLUMNS = 8
-"""Query heads of one key head that a block attends for: the columns of an mma."""
 
 _UNIT = 16
 """Positions that a warp attends to at once: the rows of an mma."""
@@ -67,28 +64,22 @@ def _shared_bytes(call: Call, values: Mapping[str, int]) -> Formula:
 def _feasible(call: Call, target: Target) -> str | None:
     *_, dim = heads_of(call)
     gpu, values = GPUS[target.arch], chosen(_choices, call, target)
-    rows = (_COLUMNS + 2 * FEW_TOKENS) * (dim + 8) * 2  # queries, new keys and values
-    sums, statistics = _COLUMNS * dim * 4, (values["WARPS"] + values["CLUSTER"]) * _COLUMNS * 8
+    rows = (MOST_HEADS + 2 * FEW_TOKENS) * (dim + 8) * 2  # queries, new keys and values
+    sums, statistics = MOST_HEADS * dim * 4, (values["WARPS"] + values["CLUSTER"]) * MOST_HEADS * 8
     needed = values["LONG"] * _ring_bytes(call, values) + rows + sums + statistics + 8
     most = gpu.shared_per_sm - gpu.shared_reserved
     return None if needed <= most else f"a block has {most} bytes of shared memory, not {needed}"
 
 
 def _constants(call: Call, target: Target) -> Mapping[str, Any]:
-    heads, kv_heads, dim = heads_of(call)
-    group, values = heads // kv_heads, chosen(_choices, call, target)
-    head_tiles = -(-group // _COLUMNS)
+    values, of_heads = chosen(_choices, call, target), head_constants(call)
+    clusters, dim = of_heads["KV_HEADS"] * of_heads["HEAD_TILES"], of_heads["HEAD_DIM"]
     return {
-        "HEADS": heads,
-        "KV_HEADS": kv_heads,
-        "GROUP": group,
-        "HEAD_TILE": -(-group // head_tiles),
-        "HEAD_TILES": head_tiles,
-        "HEAD_DIM": dim,
+        **of_heads,
         "VECTOR": 8,
         **values,
         "THREADS": 32 * values["WARPS"],
-        "BLOCKS": _blocks(min(values["CLUSTER"], dim // 4), kv_heads * head_tiles, target),
+        "BLOCKS": _blocks(min(values["CLUSTER"], dim // 4), clusters, target),
         "SHARED": _shared_bytes(call, values),
         "INV_FREQ": [f"{f}f" for f in call.attrs["rope"].inv_freq(dim)],
     }

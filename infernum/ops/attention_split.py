@@ -12,6 +12,9 @@ FEW_TOKENS = 8
 """Up to so many tokens, one kernel turns, stores and attends: new keys come from the step and not from the cache."""
 
 
+MOST_HEADS = 8
+"""Query heads of one key head that a block attends for at most: on tensor cores, the columns of an mma."""
+
 _LEAST_THREADS = 128
 """Threads of the smallest block: four warps."""
 
@@ -20,6 +23,21 @@ def heads_of(call: Call) -> tuple[int, int, int]:
     """(heads, kv_heads, dim) of an attention call."""
     q, kv = call.operands["q"], call.operands["kv"]
     return int(q.shape[1]), int(kv.shape[2]), int(q.shape[2])
+
+
+def head_constants(call: Call) -> dict[str, int]:
+    """The heads of an attention call for a kernel whose blocks attend for up to 8 query heads of one key head."""
+    heads, kv_heads, dim = heads_of(call)
+    group = heads // kv_heads
+    tiles = -(-group // MOST_HEADS)
+    return {
+        "HEADS": heads,
+        "KV_HEADS": kv_heads,
+        "GROUP": group,
+        "HEAD_TILE": -(-group // tiles),
+        "HEAD_TILES": tiles,
+        "HEAD_DIM": dim,
+    }
 
 
 def _split_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
@@ -36,27 +54,20 @@ def _split_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
         first = (32 if narrow else 64) * (1 if target.max_tokens == 1 else 2)
         least = (first, *(each for each in (32, 64, 128) if each != first))
         return {"WARPS": (4, 8) if narrow else warps, "SPLITS": (64, 32, 16), "LEAST": least}
-    blocks = kv_heads * -(-heads // kv_heads // 8) * target.min_tokens
+    blocks = kv_heads * -(-heads // kv_heads // MOST_HEADS) * target.min_tokens
     return {"WARPS": warps, "SPLITS": (max(4, min(32, GPUS[target.arch].sms // blocks)), 4, 8, 16, 24, 32)}
 
 
 def _split_constants(call: Call, target: Target) -> Mapping[str, Any]:
     """How a block of the split kernel is laid out; each lane holds at most 8 elements of a row of keys."""
-    heads, kv_heads, dim = heads_of(call)
-    group = heads // kv_heads
-    head_tiles = -(-group // 8)
+    *_, dim = heads_of(call)
     widest = 16 // call.operands["q"].dtype.bytes
     vector = next(v for v in (8, 4, 2) if v <= widest and dim % v == 0)
     lanes = next((n for n in (1, 2, 4, 8, 16) if n * vector >= dim), 32)
     values = chosen(_split_choices, call, target)
     warps = values["WARPS"]
     return {
-        "HEADS": heads,
-        "KV_HEADS": kv_heads,
-        "GROUP": group,
-        "HEAD_TILE": -(-group // head_tiles),
-        "HEAD_TILES": head_tiles,
-        "HEAD_DIM": dim,
+        **head_constants(call),
         "VECTOR": vector,
         "LANES": lanes,
         "CHUNKS": -(-dim // (lanes * vector)),

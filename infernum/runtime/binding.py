@@ -111,7 +111,7 @@ class BoundProgram:
         self.places: list[Place] = []
         self._steps: list[BoundLaunch | BoundProduct] = []
         self._configs: dict[tuple[object, ...], LaunchConfig] = {}
-        self._grids: list[tuple[LaunchConfig, tuple[Formula, ...]]] = []
+        self._geometries: list[tuple[LaunchConfig, tuple[Formula, ...]]] = []
 
     def append(
         self,
@@ -139,7 +139,7 @@ class BoundProgram:
 
         `only`: queue just the steps of these numbers, in this order.
         """
-        self._set_grids()
+        self._set_geometries()
         value, launch = self._symbols.value, self._stream.launch
         for step in self._steps if only is None else [self._steps[number] for number in only]:
             if isinstance(step, BoundLaunch):
@@ -151,17 +151,17 @@ class BoundProgram:
 
     def queued(self) -> list[int]:
         """The numbers of the steps that are not left out for the current values of the symbols."""
-        self._set_grids()
+        self._set_geometries()
         return [
             number
             for number, step in enumerate(self._steps)
             if (not step.config.empty if isinstance(step, BoundLaunch) else self._symbols.value(step.m) > 0)
         ]
 
-    def _set_grids(self) -> None:
+    def _set_geometries(self) -> None:
         value = self._symbols.value
-        for config, formulas in self._grids:
-            config.set_grid(*map(value, formulas))
+        for config, formulas in self._geometries:
+            config.set_geometry(*map(value, formulas))
 
     def _config(self, launch: Launch) -> LaunchConfig:
         """The geometry of a launch, shared by all launches that have the same."""
@@ -174,7 +174,7 @@ class BoundProgram:
             )
             self._configs[key] = config
             grid = (*launch.grid, 1, 1)[:3]
-            self._grids.append((config, (*grid, launch.shared_bytes, launch.cluster)))
+            self._geometries.append((config, (*grid, launch.shared_bytes, launch.cluster)))
         return config
 
 

@@ -161,7 +161,9 @@ class CudaExecutor:
         assert self._advances_left > 0, "advance() would go past the pages of a sequence"
         self._advances_left -= 1
         self._longest += 1
-        self._last = replace(self._last, context_pages=self._context_pages(self._longest))
+        context_pages = self._context_pages(self._longest)
+        if context_pages != self._last.context_pages:
+            self._last = replace(self._last, context_pages=context_pages)
         self._device.activate()
         return self._step(self._last)
 

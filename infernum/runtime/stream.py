@@ -75,7 +75,7 @@ class LaunchConfig:
             self._attributes.append(self._cluster)
         self._set_attributes()
 
-    def set_grid(self, x: int, y: int, z: int, shared_bytes: int = 0, cluster: int = 1) -> None:
+    def set_geometry(self, x: int, y: int, z: int, shared_bytes: int = 0, cluster: int = 1) -> None:
         self.empty = x * y * z == 0
         if self.empty:
             return

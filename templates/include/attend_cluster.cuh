@@ -21,6 +21,13 @@ struct UnitOrder {
     }
 };
 
+// Dynamic shared memory of the block: a launch says by it how deep rings are to be.
+__device__ __forceinline__ int dynamic_shared_bytes() {
+    int bytes;
+    asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+    return bytes;
+}
+
 // What a warp reads of the cache, up to position `end`: through a ring of its own of some units, so that no barrier is
 // needed between loading and using them. Pages are looked up two units ahead.
 template <typename T, typename Cache> struct UnitStream {

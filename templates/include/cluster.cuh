@@ -12,13 +12,6 @@ __device__ __forceinline__ int rank_in_cluster() {
     return rank;
 }
 
-// Dynamic shared memory of the block: a launch says by it how deep rings are to be.
-__device__ __forceinline__ int dynamic_shared_bytes() {
-    int bytes;
-    asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
-    return bytes;
-}
-
 // Every thread of the cluster arrives, and may do other work before it waits until all have. Nothing is promised of
 // memory but that the barriers that this thread has prepared are known (PTX ISA 9.7.13.4, barrier.cluster).
 __device__ __forceinline__ void arrive_at_cluster() {

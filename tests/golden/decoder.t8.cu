@@ -556,13 +556,6 @@ __device__ __forceinline__ int rank_in_cluster() {
     return rank;
 }
 
-// Dynamic shared memory of the block: a launch says by it how deep rings are to be.
-__device__ __forceinline__ int dynamic_shared_bytes() {
-    int bytes;
-    asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
-    return bytes;
-}
-
 // Every thread of the cluster arrives, and may do other work before it waits until all have. Nothing is promised of
 // memory but that the barriers that this thread has prepared are known (PTX ISA 9.7.13.4, barrier.cluster).
 __device__ __forceinline__ void arrive_at_cluster() {
@@ -619,6 +612,13 @@ struct UnitOrder {
         if (ends) left = run;
     }
 };
+
+// Dynamic shared memory of the block: a launch says by it how deep rings are to be.
+__device__ __forceinline__ int dynamic_shared_bytes() {
+    int bytes;
+    asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+    return bytes;
+}
 
 // What a warp reads of the cache, up to position `end`: through a ring of its own of some units, so that no barrier is
 // needed between loading and using them. Pages are looked up two units ahead.
@@ -974,7 +974,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_q_k_v_proj(
 // 8 token(s) at context 1024: 1.05 MB, 2.1 MFLOP; at least 0.22 us on one H200
 // One cluster of blocks per token and HEAD_TILE query heads of one key head. Its warps share out the context in units
 // of 16 positions; the blocks then send each other what they found, and each finishes a slice of the result.
-// What is in the cache already, no kernel of this step writes: the first DEPTH units of each warp are on their way
+// What is in the cache already, no kernel of this step writes: the first units of each warp are on their way
 // before q, k and v are known. The last block attends to the keys and values of the step itself, and stores them.
 __device__ const __align__(16) float attend_cluster_inv_freq[8] = {
     1.0f, 0.3162277638912201f, 0.10000000149011612f, 0.03162277862429619f,
