@@ -141,6 +141,22 @@ def test_a_step_in_which_the_host_fell_behind_says_so(
     assert all("did not keep ahead" in event["args"]["note"] for event in on_track(found, 0))
 
 
+def test_a_step_in_which_the_host_fell_behind_is_timed_again_with_a_longer_head_start(
+    toy_on_gpu: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind = [True, False, True, True, False]
+    starts: list[float] = []
+    monkeypatch.setattr(ClockEvent, "passed", lambda event: behind.pop(0))
+    monkeypatch.setattr(profile.HeadStart, "queue", lambda start, seconds: starts.append(seconds))
+    found = profile.profile(toy_on_gpu, None, profile.Request(prompt=2, tokens=1))
+    assert not behind and not any("note" in event["args"] for event in on_track(found, 0))
+    assert [round(starts[1] / starts[0]), round(starts[3] / starts[2]), round(starts[4] / starts[2])] == [
+        8,
+        8,
+        64,
+    ]
+
+
 def test_ranges_named_after_steps_and_blocks_surround_the_launches(
     toy_on_gpu: Bundle, gpu: ClockGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
