@@ -45,14 +45,15 @@ _BINARY: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Mult: operator.mul,
     ast.FloorDiv: operator.floordiv,
 }
+_COMPARED: dict[type[ast.cmpop], Callable[[int, int], bool]] = {ast.Gt: operator.gt, ast.LtE: operator.le}
 _CALLS: dict[str, Callable[..., int]] = {"ceildiv": ceildiv, "min": min, "max": max}
 
 
 def evaluate(formula: str | int, symbols: Mapping[str, int]) -> int:
     """The value of a launch formula such as `ceildiv(tokens, 64) + seqs`.
 
-    Only integers, symbols, `+ - * //`, `ceildiv`, `min` and `max` are understood, so that a manifest cannot
-    run code. Raises InfernumError for anything else.
+    Only integers, symbols, `+ - * //`, `ceildiv`, `min`, `max` and `… if a > b else …` (or `a <= b`) are understood, so
+    that a manifest cannot run code. Raises InfernumError for anything else.
     """
     if isinstance(formula, int):
         return formula
@@ -64,14 +65,6 @@ def evaluate(formula: str | int, symbols: Mapping[str, int]) -> int:
         ) from error
 
 
-def at_longest_context(formula: str | int) -> int:
-    """The value of a formula over `context_pages` alone, where contexts are longer than any: 2³⁰ positions.
-
-    Raises InfernumError where the formula has another symbol.
-    """
-    return evaluate(formula, {"context_pages": 1 << 24})
-
-
 def _value(node: ast.expr, symbols: Mapping[str, int]) -> int:
     match node:
         case ast.Constant(value=int(value)):
@@ -80,6 +73,9 @@ def _value(node: ast.expr, symbols: Mapping[str, int]) -> int:
             return symbols[name]
         case ast.BinOp(left=left, op=op, right=right):
             return _BINARY[type(op)](_value(left, symbols), _value(right, symbols))
+        case ast.IfExp(test=ast.Compare(left=left, ops=[op], comparators=[right])):
+            holds = _COMPARED[type(op)](_value(left, symbols), _value(right, symbols))
+            return _value(node.body if holds else node.orelse, symbols)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
             return _CALLS[name](*(_value(arg, symbols) for arg in args))
         case _:

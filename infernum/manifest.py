@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from infernum import dims
-
-SCHEMA = 5
+SCHEMA = 6
 """Raised with every change that an older version could not read."""
 
 Formula = int | str
@@ -65,7 +63,7 @@ Arg = Pointer | SymbolArg
 class Launch(Record, frozen=True, tag="launch"):
     """One kernel launch.
 
-    shared_bytes  dynamic shared memory of a block; it may depend on how long contexts are
+    shared_bytes  dynamic shared memory of a block
     cluster       blocks, side by side along z, that run at the same time and share their shared memory; 1: none do
     programmatic  the kernel waits by itself for the one before (griddepcontrol)
     """
@@ -74,14 +72,9 @@ class Launch(Record, frozen=True, tag="launch"):
     args: list[Arg]
     grid: list[Formula]
     block: list[int]
-    shared_bytes: Formula = 0
+    shared_bytes: int = 0
     cluster: Formula = 1
     programmatic: bool = False
-
-    @property
-    def most_shared_bytes(self) -> int:
-        """Dynamic shared memory of a block at the longest context."""
-        return dims.at_longest_context(self.shared_bytes)
 
 
 class Gemm(Record, frozen=True, tag="gemm"):

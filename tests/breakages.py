@@ -103,6 +103,14 @@ BREAKAGES = [
         "&sums[(rank - owner) * slice + e]",
         "&sums[e - owner * slice]",
     ),
+    Breakage(
+        "splits that all weigh the same",
+        "decoder",
+        "t1",
+        "attend_cluster",
+        "const float others = exp2_approximate(other.log_total - highest);",
+        "const float others = 1.0f;",
+    ),
     Breakage("one token too few", "sample", "t8", "sample", "more_likely < k", "more_likely + 1 < k"),
     Breakage(
         "top-p a level short",

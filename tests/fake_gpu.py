@@ -62,18 +62,18 @@ class FakeEvent:
 @dataclass
 class FakeConfig:
     block: tuple[int, int, int]
+    shared_bytes: int
     programmatic: bool
     clustered: bool = False
     grid: tuple[int, int, int] = (0, 0, 0)
-    shared_bytes: int = 0
     cluster: int = 1
 
     @property
     def empty(self) -> bool:
         return 0 in self.grid
 
-    def set_geometry(self, x: int, y: int, z: int, shared_bytes: int = 0, cluster: int = 1) -> None:
-        self.grid, self.shared_bytes, self.cluster = (x, y, z), shared_bytes, cluster
+    def set_grid(self, x: int, y: int, z: int, cluster: int = 1) -> None:
+        self.grid, self.cluster = (x, y, z), cluster
 
 
 @dataclass
@@ -139,9 +139,9 @@ class FakeStream:
         self.put(lambda: stream.run_until(mark))
 
     def launch_config(
-        self, block: tuple[int, int, int], programmatic: bool, clustered: bool = False
+        self, block: tuple[int, int, int], shared_bytes: int, programmatic: bool, clustered: bool = False
     ) -> FakeConfig:
-        return FakeConfig(block, programmatic, clustered)
+        return FakeConfig(block, shared_bytes, programmatic, clustered)
 
     def launch(self, config: FakeConfig, kernel: tuple[str, Kernel], params: int) -> None:
         signature, function = kernel
@@ -171,7 +171,7 @@ class FakeStream:
 class FakeModule:
     kernels: dict[str, tuple[str, Kernel]]
 
-    def kernel(self, name: str, shared_bytes: int, *, clustered: bool = False) -> tuple[str, Kernel]:
+    def kernel(self, name: str, shared_bytes: int) -> tuple[str, Kernel]:
         return self.kernels[name]
 
     def close(self) -> None:

@@ -37,7 +37,7 @@ class HostBench(Bench):
     def run(self, image: Image) -> object:
         self.forget_modules()
         for step in image.program.variant.steps:
-            assert isinstance(step, Launch) and step.most_shared_bytes == 0 and step.cluster == 1
+            assert isinstance(step, Launch) and step.shared_bytes == 0 and step.cluster == 1
             signature = "".join("p" if isinstance(arg, Pointer) else "i" for arg in step.args)
             self.gpu.kernels[step.kernel] = signature, self._kernel(step)
         return super().run(image)

@@ -17,16 +17,14 @@ from infernum.codegen.emit import emit_block
 from infernum.codegen.nvrtc import compile_cuda, parse_arch, supported_archs
 from infernum.codegen.plan import plan_block
 from infernum.codegen.steps import Kernel
-from infernum.dims import at_longest_context, evaluate
+from infernum.dims import evaluate
 from infernum.dtypes import dtype
-from infernum.errors import InfernumError
 from infernum.fusion import attend
 from infernum.ir.apply import apply_rules
 from infernum.ir.block import BATCH
 from infernum.ir.graph import TensorType
 from infernum.ir.kernel import Call, Choice, Target, choose
 from infernum.ir.parse import parse_graph
-from infernum.ops import attention_cluster
 from infernum.ops.attention_cluster import ATTEND_CLUSTER
 from infernum.ops.attention_split import ATTEND
 from infernum.roofline import GPUS
@@ -90,21 +88,27 @@ def call(heads: int, kv_heads: int, dim: int, of: str = "bf16") -> Call:
 @pytest.mark.parametrize("arch", [90, 100])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), SHAPES)
 @pytest.mark.parametrize("variant", FEW)
-def test_a_cluster_is_the_largest_power_of_two_from_two_on_that_gives_every_sm_a_block(
+def test_clusters_give_every_sm_at_most_one_block_and_three_quarters_of_them_where_contexts_are_long(
     arch: int, heads: int, kv_heads: int, dim: int, variant: str
 ) -> None:
     constants = ATTEND_CLUSTER.constants(call(heads, kv_heads, dim), target(arch, variant))
     clusters = kv_heads * int(str(constants["HEAD_TILES"]))
-    most = min(int(str(constants["CLUSTER"])), dim // 4)
+    most, split, left = (int(str(constants[name])) for name in ("CLUSTER", "SPLIT", "LEFT"))
+    most = min(most, dim // 4)
     low, high = FEW[variant]
     for tokens, context_pages in itertools.product(range(low, high + 1), (64, 128, 2048)):
-        blocks = evaluate(str(constants["BLOCKS"]), {"tokens": tokens, "context_pages": context_pages})
-        allowed = most if context_pages > 64 else min(most, 8)
-        assert blocks in (2, 4, 8, 16) and blocks <= allowed
-        fits = clusters * tokens * blocks <= GPUS[arch].sms
-        assert fits or blocks == 2
-        assert blocks * 2 > allowed or clusters * tokens * blocks * 2 > GPUS[arch].sms
-        assert heads // kv_heads * dim % (4 * blocks) == 0, "a block finishes whole groups of four elements"
+        symbols = {"tokens": tokens, "context_pages": context_pages}
+        blocks, along_z = (evaluate(str(constants[name]), symbols) for name in ("BLOCKS", "Z"))
+        splits, long = along_z // blocks, context_pages > 64
+        sms = GPUS[arch].sms * (3 if long else 4) // 4
+        assert along_z == splits * blocks and 2 <= blocks <= most
+        assert clusters * tokens * along_z <= sms or (blocks, splits) == (2, 1)
+        assert clusters * tokens * (splits - 1) <= left, "room for what splits leave"
+        if splits > 1:
+            assert long and blocks == split and splits <= 16
+            assert splits == 16 or clusters * tokens * split * (splits + 1) > sms
+        else:
+            assert blocks == most or clusters * tokens * (blocks + 1) > sms or (long and blocks >= split)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -146,18 +150,6 @@ def test_what_clusters_do_not_take_goes_to_the_kernel_without(
     assert choice.passed_over == (f"attend_cluster: {reason}",)
 
 
-def test_memory_that_depends_on_more_than_the_context_is_refused_when_it_is_planned(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(attention_cluster, "_shared_bytes", lambda call, values: "1024 * tokens")
-    text = ATTENDED.replace("ROPE", ROPE)
-    for name, value in (("HEADS", "8"), ("KV", "8"), ("DIM", "64"), ("OF", "bf16")):
-        text = text.replace(name, value)
-    goal = target(90, "t1")
-    with pytest.raises(InfernumError, match=r"formula '1024 \* tokens' cannot be evaluated"):
-        plan_block(apply_rules(parse_graph(text), [attend], goal).graph, goal)
-
-
 @pytest.mark.parametrize("variant", FEW)
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), SHAPES)
 def test_the_default_and_every_candidate_that_is_feasible_fit_on_an_sm(
@@ -170,61 +162,60 @@ def test_the_default_and_every_candidate_that_is_feasible_fit_on_an_sm(
     for values in itertools.product(*choices.values()):
         chosen = replace(goal, chosen=dict(zip(choices, values, strict=True)))
         if ATTEND_CLUSTER.feasible(attended, chosen) is None:
-            shared = str(ATTEND_CLUSTER.constants(attended, chosen)["SHARED"])
-            short, long = (evaluate(shared, {"context_pages": pages}) for pages in (64, 128))
-            assert long == at_longest_context(shared) == short * chosen.chosen["LONG"]
-            assert long < GPUS[90].shared_per_sm - GPUS[90].shared_reserved
+            shared = int(str(ATTEND_CLUSTER.constants(attended, chosen)["SHARED"]))
+            assert shared < GPUS[90].shared_per_sm - GPUS[90].shared_reserved
             feasible += 1
     assert feasible > 1
 
 
 def test_a_cluster_is_an_attribute_of_the_launch_and_changes_with_the_grid() -> None:
-    config = LaunchConfig(driver, 0, (128, 1, 1), programmatic=True, clustered=True)
+    config = LaunchConfig(driver, 0, (128, 1, 1), 512, programmatic=True, clustered=True)
     kinds = driver.CUlaunchAttributeID
-    for blocks in (16, 4):
-        config.set_geometry(2, 8, blocks, 512 * blocks, blocks)
+    for blocks in (8, 3):
+        config.set_grid(2, 8, blocks, blocks)
         programmatic, cluster = config.raw.attrs
         assert programmatic.id == kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         assert cluster.id == kinds.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
         dim = cluster.value.clusterDim
         assert (dim.x, dim.y, dim.z) == (1, 1, blocks)
         assert config.raw.numAttrs == 2
-        assert config.raw.sharedMemBytes == 512 * blocks
+        assert config.raw.sharedMemBytes == 512
 
 
 def test_without_a_cluster_a_launch_has_no_such_attribute() -> None:
-    config = LaunchConfig(driver, 0, (128, 1, 1), programmatic=False, clustered=False)
-    config.set_geometry(2, 8, 1)
+    config = LaunchConfig(driver, 0, (128, 1, 1), 0, programmatic=False, clustered=False)
+    config.set_grid(2, 8, 1)
     assert config.raw.numAttrs == 0
 
 
-def test_the_size_of_a_cluster_and_its_memory_are_worked_out_for_each_step() -> None:
+def test_the_size_of_a_cluster_is_worked_out_for_each_step() -> None:
     seen: list[tuple[object, ...]] = []
     stream = FakeStream(FakeGpu({}))
     stream.launch = lambda config, kernel, params: seen.append(
         (config.clustered, config.grid, config.shared_bytes, config.cluster)
     )  # type: ignore[method-assign, assignment, misc]
     symbols = Symbols(max_pages=4, pages=4, sms=4)
-    blocks = "2 * (1 + min(1, 4 // tokens))"
+    blocks = "(4 if context_pages > 64 else max(2, 8 // tokens))"
     clustered = Launch(
         kernel="k",
         args=[Pointer(tensor="x")],
         grid=["tokens", 1, blocks],
         block=[32],
-        shared_bytes="1024 * (1 + min(1, context_pages // 65))",
+        shared_bytes=1024,
         cluster=blocks,
     )
     plain = Launch(kernel="k", args=[Pointer(tensor="x")], grid=["tokens"], block=[32])
     program = BoundProgram(stream, symbols, None)  # type: ignore[arg-type]
     program.append(block("b", "t8", [clustered, plain]), FakeModule({"k": ("p", print)}), {"x": 0})  # type: ignore[dict-item]
-    for tokens, context_pages in ((2, 64), (8, 128)):
+    for tokens, context_pages in ((2, 64), (8, 64), (8, 128)):
         symbols.set(tokens, tokens, tokens, context_pages)
         program.queue()
-    assert clustered.most_shared_bytes == 2048
     assert seen == [
         (True, (2, 1, 4), 1024, 4),
         (False, (2, 1, 1), 0, 1),
-        (True, (8, 1, 2), 2048, 2),
+        (True, (8, 1, 2), 1024, 2),
+        (False, (8, 1, 1), 0, 1),
+        (True, (8, 1, 4), 1024, 4),
         (False, (8, 1, 1), 0, 1),
     ]
 
@@ -248,16 +239,12 @@ class Api:
         return (driver.CUresult.CUDA_SUCCESS,)
 
 
-def test_all_kernels_divide_an_sm_alike_and_only_clustered_ones_may_be_large_clusters() -> None:
+def test_all_kernels_divide_an_sm_alike() -> None:
     alike = {"PREFERRED_SHARED_MEMORY_CARVEOUT": 100}
-    for clustered, shared, expected in (
-        (False, 0, alike),
-        (True, 0, alike | {"NON_PORTABLE_CLUSTER_SIZE_ALLOWED": 1}),
-        (False, 50_000, alike | {"MAX_DYNAMIC_SHARED_SIZE_BYTES": 50_000}),
-    ):
+    for shared, expected in ((0, alike), (50_000, alike | {"MAX_DYNAMIC_SHARED_SIZE_BYTES": 50_000})):
         api = Api()
         module = Module(api, b"", "m.cubin", GpuFacts(0, "a GPU", (9, 0), 132, 227 * 1024, 2**37))
-        assert module.kernel("k", shared, clustered=clustered) == "k"
+        assert module.kernel("k", shared) == "k"
         assert api.set == expected
         api.set.clear()
-        assert module.kernel("k", shared, clustered=clustered) == "k" and not api.set, "once is enough"
+        assert module.kernel("k", shared) == "k" and not api.set, "once is enough"

@@ -106,7 +106,7 @@ def _step_row(step: Step, kernel: Kernel, edited: bool) -> tuple[object, ...]:
         "edited" if edited else "launch",
         step.kernel,
         grid,
-        step.most_shared_bytes + kernel.static_shared_bytes,
+        step.shared_bytes + kernel.static_shared_bytes,
         kernel.registers,
         kernel.spill_bytes,
         before,

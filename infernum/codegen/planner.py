@@ -16,7 +16,7 @@ from infernum.codegen.costs import bytes_moved, flops, touched_by
 from infernum.codegen.places import Operand, Place, is_free
 from infernum.codegen.slots import fill_slot, is_pointwise
 from infernum.codegen.steps import Kernel, Product
-from infernum.dims import SYMBOLS, at_longest_context, evaluate
+from infernum.dims import SYMBOLS, evaluate
 from infernum.dtypes import F32
 from infernum.dtypes import dtype as dtype_named
 from infernum.errors import CompileError
@@ -303,7 +303,6 @@ class NodePlanner:
         lead = _leading_symbol(call)
         moved = [o.place for o in operands if o.place.tensor not in self.workspaces]
         formula = {key: self._formula(value, constants, lead) for key, value in _formulas(spec).items()}
-        at_longest_context(formula["shared"])  # raises where anything else decides it
         return Kernel(
             name=name or self._fresh(spec.name),
             template=spec,
@@ -313,7 +312,7 @@ class NodePlanner:
             context=context,
             grid=(formula["x"], formula["y"], formula["z"]),
             block=evaluate(formula["block"], {}),
-            shared_bytes=_dim(formula["shared"]),
+            shared_bytes=evaluate(formula["shared"], {}),
             cluster=formula["cluster"],
             bytes=bytes_moved(moved, touched_by(self.body, self.inputs, lead)),
             flops=flops(self.body, lead) if first else 0,

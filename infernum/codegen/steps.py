@@ -25,7 +25,7 @@ class Kernel:
     context: Mapping[str, Any]
     grid: tuple[Formula, Formula, Formula]
     block: int
-    shared_bytes: Formula
+    shared_bytes: int
     cluster: Formula
     bytes: Formula
     flops: Formula

@@ -32,7 +32,7 @@ class KernelFacts:
     """One step of a block when it processes `tokens` tokens; `before` is what it took the place of.
 
     `occupancy` and `grid` are None for a library product; `occupancy` also where registers are not known. `cluster`:
-    blocks that run together and share their memory, 1 where none do. `shared_bytes`: a block's dynamic shared memory.
+    blocks that run together and share their memory, 1 where none do.
     """
 
     kernel: Kernel
@@ -46,7 +46,6 @@ class KernelFacts:
     occupancy: Occupancy | None
     grid: tuple[int, ...] | None
     cluster: int = 1
-    shared_bytes: int = 0
 
 
 def facts_of(
@@ -91,12 +90,11 @@ def _facts(
     own = amount(arch, symbols, 1, kernel.bytes, kernel.flops)
     before = amount(arch, symbols, kernel.before.kernels, kernel.before.bytes, kernel.before.flops)
     memory_bound = own.bytes / gpu.bytes_per_second >= own.flops / gpu.flops_per_second
-    fits, grid, cluster, dynamic = None, None, 1, 0
+    fits, grid, cluster = None, None, 1
     if not isinstance(step, Gemm):
         grid = tuple(evaluate(size, symbols) for size in step.grid)
         cluster = evaluate(step.cluster, symbols)
-        dynamic = evaluate(step.shared_bytes, symbols)
-        shared = dynamic + kernel.static_shared_bytes
+        shared = step.shared_bytes + kernel.static_shared_bytes
         threads = step.block[0] * step.block[1] * step.block[2]
         if kernel.registers:
             fits = occupancy(gpu, threads=threads, registers=kernel.registers, shared_bytes=shared)
@@ -112,5 +110,4 @@ def _facts(
         occupancy=fits,
         grid=grid,
         cluster=cluster,
-        shared_bytes=dynamic,
     )

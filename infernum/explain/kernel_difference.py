@@ -144,4 +144,5 @@ def numbers_of(side: Side, facts: Sequence[KernelFacts]) -> Numbers:
 
 
 def _shared(facts: KernelFacts) -> int:
-    return facts.shared_bytes + facts.kernel.static_shared_bytes
+    dynamic = 0 if isinstance(facts.step, Gemm) else facts.step.shared_bytes
+    return dynamic + facts.kernel.static_shared_bytes

@@ -118,7 +118,7 @@ def _resources(told: KernelExplanation, width: int) -> list[Text]:
         ("registers", f"{kernel.registers} a thread, {counted(kernel.spill_bytes, 'byte')} spilled"),
         (
             "shared memory",
-            _shared(facts.shared_bytes, kernel.static_shared_bytes),
+            _shared(step.shared_bytes, kernel.static_shared_bytes),
         ),
         ("occupancy", " ".join(_occupancy(told))),
     ]

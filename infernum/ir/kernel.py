@@ -132,11 +132,12 @@ class Template:
     """A kernel written as `templates/<name>.cu.j2`.
 
     `grid` and `shared_bytes` are formulas over symbols and the names that `constants` returns (which are
-    substituted at compile time); of symbols, shared memory may depend on `context_pages` alone. `includes` are files
-    of templates/include the kernel needs, in order. `prologue` names the operand that may be computed while it is
-    read; `epilogue` says whether pointwise ops may be applied to the result before it is written. `then` is a second
-    kernel of the same op, launched after this one.
-    `cluster`: so many blocks, side by side along z, run at the same time and reach each other's shared memory.
+    substituted at compile time); shared memory depends on no symbol. `includes` are files of templates/include the
+    kernel needs, in order. `prologue` names the operand that may be computed while it is read; `epilogue` says whether
+    pointwise ops may be applied to the result before it is written. `then` is a second kernel of the same op,
+    launched after this one.
+    `cluster`: so many blocks, up to 8 and side by side along z, run at the same time and reach each other's shared
+    memory.
     `takes` names the operands, results and workspaces that are its parameters; none: all of them.
     `choices` are the parameters that may be tuned, its own and those of the kernels after it; `feasible` says, given
     `Target.chosen`, why a combination of them cannot work, where that is known before it is compiled.

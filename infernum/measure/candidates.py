@@ -18,7 +18,6 @@ from infernum.codegen.nvrtc import compile_all, compile_cuda
 from infernum.codegen.plan import plan_block
 from infernum.codegen.steps import Kernel
 from infernum.compiler import Sources, describe, texts
-from infernum.dims import at_longest_context
 from infernum.errors import CompileError
 from infernum.ir.kernel import Tuned
 from infernum.ir.parameters import Parameters
@@ -198,7 +197,7 @@ def _refusal(block: CompiledBlock, cubin: Cubin, default: Cubin, arch: str) -> s
             return f"{step.name} spills {found.spill_bytes} bytes"
         if -(-found.registers // 8) * 8 * step.block > gpu.registers_per_sm:
             return f"{step.name}: {step.block} threads of {found.registers} registers are more than an SM has"
-        shared = found.static_shared_bytes + at_longest_context(step.shared_bytes) + gpu.shared_reserved
+        shared = found.static_shared_bytes + step.shared_bytes + gpu.shared_reserved
         if shared > gpu.shared_per_sm:
             return f"{step.name}: {shared} bytes of shared memory are more than an SM has"
         if step.block > 1024:

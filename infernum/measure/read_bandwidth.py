@@ -56,8 +56,8 @@ def measure_read_bandwidth(device: Device, *, passes: int = 10) -> float:
         )
         params = (ctypes.c_void_p * 3)(*(ctypes.addressof(argument) for argument in arguments))
         kernel = module.kernel(NAME, 0)
-        config = stream.launch_config((THREADS, 1, 1), programmatic=False)
-        config.set_geometry(device.facts.sms * BLOCKS_PER_SM, 1, 1)
+        config = stream.launch_config((THREADS, 1, 1), 0, programmatic=False)
+        config.set_grid(device.facts.sms * BLOCKS_PER_SM, 1, 1)
         milliseconds: list[float] = []
         for _ in range(passes):
             stream.record(begin)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from infernum.dims import evaluate
 from infernum.ir.block import PAGE
 from infernum.ir.kernel import Call, Formula, Target, Template, chosen
 from infernum.ops.attention_split import FEW_TOKENS, MOST_HEADS, attend_limits, head_constants, heads_of
@@ -16,8 +17,8 @@ _UNIT = 16
 _LONG = 4096
 """Positions beyond which a context is long."""
 
-_IS_LONG = f"context_pages // {_LONG // PAGE + 1}"
-"""1 or more where the longest context of a step is long, else 0."""
+_MOST_SPLITS = 16
+"""Clusters among which a context is split at most."""
 
 
 def _refusal(call: Call, target: Target) -> str | None:
@@ -33,20 +34,18 @@ def _refusal(call: Call, target: Target) -> str | None:
 
 
 def _choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
-    """Warps of a block, units in a warp's ring, how many times as many for long contexts, and most blocks of a cluster.
+    """Warps of a block, units in the ring of each, most blocks of a cluster, and blocks of one of several splits.
 
-    Rings take what the kernel before leaves room for beside them on an SM, 64 KiB. More than 8 blocks, which keep more
-    of the memory busy, pay where heads are small and contexts long (measured on an H200).
+    Rings take what the kernel before leaves room for beside them on an SM, 64 KiB.
     """
     *_, dim = heads_of(call)
-    depth = max(1, min(8, 256 // dim))
-    depths = (depth, *(d for d in (2, 3, 4, 8) if d != depth))
-    most = 16 if dim <= 64 else 8
+    warps = 8 if dim <= 128 else 4
+    depth = max(1, 1024 // (warps * dim))
     return {
-        "WARPS": (4, 8),
-        "DEPTH": depths,
-        "LONG": (1, 2),
-        "CLUSTER": (most, *(c for c in (4, 8, 16) if c != most)),
+        "WARPS": (warps, 12 - warps),
+        "DEPTH": (depth, *(d for d in (1, 2, 4, 8) if d != depth)),
+        "CLUSTER": (8, 4),
+        "SPLIT": (4, 2),
     }
 
 
@@ -55,59 +54,64 @@ def _ring_bytes(call: Call, values: Mapping[str, int]) -> int:
     return values["WARPS"] * values["DEPTH"] * 2 * _UNIT * (dim + 8) * 2
 
 
-def _shared_bytes(call: Call, values: Mapping[str, int]) -> Formula:
-    """The rings of a block, which are LONG times as deep at long contexts."""
-    ring, longer = _ring_bytes(call, values), values["LONG"] - 1
-    return f"{ring} * (1 + {longer} * min(1, {_IS_LONG}))" if longer else ring
-
-
 def _feasible(call: Call, target: Target) -> str | None:
     *_, dim = heads_of(call)
     gpu, values = GPUS[target.arch], chosen(_choices, call, target)
     rows = (MOST_HEADS + 2 * FEW_TOKENS) * (dim + 8) * 2  # queries, new keys and values
-    sums, statistics = MOST_HEADS * dim * 4, (values["WARPS"] + values["CLUSTER"]) * MOST_HEADS * 8
-    needed = values["LONG"] * _ring_bytes(call, values) + rows + sums + statistics + 8
+    sums = (MOST_HEADS * dim + 4 * values["CLUSTER"]) * 4
+    statistics = (values["WARPS"] + values["CLUSTER"]) * MOST_HEADS * 8
+    needed = _ring_bytes(call, values) + rows + sums + statistics + 8
     most = gpu.shared_per_sm - gpu.shared_reserved
     return None if needed <= most else f"a block has {most} bytes of shared memory, not {needed}"
 
 
 def _constants(call: Call, target: Target) -> Mapping[str, Any]:
     values, of_heads = chosen(_choices, call, target), head_constants(call)
-    clusters, dim = of_heads["KV_HEADS"] * of_heads["HEAD_TILES"], of_heads["HEAD_DIM"]
+    clusters = of_heads["KV_HEADS"] * of_heads["HEAD_TILES"]
+    short, long, splits = _sizes(values, clusters, of_heads["HEAD_DIM"], target)
+    steps = [{"tokens": tokens} for tokens in range(target.min_tokens, target.max_tokens + 1)]
+    counts = [evaluate(splits, step) for step in steps]
+    left = [(count - 1) * clusters * step["tokens"] for count, step in zip(counts, steps, strict=True)]
+    is_long = f"context_pages > {_LONG // PAGE}"
     return {
         **of_heads,
         "VECTOR": 8,
         **values,
         "THREADS": 32 * values["WARPS"],
-        "BLOCKS": _blocks(min(values["CLUSTER"], dim // 4), clusters, target),
-        "SHARED": _shared_bytes(call, values),
-        "INV_FREQ": [f"{f}f" for f in call.attrs["rope"].inv_freq(dim)],
+        "BLOCKS": f"({long} if {is_long} else {short})",
+        "Z": f"({long} * {splits} if {is_long} else {short})",
+        "LEFT": max(1, *left),
+        "SHARED": _ring_bytes(call, values),
+        "INV_FREQ": [f"{f}f" for f in call.attrs["rope"].inv_freq(of_heads["HEAD_DIM"])],
     }
 
 
-def _blocks(most: int, clusters: int, target: Target) -> Formula:
-    """Blocks of a cluster, of which there are `clusters` for each token: as many as give every SM at most one.
+def _sizes(
+    values: Mapping[str, int], clusters: int, dim: int, target: Target
+) -> tuple[Formula, Formula, Formula]:
+    """Blocks of a cluster at short contexts and at long ones, and clusters among which a long context is split.
 
-    It is a power of two up to `most`, and more than 8 only where a sequence is long. At least two: a block alone is
-    launched without a cluster, and may then send nothing, not even to itself (an illegal instruction on an H200). As a
-    formula: a factor of two for each size up to which they fit.
+    Without splits there are `clusters` for each token. They have two blocks at least: a block alone is launched without
+    a cluster, and may then send nothing, not even to itself (an illegal instruction on an H200). Short contexts get at
+    most one block on each SM; so do long ones of three quarters of the SMs, which read as fast as memory can and
+    which clusters find: as one lies within a GPC, some SMs are left over.
     """
-    always, factors = 2, list[str]()
-    blocks, sms = 2, GPUS[target.arch].sms
-    while 2 * blocks <= most and (tokens := sms // (clusters * 2 * blocks)) >= target.min_tokens:
-        blocks *= 2
-        limits = [f"{tokens} // tokens"] if tokens < target.max_tokens else []
-        limits += [_IS_LONG] if blocks > 8 else []
-        if limits:
-            factors.append(f"(1 + min({', '.join(['1', *limits])}))")
-        else:
-            always *= 2
-    return " * ".join([str(always), *factors]) if factors else always
+    sms, most, split = GPUS[target.arch].sms, min(values["CLUSTER"], dim // 4), values["SPLIT"]
+    short, long = sms // clusters, sms * 3 // 4 // clusters
+    formulas = (
+        f"max(2, min({most}, {short} // tokens))",
+        f"({split} if tokens <= {long // (2 * split)} else max(2, min({most}, {long} // tokens)))",
+        f"max(1, min({_MOST_SPLITS}, {long} // ({split} * tokens)))",
+    )
+    if target.min_tokens < target.max_tokens:
+        return formulas
+    of_short, of_long, splits = (evaluate(formula, {"tokens": target.min_tokens}) for formula in formulas)
+    return of_short, of_long, splits
 
 
 ATTEND_CLUSTER = Template(
     "attend_cluster",
-    grid=("tokens", "KV_HEADS * HEAD_TILES", "BLOCKS"),
+    grid=("tokens", "KV_HEADS * HEAD_TILES", "Z"),
     block="THREADS",
     shared_bytes="SHARED",
     cluster="BLOCKS",

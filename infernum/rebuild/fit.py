@@ -89,10 +89,10 @@ def _block(signature: Signature, resources: KernelResources, launch: Launch, gpu
 
 def _shared(resources: KernelResources, launch: Launch, gpu: Gpu, arch: str) -> str | None:
     static, limit = resources.static_shared_bytes, gpu.shared_per_sm - gpu.shared_reserved
-    if static + launch.most_shared_bytes <= limit:
+    if static + launch.shared_bytes <= limit:
         return None
     return (
-        f"takes {static} bytes of static and {launch.most_shared_bytes} of dynamic shared memory, but a block has at "
+        f"takes {static} bytes of static and {launch.shared_bytes} of dynamic shared memory, but a block has at "
         f"most {limit} on {arch}; declare less"
     )
 

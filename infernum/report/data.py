@@ -169,7 +169,7 @@ def _kernel_data(
     data["tensors"] = tensors_of(step)
     if isinstance(step, Launch):
         data |= {"grid": [str(n) for n in step.grid], "cluster": str(step.cluster)}
-        data |= {"block": step.block, "shared_bytes": facts.shared_bytes, "programmatic": step.programmatic}
+        data |= {"block": step.block, "shared_bytes": step.shared_bytes, "programmatic": step.programmatic}
     else:
         data["product"] = {"m": str(step.m), "n": step.n, "k": step.k, "dtype": step.dtype}
     if facts.occupancy is not None:

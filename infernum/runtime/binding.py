@@ -23,7 +23,7 @@ _REMEMBERED_SIZES = 1024
 class Kernels(Protocol):
     """Where the kernels of a block are found; see `infernum.runtime.modules.Module`."""
 
-    def kernel(self, name: str, shared_bytes: int, *, clustered: bool = False) -> Any: ...
+    def kernel(self, name: str, shared_bytes: int) -> Any: ...
 
 
 class ProductLibrary(Protocol):
@@ -111,7 +111,7 @@ class BoundProgram:
         self.places: list[Place] = []
         self._steps: list[BoundLaunch | BoundProduct] = []
         self._configs: dict[tuple[object, ...], LaunchConfig] = {}
-        self._geometries: list[tuple[LaunchConfig, tuple[Formula, ...]]] = []
+        self._grids: list[tuple[LaunchConfig, tuple[Formula, ...]]] = []
 
     def append(
         self,
@@ -127,7 +127,7 @@ class BoundProgram:
             match step:
                 case Launch():
                     assert kernels is not None, f"{where} launches kernels but was given no module"
-                    kernel = kernels.kernel(step.kernel, step.most_shared_bytes, clustered=step.cluster != 1)
+                    kernel = kernels.kernel(step.kernel, step.shared_bytes)
                     params, arguments = pack_arguments(step, addresses, self._symbols, where)
                     self._steps.append(BoundLaunch(self._config(step), kernel, params, arguments))
                 case Gemm():
@@ -139,7 +139,7 @@ class BoundProgram:
 
         `only`: queue just the steps of these numbers, in this order.
         """
-        self._set_geometries()
+        self._set_grids()
         value, launch = self._symbols.value, self._stream.launch
         for step in self._steps if only is None else [self._steps[number] for number in only]:
             if isinstance(step, BoundLaunch):
@@ -151,17 +151,17 @@ class BoundProgram:
 
     def queued(self) -> list[int]:
         """The numbers of the steps that are not left out for the current values of the symbols."""
-        self._set_geometries()
+        self._set_grids()
         return [
             number
             for number, step in enumerate(self._steps)
             if (not step.config.empty if isinstance(step, BoundLaunch) else self._symbols.value(step.m) > 0)
         ]
 
-    def _set_geometries(self) -> None:
+    def _set_grids(self) -> None:
         value = self._symbols.value
-        for config, formulas in self._geometries:
-            config.set_geometry(*map(value, formulas))
+        for config, formulas in self._grids:
+            config.set_grid(*map(value, formulas))
 
     def _config(self, launch: Launch) -> LaunchConfig:
         """The geometry of a launch, shared by all launches that have the same."""
@@ -170,11 +170,11 @@ class BoundProgram:
         if config is None:
             block = (*launch.block, 1, 1)[:3]
             config = self._stream.launch_config(
-                (block[0], block[1], block[2]), launch.programmatic, launch.cluster != 1
+                (block[0], block[1], block[2]), launch.shared_bytes, launch.programmatic, launch.cluster != 1
             )
             self._configs[key] = config
             grid = (*launch.grid, 1, 1)[:3]
-            self._geometries.append((config, (*grid, launch.shared_bytes, launch.cluster)))
+            self._grids.append((config, (*grid, launch.cluster)))
         return config
 
 

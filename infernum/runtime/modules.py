@@ -19,10 +19,8 @@ class Module:
         self._kernels: dict[str, Any] = {}
         self._set_already: dict[tuple[str, str], int] = {}
 
-    def kernel(self, name: str, shared_bytes: int, *, clustered: bool = False) -> Any:
+    def kernel(self, name: str, shared_bytes: int) -> Any:
         """The handle of kernel `name`, allowed to use at least `shared_bytes` of dynamic shared memory.
-
-        `clustered`: it may be launched in clusters of up to 16 blocks, where the GPU has such; all have 8.
 
         Raises BundleError when the GPU's limit is smaller, DeviceError when the module has no such kernel.
         """
@@ -34,8 +32,6 @@ class Module:
         # An SM divides its memory into L1 and shared memory anew only when it is empty: where all kernels ask for the
         # same division, one may start beside another.
         self._set(name, "PREFERRED_SHARED_MEMORY_CARVEOUT", 100)
-        if clustered:
-            self._set(name, "NON_PORTABLE_CLUSTER_SIZE_ALLOWED", 1)
         if shared_bytes > self._gpu.shared_optin:
             raise BundleError(
                 f"{self.where}: kernel {name} needs {shared_bytes} bytes of shared memory a block,"

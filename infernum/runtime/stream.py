@@ -41,7 +41,7 @@ class Event:
 
 
 class LaunchConfig:
-    """Block, grid and dynamic shared memory of a launch on one stream; the last two may change between launches.
+    """Grid, block and dynamic shared memory of a launch on one stream; the grid may change between launches.
 
     `clustered`: neighbouring blocks along z form clusters, whose size is given with the grid.
 
@@ -53,6 +53,7 @@ class LaunchConfig:
         api: Any,
         stream: Any,
         block: tuple[int, int, int],
+        shared_bytes: int,
         programmatic: bool,
         clustered: bool,
     ) -> None:
@@ -62,6 +63,7 @@ class LaunchConfig:
         self.raw: Any = api.CUlaunchConfig()
         self.raw.hStream = stream
         self.raw.blockDimX, self.raw.blockDimY, self.raw.blockDimZ = block
+        self.raw.sharedMemBytes = shared_bytes
         self._attributes: list[Any] = []
         kinds = api.CUlaunchAttributeID
         if programmatic:
@@ -75,12 +77,11 @@ class LaunchConfig:
             self._attributes.append(self._cluster)
         self._set_attributes()
 
-    def set_geometry(self, x: int, y: int, z: int, shared_bytes: int = 0, cluster: int = 1) -> None:
+    def set_grid(self, x: int, y: int, z: int, cluster: int = 1) -> None:
         self.empty = x * y * z == 0
         if self.empty:
             return
         self.raw.gridDimX, self.raw.gridDimY, self.raw.gridDimZ = x, y, z
-        self.raw.sharedMemBytes = shared_bytes
         if self._cluster is not None and cluster != self._cluster_blocks:
             self._cluster_blocks = cluster
             dim = self._cluster.value.clusterDim
@@ -164,10 +165,10 @@ class Stream:
         checked(self._api.cuStreamWaitEvent(self.handle, event.handle, 0), "making a stream wait")
 
     def launch_config(
-        self, block: tuple[int, int, int], programmatic: bool, clustered: bool = False
+        self, block: tuple[int, int, int], shared_bytes: int, programmatic: bool, clustered: bool = False
     ) -> LaunchConfig:
         """The geometry of launches on this stream. `programmatic`: kernels wait by themselves."""
-        return LaunchConfig(self._api, self.handle, block, programmatic, clustered)
+        return LaunchConfig(self._api, self.handle, block, shared_bytes, programmatic, clustered)
 
     def launch(self, config: LaunchConfig, kernel: Any, params: int) -> None:
         """Queue a kernel. `params`: address of an array of pointers to its arguments, read in this call."""

@@ -7,64 +7,40 @@ template <int HEAD_DIM> constexpr int UNIT_ROW = HEAD_DIM + 8;  // elements
 
 constexpr float NO_POSITION = -1e30f;  // the highest score of none: below any, yet finite, so that 0 times it is 0
 
-// The units of one of several workers: runs of neighbouring ones, dealt out in turn.
-struct UnitOrder {
-    int unit, left, run, jump;
-
-    __device__ __forceinline__ UnitOrder(int worker, int workers, int run)
-        : unit(worker * run), left(run), run(run), jump((workers - 1) * run + 1) {}
-
-    __device__ __forceinline__ void next() {
-        const bool ends = --left == 0;
-        unit += ends ? jump : 1;
-        if (ends) left = run;
-    }
-};
-
-// Dynamic shared memory of the block: a launch says by it how deep rings are to be.
-__device__ __forceinline__ int dynamic_shared_bytes() {
-    int bytes;
-    asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
-    return bytes;
-}
-
-// What a warp reads of the cache, up to position `end`: through a ring of its own of some units, so that no barrier is
-// needed between loading and using them. Pages are looked up two units ahead.
-template <typename T, typename Cache> struct UnitStream {
+// What a warp reads of the cache, up to position `end`: every step-th unit from `unit` on, through a ring of its own of
+// DEPTH units, so that no barrier is needed between loading and using them. Pages are looked up two units ahead.
+template <typename T, typename Cache, int DEPTH> struct UnitStream {
     static constexpr int ROW = UNIT_ROW<Cache::DIM>, SLOT = 2 * UNIT * ROW * sizeof(T);  // elements; bytes
     static constexpr int PIECES = Cache::DIM / 8, ROWS = 32 / PIECES;  // 16-byte pieces in a row; rows of one access
     static_assert(PIECES <= 32 && ROWS <= UNIT, "a warp copies whole rows");
     const T* head;  // the keys of the head in page 0
     const int* pages;
     unsigned ring;
-    int slots, end, page, next_page, slot = 0;
-    UnitOrder order, ahead;
+    int unit, step, end, page, next_page, slot = 0;
 
     __device__ __forceinline__ UnitStream(
-        const T* head, const int* pages, unsigned ring, int slots, UnitOrder order, int end)
-        : head(head), pages(pages), ring(ring), slots(slots), end(end), order(order), ahead(order) {
-        page = page_of(ahead.unit);
-        ahead.next();
-        next_page = page_of(ahead.unit);
+        const T* head, const int* pages, unsigned ring, int unit, int step, int end)
+        : head(head), pages(pages), ring(ring), unit(unit), step(step), end(end) {
+        page = page_of(unit);
+        next_page = page_of(unit + step);
     }
 
     // Start copying the next unit, if there is one; every call is one group of copies.
     __device__ __forceinline__ void load() {
-        if (order.unit * UNIT < end) {
+        if (unit * UNIT < end) {
             const int row = threadIdx.x % 32 / PIECES, column = threadIdx.x % 32 % PIECES * 8;
-            const T* from = head + page * Cache::STRIDE + (order.unit * UNIT % PAGE + row) * Cache::DIM + column;
+            const T* from = head + page * Cache::STRIDE + (unit * UNIT % PAGE + row) * Cache::DIM + column;
             const unsigned to = ring + slot * SLOT + (row * ROW + column) * sizeof(T);
-            const int left = end - order.unit * UNIT - row;  // rows beyond it become zeros
+            const int left = end - unit * UNIT - row;  // rows beyond it become zeros
 #pragma unroll
             for (int r = 0; r < UNIT; r += ROWS) {
                 copy_async(to + r * ROW * sizeof(T), from + r * Cache::DIM, r < left);
                 copy_async(to + (UNIT + r) * ROW * sizeof(T), from + Cache::VALUES + r * Cache::DIM, r < left);
             }
-            slot = slot + 1 == slots ? 0 : slot + 1;
-            order.next();
-            ahead.next();
+            slot = slot + 1 == DEPTH ? 0 : slot + 1;
+            unit += step;
             page = next_page;
-            next_page = page_of(ahead.unit);
+            next_page = page_of(unit + step);
         }
         commit_copies();
     }
@@ -180,5 +156,64 @@ template <int N> struct Shares {
             factor[i] = exp2_approximate(stats[i].x - highest);
             total = fmaf(factor[i], stats[i].y, total);
         }
+    }
+};
+
+// Words of global memory by which a block tells another something, while both run; 0 where nothing has been left.
+// A word is read or written at once (PTX ISA 8.2.2, relaxed operations of 64 bits), so that it brings its own news.
+__device__ __forceinline__ unsigned long long look_at(const unsigned long long* word) {
+    unsigned long long found;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(found) : "l"(word) : "memory");
+    return found;
+}
+__device__ __forceinline__ void leave(unsigned long long* word, unsigned long long value) {
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
+}
+
+// A softmax-weighted average over some positions, and the logarithm to base two of its total of weights.
+struct Average {
+    float value, log_total;
+
+    __device__ __forceinline__ Average(float sum, float highest, float total) {
+        total = fmaxf(total, 1e-30f);  // of no positions
+        value = sum / total;
+        log_total = highest + __log2f(total);
+    }
+
+    // Both numbers in a word, inverted, as then no number makes it 0.
+    __device__ __forceinline__ explicit Average(unsigned long long word)
+        : value(__uint_as_float(~static_cast<unsigned>(word))),
+          log_total(__uint_as_float(~static_cast<unsigned>(word >> 32))) {}
+    __device__ __forceinline__ unsigned long long word() const {
+        const unsigned high = ~__float_as_uint(log_total), low = ~__float_as_uint(value);
+        return static_cast<unsigned long long>(high) << 32 | low;
+    }
+
+    // Join the averages over other positions that blocks leave at `count` words, `stride` apart. They are waited for,
+    // and the words are 0 afterwards.
+    __device__ __forceinline__ void join(unsigned long long* words, size_t stride, int count) {
+        constexpr int AT_ONCE = 4;
+        float total = 1.0f;  // in units of 2 to the log_total
+        for (int first = 0; first < count; first += AT_ONCE) {
+            unsigned long long found[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++)
+                found[i] = first + i < count ? look_at(words + (first + i) * stride) : 0;
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                if (first + i >= count) break;
+                unsigned long long* word = words + (first + i) * stride;
+                while (found[i] == 0) found[i] = look_at(word);
+                leave(word, 0);
+                const Average other(found[i]);
+                const float highest = fmaxf(log_total, other.log_total);
+                const float mine = exp2_approximate(log_total - highest);
+                const float others = exp2_approximate(other.log_total - highest);
+                value = fmaf(others, other.value, mine * value);
+                total = fmaf(mine, total, others);
+                log_total = highest;
+            }
+        }
+        value /= total;
     }
 };

@@ -599,64 +599,40 @@ template <int HEAD_DIM> constexpr int UNIT_ROW = HEAD_DIM + 8;  // elements
 
 constexpr float NO_POSITION = -1e30f;  // the highest score of none: below any, yet finite, so that 0 times it is 0
 
-// The units of one of several workers: runs of neighbouring ones, dealt out in turn.
-struct UnitOrder {
-    int unit, left, run, jump;
-
-    __device__ __forceinline__ UnitOrder(int worker, int workers, int run)
-        : unit(worker * run), left(run), run(run), jump((workers - 1) * run + 1) {}
-
-    __device__ __forceinline__ void next() {
-        const bool ends = --left == 0;
-        unit += ends ? jump : 1;
-        if (ends) left = run;
-    }
-};
-
-// Dynamic shared memory of the block: a launch says by it how deep rings are to be.
-__device__ __forceinline__ int dynamic_shared_bytes() {
-    int bytes;
-    asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
-    return bytes;
-}
-
-// What a warp reads of the cache, up to position `end`: through a ring of its own of some units, so that no barrier is
-// needed between loading and using them. Pages are looked up two units ahead.
-template <typename T, typename Cache> struct UnitStream {
+// What a warp reads of the cache, up to position `end`: every step-th unit from `unit` on, through a ring of its own of
+// DEPTH units, so that no barrier is needed between loading and using them. Pages are looked up two units ahead.
+template <typename T, typename Cache, int DEPTH> struct UnitStream {
     static constexpr int ROW = UNIT_ROW<Cache::DIM>, SLOT = 2 * UNIT * ROW * sizeof(T);  // elements; bytes
     static constexpr int PIECES = Cache::DIM / 8, ROWS = 32 / PIECES;  // 16-byte pieces in a row; rows of one access
     static_assert(PIECES <= 32 && ROWS <= UNIT, "a warp copies whole rows");
     const T* head;  // the keys of the head in page 0
     const int* pages;
     unsigned ring;
-    int slots, end, page, next_page, slot = 0;
-    UnitOrder order, ahead;
+    int unit, step, end, page, next_page, slot = 0;
 
     __device__ __forceinline__ UnitStream(
-        const T* head, const int* pages, unsigned ring, int slots, UnitOrder order, int end)
-        : head(head), pages(pages), ring(ring), slots(slots), end(end), order(order), ahead(order) {
-        page = page_of(ahead.unit);
-        ahead.next();
-        next_page = page_of(ahead.unit);
+        const T* head, const int* pages, unsigned ring, int unit, int step, int end)
+        : head(head), pages(pages), ring(ring), unit(unit), step(step), end(end) {
+        page = page_of(unit);
+        next_page = page_of(unit + step);
     }
 
     // Start copying the next unit, if there is one; every call is one group of copies.
     __device__ __forceinline__ void load() {
-        if (order.unit * UNIT < end) {
+        if (unit * UNIT < end) {
             const int row = threadIdx.x % 32 / PIECES, column = threadIdx.x % 32 % PIECES * 8;
-            const T* from = head + page * Cache::STRIDE + (order.unit * UNIT % PAGE + row) * Cache::DIM + column;
+            const T* from = head + page * Cache::STRIDE + (unit * UNIT % PAGE + row) * Cache::DIM + column;
             const unsigned to = ring + slot * SLOT + (row * ROW + column) * sizeof(T);
-            const int left = end - order.unit * UNIT - row;  // rows beyond it become zeros
+            const int left = end - unit * UNIT - row;  // rows beyond it become zeros
 #pragma unroll
             for (int r = 0; r < UNIT; r += ROWS) {
                 copy_async(to + r * ROW * sizeof(T), from + r * Cache::DIM, r < left);
                 copy_async(to + (UNIT + r) * ROW * sizeof(T), from + Cache::VALUES + r * Cache::DIM, r < left);
             }
-            slot = slot + 1 == slots ? 0 : slot + 1;
-            order.next();
-            ahead.next();
+            slot = slot + 1 == DEPTH ? 0 : slot + 1;
+            unit += step;
             page = next_page;
-            next_page = page_of(ahead.unit);
+            next_page = page_of(unit + step);
         }
         commit_copies();
     }
@@ -772,6 +748,65 @@ template <int N> struct Shares {
             factor[i] = exp2_approximate(stats[i].x - highest);
             total = fmaf(factor[i], stats[i].y, total);
         }
+    }
+};
+
+// Words of global memory by which a block tells another something, while both run; 0 where nothing has been left.
+// A word is read or written at once (PTX ISA 8.2.2, relaxed operations of 64 bits), so that it brings its own news.
+__device__ __forceinline__ unsigned long long look_at(const unsigned long long* word) {
+    unsigned long long found;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(found) : "l"(word) : "memory");
+    return found;
+}
+__device__ __forceinline__ void leave(unsigned long long* word, unsigned long long value) {
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
+}
+
+// A softmax-weighted average over some positions, and the logarithm to base two of its total of weights.
+struct Average {
+    float value, log_total;
+
+    __device__ __forceinline__ Average(float sum, float highest, float total) {
+        total = fmaxf(total, 1e-30f);  // of no positions
+        value = sum / total;
+        log_total = highest + __log2f(total);
+    }
+
+    // Both numbers in a word, inverted, as then no number makes it 0.
+    __device__ __forceinline__ explicit Average(unsigned long long word)
+        : value(__uint_as_float(~static_cast<unsigned>(word))),
+          log_total(__uint_as_float(~static_cast<unsigned>(word >> 32))) {}
+    __device__ __forceinline__ unsigned long long word() const {
+        const unsigned high = ~__float_as_uint(log_total), low = ~__float_as_uint(value);
+        return static_cast<unsigned long long>(high) << 32 | low;
+    }
+
+    // Join the averages over other positions that blocks leave at `count` words, `stride` apart. They are waited for,
+    // and the words are 0 afterwards.
+    __device__ __forceinline__ void join(unsigned long long* words, size_t stride, int count) {
+        constexpr int AT_ONCE = 4;
+        float total = 1.0f;  // in units of 2 to the log_total
+        for (int first = 0; first < count; first += AT_ONCE) {
+            unsigned long long found[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++)
+                found[i] = first + i < count ? look_at(words + (first + i) * stride) : 0;
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                if (first + i >= count) break;
+                unsigned long long* word = words + (first + i) * stride;
+                while (found[i] == 0) found[i] = look_at(word);
+                leave(word, 0);
+                const Average other(found[i]);
+                const float highest = fmaxf(log_total, other.log_total);
+                const float mine = exp2_approximate(log_total - highest);
+                const float others = exp2_approximate(other.log_total - highest);
+                value = fmaf(others, other.value, mine * value);
+                total = fmaf(mine, total, others);
+                log_total = highest;
+            }
+        }
+        value /= total;
     }
 };
 
@@ -969,8 +1004,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_q_k_v_proj(
 // rope -> rope -> append -> attention, by attend
 // from models/llama.py:43, models/llama.py:44, models/llama.py:52
 // 1 token(s) at context 1024: 132 kB, 262 kFLOP; at least 0.03 us on one H200
-// One cluster of blocks per token and HEAD_TILE query heads of one key head. Its warps share out the context in units
-// of 16 positions; the blocks then send each other what they found, and each finishes a slice of the result.
+// Clusters of blocks, one or several splits per token and HEAD_TILE query heads of one key head. Their warps share out
+// the context in units of 16 positions; the blocks of a cluster then send each other what they found, and each finishes
+// a slice of the result. Those of the last split wait for what the others have left for them in global memory.
 // What is in the cache already, no kernel of this step writes: the first units of each warp are on their way
 // before q, k and v are known. The last block attends to the keys and values of the step itself, and stores them.
 __device__ const __align__(16) float attend_cluster_inv_freq[8] = {
@@ -978,7 +1014,10 @@ __device__ const __align__(16) float attend_cluster_inv_freq[8] = {
     0.009999999776482582f, 0.003162277862429619f, 0.0010000000474974513f, 0.0003162277862429619f,
 };
 
-extern "C" __global__ void __launch_bounds__(128) attend_cluster(
+// What splits but the last have found, for each element of the result.
+__device__ unsigned long long attend_cluster_left[22][32];
+
+extern "C" __global__ void __launch_bounds__(256, 2) attend_cluster(
     const bf16_t* q,
     const bf16_t* k,
     const bf16_t* v,
@@ -992,21 +1031,20 @@ extern "C" __global__ void __launch_bounds__(128) attend_cluster(
     using T = bf16_t;
     constexpr int KV_HEADS = 2, GROUP = 2, HEAD_DIM = 16, HALF = HEAD_DIM / 2;
     constexpr int HEAD_TILE = 2, HEAD_TILES = 1;
-    constexpr int WARPS = 4, THREADS = 32 * WARPS, MOST_BLOCKS = 16;
-    constexpr int DEPTH = 8, LONG = 1;  // units in a warp's ring; how many times as many for long contexts
-    constexpr int MOST_NEW = 8;  // tokens in a step
+    constexpr int WARPS = 8, THREADS = 32 * WARPS, DEPTH = 8;  // units in a warp's ring
+    constexpr int MOST_BLOCKS = 8, MOST_NEW = 8;  // of a cluster; tokens in a step
     constexpr float SCALE = base_two(0.25f);
     constexpr size_t Q_STRIDE = 128, K_STRIDE = 128, V_STRIDE = 128;
     constexpr size_t OUT_STRIDE = 64;
     using Cache = KvCache<KV_HEADS, HEAD_DIM>;
-    using Stream = UnitStream<T, Cache>;
+    using Stream = UnitStream<T, Cache, DEPTH>;
     using Warp = WarpAttention<T, HEAD_DIM, HEAD_TILE>;
     constexpr int ROW = UNIT_ROW<HEAD_DIM>, ELEMENTS = HEAD_TILE * HEAD_DIM;
     static_assert(HEAD_TILE * Warp::PART_ROW * sizeof(float) <= DEPTH * Stream::SLOT, "a part fits into a warp's ring");
     extern __shared__ __align__(16) unsigned char attend_cluster_shared[];  // the rings of the warps, later their parts
     __shared__ __align__(16) T queries[HEAD_TILE][ROW], new_keys[MOST_NEW][ROW], new_values[MOST_NEW][ROW];
     __shared__ float2 warp_stats[WARPS][HEAD_TILE];
-    __shared__ __align__(16) float sums[ELEMENTS];  // of each block, the elements of this block's slice
+    __shared__ __align__(16) float sums[ELEMENTS + 4 * MOST_BLOCKS];  // of each block, the elements of this block's slice
     __shared__ float2 stats[MOST_BLOCKS][HEAD_TILE];  // of each block: highest score and total
     __shared__ __align__(8) unsigned long long parts_have_come;
 
@@ -1022,17 +1060,13 @@ extern "C" __global__ void __launch_bounds__(128) attend_cluster(
     const int count_new = token - first_token + 1;  // keys of the step that this token attends to
     const int first_new = position + 1 - count_new;  // their first position; the cache holds those before
     const T* head_keys = kv + Cache::key(0, kv_head, 0);
-    const bool deep = LONG > 1 && dynamic_shared_bytes() > WARPS * DEPTH * Stream::SLOT;
-    const int slots = deep ? LONG * DEPTH : DEPTH;
-    const unsigned ring = shared_address(attend_cluster_shared) + warp * slots * Stream::SLOT;
-    const int workers = WARPS * blocks;  // that share out the units, by whole pages where each gets many
-    UnitOrder order(warp * blocks + rank, workers, first_new > 16 * UNIT * workers ? PAGE / UNIT : 1);
-    Stream stream(head_keys, pages, ring, slots, order, first_new);
+    const unsigned ring = shared_address(attend_cluster_shared) + warp * DEPTH * Stream::SLOT;
+    const int worker = warp * gridDim.z + blockIdx.z, workers = WARPS * gridDim.z;  // that share out the units
+    Stream stream(head_keys, pages, ring, worker, workers, first_new);
 #pragma unroll
     for (int i = 0; i < DEPTH; i++) stream.load();
-    for (int i = DEPTH; i < slots; i++) stream.load();
 
-    const bool last = rank == blocks - 1;
+    const bool last = blockIdx.z == gridDim.z - 1;
     const int page = pages[position / PAGE];
     const int first_head = kv_head * GROUP + blockIdx.y % HEAD_TILES * HEAD_TILE;
     const int last_head = kv_head * GROUP + GROUP - 1;  // the last tile of a group may have fewer heads
@@ -1092,25 +1126,26 @@ extern "C" __global__ void __launch_bounds__(128) attend_cluster(
         attention.template attend<MOST_NEW>(keys, values, count_new, SCALE);
     }
     int slot = 0;
-    for (; order.unit * UNIT < first_new; order.next()) {
-        deep ? wait_for_older_copies<LONG * DEPTH - 1>() : wait_for_older_copies<DEPTH - 1>();
+    for (int unit = worker; unit * UNIT < first_new; unit += workers) {
+        wait_for_older_copies<DEPTH - 1>();
         __syncwarp();
         const unsigned keys = ring + slot * Stream::SLOT, values = keys + UNIT * ROW * sizeof(T);
-        attention.template attend<UNIT>(keys, values, first_new - order.unit * UNIT, SCALE);
+        attention.template attend<UNIT>(keys, values, first_new - unit * UNIT, SCALE);
         __syncwarp();
         stream.load();
-        slot = slot + 1 == slots ? 0 : slot + 1;
+        slot = slot + 1 == DEPTH ? 0 : slot + 1;
     }
-    const int ring_floats = slots * Stream::SLOT / sizeof(float);
+    constexpr int RING_FLOATS = DEPTH * Stream::SLOT / sizeof(float);
     float* parts = reinterpret_cast<float*>(attend_cluster_shared);
-    attention.store(parts + warp * ring_floats, warp_stats[warp]);
+    attention.store(parts + warp * RING_FLOATS, warp_stats[warp]);
     __syncthreads();
 
-    const int slice = ELEMENTS / blocks;  // of the result, which this block finishes
-    if (threadIdx.x == 0) arrive_expecting(come, blocks * (slice * sizeof(float) + HEAD_TILE * sizeof(float2)));
+    const int slice = (ELEMENTS / 4 + blocks - 1) / blocks * 4;  // elements of the result that a block finishes
+    const int mine = min(slice, max(0, ELEMENTS - rank * slice));  // the last blocks may have fewer, or none
+    if (threadIdx.x == 0) arrive_expecting(come, blocks * (mine * sizeof(float) + HEAD_TILE * sizeof(float2)));
     wait_for_cluster();  // all blocks have started, and may be sent to
     for (int e = threadIdx.x * 4; e < ELEMENTS; e += THREADS * 4) {
-        const int h = e / HEAD_DIM, column = e % HEAD_DIM, owner = e * blocks / ELEMENTS;
+        const int h = e / HEAD_DIM, column = e % HEAD_DIM, owner = e / slice;
         float2 of_warp[WARPS];
 #pragma unroll
         for (int w = 0; w < WARPS; w++) of_warp[w] = warp_stats[w][h];
@@ -1118,7 +1153,7 @@ extern "C" __global__ void __launch_bounds__(128) attend_cluster(
         float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
         for (int w = 0; w < WARPS; w++) {
-            const float* part = parts + w * ring_floats + h * Warp::PART_ROW + column;
+            const float* part = parts + w * RING_FLOATS + h * Warp::PART_ROW + column;
             const float4 of = *reinterpret_cast<const float4*>(part);
             sum.x = fmaf(shares.factor[w], of.x, sum.x);
             sum.y = fmaf(shares.factor[w], of.y, sum.y);
@@ -1133,7 +1168,9 @@ extern "C" __global__ void __launch_bounds__(128) attend_cluster(
         send(address_in_block(stats_to, column / 4), found, address_in_block(come, column / 4));
     }
     wait_for_phase(come, 0);
-    for (int i = threadIdx.x; i < slice; i += THREADS) {
+    const int splits = gridDim.z / blocks, split = blockIdx.z / blocks, cluster = blockIdx.y * gridDim.x + token;
+    const size_t to_next_split = gridDim.x * gridDim.y * ELEMENTS;
+    for (int i = threadIdx.x; i < mine; i += THREADS) {
         const int e = rank * slice + i, h = e / HEAD_DIM;
         if (first_head + h > last_head) break;
         float2 of_block[MOST_BLOCKS];
@@ -1145,8 +1182,14 @@ extern "C" __global__ void __launch_bounds__(128) attend_cluster(
         for (int b = 0; b < MOST_BLOCKS; b++) {
             if (b < blocks) sum = fmaf(shares.factor[b], sums[b * slice + i], sum);
         }
-        const size_t place = token * OUT_STRIDE + first_head * HEAD_DIM + e;
-        out[place] = from_float<T>(sum / shares.total);
+        Average average(sum, shares.highest, shares.total);
+        unsigned long long* left = &attend_cluster_left[cluster][e];  // by the first split
+        if (split < splits - 1) {
+            leave(left + split * to_next_split, average.word());
+            continue;
+        }
+        if (splits > 1) average.join(left, to_next_split, splits - 1);
+        out[token * OUT_STRIDE + first_head * HEAD_DIM + e] = from_float<T>(average.value);
     }
 }
 
