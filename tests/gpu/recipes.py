@@ -86,7 +86,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """Sizes that are multiples of nothing, one layer of Llama 3.2 1B with a vocabulary cut short, and layers that are
 little but attention: heads, key heads and head size of those that wgmma serves, in groups of 1, 4 and 8; and so many
-key heads that a cluster has one block or two, whose warps get whole pages of a long context."""
+key heads that a cluster has two blocks."""
 
 
 class Bundles:

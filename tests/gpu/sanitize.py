@@ -5,15 +5,16 @@
         compute-sanitizer --tool racecheck python3 tests/gpu/sanitize.py $case
     done
 
-Prompts of 70 and 20 tokens, then three decode steps of one and of five sequences, greedy and sampled. With
-`--no-graphs` decodes are launched kernel by kernel. racecheck holds on to 1.5 GB of host memory for every second that
-it runs: each case in a process of its own.
+Prompts of 70 and 20 tokens, then three decode steps of one and of five sequences, greedy and sampled; and, fused, such
+steps at a context that attention splits among clusters. With `--no-graphs` decodes are launched kernel by kernel.
+racecheck holds on to 1.5 GB of host memory for every second that it runs: each case in a process of its own.
 """
 
 import argparse
 import itertools
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,9 +27,38 @@ CASES = [
     for lengths in PROMPT_LENGTHS
     for way in ("greedy", "sampled")
 ]
+SPLIT_CASES = {"fused/split/one": 1, "fused/split/five": 5}
+"""Sequences that decode at a long context."""
+
+LONG_CONTEXT = 8192
+"""Positions that the model may have here; the last page of them is where a split case decodes."""
+
+PAGES = 32
+"""Pages of the KV cache."""
 
 NEW_TOKENS = 4
 """The prompt's step samples one; three steps decode: the first launched, the others replayed as a graph."""
+
+
+def decode_long(executor, sequences: int) -> list[list[int]]:
+    """The tokens of greedy steps, each token of which attends to 8128 positions or more.
+
+    No prompt is so long, as racecheck would take minutes over it: all pages but the last one of a sequence are one
+    page, which a short prompt has written.
+    """
+    import numpy as np
+
+    from infernum.measure.workload import chunk_batch, decode_batch, greedy
+
+    pages = np.zeros((sequences, LONG_CONTEXT // executor.page_size), np.int32)
+    pages[:, -1] = 1 + np.arange(sequences)
+    prompt = chunk_batch(np.arange(executor.page_size, dtype=np.int32), 0, pages[:1])
+    executor.run(prompt, greedy(1)).tokens()
+    tokens = np.arange(sequences, dtype=np.int32)
+    batch = decode_batch(tokens, LONG_CONTEXT - executor.page_size, pages)
+    found = [executor.run(batch, greedy(sequences)).tokens()]
+    found += [executor.advance().tokens() for _ in range(2)]
+    return np.stack(found, axis=1).tolist()
 
 
 def main() -> int:
@@ -48,27 +78,36 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the names of the cases, and run none")
     parser.add_argument("cases", nargs="*", metavar="CASE", help="only these (default: all)")
     options = parser.parse_args()
-    if unknown := set(options.cases) - set(CASES):
-        parser.error(f"no case {', '.join(sorted(unknown))} among {', '.join(CASES)}")
+    every = [*SPLIT_CASES, *CASES]
+    if unknown := set(options.cases) - set(every):
+        parser.error(f"no case {', '.join(sorted(unknown))} among {', '.join(every)}")
     if options.list:
-        sys.stdout.write("\n".join(CASES) + "\n")
+        sys.stdout.write("\n".join(every) + "\n")
         return 0
-    cases = options.cases or CASES
+    cases = options.cases or every
 
     common = {"max_tokens": NEW_TOKENS, "ignore_eos": True}
     sampled = SamplingParams(top_k=40, min_p=0.01, repetition_penalty=1.2, seed=1, **common)
     ways = {"greedy": SamplingParams(temperature=0, **common), "sampled": sampled}
-    arch = native_arch()
+    arch, source = native_arch(), resolve("dante")
+    source = replace(source, config=replace(source.config, max_position_embeddings=LONG_CONTEXT))
     with tempfile.TemporaryDirectory() as folder:
         for fused, of_bundle in itertools.groupby(cases, lambda case: case.split("/")[0]):
             compile_options = Options(arch=arch, dtype=options.dtype, fuse=fused == "fused")
-            bundle = compile_model(resolve("dante"), compile_options, Path(folder) / f"dante-{fused}")
+            bundle = compile_model(source, compile_options, Path(folder) / f"dante-{fused}")
             executor = CudaExecutor.open(
-                bundle, Checkpoint.open(demo_folder()), max_pages_total=32, use_graphs=not options.no_graphs
+                bundle,
+                Checkpoint.open(demo_folder()),
+                max_pages_total=PAGES,
+                use_graphs=not options.no_graphs,
             )
             with executor:
                 engine = Engine(executor, bundle.manifest.model)
                 for case in of_bundle:
+                    if case in SPLIT_CASES:
+                        tokens = decode_long(executor, SPLIT_CASES[case])
+                        sys.stdout.write(f"{case}: {tokens}\n")
+                        continue
                     _, lengths, way = case.split("/")
                     prompts = [[(7 * i + 13 * n) % 4000 for i in range(n)] for n in PROMPT_LENGTHS[lengths]]
                     tokens = [completion.tokens for completion in engine.generate(prompts, ways[way])]
