@@ -59,7 +59,7 @@ def evaluate(formula: str | int, symbols: Mapping[str, int]) -> int:
         return formula
     try:
         return _value(ast.parse(formula, mode="eval").body, symbols)
-    except (SyntaxError, KeyError, TypeError) as error:
+    except (SyntaxError, KeyError, TypeError, ZeroDivisionError) as error:
         raise InfernumError(
             f"formula {formula!r} cannot be evaluated over {sorted(symbols)}: {error}"
         ) from error

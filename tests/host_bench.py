@@ -19,6 +19,7 @@ from infernum.verify.image import Image
 HEADER = Path(__file__).with_name("host_cuda.h")
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 _KERNEL = re.compile(r'extern "C" __global__ void __launch_bounds__\([^)]*\) (\w+)\(([^)]*)\) {')
+VISIBLE = 'extern "C" [[gnu::visibility("default")]]'
 _BEFORE_SM_90 = "#define __CUDA_ARCH__ 0  // no programmatic launch\n"
 
 
@@ -53,8 +54,7 @@ class HostBench(Bench):
 
 
 def _compile(source: str, folder: Path) -> ctypes.CDLL:
-    folder.mkdir(parents=True, exist_ok=True)
-    text = [_BEFORE_SM_90, f'#include "{HEADER}"\n', source]
+    text = [source]
     for name, parameters in _KERNEL.findall(source):
         types = [parameter.rsplit(None, 1)[0] for parameter in parameters.split(",")]
         values = ", ".join(
@@ -62,12 +62,17 @@ def _compile(source: str, folder: Path) -> ctypes.CDLL:
             for i, type_ in enumerate(map(str.strip, types))
         )
         text.append(
-            f'extern "C" [[gnu::visibility("default")]]\n'
-            f"void host_{name}(const int* grid, int threads, const uint64_t* arguments) {{\n"
+            f"{VISIBLE} void host_{name}(const int* grid, int threads, const uint64_t* arguments) {{\n"
             f"    host::launch(grid, threads, [=] {{ {name}({values}); }});\n}}\n"
         )
+    return compile_for_host("".join(text), folder)
+
+
+def compile_for_host(text: str, folder: Path) -> ctypes.CDLL:
+    """CUDA without inline PTX as a library in `folder`; of C++ it has what is marked visible."""
+    folder.mkdir(parents=True, exist_ok=True)
     file, library = folder / "kernels.cpp", folder / "kernels.so"
-    file.write_text("".join(text), encoding="utf-8")
+    file.write_text(f'{_BEFORE_SM_90}#include "{HEADER}"\n{text}', encoding="utf-8")
     # Hidden, since a kernel may be called like a function of the C library: `advance`.
     flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-w", "-shared", "-fPIC", "-fvisibility=hidden"]
     subprocess.run([str(COMPILER), *flags, str(file), "-o", str(library)], check=True)

@@ -78,7 +78,7 @@ def _constants(call: Call, target: Target) -> Mapping[str, Any]:
         "VECTOR": 8,
         **values,
         "THREADS": 32 * values["WARPS"],
-        "BLOCKS": f"({long} if {is_long} else {short})",
+        "BLOCKS": f"{long} if {is_long} else {short}",
         "Z": f"({long} * {splits} if {is_long} else {short})",
         "LEFT": max(1, *left),
         "SHARED": _ring_bytes(call, values),
@@ -98,9 +98,11 @@ def _sizes(
     """
     sms, most, split = GPUS[target.arch].sms, min(values["CLUSTER"], dim // 4), values["SPLIT"]
     short, long = sms // clusters, sms * 3 // 4 // clusters
+    split_up_to = long // (2 * split)  # tokens: more leave no room for a second split
+    alone = f"max(2, min({most}, {long} // tokens))"
     formulas = (
         f"max(2, min({most}, {short} // tokens))",
-        f"({split} if tokens <= {long // (2 * split)} else max(2, min({most}, {long} // tokens)))",
+        f"({split} if tokens <= {split_up_to} else {alone})" if split_up_to >= target.min_tokens else alone,
         f"max(1, min({_MOST_SPLITS}, {long} // ({split} * tokens)))",
     )
     if target.min_tokens < target.max_tokens:
@@ -130,6 +132,7 @@ ATTEND_CLUSTER = Template(
         "mbarrier.cuh",
         "cluster.cuh",
         "attend_cluster.cuh",
+        "splits.cuh",
     ),
     symbols=("max_pages",),
 )
