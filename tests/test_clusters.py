@@ -97,7 +97,7 @@ def test_clusters_give_every_sm_at_most_one_block_and_three_quarters_of_them_whe
     most = min(most, dim // 4)
     low, high = FEW[variant]
     for tokens, context_pages in itertools.product(range(low, high + 1), (64, 128, 2048)):
-        symbols = {"tokens": tokens, "context_pages": context_pages}
+        symbols = {"tokens": tokens, "context_pages": context_pages, "sms": GPUS[arch].sms}
         blocks, along_z = (evaluate(str(constants[name]), symbols) for name in ("BLOCKS", "Z"))
         splits, long = along_z // blocks, context_pages > 64
         sms = GPUS[arch].sms * (3 if long else 4) // 4
@@ -109,6 +109,22 @@ def test_clusters_give_every_sm_at_most_one_block_and_three_quarters_of_them_whe
             assert splits == 16 or clusters * tokens * split * (splits + 1) > sms
         else:
             assert blocks == most or clusters * tokens * (blocks + 1) > sms or (long and blocks >= split)
+
+
+@pytest.mark.parametrize("arch", [90, 100])
+def test_contexts_are_split_only_where_the_gpu_has_room_for_all_blocks_at_once(arch: int) -> None:
+    constants = ATTEND_CLUSTER.constants(call(32, 8, 128), target(arch, "t1"))
+    whole = GPUS[arch].sms
+
+    def along_z(sms: int) -> tuple[int, int]:
+        symbols = {"tokens": 1, "context_pages": 2048, "sms": sms}
+        blocks, along = (evaluate(str(constants[name]), symbols) for name in ("BLOCKS", "Z"))
+        return along, blocks
+
+    of_all, blocks = along_z(whole)
+    assert of_all > blocks == 4
+    assert along_z(whole * 3 // 4) == (of_all, 4) and 8 * of_all <= whole * 3 // 4
+    assert along_z(whole * 3 // 4 - 1) == along_z(16) == (8, 8), "a slice of a GPU: one cluster a key head"
 
 
 @pytest.mark.parametrize("arch", ARCHS)

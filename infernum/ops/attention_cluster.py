@@ -72,7 +72,10 @@ def _constants(call: Call, target: Target) -> Mapping[str, Any]:
     steps = [{"tokens": tokens} for tokens in range(target.min_tokens, target.max_tokens + 1)]
     counts = [evaluate(splits, step) for step in steps]
     left = [(count - 1) * clusters * step["tokens"] for count, step in zip(counts, steps, strict=True)]
-    is_long = f"context_pages > {_LONG // PAGE}"
+    enough = (
+        GPUS[target.arch].sms * 3 // 4
+    )  # so that blocks which wait leave room for those that they wait for
+    is_long = f"min(context_pages // {_LONG // PAGE + 1}, sms // {enough}) > 0"
     return {
         **of_heads,
         "VECTOR": 8,
