@@ -48,19 +48,12 @@ Splits = list[list[tuple[float, float]]]
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     text = include_text("splits.cuh")
-    average = text[
-        text.index("// A softmax-weighted average") :
-    ]  # ahead of it are the loads and stores, in PTX
+    # Ahead of it are the loads and stores, in PTX.
+    average = text[text.index("// A softmax-weighted average") :]
     folder = tmp_path_factory.mktemp("splits")
     library = compile_for_host(AROUND.format(average=average, visible=VISIBLE), folder)
     library.word.argtypes = [ctypes.c_float] * 3
-    library.join.argtypes = [
-        *[ctypes.c_float] * 3,
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_int,
-        ctypes.c_int,
-    ]
+    library.join.argtypes = [*[ctypes.c_float] * 3, ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 2]
     library.again.argtypes = [ctypes.c_uint64]
     library.word.restype = library.again.restype = ctypes.c_uint64
     library.join.restype = ctypes.c_float

@@ -72,10 +72,7 @@ def _constants(call: Call, target: Target) -> Mapping[str, Any]:
     steps = [{"tokens": tokens} for tokens in range(target.min_tokens, target.max_tokens + 1)]
     counts = [evaluate(splits, step) for step in steps]
     left = [(count - 1) * clusters * step["tokens"] for count, step in zip(counts, steps, strict=True)]
-    enough = (
-        GPUS[target.arch].sms * 3 // 4
-    )  # so that blocks which wait leave room for those that they wait for
-    is_long = f"min(context_pages // {_LONG // PAGE + 1}, sms // {enough}) > 0"
+    is_long = f"min(context_pages // {_LONG // PAGE + 1}, sms // {_sms_of_splits(target)}) > 0"
     return {
         **of_heads,
         "VECTOR": 8,
@@ -89,18 +86,26 @@ def _constants(call: Call, target: Target) -> Mapping[str, Any]:
     }
 
 
+def _sms_of_splits(target: Target) -> int:
+    """SMs that read long contexts: three quarters, which are enough for the memory, and which clusters find.
+
+    A cluster lies within a GPC, so that some SMs are left over. A GPU with fewer SMs, such as a slice of one, splits
+    nothing: blocks that wait might keep out those that they wait for.
+    """
+    return GPUS[target.arch].sms * 3 // 4
+
+
 def _sizes(
     values: Mapping[str, int], clusters: int, dim: int, target: Target
 ) -> tuple[Formula, Formula, Formula]:
     """Blocks of a cluster at short contexts and at long ones, and clusters among which a long context is split.
 
     Without splits there are `clusters` for each token. They have two blocks at least: a block alone is launched without
-    a cluster, and may then send nothing, not even to itself (an illegal instruction on an H200). Short contexts get at
-    most one block on each SM; so do long ones of three quarters of the SMs, which read as fast as memory can and
-    which clusters find: as one lies within a GPC, some SMs are left over.
+    a cluster, and may then send nothing, not even to itself (an illegal instruction on an H200). An SM gets one
+    block at most, unless clusters of two are too many for that.
     """
-    sms, most, split = GPUS[target.arch].sms, min(values["CLUSTER"], dim // 4), values["SPLIT"]
-    short, long = sms // clusters, sms * 3 // 4 // clusters
+    most, split = min(values["CLUSTER"], dim // 4), values["SPLIT"]
+    short, long = GPUS[target.arch].sms // clusters, _sms_of_splits(target) // clusters
     split_up_to = long // (2 * split)  # tokens: more leave no room for a second split
     alone = f"max(2, min({most}, {long} // tokens))"
     formulas = (

@@ -92,8 +92,8 @@ def _shared(resources: KernelResources, launch: Launch, gpu: Gpu, arch: str) -> 
     if static + launch.shared_bytes <= limit:
         return None
     return (
-        f"takes {static} bytes of static and {launch.shared_bytes} of dynamic shared memory, but a block has at "
-        f"most {limit} on {arch}; declare less"
+        f"takes {static} bytes of static and {launch.shared_bytes} of dynamic shared memory, but a block has at most "
+        f"{limit} on {arch}; declare less"
     )
 
 

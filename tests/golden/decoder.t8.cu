@@ -755,7 +755,7 @@ template <int N> struct Shares {
 // What clusters have found in their splits of a context, told by way of global memory.
 
 // Words of global memory by which a block tells another something, while both run; 0 where nothing has been left.
-// A word is read or written at once (PTX ISA 8.2.2, relaxed operations of 64 bits), so that it brings its own news.
+// A scalar of 64 bits is read or written as a whole (PTX ISA 8.2.4), so that a word brings its own news.
 __device__ __forceinline__ unsigned long long look_at(const unsigned long long* word) {
     unsigned long long found;
     asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(found) : "l"(word) : "memory");
