@@ -36,7 +36,8 @@ def _refusal(call: Call, target: Target) -> str | None:
 def _choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
     """Warps of a block, units in the ring of each, most blocks of a cluster, and blocks of one of several splits.
 
-    Rings take what the kernel before leaves room for beside them on an SM, 64 KiB.
+    Rings take what the kernel before leaves room for beside them on an SM, 64 KiB. Several tokens have fewer SMs
+    each, of which small clusters use more.
     """
     *_, dim = heads_of(call)
     warps = 8 if dim <= 128 else 4
@@ -45,7 +46,7 @@ def _choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
         "WARPS": (warps, 12 - warps),
         "DEPTH": (depth, *(d for d in (1, 2, 4, 8) if d != depth)),
         "CLUSTER": (8, 4),
-        "SPLIT": (4, 2),
+        "SPLIT": (4, 2) if target.max_tokens == 1 else (2, 4),
     }
 
 

@@ -82,24 +82,29 @@ def _does_not_fit(call: Call, target: Target, values: Mapping[str, int]) -> str 
 
 
 def _mma_default(call: Call, target: Target) -> dict[str, int]:
-    """The first that fits of what was fastest on an H200: where rows are long, more warps with shallower rings.
+    """The first that fits of what was fastest on an H200, by the panels of a block: of a warp, where 8 share a row.
 
-    A block that needs few panels has a ring for little more than those, and so leaves room for the next kernel beside
-    it; for no less, since an SM that had room for two blocks of it would leave another without.
+    For one token, a block of few panels has a ring for one more than those, and so leaves room for the next kernel
+    beside it; for no less, since an SM that had room for two blocks of it would leave another without. One of twice
+    as many has a ring of 64 KiB, which fits beside that of the product before it and is filled while that one ends.
+    Where rows are long, and with more tokens, more warps with shallower rings.
     """
     weight = call.operands["weight"]
     rows = -(-int(weight.shape[0]) // GPUS[target.arch].sms)
-    panels = -(-rows // 16) * -(-weight.width // _PANEL // 8)  # of a warp, where 8 share a row
+    panels = -(-rows // 16) * -(-weight.width // _PANEL // 8)
+    wanted = [(256, 4, 1), (256, 2, 1)]  # threads, panels in a ring, those left empty ahead of the wait
     if target.max_tokens > 1:
         wanted = [(256, 6, 2), (256, 3, 1), (256, 2, 1)]
+        if panels > 4 and 1024 <= weight.width < 8192:
+            wanted.insert(0, (512, 2, 1) if panels <= 8 else (512, 3, 2) if panels <= 128 else (512, 4, 2))
     elif weight.width >= 8192:
-        wanted = [(512, 4, 1), (256, 4, 1), (256, 2, 1)]
+        wanted.insert(0, (512, 4, 1))
+    elif panels <= 4:
+        wanted.insert(0, (256, panels + 1, 0))
     elif panels <= 8:
-        wanted = [(256, min(panels + 1, 7), 0), (256, 2, 1)]
-    elif weight.width <= 2048:
-        wanted = [(256, 8, 0), (256, 4, 1), (256, 2, 1)]
+        wanted.insert(0, (512, 2, 0) if weight.width >= 1024 else (256, 4, 0))
     else:
-        wanted = [(256, 8, 2), (256, 4, 1), (256, 2, 1)]
+        wanted.insert(0, (256, 8, 0) if weight.width <= 2048 else (256, 8, 2))
     found: list[dict[str, int]] = [{"THREADS": t, "DEPTH": d, "EMPTY": e} for t, d, e in wanted]
     return next((each for each in found if _does_not_fit(call, target, each) is None), found[-1])
 

@@ -1021,7 +1021,7 @@ __device__ const __align__(16) float attend_cluster_inv_freq[8] = {
 };
 
 // What splits but the last have found, for each element of the result.
-__device__ unsigned long long attend_cluster_left[20][32];
+__device__ unsigned long long attend_cluster_left[44][32];
 
 extern "C" __global__ void __launch_bounds__(256, 2) attend_cluster(
     const bf16_t* q,
