@@ -286,6 +286,46 @@ def test_a_server_may_add_and_cancel_sequences_between_steps():
     assert engine._pool.free_pages == 40
 
 
+def test_a_launch_that_fails_loses_no_token_and_repeats_none(monkeypatch):
+    engine, toy = make()
+    engine.add([1, 2, 3], GREEDY)
+    engine.step()
+    run = toy.run
+
+    def out_of_memory(batch, sampling_):
+        monkeypatch.setattr(toy, "run", run)
+        raise MemoryError
+
+    monkeypatch.setattr(toy, "run", out_of_memory)
+    with pytest.raises(MemoryError):
+        engine.step()
+    found = []
+    while engine.busy:
+        found += [token for event in engine.step() for token in event.tokens]
+    assert tuple(found) == alone([1, 2, 3], GREEDY)
+
+
+def test_a_sequence_that_is_cancelled_after_such_a_launch_is_not_heard_of_again(monkeypatch):
+    engine, toy = make()
+    number = engine.add([1, 2, 3], GREEDY)
+    engine.step()
+    monkeypatch.setattr(toy, "run", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+    engine.cancel(number)
+    assert not engine.busy and engine.step() == []
+
+
+def test_an_open_stream_has_the_engine_for_itself():
+    engine, _ = make()
+    events = engine.stream([[1, 2]], GREEDY)
+    next(events)
+    with pytest.raises(RequestError, match="a stream is open"):
+        engine.add([3], GREEDY)
+    events.close()
+    engine.add([3], GREEDY)
+
+
 def test_statistics_count_prompt_and_output_tokens():
     engine, _ = make(max_batch_tokens=4, pages=40)
     engine.generate(PROMPTS, GREEDY)

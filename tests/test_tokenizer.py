@@ -113,6 +113,18 @@ def test_a_character_comes_with_its_last_byte(make, bos):
 
 
 @BOTH
+@pytest.mark.parametrize("bytes_in_prompt", [1, 2])
+def test_a_character_that_the_prompt_begins_is_shown_whole_and_nothing_after_it_is_lost(
+    make, bos, bytes_in_prompt
+):
+    tokenizer = Tokenizer(make(), bos=bos)
+    ids = tokenizer.encode("a你bcd")
+    cut = len(tokenizer.encode("a")) + bytes_in_prompt
+    stream = TextStream(tokenizer, ids[:cut])
+    assert "".join(stream.push(token) for token in ids[cut:]) + stream.flush() == "你bcd"
+
+
+@BOTH
 def test_half_a_character_at_the_end_is_shown_as_broken(make, bos):
     tokenizer = Tokenizer(make(), bos=bos)
     stream = TextStream(tokenizer, tokenizer.encode("a"))

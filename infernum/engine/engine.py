@@ -54,32 +54,45 @@ class Engine:
         )
         self._sequences: dict[int, Sequence] = {}
         self._in_flight: Flight | None = None
+        self._unsaid: list[Event] = []
+        self._streaming = False
         self._next_number = 0
         self._mark = 0.0
 
     @property
     def busy(self) -> bool:
         """True while `step` has something to do."""
-        return self._scheduler.busy or self._in_flight is not None
+        return self._scheduler.busy or self._in_flight is not None or bool(self._unsaid)
 
     def step(self) -> list[Event]:
         """Launch the next step, and hand out the tokens of the one before.
 
         As long as the same sequences go on decoding, the device feeds itself: the next step is launched
         before the tokens of the last are read. A sequence that turns out to have ended has then taken part in
-        one step too many, whose token is dropped. When somebody comes or goes, the tokens are read first.
+        one step too many, whose token is dropped. When somebody comes or goes, the tokens are read first; should the
+        launch then fail, the next call has their events.
         """
         flight = self._in_flight
         if flight is not None and self._scheduler.repeats(flight.plan):
             self._in_flight = self._advance(flight.plan)
             return self._postprocess(flight)
-        events = self._postprocess(flight) if flight is not None else []
+        if flight is not None:
+            self._unsaid += self._postprocess(flight)
+            self._in_flight = None
+        else:
+            self._mark = time.perf_counter()
         plan = self._scheduler.plan()
         self._in_flight = self._run(plan) if plan is not None else None
+        events, self._unsaid = self._unsaid, []
         return events
 
     def add(self, prompt: Ordered[int], params: SamplingParams) -> int:
-        """Queue a prompt of token ids; its events carry the number returned. Raises RequestError."""
+        """Queue a prompt of token ids; its events carry the number returned. Raises RequestError.
+
+        A `stream` that is open has the engine for itself.
+        """
+        if self._streaming:
+            raise RequestError("a stream is open; add sequences once it has ended or is closed")
         return self._enqueue(self._sequence(prompt, params, index=0))
 
     def cancel(self, number: int) -> None:
@@ -88,6 +101,7 @@ class Engine:
         if sequence is not None:
             sequence.finish_reason = "stop"
             self._scheduler.remove(sequence)
+        self._unsaid = [event for event in self._unsaid if event.sequence != number]
 
     def stream(
         self, prompts: Ordered[Ordered[int]], params: SamplingParams | Ordered[SamplingParams]
@@ -140,6 +154,7 @@ class Engine:
 
     def _stream(self, sequences: list[Sequence]) -> Iterator[Event]:
         self._require_idle()
+        self._streaming = True
         index = {self._enqueue(sequence): i for i, sequence in enumerate(sequences)}
         try:
             while self.busy:
@@ -148,7 +163,7 @@ class Engine:
         finally:
             for number in index:
                 self.cancel(number)
-            self._in_flight = None
+            self._in_flight, self._streaming = None, False
 
     def _sequence(self, prompt: Ordered[int], params: SamplingParams, index: int) -> Sequence:
         """A sequence that can be served. Raises RequestError."""
@@ -201,8 +216,6 @@ class Engine:
             raise RequestError("the engine is generating; finish or close that generation first")
 
     def _run(self, plan: Plan) -> Flight:
-        if self._in_flight is None:
-            self._mark = time.perf_counter()
         pending = self.executor.run(batch_of(plan), sampling_of(plan, self.model.vocab_size))
         for chunk in plan.chunks:
             chunk.sequence.cached += chunk.length

@@ -130,9 +130,13 @@ class TextStream:
         return self._without_stop(left, final=True)
 
     def _decoded(self) -> tuple[str, str]:
-        """The text since `_shown_from`: without the unread tokens, and with them."""
+        """The text since `_shown_from`: without the unread tokens, and with them.
+
+        Half a character that a prompt ended in, and that the unread tokens complete, is not part of the first.
+        """
         before = self._tokenizer.decode(self._tokens[self._shown_from : self._unread_from])
-        return before, self._tokenizer.decode(self._tokens[self._shown_from :])
+        text = self._tokenizer.decode(self._tokens[self._shown_from :])
+        return before if text.startswith(before) else before.rstrip(BROKEN), text
 
     def _without_stop(self, new: str, *, final: bool) -> str:
         text = self._held + new
