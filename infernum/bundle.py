@@ -180,6 +180,13 @@ def file_state(bundle: Bundle, name: str) -> FileState:
     return "edited" if name.endswith(".cu") else "damaged"
 
 
+def check_whole(bundle: Bundle) -> None:
+    """Raises BundleError when a file is missing or damaged; a `.cu` that was edited is neither."""
+    for name in bundle.checksums:
+        if file_state(bundle, name) in ("missing", "damaged"):
+            raise BundleError(f"{bundle.folder / name}: is missing or damaged; compile the model again")
+
+
 def not_rebuilt(bundle: Bundle) -> list[str]:
     """The `.cu` files that were edited since they were compiled, in the order of the manifest."""
     sources = [v.source for variants in bundle.manifest.blocks.values() for v in variants.values()]
@@ -191,8 +198,9 @@ class _SchemaOnly(msgspec.Struct):
 
 
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
-    """Write a bundle as one atomic replacement of `folder`: same input, same bytes.
+    """Write a bundle, whole before it takes the place of `folder`: same input, same bytes.
 
+    Only while two folders are renamed is there none of that name; who shares one among processes locks it.
     Refuses to replace a folder that is not a bundle. Raises BundleError.
     """
     if (

@@ -12,7 +12,7 @@ from typing import Any
 
 import infernum.ops  # noqa: F401 - fills the registry
 from infernum import __version__, bundle, logs, plugins
-from infernum.cache import cache_folder
+from infernum.cache import cache_folder, locked
 from infernum.codegen.cubin import Cubin
 from infernum.codegen.emit import emit_block
 from infernum.codegen.manifest import CompiledBlock, describe_block, traced_name
@@ -119,21 +119,31 @@ def cached_bundle(
     """The bundle of a model in the user's cache, compiled now unless the very same one is there already."""
     key = _cache_key(source, options)
     folder = cache_folder() / "bundles" / f"{source.name.replace('/', '_')}-{key[:16]}"
-    if (folder / bundle.MANIFEST).is_file():
-        try:
-            found = bundle.open_bundle(folder)
-        except bundle.BundleError as error:
-            cache_log.info("the bundle is damaged and made anew: %s", error)
-        else:
-            cache_log.info("bundle hit %s", folder)
-            if found.manifest.edits:
-                log.warning(
-                    "%s: its kernels were edited by hand, and that is what runs; delete it for the compiler's own",
-                    folder,
-                )
-            return found
-    cache_log.info("bundle miss, compiling %s", folder)
-    return compile_model(source, options, folder, progress=progress)
+    with locked(folder):
+        found = _usable(folder)
+        if found is None:
+            cache_log.info("bundle miss, compiling %s", folder)
+            return compile_model(source, options, folder, progress=progress)
+    cache_log.info("bundle hit %s", folder)
+    if found.manifest.edits:
+        log.warning(
+            "%s: its kernels were edited by hand, and that is what runs; delete it for the compiler's own",
+            folder,
+        )
+    return found
+
+
+def _usable(folder: Path) -> bundle.Bundle | None:
+    """The bundle in a folder of the cache, if all of it is there."""
+    if not (folder / bundle.MANIFEST).is_file():
+        return None
+    try:
+        found = bundle.open_bundle(folder)
+        bundle.check_whole(found)
+    except bundle.BundleError as error:
+        cache_log.info("the bundle is damaged and made anew: %s", error)
+        return None
+    return found
 
 
 def emit_sources(source: ModelSource, options: Options, passes: Passes | None = None) -> Sources:

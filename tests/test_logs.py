@@ -178,6 +178,12 @@ def test_the_cache_says_whether_it_had_the_bundle(
     damaged = said()
     assert damaged[0].startswith("the bundle is damaged and made anew: ")
     assert [*damaged[1:], *said()] == [*missed, *hit]
+    graph = folder / "decoder.t1.ir"
+    graph.write_bytes(graph.read_bytes()[:-5])
+    assert said()[0].startswith(f"the bundle is damaged and made anew: {graph}")
+    graph.unlink()
+    assert said()[0].startswith(f"the bundle is damaged and made anew: {graph}")
+    assert said() == hit
 
 
 def test_a_cached_bundle_whose_kernels_were_edited_is_used_and_said_to_be_so(

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from infernum import logs
-from infernum.cache import cache_folder, write_whole
+from infernum.cache import cache_folder, locked, write_whole
 from infernum.codegen.templates import FOLDERS
 from infernum.errors import RequestError
 from infernum.ir.kernel import Tuned
@@ -59,12 +59,13 @@ def load_tuned(gpu: str, model: str) -> dict[str, Tuned]:
 def store_tuned(gpu: str, model: str, found: Mapping[str, Tuned]) -> Path:
     """Keep what was found, beside what is known of the model's other kernels. Raises RequestError."""
     path = tuned_path(gpu, model)
-    kernels = dict(sorted({**load_tuned(gpu, model), **found}.items()))
-    content = msgspec.json.format(msgspec.json.encode(_Kept(gpu, model, kernels)), indent=1) + b"\n"
-    try:
-        write_whole(path, content)
-    except OSError as error:
-        raise RequestError(
-            f"{path}: cannot be written ({error.strerror}); set INFERNUM_CACHE to another folder"
-        ) from error
+    with locked(path):
+        kernels = dict(sorted({**load_tuned(gpu, model), **found}.items()))
+        content = msgspec.json.format(msgspec.json.encode(_Kept(gpu, model, kernels)), indent=1) + b"\n"
+        try:
+            write_whole(path, content)
+        except OSError as error:
+            raise RequestError(
+                f"{path}: cannot be written ({error.strerror}); set INFERNUM_CACHE to another folder"
+            ) from error
     return path

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from infernum.cache import cache_folder, write_whole
+from infernum.cache import cache_folder, locked, write_whole
 from infernum.runtime.product import Product
 
 log = logging.getLogger(__name__)
@@ -140,13 +140,14 @@ class AlgorithmStore:
 
     def keep(self, tuned: Tuned) -> None:
         """Add an entry to what other processes have written since. A file that cannot be written is a warning."""
-        written = _by_shape(_read(self.path, self._gpu, self._library))
-        self._read = known = self._known() | written | {(tuned.shape, tuned.m): tuned}
-        kept = _Kept(gpu=self._gpu, library=self._library, products=list(known.values()))
-        try:
-            write_whole(self.path, msgspec.json.format(msgspec.json.encode(kept)) + b"\n")
-        except OSError as error:
-            log.warning("%s: algorithms cannot be kept there (%s)", self.path, error.strerror)
+        with locked(self.path):
+            written = _by_shape(_read(self.path, self._gpu, self._library))
+            self._read = known = self._known() | written | {(tuned.shape, tuned.m): tuned}
+            kept = _Kept(gpu=self._gpu, library=self._library, products=list(known.values()))
+            try:
+                write_whole(self.path, msgspec.json.format(msgspec.json.encode(kept)) + b"\n")
+            except OSError as error:
+                log.warning("%s: algorithms cannot be kept there (%s)", self.path, error.strerror)
 
     def _known(self) -> dict[tuple[Shape, int], Tuned]:
         if self._read is None:
