@@ -8,13 +8,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
-
-import msgspec
 
 from infernum import dtypes
 from infernum.bundle import Bundle, not_rebuilt, open_bundle
@@ -22,7 +21,7 @@ from infernum.checkpoint import Checkpoint
 from infernum.engine.engine import Completion, Engine, Event, Statistics
 from infernum.engine.sampling_params import SamplingParams
 from infernum.engine.tokenizer import Tokenizer, load_tokenizer
-from infernum.errors import BundleError, CheckpointError, RequestError
+from infernum.errors import BundleError, CheckpointError, DeviceError, RequestError
 from infernum.machine import DEFAULT_ARCH, Device, choose_device, native_arch, tuned_here
 from infernum.models.config import GenerationDefaults, config_hash
 from infernum.models.presets import ModelSource, resolve
@@ -83,6 +82,12 @@ class LLM:
     ) -> None:
         self.source = model if isinstance(model, ModelSource) else resolve(os.fspath(model))
         self.device: Device = choose_device(device)
+        check_limits(
+            self.source.config.max_position_embeddings,
+            gpu_memory_utilization=gpu_memory_utilization,
+            max_model_len=max_model_len,
+            max_pages_total=max_pages_total,
+        )
         checkpoint = open_checkpoint(self.source, load_format)
         self.tokenizer = _tokenizer(self.source)
         if bundle is None:
@@ -102,10 +107,13 @@ class LLM:
             seed=seed,
             progress=progress,
         )
-        info = self.bundle.manifest.model
-        if max_model_len is not None:
-            info = msgspec.structs.replace(info, context=min(info.context, max_model_len))
-        self._engine = Engine(self._executor, info, self.source.generation.eos_token_ids, self.tokenizer)
+        self._engine = Engine(
+            self._executor,
+            self.bundle.manifest.model,
+            self.source.generation.eos_token_ids,
+            self.tokenizer,
+            max_model_len,
+        )
 
     @property
     def statistics(self) -> Statistics:
@@ -142,7 +150,10 @@ class LLM:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with (
+            suppress(DeviceError) if error is not None else nullcontext()
+        ):  # the first error is the one to report
+            self.close()
 
     def _encode_one(self, prompt: str | Sequence[int]) -> list[int]:
         if not isinstance(prompt, str):
@@ -243,6 +254,22 @@ def edit_warnings(bundle: Bundle, device: Device) -> list[str]:
     return found
 
 
+def check_limits(
+    context: int, *, gpu_memory_utilization: float, max_model_len: int | None, max_pages_total: int | None
+) -> None:
+    """Raises RequestError for a limit that no model with such a context can be held to."""
+    if max_model_len is not None and not 1 <= max_model_len <= context:
+        raise RequestError(
+            f"max_model_len is {max_model_len}; it must be from 1 to {context}, the model's context"
+        )
+    if not 0 < gpu_memory_utilization <= 1:
+        raise RequestError(
+            f"gpu_memory_utilization is {gpu_memory_utilization}; it must be above 0, at most 1"
+        )
+    if max_pages_total is not None and max_pages_total < 1:
+        raise RequestError(f"max_pages_total is {max_pages_total}; a KV cache has at least one page")
+
+
 def load_executor(
     bundle: Bundle,
     checkpoint: Checkpoint | None,
@@ -255,17 +282,12 @@ def load_executor(
     progress: Progress | None = None,
 ) -> Executor:
     """The bundle, loaded with its weights (None: random ones). Raises CheckpointError, BundleError or DeviceError."""
-    context = bundle.manifest.model.context
-    if max_model_len is not None and not 1 <= max_model_len <= context:
-        raise RequestError(
-            f"max_model_len is {max_model_len}; it must be from 1 to {context}, the model's context"
-        )
-    if not 0 < gpu_memory_utilization <= 1:
-        raise RequestError(
-            f"gpu_memory_utilization is {gpu_memory_utilization}; it must be above 0, at most 1"
-        )
-    if max_pages_total is not None and max_pages_total < 1:
-        raise RequestError(f"max_pages_total is {max_pages_total}; a KV cache has at least one page")
+    check_limits(
+        bundle.manifest.model.context,
+        gpu_memory_utilization=gpu_memory_utilization,
+        max_model_len=max_model_len,
+        max_pages_total=max_pages_total,
+    )
     if checkpoint is not None:
         stored = plan_weights(bundle.manifest).stored
         checkpoint.check({part.name: part.shape for weight in stored for part in weight.parts})

@@ -240,7 +240,7 @@ def test_a_file_that_cannot_be_used_is_left_aside_and_written_anew(
 ) -> None:
     setting = Setting(install(SLOW, FAST))
     setting.library.tune(setting.products, M)
-    (path,) = (tmp_path / "gemm").iterdir()
+    (path,) = (tmp_path / "gemm").glob("*.json")
     path.write_bytes(damage(path.read_bytes()))
     lt = install(SLOW, FAST)
     fresh = Setting(lt)
@@ -364,6 +364,19 @@ def test_everything_is_given_back(install: Install) -> None:
     assert lt.live == {} and len(lt.gpu.live) == operands
 
 
+def test_a_workspace_that_does_not_fit_leaves_nothing_behind(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(nbytes: int, what: str) -> None:
+        raise DeviceError(f"no {nbytes} bytes for {what}")
+
+    lt = install(SLOW)
+    monkeypatch.setattr(lt.gpu, "alloc", full)
+    with pytest.raises(DeviceError, match="the workspace of matrix products"):
+        Setting(lt)
+    assert lt.live == {}
+
+
 @pytest.mark.parametrize(
     ("m", "rows"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 6), (7, 8), (1537, 2048), (2048, 2048), (2049, 3072)]
 )
@@ -395,3 +408,24 @@ def test_an_executor_tunes_the_products_of_a_step_and_then_answers_as_before(
     assert (tuned.m, tuned.shape.n, tuned.shape.k, tuned.rank) == (1, toy.VOCAB, toy.WIDTH, 1)
     assert told == [tuned]
     assert np.array_equal(before, after)
+
+
+def test_a_decode_that_was_captured_takes_up_what_was_tuned_since(install: Install, tmp_path: Path) -> None:
+    gpu = clock_gpu()
+    lt = install(SLOW, FAST, gpu=gpu)
+    gpu.total = 2**28
+    gpu.stream = lt.open_stream
+    device: Any = gpu
+    options = LoadOptions(max_pages_total=8)
+    with CudaExecutor(toy.toy_bundle(tmp_path / "toy"), toy.ToyCheckpoint(), device, options) as executor:
+
+        def decode() -> set[int]:
+            begin = len(lt.ran)
+            executor.run(toy.step([[5]], [1], [[1, 2]]), toy.greedy(1)).tokens()
+            for _ in range(5):
+                executor.advance().tokens()
+            return {number for number, *_ in lt.ran[begin:]}
+
+        assert decode() == {0}
+        executor.tune_products(1)
+        assert decode() == {1}

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 import toy_bundle as toy
-from fake_gpu import FakeGpu, FakeMemory, at
+from fake_gpu import FakeGpu, FakeMemory, FakeStream, at
 
 from infernum import dims
 from infernum.bundle import Bundle, Manifest, Stage, Weight
@@ -237,6 +237,40 @@ def test_closing_gives_everything_back(open_toy: Open, gpu: FakeGpu) -> None:
     assert gpu.live == [] and gpu.closed
 
 
+@pytest.fixture
+def lose_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """After it is called, whoever waits for the GPU gets an error."""
+    lost: list[bool] = []
+    synchronize = FakeStream.synchronize
+
+    def waited(stream: FakeStream) -> None:
+        if lost:
+            raise DeviceError("the GPU is lost")
+        synchronize(stream)
+
+    monkeypatch.setattr(FakeStream, "synchronize", waited)
+    return lambda: lost.append(True)
+
+
+def test_an_error_inside_is_not_hidden_by_what_fails_while_closing(
+    open_toy: Open, lose_gpu: Callable[[], None]
+) -> None:
+    def fail_first() -> None:
+        with open_toy():
+            lose_gpu()
+            raise DeviceError("what went wrong first")
+
+    with pytest.raises(DeviceError, match="what went wrong first"):
+        fail_first()
+
+
+def test_what_fails_while_closing_is_reported_where_nothing_else_was_wrong(
+    open_toy: Open, lose_gpu: Callable[[], None]
+) -> None:
+    with pytest.raises(DeviceError, match="the GPU is lost"), open_toy():
+        lose_gpu()
+
+
 def test_a_load_that_fails_gives_everything_back(open_toy: Open, gpu: FakeGpu) -> None:
     with pytest.raises(DeviceError, match="KV cache"):
         open_toy(pages=1, max_model_len=20)
@@ -445,6 +479,13 @@ def test_a_cache_that_does_not_fit_says_what_is_needed_and_what_to_lower(free: i
             utilization=0.9,
             need_tokens=need_tokens,
             max_pages=None,
+        )
+
+
+def test_a_cache_that_is_asked_to_be_too_small_says_so_and_does_not_blame_the_memory() -> None:
+    with pytest.raises(DeviceError, match="65 tokens need 2 pages, and no more than 1 are allowed"):
+        count_pages(
+            CACHE, page_size=64, free=70 * GIB, total=100 * GIB, utilization=0.9, need_tokens=65, max_pages=1
         )
 
 

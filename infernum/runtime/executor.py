@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
@@ -210,6 +210,8 @@ class CudaExecutor:
         for products, m in by_shape.values():
             tuned.append(library.tune(products, m))
             on_tuned(tuned[-1])
+        self._close_graphs()  # which hold the algorithms of before
+        self._launched.clear()
         return tuned
 
     def logits(self, batch: Batch) -> Float32:
@@ -237,7 +239,10 @@ class CudaExecutor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with (
+            suppress(DeviceError) if error is not None else nullcontext()
+        ):  # the first error is the one to report
+            self.close()
 
     def _shape(self, batch: Batch, sampler: str) -> StepShape:
         variant, limits = self._bundle.variant_for(batch.tokens), self._loaded.limits

@@ -57,7 +57,11 @@ class CublasLt:
             ) from error
         self._known = AlgorithmStore(device.facts.name, version)
         # With an epilogue the library may overrun what it asks for by 16 bytes (nvmath-python says so too).
-        self._workspace = device.alloc(WORKSPACE_BYTES + ALIGNMENT, "the workspace of matrix products")
+        try:
+            self._workspace = device.alloc(WORKSPACE_BYTES + ALIGNMENT, "the workspace of matrix products")
+        except DeviceError:
+            self._lt.destroy(self._handle)
+            raise
 
     def run(self, product: Product, m: int) -> None:
         """Queue the product for `m` rows. Raises DeviceError when the library has no algorithm for it."""

@@ -79,6 +79,11 @@ def count_pages(
         return max_pages or needed
     budget = int(total * utilization) - (total - free)
     pages = max(0, budget) // cost
+    if max_pages is not None and max_pages < needed:
+        raise DeviceError(
+            f"KV cache: {max(need_tokens, 1)} tokens need {needed} pages, and no more than {max_pages} are allowed;"
+            " raise max_pages_total or lower --max-model-len"
+        )
     if max_pages is not None:
         pages = min(pages, max_pages)
     if pages < needed:
