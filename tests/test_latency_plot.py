@@ -67,6 +67,13 @@ def test_bars_are_as_long_as_the_times_they_stand_for(plot: Callable[..., tuple[
     assert texts[-1] == "an imagined GPU, bf16, 2026-11-24"
 
 
+def test_a_ratio_is_that_of_the_bars_beside_each_other(plot: Callable[..., tuple[Outcome, Path]]) -> None:
+    sampling = {"temperature": 0.8}
+    done, out = plot(result(ms_per_token=1.0, sampling=sampling, against=result()["against"]))
+    assert done.code == 0, done.err
+    assert "1.60× as long" in out.read_text(encoding="utf-8")
+
+
 def test_everything_lies_within_the_picture(plot: Callable[..., tuple[Outcome, Path]]) -> None:
     _, out = plot(result(), result(batch=8))
     root = ElementTree.fromstring(out.read_text(encoding="utf-8"))

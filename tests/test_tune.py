@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,22 @@ def test_a_race_ends_when_the_time_is_up() -> None:
     assert sum(each.samples for each in found.values()) == 5
 
 
+def test_variants_that_are_still_to_come_share_what_is_left_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = 42.0  # compiling took that long
+    monkeypatch.setattr("time.perf_counter", lambda: clock)
+    ends: list[float] = []
+    for to_come in (3, 2, 1):
+        ends.append(tuning.end_of_turn(90.0, to_come))
+        assert tuning.still_before(ends[-1])()
+        clock = ends[-1]
+        assert not tuning.still_before(ends[-1])()
+    assert ends == [58.0, 74.0, 90.0]
+    clock = 100.0
+    assert not tuning.still_before(tuning.end_of_turn(90.0, 2))()
+
+
 # What is kept, and told.
 
 
@@ -248,6 +265,16 @@ def test_what_was_kept_is_found_again_for_that_gpu_and_model_alone() -> None:
     found = load_tuned(H200, "model")
     assert found == {"one": Tuned({"THREADS": 256}, "timed"), "two": Tuned({"LOADS": 8}, "timed")}
     assert load_tuned("NVIDIA A100", "model") == {} == load_tuned(H200, "another")
+
+
+def test_several_processes_keep_what_they_found_at_the_same_time() -> None:
+    def keep(number: int) -> None:
+        for each in range(20):
+            store_tuned(H200, "model", {f"{number}.{each}": Tuned({"LOADS": each}, "timed")})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(keep, range(4)))
+    assert len(load_tuned(H200, "model")) == 80
 
 
 def test_what_was_kept_holds_for_the_templates_as_they_were(

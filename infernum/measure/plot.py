@@ -98,7 +98,8 @@ def _group(title: str, found: Mapping[bool, Result]) -> Group:
             bars.append(Bar(kind, label, found[fused]["ms_per_token"], f"{share:.0%} of the bound"))
     theirs = main.get("against")
     if theirs:
-        bars.append(Bar("other", _name(theirs), theirs["ms_per_token"], f"{theirs['speedup']:.2f}× as long"))
+        ratio = theirs["ms_per_token"] / main["ms_per_token"]
+        bars.append(Bar("other", _name(theirs), theirs["ms_per_token"], f"{ratio:.2f}× as long"))
     origin = f"{main['gpu']}, {main['dtype']}, {str(main['date'])[:10]}"
     return Group(title, origin, tuple(bars))
 

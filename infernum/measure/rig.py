@@ -45,6 +45,7 @@ class Rig:
         self._watch = stack.enter_context(Stopwatch(step.device, step.stream))
         stack.callback(step.stream.synchronize)
         step.queue()
+        step.upload(load.batch())  # a step moves its batch on by one position
         self._replays = replays_for(1e-3 * self._watch.milliseconds(step.queue))
         self._graphs: dict[str, Replayed] = {}
         self.open(load.variant, stack)
@@ -59,6 +60,7 @@ class Rig:
         refused = "" if variant == self._load.variant else self._difference(variant)
         if refused:
             return refused
+        step.upload(self._load.batch())
         step.queue()
         launches = tuple(step.queued())
         kernels = kernels_in_step(step.places, launches)

@@ -137,8 +137,8 @@ def tune(request: Request, check: Check, progress: Progress | None = None) -> di
         raise DeviceError(f"tune measures a GPU: {error}; see `infernum doctor`") from error
     begin = time.perf_counter()
 
-    def until(share: float) -> Callable[[], bool]:
-        return lambda: time.perf_counter() - begin < share * request.budget
+    def at(share: float) -> float:
+        return begin + share * request.budget
 
     options = Options(native_arch(), request.dtype, request.fuse, request.rules)
     checkpoint = open_checkpoint(request.source, request.load_format)
@@ -149,8 +149,8 @@ def tune(request: Request, check: Check, progress: Progress | None = None) -> di
     found = [Found(each) for variant in request.variants for each in tunables(sources, variant, blocks)]
     with tempfile.TemporaryDirectory(prefix="infernum-tune-") as folder:
         workshop = _Workshop(request, sources, base, checkpoint, Path(folder), check, progress)
-        workshop.race_each(found, until(COMPILING), until(RACING))
-        steps, products = workshop.put_together(found, until(1.0))
+        workshop.race_each(found, still_before(at(COMPILING)), at(RACING))
+        steps, products = workshop.put_together(found, still_before(at(1.0)))
     found = [each for each in found if each.launches]
     seconds = time.perf_counter() - begin
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -287,9 +287,7 @@ class _Workshop:
         self._request, self._sources, self._base = request, sources, base
         self._checkpoint, self._folder, self._check, self._progress = checkpoint, folder, check, progress
 
-    def race_each(
-        self, found: Sequence[Found], may_compile: Callable[[], bool], in_time: Callable[[], bool]
-    ) -> None:
+    def race_each(self, found: Sequence[Found], may_compile: Callable[[], bool], until: float) -> None:
         """Race the candidates of every kernel against the default, one kernel changed at a time."""
         listed: list[list[Candidate]] = []
         for each in found:
@@ -305,7 +303,7 @@ class _Workshop:
         with self._executor(trials) as executor:
             for number, variant in enumerate(self._request.variants):
                 mine = [pair for pair in kernels if pair[0].tunable.variant == variant]
-                turn = _share(in_time, number, len(self._request.variants), self._request.budget)
+                turn = still_before(end_of_turn(until, len(self._request.variants) - number))
                 with ExitStack() as stack:
                     rig = Rig(executor, trials, self._workload(trials, variant), stack)
                     record_kernel_times([each for each, _ in mine], rig.kernel_us())
@@ -422,7 +420,12 @@ class _Workshop:
         )
 
 
-def _share(in_time: Callable[[], bool], number: int, count: int, budget: float) -> Callable[[], bool]:
-    """The time of one variant: what is left, divided among those that are still to come."""
-    begin, most = time.perf_counter(), RACING * budget / (count - number)
-    return lambda: in_time() and time.perf_counter() - begin < most
+def end_of_turn(until: float, to_come: int) -> float:
+    """When the next of `to_come` variants must be done: what is left until then, divided among them evenly."""
+    now = time.perf_counter()
+    return now + max(0.0, until - now) / to_come
+
+
+def still_before(moment: float) -> Callable[[], bool]:
+    """Whether that moment of `time.perf_counter` is still to come."""
+    return lambda: time.perf_counter() < moment
