@@ -18,8 +18,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Generator, Mapping, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -172,7 +172,7 @@ def file_state(bundle: Bundle, name: str) -> FileState:
     if wanted is None:
         return "extra"
     try:
-        found = hashlib.sha256((bundle.folder / name).read_bytes()).hexdigest()
+        found = _digest(bundle.folder / name)
     except OSError:
         return "missing"
     if found == wanted:
@@ -198,23 +198,51 @@ class _SchemaOnly(msgspec.Struct):
 
 
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
-    """Write a bundle, whole before it takes the place of `folder`: same input, same bytes.
+    """Write a bundle, whole before it takes the place of the one in `folder`: same input, same bytes.
 
-    Only while two folders are renamed is there none of that name; who shares one among processes locks it.
+    Files that lie there and belong to no bundle stay. While two folders are renamed there is none of that name for a
+    moment; who shares one among processes locks it.
     Refuses to replace a folder that is not a bundle. Raises BundleError.
     """
-    if (
-        folder.exists()
-        and not (folder / MANIFEST).is_file()
-        and (not folder.is_dir() or any(folder.iterdir()))
-    ):
-        raise BundleError(f"{folder}: exists and is not a bundle; choose another folder with -o")
+    check_replaceable(folder)
     contents = {**files, MANIFEST: _encoded(manifest)}
     checksums = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(contents.items())}
     contents[CHECKSUMS] = _listing(checksums)
-    with _replaced(folder) as staging:
+    place = folder.resolve()  # a link to the bundle goes on pointing at it
+    with _replaced(place) as staging:
+        if place.is_dir():
+            with suppress(BundleError):
+                _carry(place, staging, except_for=contents.keys() | _read_checksums(place).keys())
         _write(staging, contents)
     return Bundle(folder, manifest, checksums)
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a bundle was written to this folder, whatever has become of it since."""
+    return (folder / MANIFEST).is_file() and (folder / CHECKSUMS).is_file()
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises BundleError when a bundle that is written to `folder` would take the place of what a person has made."""
+    try:
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
+        if not is_bundle(folder):
+            raise BundleError(f"{folder}: exists and is not a bundle; choose another folder with -o")
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot be read ({error.strerror}); choose another with -o") from error
+    edited: set[str] = set()
+    with suppress(BundleError):
+        for name, wanted in _read_checksums(folder).items():
+            source = folder / name
+            if name.endswith(".cu") and source.is_file() and _digest(source) != wanted:
+                edited.add(name)
+        edited |= open_bundle(folder).manifest.edits.keys()
+    if edited:
+        raise BundleError(
+            f"{folder}: {', '.join(sorted(edited))} was edited by hand;"
+            " choose another folder with -o, or delete this one"
+        )
 
 
 def update_bundle(
@@ -231,20 +259,29 @@ def update_bundle(
     contents[CHECKSUMS] = _listing(checksums)
     folder = bundle.folder.resolve()  # a link to the bundle goes on pointing at it
     with _replaced(folder) as staging:
-        shutil.copytree(
-            folder,
-            staging,
-            symlinks=True,
-            copy_function=_link,
-            ignore=lambda at, names: contents.keys() & set(names) if at == str(folder) else set(),
-            dirs_exist_ok=True,
-        )
+        _carry(folder, staging, except_for=contents.keys())
         _write(staging, contents)
     return Bundle(bundle.folder, manifest, checksums)
 
 
+def _carry(folder: Path, staging: Path, *, except_for: Set[str]) -> None:
+    """Link what lies in a folder into another, but for some of its files."""
+    shutil.copytree(
+        folder,
+        staging,
+        symlinks=True,
+        copy_function=_link,
+        ignore=lambda at, names: except_for & set(names) if at == str(folder) else set(),
+        dirs_exist_ok=True,
+    )
+
+
 def _encoded(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _listing(checksums: Mapping[str, str]) -> bytes:

@@ -16,7 +16,11 @@ def cache_folder() -> Path:
     chosen = os.environ.get("INFERNUM_CACHE")
     if chosen:
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "infernum"
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / f"infernum-{os.getuid()}"
+    return Path(home) / "infernum"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,6 +85,7 @@ def compile_model(
 
     `seconds`, when given, receives how long NVRTC took for each `block.variant`.
     """
+    bundle.check_replaceable(out)
     took = seconds if seconds is not None else {}
     with record_passes(options.dump) as passes:
         sources = emit_sources(source, options, passes)
@@ -122,6 +124,8 @@ def cached_bundle(
     with locked(folder):
         found = _usable(folder)
         if found is None:
+            if folder.exists() and not bundle.is_bundle(folder):  # part of one
+                shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
             cache_log.info("bundle miss, compiling %s", folder)
             return compile_model(source, options, folder, progress=progress)
     cache_log.info("bundle hit %s", folder)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
@@ -227,10 +228,11 @@ def compile_for(
 def check_bundle(bundle: Bundle, source: ModelSource, dtype: str = "auto") -> None:
     """Raises BundleError unless `bundle` was compiled for a model with this configuration, in this dtype."""
     model, folder = bundle.manifest.model, bundle.folder
-    again = f"infernum compile {source.folder or source.name} -o {folder}"
+    again = f"infernum compile {shlex.quote(str(source.folder or source.name))} -o DIR"
     if model.config_hash != config_hash(source.config):
         raise BundleError(
-            f"{folder}: was compiled for {model.name}, whose config differs from that of {source.name}; run `{again}`"
+            f"{folder}: was compiled for {model.name}, whose config differs from that of {source.name};"
+            f" name its own model, or run `{again}`"
         )
     if dtype != "auto" and dtypes.dtype(dtype).name != bundle.manifest.dtype:
         raise BundleError(

@@ -277,6 +277,7 @@ CASES: dict[str, Case] = {
     "unknown-device": (lambda w: ("run", "--device", "tpu"), ["tpu", "cuda"]),
     "unknown-command": (lambda w: ("generate",), ["generate", "--help"]),
     "unknown-option": (lambda w: ("run", "--tempreature", "1"), ["--tempreature"]),
+    "a-name-that-is-too-long": (lambda w: ("inspect", "x" * 300), ["x" * 300, "File name too long"]),
     "bench-of-no-preset": (lambda w: ("bench", "latency", "--model", "lama"), ["'lama'", "llama"]),
 }
 

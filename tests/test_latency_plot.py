@@ -109,6 +109,8 @@ def test_results_in_the_repository_can_be_drawn(infernum: Run, tmp_path: Path) -
     [
         (({"benchmark": "kernels"},), "is no result of `bench latency`"),
         (("nothing",), "is no JSON"),
+        ((result(date=None),), "its date is None; give what `bench latency --output` has written"),
+        ((result(ms_per_token="fast"),), "its ms_per_token is 'fast'"),
         ((result(), result()), "two results are of small & quick, one sequence, 512 in, 256 out, fused"),
     ],
 )

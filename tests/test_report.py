@@ -198,6 +198,7 @@ def test_measured_times_are_told_with_the_ceilings_of_their_run(dante_bundle: Bu
     ("change", "complaint"),
     [
         ({"benchmark": "latency"}, "is a result of `bench latency`"),
+        ({"model": "llama"}, "is of llama, and this bundle of dante"),
         ({"kernels": [{"block": "decoder"}]}, "is no result of `bench kernels`"),
         (
             {"kernels": [{"block": "decoder", "variant": "t1", "kernel": "other", **NUMBERS}]},

@@ -110,6 +110,11 @@ def run(args: Sequence[str]) -> int:
     except ReaderGone:
         _silence_stdout()
         return 0
+    except OSError as error:  # of a path that nobody has asked about before, or a disk that is full
+        if error.filename is None:
+            _silence_stdout()
+        where = "stdout" if error.filename is None else os.fsdecode(error.filename)
+        return _fail(f"{where}: {error.strerror or error}", settings)
     return result if isinstance(result, int) else 0
 
 

@@ -45,6 +45,7 @@ class Measurements(msgspec.Struct, frozen=True, kw_only=True):
     read_bandwidth_gb_s: float
     kernels: list[MeasuredKernel]
     gpu: object = None
+    model: str = ""
     variant: str = ""
     flops_per_second: float | None = None
     tokens: int | None = None
@@ -71,6 +72,10 @@ def read_measurements(path: Path, manifest: Manifest) -> Measurements:
         raise InfernumError(f"{path}: cannot be read ({error.strerror}); {again}") from error
     except msgspec.DecodeError as error:
         raise InfernumError(f"{path}: is no result of `bench kernels` ({error}); {again}") from error
+    if found.model and found.model != manifest.model.name:
+        raise InfernumError(
+            f"{path}: is of {found.model}, and this bundle of {manifest.model.name}; measure this bundle"
+        )
     known = {
         (v.block, v.variant, k.name) for b in manifest.blocks.values() for v in b.values() for k in v.kernels
     }

@@ -32,6 +32,14 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-s
 
 Result = Mapping[str, Any]
 
+NEEDED: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("date", "gpu", "model", "dtype"), str),
+    **dict.fromkeys(("batch", "prompt_tokens", "output_tokens"), int),
+    **dict.fromkeys(("ms_per_token", "floor_ms_per_token", "fraction_of_bound"), (int, float)),
+    "fuse": bool,
+}
+"""What a result must say to be drawn."""
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -66,6 +74,12 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
             ) from error
         if not isinstance(result, dict) or cast("Result", result).get("benchmark") != "latency":
             raise RequestError(f"{path}: is no result of `bench latency`; nothing else can be drawn")
+        for name, kind in NEEDED.items():
+            value = cast("Result", result).get(name)
+            if not isinstance(value, kind):
+                raise RequestError(
+                    f"{path}: its {name} is {value!r}; give what `bench latency --output` has written"
+                )
         found.append(cast("Result", result))
     return found
 
