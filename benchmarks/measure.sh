@@ -40,5 +40,6 @@ for size in 1b 8b; do
   measure llama-$size-prompt-attention bench kernels --model $model --load-format dummy --tokens 4096 --context 16384 \
     --kernel attention_prefill_wgmma
 done
+# The picture in README: infernum bench plot FOLDER/llama-{1b,8b}-against.json --output docs/latency.svg
 measure llama-1b-against bench latency --model llama --load-format dummy --against transformers
 measure llama-8b-against bench latency --model llama-3.1-8b --load-format dummy --against transformers

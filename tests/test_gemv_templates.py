@@ -132,3 +132,14 @@ def test_it_compiles_without_a_spill(arch: str, width: int, tokens: int, staged:
     cubin = compile_cuda(emit_block(plan, "test"), name="test.cu", arch=arch, cache=None)
     resources = cubin.kernels[kernel.name]
     assert resources.spill_bytes == 0 and resources.stack_bytes == 0, resources
+
+
+@pytest.mark.skipif("sm_90a" not in KNOWN, reason="needs NVRTC")
+def test_activations_may_have_any_name_where_they_travel_with_the_weights() -> None:
+    goal = target(90, 8, dtype("bf16"))
+    text = NORMALISED.replace("WIDTH", "8192").replace("linear(%rms_norm_1, ", "linear(%x, ")
+    graph = parse_graph("\n".join(line for line in text.split("\n") if "norm" not in line))
+    source = emit_block(plan_block(graph, goal), "test")
+    assert "stream.load(x, 8192, tokens);" in source
+    (kernel,) = compile_cuda(source, name="test.cu", arch="sm_90a", cache=None).kernels.values()
+    assert kernel.spill_bytes == 0

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from infernum.cli.bundle_check import BundleCheck
 
 NVRTC_PIP = "pip install nvidia-cuda-nvrtc-cu12"
-CUBLAS_PIP = "pip install 'infernum[cuda]'"
+CUBLAS_PIP = "pip install nvidia-cublas-cu12 nvmath-python"
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _cublas() -> str:
 
 CHECKS: tuple[tuple[str, Callable[[], str], str], ...] = (
     ("Python", _python, ""),
-    ("NumPy path", _numpy_path, "pip install --force-reinstall infernum"),
+    ("NumPy path", _numpy_path, "pip install --force-reinstall numpy ml_dtypes"),
     ("NVRTC", _nvrtc, NVRTC_PIP),
     (
         "driver",

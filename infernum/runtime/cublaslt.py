@@ -58,7 +58,7 @@ def load_library() -> Any:
     except Exception as error:  # ImportError, or what the package raises when a CUDA library is missing
         raise DeviceError(
             f"nvmath-python cannot be loaded ({error}), needed for large matrix products;"
-            " run `pip install 'infernum[cuda]'`"
+            " run `pip install nvidia-cublas-cu12 nvmath-python`"
         ) from error
 
 

@@ -35,9 +35,7 @@ def bindings() -> Any:
     try:
         api: Any = import_module("cuda.bindings.driver")
     except ImportError as error:
-        raise DeviceError(
-            f"cuda-python is not installed ({error}); run `pip install 'infernum[cuda]'`"
-        ) from error
+        raise DeviceError(f"cuda-python is not installed ({error}); run `pip install cuda-python`") from error
     try:
         result = api.cuInit(0)
     except Exception as error:  # the bindings' own "library not found", whose type differs between versions

@@ -53,7 +53,7 @@ class CublasLt:
             version: int = self._lt.get_version()
         except Exception as error:  # the bindings raise several types when the library cannot be loaded
             raise DeviceError(
-                f"cuBLASLt cannot be loaded ({error}); run `pip install 'infernum[cuda]'`"
+                f"cuBLASLt cannot be loaded ({error}); run `pip install nvidia-cublas-cu12 nvmath-python`"
             ) from error
         self._known = AlgorithmStore(device.facts.name, version)
         # With an epilogue the library may overrun what it asks for by 16 bytes (nvmath-python says so too).

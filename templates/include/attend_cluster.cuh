@@ -5,7 +5,7 @@
 constexpr int UNIT = 16;
 template <int HEAD_DIM> constexpr int UNIT_ROW = HEAD_DIM + 8;  // elements
 
-constexpr float NO_POSITION = -1e30f;  // the highest score of none: below any, yet finite, so that 0 times it is 0
+constexpr float NO_POSITION = -1e30f;  // the highest score of none: below any, yet finite, so that less itself it is 0
 
 // What a warp reads of the cache, up to position `end`: every step-th unit from `unit` on, through a ring of its own of
 // DEPTH units, so that no barrier is needed between loading and using them. Pages are looked up two units ahead.

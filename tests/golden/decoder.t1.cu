@@ -597,7 +597,7 @@ __device__ __forceinline__ void send(unsigned to, float2 values, unsigned barrie
 constexpr int UNIT = 16;
 template <int HEAD_DIM> constexpr int UNIT_ROW = HEAD_DIM + 8;  // elements
 
-constexpr float NO_POSITION = -1e30f;  // the highest score of none: below any, yet finite, so that 0 times it is 0
+constexpr float NO_POSITION = -1e30f;  // the highest score of none: below any, yet finite, so that less itself it is 0
 
 // What a warp reads of the cache, up to position `end`: every step-th unit from `unit` on, through a ring of its own of
 // DEPTH units, so that no barrier is needed between loading and using them. Pages are looked up two units ahead.
@@ -979,10 +979,10 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_q_k_v_proj(
             const unsigned from = stream.ring + slot * Stream::SLOT;
             const uint4 upper[2] = {load_shared(from + low), load_shared(from + high)};
             const uint4 lower[2] = {load_shared(from + 1024 + low), load_shared(from + 1024 + high)};
-            const uint4 x[2] = {load_shared(row + panel * 128), load_shared(row + panel * 128 + 64)};
+            const uint4 activations[2] = {load_shared(row + panel * 128), load_shared(row + panel * 128 + 64)};
             __syncwarp();
             stream.load();
-            add_panel<T>(sum, upper, lower, x);
+            add_panel<T>(sum, upper, lower, activations);
             slot = slot + 1 == DEPTH ? 0 : slot + 1;
         }
 #pragma unroll
@@ -1252,10 +1252,10 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_o_proj(
             const unsigned from = stream.ring + slot * Stream::SLOT;
             const uint4 upper[2] = {load_shared(from + low), load_shared(from + high)};
             const uint4 lower[2] = {load_shared(from + 1024 + low), load_shared(from + 1024 + high)};
-            const uint4 x[2] = {load_shared(row + panel * 128), load_shared(row + panel * 128 + 64)};
+            const uint4 activations[2] = {load_shared(row + panel * 128), load_shared(row + panel * 128 + 64)};
             __syncwarp();
             stream.load();
-            add_panel<T>(sum, upper, lower, x);
+            add_panel<T>(sum, upper, lower, activations);
             slot = slot + 1 == DEPTH ? 0 : slot + 1;
         }
 #pragma unroll
@@ -1331,10 +1331,10 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_gate_up_proj(
             const unsigned from = stream.ring + slot * Stream::SLOT;
             const uint4 upper[2] = {load_shared(from + low), load_shared(from + high)};
             const uint4 lower[2] = {load_shared(from + 1024 + low), load_shared(from + 1024 + high)};
-            const uint4 x[2] = {load_shared(row + panel * 128), load_shared(row + panel * 128 + 64)};
+            const uint4 activations[2] = {load_shared(row + panel * 128), load_shared(row + panel * 128 + 64)};
             __syncwarp();
             stream.load();
-            add_panel<T>(sum, upper, lower, x);
+            add_panel<T>(sum, upper, lower, activations);
             slot = slot + 1 == DEPTH ? 0 : slot + 1;
         }
 #pragma unroll

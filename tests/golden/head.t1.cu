@@ -505,10 +505,10 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_lm_head(
             const unsigned from = stream.ring + slot * Stream::SLOT;
             const uint4 upper[2] = {load_shared(from + low), load_shared(from + high)};
             const uint4 lower[2] = {load_shared(from + 1024 + low), load_shared(from + 1024 + high)};
-            const uint4 x[2] = {load_shared(row + panel * 128), load_shared(row + panel * 128 + 64)};
+            const uint4 activations[2] = {load_shared(row + panel * 128), load_shared(row + panel * 128 + 64)};
             __syncwarp();
             stream.load();
-            add_panel<T>(sum, upper, lower, x);
+            add_panel<T>(sum, upper, lower, activations);
             slot = slot + 1 == DEPTH ? 0 : slot + 1;
         }
 #pragma unroll
