@@ -211,8 +211,10 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -
     place = folder.resolve()  # a link to the bundle goes on pointing at it
     with _replaced(place) as staging:
         if place.is_dir():
-            with suppress(BundleError):
-                _carry(place, staging, except_for=contents.keys() | _read_checksums(place).keys())
+            replaced = set(contents)
+            with suppress(BundleError):  # a list that is damaged: then all that has another name stays
+                replaced |= _read_checksums(place).keys()
+            _carry(place, staging, except_for=replaced)
         _write(staging, contents)
     return Bundle(folder, manifest, checksums)
 

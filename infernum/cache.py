@@ -27,7 +27,7 @@ def cache_folder() -> Path:
 def locked(path: Path) -> Generator[None]:
     """Keep other processes that lock the same file or folder out of the block; they wait.
 
-    In a cache that cannot be written there is nothing to keep them from.
+    In a cache that cannot be written there is nothing to keep them from; on a file system without locks nothing does.
     """
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     with suppress(OSError, NotImplementedError):

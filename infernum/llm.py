@@ -151,9 +151,8 @@ class LLM:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with (
-            suppress(DeviceError) if error is not None else nullcontext()
-        ):  # the first error is the one to report
+        # The first error is the one to report.
+        with suppress(DeviceError) if error is not None else nullcontext():
             self.close()
 
     def _encode_one(self, prompt: str | Sequence[int]) -> list[int]:

@@ -83,7 +83,9 @@ def test_a_link_goes_on_pointing_at_its_bundle(
 @pytest.mark.parametrize("damaged", [MANIFEST, CHECKSUMS])
 def test_a_damaged_bundle_is_replaced(mine: Bundle, files: Mapping[str, bytes], damaged: str) -> None:
     (mine.folder / damaged).write_text("nothing")
+    (mine.folder / "notes.md").write_text("mine")
     assert open_bundle(write_bundle(mine.folder, mine.manifest, files).folder) == mine
+    assert (mine.folder / "notes.md").read_text() == "mine"
 
 
 def test_a_user_without_a_home_has_a_cache_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,9 +239,8 @@ class CudaExecutor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with (
-            suppress(DeviceError) if error is not None else nullcontext()
-        ):  # the first error is the one to report
+        # The first error is the one to report.
+        with suppress(DeviceError) if error is not None else nullcontext():
             self.close()
 
     def _shape(self, batch: Batch, sampler: str) -> StepShape:
