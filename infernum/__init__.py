@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from infernum.engine.sampling_params import SamplingParams
     from infernum.llm import LLM
+    from infernum.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "SamplingParams", "__version__"]
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
 
         return LLM
     if name == "SamplingParams":
-        from infernum.engine.sampling_params import SamplingParams
+        from infernum.sampling_params import SamplingParams
 
         return SamplingParams
     raise AttributeError(f"module 'infernum' has no attribute {name!r}")

@@ -20,14 +20,14 @@ from infernum import dtypes
 from infernum.bundle import Bundle, not_rebuilt, open_bundle
 from infernum.checkpoint import Checkpoint
 from infernum.engine.engine import Completion, Engine, Event, Statistics
-from infernum.engine.sampling_params import SamplingParams
 from infernum.engine.tokenizer import Tokenizer, load_tokenizer
 from infernum.errors import BundleError, CheckpointError, DeviceError, RequestError
 from infernum.machine import DEFAULT_ARCH, Device, choose_device, native_arch, tuned_here
 from infernum.models.config import GenerationDefaults, config_hash
 from infernum.models.presets import ModelSource, resolve
-from infernum.runtime.batch import Executor, Float32
 from infernum.runtime.weight_plan import plan_weights
+from infernum.sampling_params import SamplingParams
+from infernum.step import Executor, Float32
 
 __all__ = ["LLM", "Completion", "Event", "SamplingParams", "default_params", "load_executor"]
 

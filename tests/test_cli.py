@@ -202,8 +202,8 @@ def test_doctor_says_what_works_and_passes_without_a_gpu(infernum: Run) -> None:
 
 
 def test_python_has_the_same_entry_points() -> None:
-    from infernum.engine.sampling_params import SamplingParams
     from infernum.llm import LLM
+    from infernum.sampling_params import SamplingParams
 
     assert package.LLM is LLM
     assert package.SamplingParams is SamplingParams

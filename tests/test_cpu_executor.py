@@ -15,13 +15,13 @@ from infernum.checkpoint import Checkpoint
 from infernum.cpu.executor import CpuExecutor
 from infernum.cpu.routine import Routine
 from infernum.dtypes import relative_error, round_to
-from infernum.engine.sampling_params import SamplingParams
 from infernum.errors import BundleError, DeviceError, RequestError
 from infernum.ir.graph import Input
 from infernum.ir.interpret import interpret
 from infernum.ir.text import parse_graph
 from infernum.llm import LLM
-from infernum.runtime.batch import Sampling
+from infernum.sampling_params import SamplingParams
+from infernum.step import Sampling
 
 NAME = "seven_to_one"
 SAME = 1e-6

@@ -11,10 +11,10 @@ from toy_executor import ToyExecutor, hashed_logits, scripted
 from infernum.bundle import ModelInfo
 from infernum.engine.engine import Engine
 from infernum.engine.page_pool import PagePool
-from infernum.engine.sampling_params import SamplingParams, derived_seed
 from infernum.engine.step_inputs import sampling_of
 from infernum.errors import RequestError
 from infernum.ops import sampling
+from infernum.sampling_params import SamplingParams, derived_seed
 
 VOCAB = 97
 GREEDY = SamplingParams(max_tokens=10, temperature=0)

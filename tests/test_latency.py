@@ -13,11 +13,11 @@ from conftest import Tiny
 
 from infernum.cli.bench_latency import rows
 from infernum.cpu.executor import CpuExecutor
-from infernum.engine.sampling_params import SamplingParams
 from infernum.errors import DeviceError, RequestError
 from infernum.measure import generation, latency, origin
 from infernum.measure.checked import CHECKED_STEPS, kept
 from infernum.models.presets import resolve
+from infernum.sampling_params import SamplingParams
 
 NAME = "llama31"
 SAMPLING = SamplingParams(temperature=0.9, top_k=5, top_p=0.9, min_p=0.01, seed=7)

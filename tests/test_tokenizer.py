@@ -11,9 +11,9 @@ from tokenizers import Tokenizer as Backend
 from toy_executor import ToyExecutor, scripted
 
 from infernum.engine.engine import Engine
-from infernum.engine.sampling_params import SamplingParams
 from infernum.engine.tokenizer import BROKEN, TextStream, Tokenizer, load_tokenizer
 from infernum.errors import ConfigError
+from infernum.sampling_params import SamplingParams
 
 WORDS = ["th", "he", "in", "er", "an"]
 

@@ -28,7 +28,7 @@ from infernum.bundle import (
     Weight,
     write_bundle,
 )
-from infernum.runtime.batch import Batch, Sampling
+from infernum.step import Batch, Sampling
 
 WIDTH, VOCAB, LAYERS, PAGE, CONTEXT = 8, 40, 3, 4, 24
 VARIANTS = [

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infernum.ops import sampling
-from infernum.runtime.batch import Batch, Sampling
+from infernum.step import Batch, Sampling
 
 Model = Callable[[list[int]], np.ndarray]
 """Logits of the token after a context."""
@@ -51,7 +51,7 @@ class ToyPending:
 
 
 class ToyExecutor:
-    """Speaks `infernum.runtime.batch.Executor`. `log` holds `run n`, `advance n` and `read n`, in order."""
+    """Speaks `infernum.step.Executor`. `log` holds `run n`, `advance n` and `read n`, in order."""
 
     def __init__(self, model: Model, vocab: int, *, pages=16, page_size=4, max_batch_tokens=32, max_rows=8):
         self.model = model

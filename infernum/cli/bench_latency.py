@@ -82,10 +82,10 @@ def latency(
     transformers afterwards, in this process and over the very same weights, and compares its logits with ours.
     """
     from infernum.cli.console import print_json, print_table, progress_bar, warn
-    from infernum.engine.sampling_params import SamplingParams
     from infernum.errors import DeviceError, RequestError
     from infernum.models.presets import resolve
     from infernum.runtime.driver import describe
+    from infernum.sampling_params import SamplingParams
 
     if temperature == 0 and (top_k, top_p, min_p) != (0, 1.0, 0.0):
         raise RequestError(

@@ -11,8 +11,8 @@ import click
 from infernum.cli import options
 
 if TYPE_CHECKING:
-    from infernum.engine.sampling_params import SamplingParams
     from infernum.llm import LLM
+    from infernum.sampling_params import SamplingParams
 
 DEMO_MODEL = "dante"
 DEMO_PROMPT = "Midway upon the journey of our life"

@@ -17,7 +17,7 @@ from infernum.cpu.weights import HostWeights, Progress, TensorSource
 from infernum.dtypes import F32
 from infernum.errors import BundleError, CompileError, DeviceError
 from infernum.ir.text import parse_graph
-from infernum.runtime.batch import Batch, Float32, Int32, Sampling
+from infernum.step import Batch, Float32, Int32, Sampling
 
 Array = np.ndarray[Any, Any]
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from infernum.bundle import ModelInfo
 from infernum.engine.events import Completion, Event, Statistics
 from infernum.engine.page_pool import PagePool
-from infernum.engine.sampling_params import SamplingParams, derived_seed
 from infernum.engine.scheduler import Plan, Scheduler
 from infernum.engine.sequence import FinishReason, Sequence
 from infernum.engine.step_inputs import batch_of, prompt_logits, sampling_of
 from infernum.engine.tokenizer import TextStream, Tokenizer
 from infernum.errors import RequestError
-from infernum.runtime.batch import Executor, Float32, Pending
+from infernum.sampling_params import SamplingParams, derived_seed
+from infernum.step import Executor, Float32, Pending
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence as Ordered
 from typing import Literal
 
-from infernum.engine.sampling_params import SamplingParams
 from infernum.engine.tokenizer import TextStream
+from infernum.sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length"]
 """`stop`: an end token or a stop string came; `length`: max_tokens, the context or the KV cache is used

@@ -8,7 +8,7 @@ import numpy as np
 
 from infernum.engine.scheduler import Plan
 from infernum.engine.sequence import Sequence
-from infernum.runtime.batch import Batch, Executor, Float32, Int32, Sampling
+from infernum.step import Batch, Executor, Float32, Int32, Sampling
 
 
 def batch_of(plan: Plan) -> Batch:

@@ -39,7 +39,7 @@ BATCH: dict[str, TensorType] = {
     "repetition_penalty": TensorType(("rows",), F32),
     "seed": TensorType(("rows",), I32),
 }
-"""The facts of a step that a block may read, as `infernum.runtime.batch.Batch` and `Sampling` describe them."""
+"""The facts of a step that a block may read, as `infernum.step.Batch` and `Sampling` describe them."""
 
 
 RESERVED = frozenset((*BATCH, *SYMBOLS, "kv", "seen", "out"))

@@ -23,7 +23,7 @@ from infernum.errors import DeviceError, RequestError
 from infernum.measure.generation import Generation, Timing
 from infernum.models.config import FamilyConfig
 from infernum.models.llama_config import LlamaConfig
-from infernum.runtime.batch import Float32, Int32
+from infernum.step import Float32, Int32
 
 HOW = 'LlamaForCausalLM, sdpa, StaticCache; prompt eager, decode torch.compile(mode="max-autotune", fullgraph=True)'
 

@@ -11,10 +11,10 @@ import numpy as np
 from infernum import dims, dtypes
 from infernum.bundle import Kernel
 from infernum.measure.read_bandwidth import measure_read_bandwidth
-from infernum.runtime.batch import Batch
 from infernum.runtime.device import Device
 from infernum.runtime.gemm import CublasLt, Product
 from infernum.runtime.timing import Stopwatch
+from infernum.step import Batch
 
 SIDE = 8192
 """Of the square matrices whose product is timed."""

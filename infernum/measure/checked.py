@@ -10,12 +10,12 @@ import numpy as np
 from infernum import dtypes
 from infernum.bundle import Bundle
 from infernum.dtypes import relative_error
-from infernum.engine.sampling_params import SamplingParams
 from infernum.errors import DeviceError
 from infernum.measure.generation import Generation
 from infernum.measure.workload import decode_batch
 from infernum.ops.sampling import adjusted, kept_weights
-from infernum.runtime.batch import Batch, Executor, Float32, Int32
+from infernum.sampling_params import SamplingParams
+from infernum.step import Batch, Executor, Float32, Int32
 
 CHECKED_STEPS = 4
 """Decode steps, from the first to the last, whose logits are computed again."""

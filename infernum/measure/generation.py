@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infernum.engine.sampling_params import SamplingParams
 from infernum.measure.workload import decode_batch, drawn, prompt_steps
-from infernum.runtime.batch import Batch, Executor, Int32
+from infernum.sampling_params import SamplingParams
+from infernum.step import Batch, Executor, Int32
 
 GREEDY = SamplingParams(temperature=0)
 

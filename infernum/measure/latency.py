@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from infernum import dtypes
 from infernum.bundle import Bundle
 from infernum.compiler import Options, cached_bundle
-from infernum.engine.sampling_params import SamplingParams
 from infernum.errors import RequestError
 from infernum.llm import Progress, open_checkpoint
 from infernum.machine import native_arch, tuned_here
@@ -34,12 +33,13 @@ from infernum.measure.shared_weights import NotingDevice, tensors_on_gpu
 from infernum.measure.workload import page_table, random_prompts
 from infernum.models.config import config_hash
 from infernum.models.presets import ModelSource
-from infernum.runtime.batch import Executor, Float32, Int32
 from infernum.runtime.device import Device
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.loading import LoadOptions
 from infernum.runtime.weight_plan import weight_key
 from infernum.runtime.weights import TensorSource
+from infernum.sampling_params import SamplingParams
+from infernum.step import Executor, Float32, Int32
 
 WARM_UPS = 2
 """Generations ahead of the timed ones: they load kernels, choose algorithms and capture graphs."""

@@ -27,11 +27,11 @@ from infernum.measure.bounds import cost, cost_symbols
 from infernum.measure.origin import origin
 from infernum.measure.trace import TracedKernel, TracedStep, block_name, trace
 from infernum.measure.workload import decode_batch, greedy, page_table, prompt_steps, random_prompts
-from infernum.runtime.batch import Batch, Int32
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.prepared import PreparedStep
 from infernum.runtime.timing import HeadStart
 from infernum.runtime.weights import TensorSource
+from infernum.step import Batch, Int32
 
 TIME_SOURCE = (
     "CUDA events between launches: kernels do not overlap as they do otherwise, and gaps are left out"

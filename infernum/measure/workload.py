@@ -9,10 +9,10 @@ import numpy as np
 
 from infernum import dims
 from infernum.bundle import Bundle
-from infernum.engine.sampling_params import SamplingParams, derived_seed
 from infernum.errors import RequestError
 from infernum.roofline import MAX_DECODES
-from infernum.runtime.batch import Batch, Executor, Int32, Sampling
+from infernum.sampling_params import SamplingParams, derived_seed
+from infernum.step import Batch, Executor, Int32, Sampling
 
 
 def random_prompts(sequences: int, length: int, vocab: int, seed: int) -> Int32:

@@ -1,6 +1,6 @@
 """Causal attention over the paged KV cache.
 
-The batch is ragged: see `infernum.runtime.batch.Batch` for positions, sequence, query_start and page_table.
+The batch is ragged: see `infernum.step.Batch` for positions, sequence, query_start and page_table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rotary position embedding, and what is done to keys right after it: storing them in the paged KV cache.
 
 The cache of a layer is kv [pages, 2, kv_heads, 64, dim]: in a page of 64 positions, all keys and then all values.
-The batch is ragged: see `infernum.runtime.batch.Batch` for positions, sequence and page_table.
+The batch is ragged: see `infernum.step.Batch` for positions, sequence and page_table.
 """
 
 from __future__ import annotations

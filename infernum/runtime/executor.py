@@ -13,7 +13,6 @@ import numpy as np
 from infernum import dims
 from infernum.bundle import Bundle, Gemm
 from infernum.errors import BundleError, DeviceError
-from infernum.runtime.batch import Batch, Float32, Sampling
 from infernum.runtime.device import Device
 from infernum.runtime.gemm import CublasLt
 from infernum.runtime.gemm_algorithms import Tuned
@@ -24,6 +23,7 @@ from infernum.runtime.product import Product
 from infernum.runtime.sampled import SampledTokens, TokenRing
 from infernum.runtime.stream import Graph
 from infernum.runtime.weights import Progress, TensorSource
+from infernum.step import Batch, Float32, Sampling
 
 MAX_GRAPH_TOKENS = 64
 """Larger decodes keep the GPU busy for longer than their launches take the host."""

@@ -13,12 +13,12 @@ from infernum import dims, dtypes
 from infernum.bundle import TensorSpec
 from infernum.dtypes import F32, I32, DType
 from infernum.errors import BundleError
-from infernum.runtime.batch import Batch, Sampling
 from infernum.runtime.device import Device, PinnedMemory
 from infernum.runtime.kv_cache import POISON
 from infernum.runtime.layout import Limits, pack
 from infernum.runtime.sampled import TURNS
 from infernum.runtime.stream import Event, Stream
+from infernum.step import Batch, Sampling
 
 _BYTES = 4
 """Every array here holds 32-bit integers or floats."""

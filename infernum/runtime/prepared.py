@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from infernum.runtime.batch import Batch, Sampling
 from infernum.runtime.binding import BoundProgram, Place
 from infernum.runtime.device import Device
 from infernum.runtime.loading import LoadedBundle
 from infernum.runtime.sampled import SampledTokens, TokenRing
 from infernum.runtime.stream import Graph, Stream
+from infernum.step import Batch, Sampling
 
 
 class PreparedStep:

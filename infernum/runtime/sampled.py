@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from infernum.dtypes import I32
-from infernum.runtime.batch import Int32
 from infernum.runtime.device import Device
 from infernum.runtime.stream import Event, Stream
+from infernum.step import Int32
 
 SLOTS = 8
 """Steps whose tokens may be on their way at once."""

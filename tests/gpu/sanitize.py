@@ -66,11 +66,11 @@ def main() -> int:
     from infernum.checkpoint import Checkpoint
     from infernum.compiler import Options, compile_model
     from infernum.engine.engine import Engine
-    from infernum.engine.sampling_params import SamplingParams
     from infernum.machine import native_arch
     from infernum.models.presets import resolve
     from infernum.resources import demo_folder
     from infernum.runtime.executor import CudaExecutor
+    from infernum.sampling_params import SamplingParams
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--no-graphs", action="store_true", help="launch decodes kernel by kernel")

@@ -17,10 +17,10 @@ from gpu.recipes import PAGES, Bundles, Recipe
 from infernum.bundle import Bundle
 from infernum.checkpoint import Checkpoint
 from infernum.engine.engine import Engine
-from infernum.engine.sampling_params import SamplingParams
 from infernum.llm import LLM
 from infernum.resources import demo_folder
 from infernum.runtime.executor import CudaExecutor
+from infernum.sampling_params import SamplingParams
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 

@@ -15,7 +15,6 @@ from gpu.recipes import Bundles, Recipe
 from infernum.bundle import Bundle
 from infernum.checkpoint import Checkpoint
 from infernum.dtypes import relative_error
-from infernum.engine.sampling_params import SamplingParams
 from infernum.measure import latency
 from infernum.measure.against import language_model
 from infernum.measure.kernels import Request, measure_kernels
@@ -24,6 +23,7 @@ from infernum.measure.profile import profile
 from infernum.measure.shared_weights import tensors_on_gpu
 from infernum.measure.workload import chunk_batch, page_table
 from infernum.models.presets import resolve
+from infernum.sampling_params import SamplingParams
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 

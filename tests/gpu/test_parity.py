@@ -20,7 +20,7 @@ from infernum.checkpoint import Checkpoint
 from infernum.engine.step_inputs import page_table, prompt_logits
 from infernum.llm import LLM, load_executor
 from infernum.resources import demo_folder
-from infernum.runtime.batch import Batch, Executor, Float32
+from infernum.step import Batch, Executor, Float32
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 
