@@ -10,7 +10,6 @@ import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -176,15 +175,10 @@ class LLM:
 
 def default_params(generation: GenerationDefaults, **chosen: Any) -> SamplingParams:
     """Sampling as `chosen`; where that is None or silent, as the model's makers say; else SamplingParams' defaults."""
-    theirs = {
-        name: value for name, value in asdict(generation).items() if name in _SHARED and value is not None
-    }
+    theirs: dict[str, Any] = dict(generation.sampling)
     if generation.do_sample is False:
         theirs["temperature"] = 0.0
     return SamplingParams(**theirs | {name: value for name, value in chosen.items() if value is not None})
-
-
-_SHARED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def open_checkpoint(source: ModelSource, load_format: str) -> Checkpoint | None:

@@ -1,7 +1,13 @@
-"""What a user asks of one generation: how long, how random, and when to stop."""
+"""How the tokens of one sequence are chosen: a table of the sampling parameters, and what a user asks for.
+
+Whatever treats the sampling parameters alike goes through `PARAMETERS`: the inputs of a step, the options of the
+command line, the fields of generation_config.json, the values that `verify` tries. This module imports no NumPy, so
+that `infernum --help` answers at once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -9,6 +15,123 @@ from infernum.errors import RequestError
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_INT = 2**31 - 1
+
+
+def _is_int(value: object, least: int, most: int = LARGEST_INT) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_number(value: object, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+@dataclass(frozen=True)
+class SamplingParameter:
+    """One sampling parameter: a number for each row of logits, in 32 bits on the device.
+
+    kind                  int or float
+    off                   the value that changes nothing; for `seed`, which has none, the first seed
+    allows                True for the values that a user may ask for
+    allowed               those values in words, the end of "NAME is VALUE; it must be …"
+    help                  help of its option in `infernum run`
+    bench_help            help of its option in `infernum bench latency`, which is off by default; None: no such option
+    excludes              True where it excludes tokens from the draw
+    in_generation_config  True where generation_config.json may give its value, under the same name
+    tried                 values that `verify` distributes among the rows of a step; empty: any integer
+    """
+
+    name: str
+    kind: type[int] | type[float]
+    off: float
+    allows: Callable[[object], bool]
+    allowed: str
+    help: str
+    bench_help: str | None = None
+    excludes: bool = False
+    in_generation_config: bool = True
+    tried: tuple[float, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The name as it is written in sentences."""
+        return self.name.replace("_", "-")
+
+    @property
+    def option(self) -> str:
+        """The option of the command line."""
+        return f"--{self.label}"
+
+
+PARAMETERS = (
+    SamplingParameter(
+        "temperature",
+        float,
+        off=0.0,
+        allows=lambda value: value == 0 or _is_number(value, 0.001, 1000),
+        allowed="0 (the most likely token) or a number from 0.001 to 1000",
+        help="0: always the most likely token.",
+        bench_help="Of sampling; 0: decode greedily.",
+        tried=(0.8, 0.0, 1.0, 0.3, 2.0, 0.7, 1.3),
+    ),
+    SamplingParameter(
+        "top_k",
+        int,
+        off=0,
+        allows=lambda value: _is_int(value, 0),
+        allowed="an integer of at least 1, or 0 for all tokens",
+        help="Choose among the K most likely tokens; 0: among all.",
+        bench_help="Sample among the K most likely tokens.  [default: all]",
+        excludes=True,
+        tried=(0, 5, 0, 1, 40, 0, 10**6, 3),
+    ),
+    SamplingParameter(
+        "top_p",
+        float,
+        off=1.0,
+        allows=lambda value: _is_number(value, 0, 1) and value != 0,
+        allowed="a number above 0, at most 1",
+        help="Choose among the most likely tokens that reach this probability together.",
+        bench_help="Sample among the likeliest share.",
+        excludes=True,
+        tried=(1.0, 0.9, 0.5, 1.0, 0.99),
+    ),
+    SamplingParameter(
+        "min_p",
+        float,
+        off=0.0,
+        allows=lambda value: _is_number(value, 0, 1),
+        allowed="a number from 0 to 1",
+        help="Leave out tokens less likely than this share of the most likely one.",
+        bench_help="Sample what is so likely next to the best.",
+        excludes=True,
+        tried=(0.0, 0.05, 0.0, 0.5),
+    ),
+    SamplingParameter(
+        "repetition_penalty",
+        float,
+        off=1.0,
+        allows=lambda value: _is_number(value, 0.01, 100),
+        allowed="a number from 0.01 to 100, 1 for none",
+        help="Make tokens that were there before less likely; 1: off.",
+        tried=(1.0, 1.3, 0.7),
+    ),
+    SamplingParameter(
+        "seed",
+        int,
+        off=0,
+        allows=lambda value: value is None or _is_int(value, 0, LARGEST_SEED),
+        allowed=f"an integer from 0 to {LARGEST_SEED}",
+        help="Same seed, same text.",
+        bench_help="Of prompts, sampling and random weights.",
+        in_generation_config=False,
+    ),
+)
+"""The sampling parameters, in the order in which the op `sample` takes their arrays."""
+
+EXCLUDING = tuple(parameter for parameter in PARAMETERS if parameter.excludes)
+
+GREEDY: Mapping[str, float] = {"temperature": 0.0, "repetition_penalty": 1.0}
+"""With these values every token is the most likely one, whatever the other parameters are."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +165,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         rules = {
             "max_tokens": (_is_int(self.max_tokens, 1), "an integer of at least 1"),
-            "temperature": (
-                self.temperature == 0 or _is_number(self.temperature, 0.001, 1000),
-                "0 (the most likely token) or a number from 0.001 to 1000",
-            ),
-            "top_k": (_is_int(self.top_k, 0), "an integer of at least 1, or 0 for all tokens"),
-            "top_p": (_is_number(self.top_p, 0, 1) and self.top_p > 0, "a number above 0, at most 1"),
-            "min_p": (_is_number(self.min_p, 0, 1), "a number from 0 to 1"),
-            "repetition_penalty": (
-                _is_number(self.repetition_penalty, 0.01, 100),
-                "a number from 0.01 to 100, 1 for none",
-            ),
-            "seed": (
-                self.seed is None or _is_int(self.seed, 0, LARGEST_SEED),
-                f"an integer from 0 to {LARGEST_SEED}",
-            ),
+            **{p.name: (p.allows(getattr(self, p.name)), p.allowed) for p in PARAMETERS},
             "stop": (_is_texts(self.stop), "a tuple of strings that are not empty"),
         }
         for name, (holds, allowed) in rules.items():
@@ -66,7 +175,7 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """True when every token is simply the most likely one."""
-        return self.temperature == 0 and self.repetition_penalty == 1
+        return all(getattr(self, name) == value for name, value in GREEDY.items())
 
 
 def derived_seed(seed: int, index: int) -> int:
@@ -74,12 +183,10 @@ def derived_seed(seed: int, index: int) -> int:
     return (seed + index * 0x9E3779B9) & LARGEST_SEED
 
 
-def _is_int(value: object, least: int, most: int = LARGEST_INT) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-
-
-def _is_number(value: object, least: float, most: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+def listed(words: Iterable[str], last: str) -> str:
+    """Words as a sentence lists them: "a, b and c" where `last` is "and"."""
+    *others, end = words
+    return f"{', '.join(others)} {last} {end}" if others else end
 
 
 def _is_texts(value: object) -> bool:

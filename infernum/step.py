@@ -1,18 +1,91 @@
-"""The nouns between engine and runtime: what one step is given, and what an executor promises.
+"""The inputs of a step: one table of them, their arrays, and what an executor promises to do with these.
 
-Both executors, CUDA (`infernum.runtime`) and NumPy (`infernum.cpu`), speak this protocol.
+Whatever lists the inputs of a step goes through `INPUTS`: what a block may read, what is uploaded to the GPU, what the
+NumPy executor reads, and what `verify` draws. Both executors, CUDA (`infernum.runtime`) and NumPy (`infernum.cpu`),
+speak the protocol `Executor`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infernum import dims
+from infernum.dims import Dim
+from infernum.dtypes import F32, I32, DType
+from infernum.errors import BundleError
+from infernum.sampling_params import GREEDY, PARAMETERS, SamplingParameter, SamplingParams
+
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """An array of 32-bit numbers that changes from step to step.
+
+    dims       symbols and formulas over them; besides the symbols of `infernum.dims`, `vocab` is the vocabulary's size
+    filled_by  the record from which the host fills it: `Batch` or `Sampling`
+    default    value of all elements where nobody chooses one; None: every step chooses them
+    updated    True where a sampler overwrites it in place, as the input of the next step
+    parameter  the sampling parameter whose values it holds
+    """
+
+    name: str
+    dtype: DType
+    dims: tuple[Dim, ...]
+    filled_by: Literal["batch", "sampling"] = "batch"
+    default: float | None = None
+    updated: bool = False
+    parameter: SamplingParameter | None = None
+
+    def shape(self, symbols: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape in numbers, under the given values of symbols."""
+        return tuple(dims.evaluate(dim, symbols) for dim in self.dims)
+
+    def filled(self, symbols: Mapping[str, int]) -> Array:
+        """An array of the default value."""
+        assert self.default is not None, f"{self.name} has no default"
+        return np.full(self.shape(symbols), self.default, self.dtype.numpy)
+
+
+def _sampling_input(parameter: SamplingParameter) -> StepInput:
+    dtype = I32 if parameter.kind is int else F32
+    return StepInput(parameter.name, dtype, ("rows",), "sampling", default=parameter.off, parameter=parameter)
+
+
+SEEN = StepInput("seen", I32, ("rows", "ceildiv(vocab, 32)"), filled_by="sampling", default=0, updated=True)
+"""A set of tokens for each row, a bit for each token. The only input whose shape depends on the model."""
+
+INPUTS = (
+    StepInput("token_ids", I32, ("tokens",), updated=True),
+    StepInput("positions", I32, ("tokens",), updated=True),
+    StepInput("sequence", I32, ("tokens",)),
+    StepInput("query_start", I32, ("seqs + 1",)),
+    StepInput("page_table", I32, ("seqs", "max_pages")),
+    StepInput("output_rows", I32, ("rows",)),
+    *map(_sampling_input, PARAMETERS),
+    SEEN,
+)
+"""Every input of a step."""
+
+BATCH_INPUTS = tuple(item for item in INPUTS if item.filled_by == "batch")
+PARAMETER_INPUTS = tuple(item for item in INPUTS if item.parameter is not None)
+_BY_NAME = {item.name: item for item in INPUTS}
+
+
+def check_input(name: str, dtype: DType, block: str) -> None:
+    """Raises BundleError when `block` reads an input that no step has, or reads it as another kind of number."""
+    item = _BY_NAME.get(name)
+    if item is None:
+        raise BundleError(f"{block}: no batch array {name!r}; this runtime has {sorted(_BY_NAME)}")
+    if dtype.bytes != item.dtype.bytes or dtype.is_float != item.dtype.is_float:
+        raise BundleError(f"{block}: batch array {name!r} is {item.dtype}, not {dtype}")
 
 
 @dataclass(frozen=True)
@@ -51,33 +124,48 @@ class Batch:
         """Positions of the longest sequence, after the step."""
         return int(self.positions.max(initial=-1)) + 1
 
+    def arrays(self) -> dict[str, Array]:
+        """The inputs of the step that a batch fills, by name."""
+        return {item.name: getattr(self, item.name) for item in BATCH_INPUTS}
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How each row of logits becomes a token; arrays of length `rows`.
+    """How each row of logits becomes a token.
 
-    temperature         float32, 0: the most likely token
-    top_k               int32, 0: off
-    top_p               float32, 1: off
-    min_p               float32, 0: off
-    repetition_penalty  float32, 1: off
-    seed                int32
-    seen                int32 [rows, ceil(vocab / 32)], bit t of word t // 32: token t is in the row's context.
-                        None when no row has a repetition penalty
+    parameters  of every sampling parameter an array [rows], float32 or int32
+    seen        int32 [rows, ceil(vocab / 32)], bit t % 32 of word t // 32: token t is in the row's context.
+                None when no row has a repetition penalty
     """
 
-    temperature: Float32
-    top_k: Int32
-    top_p: Float32
-    min_p: Float32
-    repetition_penalty: Float32
-    seed: Int32
+    parameters: Mapping[str, Array]
     seen: Int32 | None = None
+
+    def __post_init__(self) -> None:
+        names = {item.name for item in PARAMETER_INPUTS}
+        assert self.parameters.keys() == names, f"sampling by {sorted(self.parameters)}, not {sorted(names)}"
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[SamplingParams, int]], seen: Int32 | None = None) -> Sampling:
+        """A row for each of `rows`: its parameters, and its seed, which replaces the one in the parameters."""
+        chosen = list(rows)
+        parameters: dict[str, Array] = {
+            item.name: np.array([getattr(params, item.name) for params, _ in chosen], item.dtype.numpy)
+            for item in PARAMETER_INPUTS
+            if item.name != "seed"
+        }
+        seeds = np.array([seed for _, seed in chosen], np.uint32)
+        return cls(parameters | {"seed": seeds.view(np.int32)}, seen)
+
+    @classmethod
+    def off(cls, rows: int) -> Sampling:
+        """Every parameter off: each row takes its most likely token."""
+        return cls({item.name: item.filled({"rows": rows}) for item in PARAMETER_INPUTS})
 
     @property
     def greedy(self) -> bool:
         """True when every row just takes its most likely token."""
-        return bool(np.all(self.temperature == 0) and np.all(self.repetition_penalty == 1))
+        return all(bool(np.all(self.parameters[name] == value)) for name, value in GREEDY.items())
 
 
 class Pending(Protocol):

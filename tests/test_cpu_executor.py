@@ -51,9 +51,11 @@ def tokens_of(bundle: Bundle, count: int, seed: int = 0) -> list[int]:
 
 def penalised(rows: int, vocab: int, seed: int) -> Sampling:
     plain = sampling(rows, temperature=0.8, seed=seed, seen=np.zeros((rows, -(-vocab // 32)), np.int32))
-    return replace(
-        plain, repetition_penalty=np.full(rows, 1.3, np.float32), top_k=np.full(rows, 20, np.int32)
-    )
+    changed = {
+        "repetition_penalty": np.full(rows, 1.3, np.float32),
+        "top_k": np.full(rows, 20, np.int32),
+    }
+    return replace(plain, parameters={**plain.parameters, **changed})
 
 
 def test_a_prompt_in_chunks_gives_what_it_gives_at_once(executor: CpuExecutor, bundle: Bundle) -> None:

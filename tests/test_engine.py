@@ -238,7 +238,7 @@ def test_seen_holds_prompt_and_output_and_only_where_there_is_a_penalty():
 
     made = sampling_of(plan(sequence(), sequence(repetition_penalty=1.1)), VOCAB)
     assert made.seen.tolist() == [[0, 0, 0, 0], [1, 2, 1, 0]]
-    assert made.seed.tolist() == [-1, -1]
+    assert made.parameters["seed"].tolist() == [-1, -1]
     assert sampling_of(plan(sequence()), VOCAB).seen is None
 
 

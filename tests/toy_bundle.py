@@ -333,15 +333,8 @@ def greedy(rows: int) -> Sampling:
 
 
 def sampling(rows: int, *, temperature: float, seed: int, seen: np.ndarray | None = None) -> Sampling:
-    def same(value: float, dtype: type) -> np.ndarray:
-        return np.full(rows, value, dtype)
-
-    return Sampling(
-        temperature=same(temperature, np.float32),
-        top_k=same(0, np.int32),
-        top_p=same(1, np.float32),
-        min_p=same(0, np.float32),
-        repetition_penalty=same(1, np.float32),
-        seed=same(seed, np.int32),
-        seen=seen,
-    )
+    chosen = {
+        "temperature": np.full(rows, temperature, np.float32),
+        "seed": np.full(rows, seed, np.int32),
+    }
+    return Sampling({**Sampling.off(rows).parameters, **chosen}, seen)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infernum.ops import sampling
-from infernum.step import Batch, Sampling
+from infernum.step import PARAMETER_INPUTS, Batch, Sampling
 
 Model = Callable[[list[int]], np.ndarray]
 """Logits of the token after a context."""
@@ -87,7 +87,7 @@ class ToyExecutor:
 
     def _step(self, batch: Batch, s: Sampling) -> ToyPending:
         logits = self._forward(batch)
-        for array in (s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.seed):
+        for array in s.parameters.values():
             assert len(array) == batch.rows
         if s.greedy:
             tokens = sampling.argmax.meaning(logits)
@@ -96,17 +96,12 @@ class ToyExecutor:
             tokens = sampling.sample.meaning(
                 logits,
                 seen,
-                s.temperature,
-                s.top_k,
-                s.top_p,
-                s.min_p,
-                s.repetition_penalty,
-                s.seed,
+                *(s.parameters[item.name] for item in PARAMETER_INPUTS),
                 batch.positions,
                 batch.output_rows,
             )
             sampling.mark_seen.meaning(seen, tokens)
-            s = Sampling(s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.seed, seen)
+            s = Sampling(s.parameters, seen)
         self._next = None
         if batch.tokens == batch.seqs == batch.rows:
             following = Batch(

@@ -9,9 +9,21 @@ import click
 
 from infernum.cli import options
 from infernum.cli.bench_results import title_of, write_results
+from infernum.sampling_params import EXCLUDING, SamplingParams, listed
+
+HELP = f"""Time a prompt and the tokens that follow it: the whole loop at the given sizes, greedy or with sampling.
+
+The results are checked before they are printed: finite logits, tokens that are the most likely ones, or ones that
+{listed((parameter.label for parameter in EXCLUDING), "and")} leave, the same tokens in every generation, and logits
+that the unfused path computes again. The bound is what a step must read, weights and cache, over the bandwidth measured
+in this run.
+
+With sampling, greedy decoding is timed in turns with it, to say what sampling costs. --against transformers runs
+transformers afterwards, in this process and over the very same weights, and compares its logits with ours.
+"""
 
 
-@click.command("latency", short_help="Time a prompt and the tokens that follow it.")
+@click.command("latency", short_help="Time a prompt and the tokens that follow it.", help=HELP)
 @click.option(
     "--model", default="llama", show_default=True, help="A preset or a folder in Hugging Face's format."
 )
@@ -19,17 +31,7 @@ from infernum.cli.bench_results import title_of, write_results
 @click.option("--prompt", type=int, default=512, show_default=True, help="Tokens of the prompt.")
 @click.option("--tokens", type=int, default=256, show_default=True, help="Tokens to generate.")
 @click.option("--batch", type=int, default=1, show_default=True, help="Sequences at once.")
-@click.option(
-    "--temperature", type=float, default=0.0, show_default=True, help="Of sampling; 0: decode greedily."
-)
-@click.option("--top-k", type=int, default=0, help="Sample among the K most likely tokens.  [default: all]")
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="Sample among the likeliest share.")
-@click.option(
-    "--min-p", type=float, default=0.0, show_default=True, help="Sample what is so likely next to the best."
-)
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of prompts, sampling and random weights."
-)
+@options.measured_sampling
 @click.option("--fuse/--no-fuse", default=True, show_default=True, help="Apply the fusion rules.")
 @options.rules
 @options.dtype
@@ -58,10 +60,6 @@ def latency(
     prompt: int,
     tokens: int,
     batch: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
     seed: int,
     fuse: bool,
     rules: str,
@@ -71,27 +69,17 @@ def latency(
     against: str | None,
     as_json: bool,
     output: Path | None,
+    **sampling: Any,
 ) -> None:
-    """Time a prompt and the tokens that follow it: the whole loop at the given sizes, greedy or with sampling.
-
-    The results are checked before they are printed: finite logits, tokens that are the most likely ones, or ones that
-    top-k, top-p and min-p leave, the same tokens in every generation, and logits that the unfused path computes again.
-    The bound is what a step must read, weights and cache, over the bandwidth measured in this run.
-
-    With sampling, greedy decoding is timed in turns with it, to say what sampling costs. --against transformers runs
-    transformers afterwards, in this process and over the very same weights, and compares its logits with ours.
-    """
     from infernum.cli.console import print_json, print_table, progress_bar, warn
     from infernum.errors import DeviceError, RequestError
     from infernum.models.presets import resolve
     from infernum.runtime.driver import describe
-    from infernum.sampling_params import SamplingParams
 
-    if temperature == 0 and (top_k, top_p, min_p) != (0, 1.0, 0.0):
-        raise RequestError(
-            "--top-k, --top-p and --min-p are for sampling; give --temperature above 0 as well"
-        )
-    sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    if sampling["temperature"] == 0 and any(sampling[p.name] != p.off for p in EXCLUDING):
+        names = listed((parameter.option for parameter in EXCLUDING), "and")
+        raise RequestError(f"{names} are for sampling; give --temperature above 0 as well")
+    params = SamplingParams(seed=seed, **sampling)
     source = resolve(model)
     try:
         describe()
@@ -111,7 +99,7 @@ def latency(
         dtype,
         repeats,
         seed,
-        sampling,
+        params,
         identical,
         against,
     )

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from infernum import logs
+from infernum.sampling_params import PARAMETERS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -89,6 +90,27 @@ def rules(function: Command) -> Command:
         metavar="+NAME,-NAME…",
         help="Switch single rules on or off, after --fuse or --no-fuse.",
     )(function)
+
+
+def sampling(function: Command) -> Command:
+    """An option for each sampling parameter; None where it is not given."""
+    for parameter in reversed(PARAMETERS):
+        function = click.option(parameter.option, type=parameter.kind, help=parameter.help)(function)
+    return function
+
+
+def measured_sampling(function: Command) -> Command:
+    """An option for each sampling parameter that can be measured; off where it is not given."""
+    for parameter in reversed(PARAMETERS):
+        if parameter.bench_help is not None:
+            function = click.option(
+                parameter.option,
+                type=parameter.kind,
+                default=parameter.off,
+                show_default="[default" not in parameter.bench_help,
+                help=parameter.bench_help,
+            )(function)
+    return function
 
 
 def _load_plugins(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:

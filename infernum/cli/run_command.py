@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from infernum.cli import options
+from infernum.sampling_params import GREEDY
 
 if TYPE_CHECKING:
     from infernum.llm import LLM
@@ -33,18 +34,7 @@ DEMO_PROMPT = "Midway upon the journey of our life"
 )
 @options.rules
 @click.option("-n", "--max-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
-@click.option("--temperature", type=float, help="0: always the most likely token.")
-@click.option("--top-k", type=int, help="Choose among the K most likely tokens; 0: among all.")
-@click.option(
-    "--top-p", type=float, help="Choose among the most likely tokens that reach this probability together."
-)
-@click.option(
-    "--min-p", type=float, help="Leave out tokens less likely than this share of the most likely one."
-)
-@click.option(
-    "--repetition-penalty", type=float, help="Make tokens that were there before less likely; 1: off."
-)
-@click.option("--seed", type=int, help="Same seed, same text.")
+@options.sampling
 @click.option("--greedy", is_flag=True, help="Always the most likely token: --temperature 0.")
 @click.option(
     "--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times."
@@ -66,11 +56,6 @@ def command(
     fuse: bool | None,
     rules: str,
     max_tokens: int,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
     seed: int | None,
     greedy: bool,
     stop: tuple[str, ...],
@@ -80,6 +65,7 @@ def command(
     max_model_len: int | None,
     stats: bool,
     as_json: bool,
+    **sampling: float | None,
 ) -> None:
     """Generate text that continues PROMPT; "-" reads it from stdin, less one newline at its end.
 
@@ -90,10 +76,10 @@ def command(
     from infernum.llm import LLM, default_params
     from infernum.models.presets import resolve
 
-    if greedy and temperature:
+    if greedy and sampling["temperature"]:
         raise click.UsageError("--greedy and --temperature exclude each other")
     if greedy:
-        temperature, repetition_penalty = 0.0, 1.0 if repetition_penalty is None else repetition_penalty
+        sampling |= {name: value for name, value in GREEDY.items() if sampling[name] is None}
     if bundle is not None and (fuse is not None or rules):
         raise click.UsageError(
             "--fuse and --rules are for compiling; the bundle that is given is compiled already"
@@ -104,14 +90,10 @@ def command(
     params = default_params(
         source.generation,
         max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
         seed=seed,
         stop=stop,
         ignore_eos=ignore_eos,
+        **sampling,
     )
     text = _read_stdin() if prompt == "-" else DEMO_PROMPT if prompt is None else prompt
     has_tokenizer = source.folder is not None and (source.folder / "tokenizer.json").is_file()

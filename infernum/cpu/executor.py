@@ -10,14 +10,14 @@ from typing import Any, Self
 import numpy as np
 
 import infernum.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers the ops that graphs name
-from infernum import dims
+from infernum import dims, dtypes
 from infernum.bundle import Bundle, Manifest, Stage
 from infernum.cpu.routine import Routine
 from infernum.cpu.weights import HostWeights, Progress, TensorSource
 from infernum.dtypes import F32
 from infernum.errors import BundleError, CompileError, DeviceError
 from infernum.ir.text import parse_graph
-from infernum.step import Batch, Float32, Int32, Sampling
+from infernum.step import BATCH_INPUTS, SEEN, Batch, Float32, Int32, Sampling, check_input
 
 Array = np.ndarray[Any, Any]
 
@@ -26,9 +26,6 @@ KV_BYTES = 2**30
 
 SEQUENCES = 16
 """Sequences of full length that the KV cache has room for, where `KV_BYTES` allows."""
-
-_BATCH = ("token_ids", "positions", "sequence", "query_start", "page_table", "output_rows")
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
 @dataclass(frozen=True)
@@ -136,10 +133,9 @@ class CpuExecutor:
             )
         inputs = _inputs(batch)
         if sampler == "sample":
-            inputs |= {name: getattr(sampling, name) for name in _SAMPLING}
-            words = dims.ceildiv(self._bundle.manifest.model.vocab_size, 32)
-            seen = np.zeros((batch.rows, words), np.int32) if sampling.seen is None else sampling.seen.copy()
-            inputs["seen"] = seen
+            inputs |= sampling.parameters
+            symbols = {"rows": batch.rows, "vocab": self._bundle.manifest.model.vocab_size}
+            inputs[SEEN.name] = SEEN.filled(symbols) if sampling.seen is None else sampling.seen.copy()
         decode = batch.tokens == batch.seqs == batch.rows
         room = _room(batch, self.page_size) if decode else 0
         self._last = _Decode(self._variant(batch), sampler, inputs, room)
@@ -206,6 +202,8 @@ class _Binder:
     def bind(self, stage: Stage, variant: str, index: int | None) -> _Bound:
         """Block `stage.block` with its weights and, for stage `index` of the program, its KV cache."""
         block = self._bundle.manifest.blocks[stage.block][variant]
+        for spec in block.batch:
+            check_input(spec.name, dtypes.dtype(spec.dtype), stage.block)
         arrays = {name: self._weights.array(weight, stage) for name, weight in block.weights.items()}
         for state in block.state:
             assert index is not None, f"{stage.block}: a sampler has no KV cache"
@@ -224,8 +222,8 @@ def _read_routine(bundle: Bundle, file: str) -> Routine:
 
 def _inputs(batch: Batch) -> dict[str, Array]:
     """The arrays of a step; those that a sampler updates in place are copies."""
-    arrays: dict[str, Array] = {name: getattr(batch, name) for name in _BATCH}
-    return arrays | {name: arrays[name].copy() for name in ("token_ids", "positions")}
+    arrays = batch.arrays()
+    return arrays | {item.name: arrays[item.name].copy() for item in BATCH_INPUTS if item.updated}
 
 
 def _room(batch: Batch, page_size: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 
 from infernum.engine.scheduler import Plan
 from infernum.engine.sequence import Sequence
-from infernum.step import Batch, Executor, Float32, Int32, Sampling
+from infernum.step import SEEN, Batch, Executor, Float32, Int32, Sampling
 
 
 def batch_of(plan: Plan) -> Batch:
@@ -39,22 +39,16 @@ def page_table(pages: Ordered[tuple[int, ...]]) -> Int32:
 def sampling_of(plan: Plan, vocab_size: int) -> Sampling:
     """How each of a plan's rows is sampled."""
     sequences = [plan.chunks[i].sequence for i in plan.rows]
-    params = [sequence.params for sequence in sequences]
-    penalised = any(p.repetition_penalty != 1 for p in params)
-    return Sampling(
-        temperature=np.array([p.temperature for p in params], np.float32),
-        top_k=np.array([p.top_k for p in params], np.int32),
-        top_p=np.array([p.top_p for p in params], np.float32),
-        min_p=np.array([p.min_p for p in params], np.float32),
-        repetition_penalty=np.array([p.repetition_penalty for p in params], np.float32),
-        seed=np.array([s.seed for s in sequences], np.uint32).view(np.int32),
-        seen=np.stack([_seen(s, vocab_size) for s in sequences]) if penalised else None,
+    penalised = any(sequence.params.repetition_penalty != 1 for sequence in sequences)
+    return Sampling.of(
+        [(sequence.params, sequence.seed) for sequence in sequences],
+        seen=np.stack([_seen(sequence, vocab_size) for sequence in sequences]) if penalised else None,
     )
 
 
 def _seen(sequence: Sequence, vocab_size: int) -> Int32:
     """The bit set of a sequence's tokens, prompt and output: int32 [ceil(vocab_size / 32)]."""
-    words = np.zeros(-(-vocab_size // 32), np.uint32)
+    words = SEEN.filled({"rows": 1, "vocab": vocab_size})[0].view(np.uint32)
     if sequence.params.repetition_penalty != 1:
         tokens = np.unique(np.array(sequence.tokens, np.int64))
         np.bitwise_or.at(words, tokens // 32, np.uint32(1) << (tokens % 32).astype(np.uint32))

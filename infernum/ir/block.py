@@ -15,34 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infernum.dims import SYMBOLS, Dim
+from infernum.dims import SYMBOLS, Dim, evaluate
 from infernum.dtypes import F32, I32, DType
 from infernum.errors import InfernumError, ShapeError
 from infernum.ir.graph import Graph, Input, Node, Part, TensorType, Value
 from infernum.ir.hazards import check_in_place
 from infernum.ir.op import Op, as_tuple
+from infernum.step import INPUTS, SEEN
 
 PAGE = 64
 """Positions in one page of the KV cache."""
 
 BATCH: dict[str, TensorType] = {
-    "token_ids": TensorType(("tokens",), I32),
-    "positions": TensorType(("tokens",), I32),
-    "sequence": TensorType(("tokens",), I32),
-    "query_start": TensorType(("seqs + 1",), I32),
-    "page_table": TensorType(("seqs", "max_pages"), I32),
-    "output_rows": TensorType(("rows",), I32),
-    "temperature": TensorType(("rows",), F32),
-    "top_k": TensorType(("rows",), I32),
-    "top_p": TensorType(("rows",), F32),
-    "min_p": TensorType(("rows",), F32),
-    "repetition_penalty": TensorType(("rows",), F32),
-    "seed": TensorType(("rows",), I32),
+    item.name: TensorType(item.dims, item.dtype) for item in INPUTS if item is not SEEN
 }
-"""The facts of a step that a block may read, as `infernum.step.Batch` and `Sampling` describe them."""
+"""The inputs of a step whose shapes are the same for all models; a block reads `seen` by a method of its own."""
 
 
-RESERVED = frozenset((*BATCH, *SYMBOLS, "kv", "seen", "out"))
+RESERVED = frozenset((*BATCH, *SYMBOLS, "kv", SEEN.name, "out"))
 """What no weight is called: inputs of the step, and the parameters of kernels."""
 
 
@@ -170,7 +160,9 @@ class BatchInputs:
 
     def seen(self, vocab_size: int) -> Tensor:
         """Which tokens are in each row's context: a bit set, [rows, ceil(vocab_size / 32)]."""
-        return self.trace.input("seen", Input("batch"), TensorType(("rows", -(-vocab_size // 32)), I32))
+        rows, words = SEEN.dims
+        type_ = TensorType((rows, evaluate(words, {"vocab": vocab_size})), SEEN.dtype)
+        return self.trace.input(SEEN.name, Input("batch"), type_)
 
 
 @dataclass(frozen=True)

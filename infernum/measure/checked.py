@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from infernum.errors import DeviceError
 from infernum.measure.generation import Generation
 from infernum.measure.workload import decode_batch
 from infernum.ops.sampling import adjusted, kept_weights
-from infernum.sampling_params import SamplingParams
+from infernum.sampling_params import EXCLUDING, SamplingParameter, SamplingParams, listed
 from infernum.step import Batch, Executor, Float32, Int32
 
 CHECKED_STEPS = 4
@@ -75,8 +76,8 @@ def prefilled_logits(
 def check_tokens(logits: Float32, output: Int32, places: Sequence[int], params: SamplingParams) -> None:
     """Raises DeviceError unless the tokens at `places` are ones that `params` may choose by these logits.
 
-    logits [places, batch, vocab], output [batch, tokens]. Greedy: the most likely one. Otherwise one that top-k, top-p
-    and min-p leave, by the NumPy meaning of the sampler.
+    logits [places, batch, vocab], output [batch, tokens]. Greedy: the most likely one. Otherwise one that the sampling
+    parameters do not exclude, by the NumPy meaning of the sampler.
     """
     if not np.isfinite(logits).all():
         raise DeviceError("the logits are not finite; no result is given")
@@ -90,8 +91,9 @@ def check_tokens(logits: Float32, output: Int32, places: Sequence[int], params: 
     for place, rows, tokens in zip(places, logits, chosen, strict=True):
         for row, token in zip(rows, tokens, strict=True):
             if kept(row, params)[token] == 0:
+                names = listed((parameter.label for parameter in EXCLUDING), "or")
                 raise DeviceError(
-                    f"output token {place} is {token}, which top-k, top-p or min-p exclude; no result is given"
+                    f"output token {place} is {token}, which {names} exclude; no result is given"
                 )
 
 
@@ -99,7 +101,13 @@ def kept(logits: Float32, params: SamplingParams) -> np.ndarray:
     """The weights of one row of logits [vocab], uint64, zero where `params` exclude a token."""
     none, one = np.zeros(0, np.int32), np.float32(1)
     scores = adjusted(logits, none, np.float32(params.temperature), one)
-    return kept_weights(scores, params.top_k, np.float32(params.top_p), np.float32(params.min_p))
+    return kept_weights(scores, **{p.name: _scalar(p, params) for p in EXCLUDING})
+
+
+def _scalar(parameter: SamplingParameter, params: SamplingParams) -> Any:
+    """A parameter's value as the op `sample` has it: an int, or a float32."""
+    value = getattr(params, parameter.name)
+    return value if parameter.kind is int else np.float32(value)
 
 
 def check_logits(bundle: Bundle, logits: Float32, reference: Float32) -> float:

@@ -38,7 +38,7 @@ from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.loading import LoadOptions
 from infernum.runtime.weight_plan import weight_key
 from infernum.runtime.weights import TensorSource
-from infernum.sampling_params import SamplingParams
+from infernum.sampling_params import PARAMETERS, SamplingParams
 from infernum.step import Executor, Float32, Int32
 
 WARM_UPS = 2
@@ -304,7 +304,7 @@ def _sampling(params: SamplingParams, sampled: list[float], greedy: list[float])
     """How tokens were chosen, and what that cost over greedy decoding: the median over rounds that ran both."""
     if params.greedy:
         return {"sampling": None}
-    names = ("temperature", "top_k", "top_p", "min_p", "seed")
+    names = [parameter.name for parameter in PARAMETERS if parameter.bench_help is not None]
     ratios = [ours / theirs for ours, theirs in zip(sampled, greedy, strict=True)]
     return {
         "sampling": {name: getattr(params, name) for name in names},

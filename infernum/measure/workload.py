@@ -78,21 +78,13 @@ def chunk_batch(tokens: Int32, start: int, pages: Int32) -> Batch:
 
 def greedy(rows: int) -> Sampling:
     """Always the most likely token, of each row."""
-    none, one = np.zeros(rows, np.int32), np.ones(rows, np.float32)
-    return Sampling(np.zeros(rows, np.float32), none, one, np.zeros(rows, np.float32), one, none)
+    return Sampling.off(rows)
 
 
 def drawn(params: SamplingParams, sequences: Sequence[int]) -> Sampling:
     """One row for each of `sequences`, all sampled by `params`, each with the seed derived for its number."""
-    rows, seed = len(sequences), params.seed or 0
-    return Sampling(
-        temperature=np.full(rows, params.temperature, np.float32),
-        top_k=np.full(rows, params.top_k, np.int32),
-        top_p=np.full(rows, params.top_p, np.float32),
-        min_p=np.full(rows, params.min_p, np.float32),
-        repetition_penalty=np.ones(rows, np.float32),
-        seed=np.array([derived_seed(seed, s) for s in sequences], np.uint32).view(np.int32),
-    )
+    assert params.repetition_penalty == 1, "what is measured keeps no set of the tokens seen"
+    return Sampling.of((params, derived_seed(params.seed or 0, sequence)) for sequence in sequences)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self, cast
 
@@ -20,6 +20,7 @@ import infernum.models
 from infernum.errors import ConfigError
 from infernum.models.fields import Fields, read_json, show
 from infernum.models.known_fields import HARMLESS, UNSUPPORTED
+from infernum.sampling_params import PARAMETERS, SamplingParameter
 
 if TYPE_CHECKING:
     from infernum.models.family import Family
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 _SUFFIX = "_config"
+_GENERATION_PARAMETERS = tuple(parameter for parameter in PARAMETERS if parameter.in_generation_config)
 
 
 class FamilyConfig(Protocol):
@@ -65,16 +67,15 @@ class FamilyConfig(Protocol):
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """How the model's makers generate with it; None: the folder does not say."""
+    """How the model's makers generate with it; None: the folder does not say.
+
+    `sampling` holds the sampling parameters that the folder gives, by name.
+    """
 
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def understand(fields: Fields, generation: Fields | None = None) -> ModelConfig:
     _check_architectures(fields)
     config = config_type.from_hf(fields)
     defaults = _read_generation(fields, generation)
-    fields.warn_unread(HARMLESS)
+    fields.warn_unread(HARMLESS | {parameter.name for parameter in _GENERATION_PARAMETERS})
     if not defaults.eos_token_ids:
         fields.warn("eos_token_id is missing; generation will only stop at its length limit")
     return ModelConfig(family, config, defaults, fields.warnings)
@@ -195,16 +196,14 @@ def _read_generation(fields: Fields, generation: Fields | None) -> GenerationDef
         eos_token_ids=eos or (),
         bos_token_id=bos[0] if bos else None,
         do_sample=said.flag("do_sample", False) if said.get("do_sample") is not None else None,
-        temperature=_optional(said, "temperature"),
-        top_k=said.integer("top_k", minimum=0) if said.get("top_k") is not None else None,
-        top_p=_optional(said, "top_p"),
-        min_p=_optional(said, "min_p"),
-        repetition_penalty=_optional(said, "repetition_penalty"),
+        sampling={p.name: _number(said, p) for p in _GENERATION_PARAMETERS if said.get(p.name) is not None},
     )
 
 
-def _optional(fields: Fields, name: str) -> float | None:
-    return fields.number(name, zero=True) if fields.get(name) is not None else None
+def _number(fields: Fields, parameter: SamplingParameter) -> float:
+    if parameter.kind is int:
+        return fields.integer(parameter.name, minimum=0)
+    return fields.number(parameter.name, zero=True)
 
 
 def _token_ids(fields: Fields, name: str) -> tuple[int, ...] | None:

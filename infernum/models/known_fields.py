@@ -66,7 +66,7 @@ HARMLESS = frozenset(
     max_sequence_length model_max_length tokenizer_model_max_length tokenizer_padding_side
 
     max_length max_new_tokens min_length min_new_tokens do_sample early_stopping num_beams num_beam_groups
-    diversity_penalty temperature top_k top_p min_p typical_p epsilon_cutoff eta_cutoff repetition_penalty
+    diversity_penalty typical_p epsilon_cutoff eta_cutoff
     length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
     output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
@@ -75,4 +75,4 @@ HARMLESS = frozenset(
     """.split()  # noqa: SIM905 (a list would take eighty lines)
 )
 """Fields that do not touch the mathematics: provenance, training, classification, and generation settings
-(which are read from generation_config.json)."""
+(which are read from generation_config.json, as are the sampling parameters of `infernum.sampling_params`)."""

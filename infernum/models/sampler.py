@@ -1,7 +1,6 @@
 """The last block of every program: from logits to the next token, which becomes the input of the next step.
 
-What aliases an input of the step (token_ids, positions, seen) is returned so that its update in place is
-kept.
+What aliases an input of the step (token_ids, positions, seen) is returned so that its update in place is kept.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from typing import Any
 
 from infernum.ir.block import BatchInputs, Tensor, Weights, block
 from infernum.ops import sampling
+from infernum.step import PARAMETER_INPUTS
 
 
 @block(logits="f32 rows vocab_size")
@@ -28,12 +28,7 @@ def sample(logits: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> tuple
     next_tokens = sampling.sample(
         logits,
         seen,
-        batch.temperature,
-        batch.top_k,
-        batch.top_p,
-        batch.min_p,
-        batch.repetition_penalty,
-        batch.seed,
+        *(getattr(batch, item.name) for item in PARAMETER_INPUTS),
         batch.positions,
         batch.output_rows,
     )

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from infernum import dims, dtypes
+from infernum import dtypes
 from infernum.bundle import TensorSpec
-from infernum.dtypes import F32, I32, DType
-from infernum.errors import BundleError
+from infernum.dtypes import I32, DType
 from infernum.runtime.device import Device, PinnedMemory
 from infernum.runtime.kv_cache import POISON
 from infernum.runtime.layout import Limits, pack
 from infernum.runtime.sampled import TURNS
 from infernum.runtime.stream import Event, Stream
-from infernum.step import Batch, Sampling
+from infernum.step import INPUTS, SEEN, Batch, Sampling, StepInput, check_input
 
 _BYTES = 4
 """Every array here holds 32-bit integers or floats."""
+
+_PACKED = tuple(item for item in INPUTS if len(item.dims) == 1)
+"""The inputs that are uploaded in one copy, each at its largest size. Those of two dims are uploaded by themselves."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +54,16 @@ class Inputs:
         self._stream = stream
         self._limits = limits
         self._arrays, packed_bytes = _pack_arrays(limits)
-        seen_words = dims.ceildiv(limits.vocab, 32)
-        device_only = {
-            "page_table": limits.seqs * limits.max_pages * _BYTES,
-            **{f"next_tokens.{turn}": limits.rows * _BYTES for turn in range(TURNS)},
-            "seen": limits.rows * seen_words * _BYTES,
-        }
-        offsets, self.nbytes = pack([packed_bytes, *device_only.values()], at=0)
+        others = {item.name: _nbytes(item, limits) for item in INPUTS if item not in _PACKED}
+        others |= {f"next_tokens.{turn}": limits.rows * _BYTES for turn in range(TURNS)}
+        offsets, self.nbytes = pack([packed_bytes, *others.values()], at=0)
         memory = device.alloc(self.nbytes, "the arrays of a step")
         stack.callback(memory.free)
         stream.fill(memory.address, POISON, self.nbytes)
         self._base = memory.address
         self._packed_bytes = packed_bytes
         self.addresses = {name: memory.address + array.offset for name, array in self._arrays.items()}
-        self.addresses |= {
-            name: memory.address + at for name, at in zip(device_only, offsets[1:], strict=True)
-        }
+        self.addresses |= {name: memory.address + at for name, at in zip(others, offsets[1:], strict=True)}
         self._slots = [self._slot(device, stack) for _ in range(2)]
         self._turn = 0
 
@@ -86,34 +83,28 @@ class Inputs:
         return self.addresses[f"next_tokens.{turn}"]
 
     def check(self, specs: Iterable[TensorSpec], block: str) -> None:
-        """Raises BundleError when a block wants an array that is not here, or is of another kind of type."""
+        """Raises BundleError when a block reads an input that no step has, or reads it as another kind of number."""
         for spec in specs:
-            if spec.name not in self.addresses:
-                raise BundleError(
-                    f"{block}: no batch array {spec.name!r}; this runtime has {sorted(self.addresses)}"
-                )
-            array = self._arrays.get(spec.name)
-            wanted, held = dtypes.dtype(spec.dtype), array.dtype if array else I32
-            if wanted.bytes != held.bytes or wanted.is_float != held.is_float:
-                raise BundleError(f"{block}: batch array {spec.name!r} is {held}, not {wanted}")
+            check_input(spec.name, dtypes.dtype(spec.dtype), block)
 
     def upload(self, batch: Batch, sampling: Sampling | None) -> None:
         """Queue the copy of a step's arrays to the GPU; the caller may change them once this returns."""
         self._turn = 1 - self._turn
         slot = self._slots[self._turn]
         slot.sent.wait()
-        for name in ("token_ids", "positions", "sequence", "query_start", "output_rows"):
-            _put(slot.arrays[name], getattr(batch, name))
+        values = batch.arrays()
         if sampling is not None and not sampling.greedy:
-            for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"):
-                _put(slot.arrays[name], getattr(sampling, name))
+            values |= sampling.parameters
+        for name, array in slot.arrays.items():
+            if name in values:
+                _put(array, values[name])
         self._stream.upload(self._base, slot.packed.address, self._packed_bytes)
         self._upload_page_table(batch, slot)
         self._stream.record(slot.sent)
         if sampling is not None and sampling.seen is not None:
             seen = np.ascontiguousarray(sampling.seen, np.int32)
             self._stream.upload(
-                self.addresses["seen"], seen.ctypes.data, seen.nbytes
+                self.addresses[SEEN.name], seen.ctypes.data, seen.nbytes
             )  # pageable: copied before it returns
 
     def _upload_page_table(self, batch: Batch, slot: _Slot) -> None:
@@ -133,22 +124,15 @@ def _put(to: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
 
 def _pack_arrays(limits: Limits) -> tuple[dict[str, _Array], int]:
     """Where each small array lies within the packed upload, and the bytes of the whole."""
-    kinds: dict[str, tuple[DType, int]] = {
-        "token_ids": (I32, limits.tokens),
-        "positions": (I32, limits.tokens),
-        "sequence": (I32, limits.tokens),
-        "query_start": (I32, limits.seqs + 1),
-        "output_rows": (I32, limits.rows),
-        "temperature": (F32, limits.rows),
-        "top_k": (I32, limits.rows),
-        "top_p": (F32, limits.rows),
-        "min_p": (F32, limits.rows),
-        "repetition_penalty": (F32, limits.rows),
-        "seed": (I32, limits.rows),
-    }
-    offsets, end = pack([count * _BYTES for _, count in kinds.values()], at=0)
+    sizes = [_nbytes(item, limits) for item in _PACKED]
+    offsets, end = pack(sizes, at=0)
     arrays = {
-        name: _Array(dtype, offset, count)
-        for (name, (dtype, count)), offset in zip(kinds.items(), offsets, strict=True)
+        item.name: _Array(item.dtype, offset, nbytes // _BYTES)
+        for item, offset, nbytes in zip(_PACKED, offsets, sizes, strict=True)
     }
     return arrays, end
+
+
+def _nbytes(item: StepInput, limits: Limits) -> int:
+    """Bytes of an input of the largest step."""
+    return math.prod(item.shape(asdict(limits))) * _BYTES

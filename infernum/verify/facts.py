@@ -11,6 +11,8 @@ import numpy as np
 from infernum import dims
 from infernum.bundle import VariantSpec
 from infernum.ir.block import PAGE
+from infernum.sampling_params import SamplingParameter
+from infernum.step import BATCH_INPUTS, INPUTS, SEEN, StepInput
 
 Array = np.ndarray[Any, Any]
 Chunk = tuple[int, int]
@@ -125,7 +127,7 @@ def ragged_step(chunks: Chunks, vocab: int, rng: np.random.Generator) -> Facts:
         "context_pages": int(rng.choice(CONTEXT_PAGES)),
         "pages": pages,
     }
-    arrays = {name: array.astype(np.int32) for name, array in batch.items()}
+    arrays = {item.name: batch[item.name].astype(item.dtype.numpy) for item in BATCH_INPUTS}
     return Facts(tuple(chunks), symbols, arrays | _sampling(len(rows), vocab, rng))
 
 
@@ -143,20 +145,15 @@ def _page_table(ends: Sequence[int], rng: np.random.Generator) -> tuple[Array, i
 def _sampling(rows: int, vocab: int, rng: np.random.Generator) -> dict[str, Array]:
     """Sampling parameters that differ from row to row and from step to step, each feature now on and now off."""
 
-    def cycle(values: Sequence[float], dtype: type) -> Array:
-        every: Array = np.array(values, dtype)
-        return np.resize(np.roll(every, -rng.integers(len(every))), rows)
+    def values(item: StepInput, parameter: SamplingParameter) -> Array:
+        if not parameter.tried:
+            return rng.integers(-(2**31), 2**31, rows).astype(item.dtype.numpy)
+        tried: Array = np.array(parameter.tried, item.dtype.numpy)
+        return np.resize(np.roll(tried, -rng.integers(len(tried))), rows)
 
-    seen = rng.integers(0, 2**32, (rows, dims.ceildiv(vocab, 32)), np.uint32)
+    seen = rng.integers(0, 2**32, SEEN.shape({"rows": rows, "vocab": vocab}), np.uint32)
     seen &= rng.integers(0, 2**32, seen.shape, np.uint32)  # a quarter of the tokens
     if vocab % 32:
         seen[:, -1] &= np.uint32((1 << vocab % 32) - 1)
-    return {
-        "temperature": cycle((0.8, 0.0, 1.0, 0.3, 2.0, 0.7, 1.3), np.float32),
-        "top_k": cycle((0, 5, 0, 1, 40, 0, 10**6, 3), np.int32),
-        "top_p": cycle((1.0, 0.9, 0.5, 1.0, 0.99), np.float32),
-        "min_p": cycle((0.0, 0.05, 0.0, 0.5), np.float32),
-        "repetition_penalty": cycle((1.0, 1.3, 0.7), np.float32),
-        "seed": rng.integers(-(2**31), 2**31, rows).astype(np.int32),
-        "seen": seen.view(np.int32),
-    }
+    parameters = {item.name: values(item, item.parameter) for item in INPUTS if item.parameter}
+    return parameters | {SEEN.name: seen.view(np.int32)}

@@ -13,6 +13,8 @@ from infernum import dims
 from infernum.dtypes import F16, DType, round_to
 from infernum.ir.block import PAGE
 from infernum.ir.graph import Input, Node, Part, TensorType
+from infernum.sampling_params import PARAMETERS
+from infernum.step import BATCH_INPUTS, SEEN
 
 Array = np.ndarray[Any, Any]
 
@@ -20,6 +22,8 @@ KINDS = ("normal", "large", "tiny", "zeros", "equal")
 """What the rows of a stream are, in turn. Tiny ones are denormal in part, zeros have both signs."""
 
 MAX_PAGES = 3
+
+_TRIED = {parameter.name: parameter.tried for parameter in PARAMETERS if parameter.tried}
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,10 @@ class Values:
         if name in facts:
             return facts[name]
         shape = shape_of(kind, self.round)
+        if name in _TRIED:
+            return round_to(np.resize(np.array(_TRIED[name], np.float32), shape), kind.dtype)
         if not kind.dtype.is_float:
             return _integers(name, kind, shape, self.round)
-        if name in ("temperature", "top_p", "min_p", "repetition_penalty"):
-            return np.abs(_normal(name, shape)) % np.float32(1.0) + np.float32(name == "repetition_penalty")
         return round_to(self._rows(name, _normal(name, shape), kind.dtype), kind.dtype)
 
     def _rows(self, name: str, numbers: Array, dtype: DType) -> Array:
@@ -122,13 +126,15 @@ def _facts(chosen: Round) -> dict[str, Array]:
         "page_table": np.arange(MAX_PAGES * seqs)[::-1].reshape(seqs, MAX_PAGES),
         "output_rows": np.arange(tokens)[::-1],
     }
-    return {name: array.astype(np.int32) for name, array in facts.items()}
+    return {
+        item.name: facts[item.name].astype(item.dtype.numpy) for item in BATCH_INPUTS if item.name in facts
+    }
 
 
 def _integers(name: str, kind: TensorType, shape: tuple[int, ...], chosen: Round) -> Array:
     """Bits for what holds a set, and otherwise numbers that can stand for a row or a token."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    below = 2**31 if name == "seen" else min(chosen.sizes["rows"], 8)
+    below = 2**31 if name == SEEN.name else min(chosen.sizes["rows"], 8)
     return rng.integers(0, below, shape).astype(kind.dtype.numpy)
 
 
