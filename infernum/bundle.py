@@ -10,6 +10,7 @@ file formats and nothing about graphs, templates or GPUs.
     decoder.t1.ir        the fused graph of one block for one variant
     decoder.t1.cu        its kernels, in launch order
     decoder.t1.cubin     the same, compiled
+    greedy.any.cu        the kernels of a sampler, which are the same for every variant
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import msgspec
 
 from infernum.errors import BundleError
 from infernum.manifest import (
+    ANY,
     SCHEMA,
     Arg,
     BlockVariant,
@@ -52,9 +54,13 @@ from infernum.manifest import (
     TensorSpec,
     VariantSpec,
     Weight,
+    any_step,
+    spec_of,
+    variant_names,
 )
 
 __all__ = [
+    "ANY",
     "CHECKSUMS",
     "MANIFEST",
     "SCHEMA",
@@ -84,13 +90,16 @@ __all__ = [
     "TensorSpec",
     "VariantSpec",
     "Weight",
+    "any_step",
     "file_state",
     "not_rebuilt",
     "open_bundle",
     "sections",
     "shared_code",
     "source_hash",
+    "spec_of",
     "update_bundle",
+    "variant_names",
     "write_bundle",
 ]
 

@@ -151,7 +151,7 @@ def _usable(folder: Path) -> bundle.Bundle | None:
 
 
 def emit_sources(source: ModelSource, options: Options, passes: Passes | None = None) -> Sources:
-    """Trace, fuse, plan and emit every block for every variant; no compiler is needed for that.
+    """Trace, fuse, plan and emit every block for every variant, samplers once; no compiler is needed for that.
 
     `passes` receives what each pass did and how long it took.
     """
@@ -164,11 +164,13 @@ def emit_sources(source: ModelSource, options: Options, passes: Passes | None = 
     variants = variants_for(options, source.config)
     sources = Sources(source, options, dtype, variants, rules, program, passes=passes or Passes())
     distinct = {block.name: block for block, _ in program}
-    for block in [*distinct.values(), sampler.greedy, sampler.sample]:
+    compiled_for = [(block, variants) for block in distinct.values()]
+    compiled_for += [(block, [bundle.any_step(variants)]) for block in sampler.SAMPLERS]
+    for block, classes in compiled_for:
         begin = time.perf_counter()
         traced = block.trace(source.config, dtype)
         sources.passes.traced(traced, time.perf_counter() - begin)
-        for variant in sources.variants:
+        for variant in classes:
             target = Target(
                 parse_arch(options.arch),
                 variant.name,
@@ -216,7 +218,7 @@ def describe(sources: Sources, cubins: Mapping[str, Cubin]) -> bundle.Manifest:
     source, options = sources.source, sources.options
     blocks: dict[str, dict[str, bundle.BlockVariant]] = {}
     for block in sources.blocks:
-        variant = next(v for v in sources.variants if v.name == block.target.variant)
+        variant = bundle.spec_of(sources.variants, block.target.variant)
         blocks.setdefault(block.block, {})[variant.name] = describe_block(block, variant, cubins[block.stem])
     return bundle.Manifest(
         schema=bundle.SCHEMA,
@@ -238,7 +240,7 @@ def describe(sources: Sources, cubins: Mapping[str, Cubin]) -> bundle.Manifest:
         ),
         variants=sources.variants,
         program=[bundle.Stage(block=block.name, layer=layer) for block, layer in sources.program],
-        samplers=[sampler.greedy.name, sampler.sample.name],
+        samplers=[block.name for block in sampler.SAMPLERS],
         plugins=[bundle.Plugin(name=p.name, sha256=p.sha256) for p in plugins.loaded()],
         edits={},
         blocks=blocks,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
-SCHEMA = 6
+SCHEMA = 7
 """Raised with every change that an older version could not read."""
 
 Formula = int | str
 """An integer, or arithmetic over the symbols of `infernum.dims`, evaluated when a step is launched."""
+
+ANY = "any"
+"""The variant of a block, such as a sampler, that is compiled once for steps of every class."""
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -190,7 +195,7 @@ class Plugin(Record, frozen=True):
 
 
 class BlockVariant(Record, frozen=True):
-    """One block compiled for one class of token counts.
+    """One block compiled for one class of steps, or once for all of them (`variant` is then ANY).
 
     `kernels[i]` describes `steps[i]`. `fired` counts every rule that was tried, `firings` tells them one by one.
     `traced` and `graph` name the files of the graph before and after the rules; `shared_hash` is that of the code which
@@ -221,6 +226,10 @@ class BlockVariant(Record, frozen=True):
     firings: list[Firing]
     refused: list[Refusal]
 
+    def serves(self, variant: str | None) -> bool:
+        """Whether steps of the class `variant` run this block variant; None stands for any class."""
+        return variant in (None, self.variant) or self.variant == ANY
+
 
 class VariantSpec(Record, frozen=True):
     """A class of steps: of `min_tokens` to `max_tokens` tokens, and up to `max_rows` rows of logits."""
@@ -229,6 +238,21 @@ class VariantSpec(Record, frozen=True):
     min_tokens: int
     max_tokens: int
     max_rows: int
+
+
+def any_step(variants: Sequence[VariantSpec]) -> VariantSpec:
+    """The class ANY: the steps of all classes together."""
+    return VariantSpec(
+        name=ANY,
+        min_tokens=min(v.min_tokens for v in variants),
+        max_tokens=max(v.max_tokens for v in variants),
+        max_rows=max(v.max_rows for v in variants),
+    )
+
+
+def spec_of(variants: Sequence[VariantSpec], name: str) -> VariantSpec:
+    """The class of steps of that name: one of `variants`, or ANY."""
+    return next(spec for spec in (*variants, any_step(variants)) if spec.name == name)
 
 
 class Stage(Record, frozen=True):
@@ -251,7 +275,11 @@ class ModelInfo(Record, frozen=True):
 
 
 class Manifest(Record, frozen=True):
-    """The whole bundle, but for the contents of its files. `edits` tells, by file, what a person changed by hand."""
+    """The whole bundle, but for the contents of its files.
+
+    `variants` are the classes of steps; every step belongs to one of them. `blocks[block]` holds a block variant for
+    each class, or a single one for ANY. `edits` tells, by file, what a person changed by hand.
+    """
 
     schema: int
     infernum: str
@@ -268,3 +296,8 @@ class Manifest(Record, frozen=True):
     plugins: list[Plugin]
     edits: dict[str, Edit]
     blocks: dict[str, dict[str, BlockVariant]]
+
+
+def variant_names(manifest: Manifest) -> list[str]:
+    """The variants that blocks are compiled for, ANY among them where some block is compiled once."""
+    return list(dict.fromkeys(name for compiled in manifest.blocks.values() for name in compiled))

@@ -111,11 +111,11 @@ BREAKAGES = [
         "const float others = exp2_approximate(other.log_total - highest);",
         "const float others = 1.0f;",
     ),
-    Breakage("one token too few", "sample", "t8", "sample", "more_likely < k", "more_likely + 1 < k"),
+    Breakage("one token too few", "sample", "any", "sample", "more_likely < k", "more_likely + 1 < k"),
     Breakage(
         "top-p a level short",
         "sample",
-        "t8",
+        "any",
         "sample",
         "level_of(logit_of(key), largest) <= last",
         "level_of(logit_of(key), largest) < last",
@@ -123,7 +123,7 @@ BREAKAGES = [
     Breakage(
         "chunks weighed without min-p",
         "sample",
-        "t8",
+        "any",
         "sample_weights",
         "} else if (weight >= lightest) {",
         "} else {",
@@ -161,7 +161,7 @@ BREAKAGES = [
         "/ WIDTH + 1e-05f);",
         "/ WIDTH);",
     ),
-    Breakage("last of equal logits", "greedy", "t8", "argmax", "b.token < a.token", "b.token > a.token"),
+    Breakage("last of equal logits", "greedy", "any", "argmax", "b.token < a.token", "b.token > a.token"),
     Breakage(
         "sum without a lane",
         "head",

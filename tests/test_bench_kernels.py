@@ -145,6 +145,7 @@ def test_a_prompt_is_measured_too(toy_on_gpu: Bundle) -> None:
     )
     assert (results["variant"], results["tokens"], results["context"]) == ("prefill", 7, 9)
     rows = by_name(results)
+    assert (rows["mean"]["variant"], rows["greedy"]["variant"]) == ("prefill", "any")
     assert rows["mean"]["flops"] == 2 * sum(range(3, 10))
     assert rows["append"]["us"] == pytest.approx(MICROSECONDS["append"])
 

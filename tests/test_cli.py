@@ -185,6 +185,16 @@ def test_inspect_shows_the_manifest_a_block_and_a_kernel(dante_bundle: Bundle, i
     assert source.count("__global__") == 1 and kernel in source
 
 
+@pytest.mark.parametrize("variant", ["t1", "prefill", "any"])
+def test_inspect_shows_the_one_code_of_a_sampler_whatever_the_variant(
+    dante_bundle: Bundle, infernum: Run, variant: str
+) -> None:
+    asked = ("inspect", dante_bundle.folder, "--block", "greedy", "--source")
+    assert infernum(*asked, "--variant", variant).out == infernum(*asked).out != ""
+    drawn = infernum("graph", dante_bundle.folder, "greedy", "--variant", variant, "--format", "dot").out
+    assert 'digraph "greedy.any, after fusion"' in drawn
+
+
 def test_inspect_as_json_is_the_manifest(dante_bundle: Bundle, infernum: Run) -> None:
     found = json.loads(infernum("inspect", dante_bundle.folder, "--json").out)
     assert found["model"]["name"] == "dante"

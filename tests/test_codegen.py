@@ -43,6 +43,8 @@ from infernum.ir.text import parse_graph
 from infernum.models.config import understand
 from infernum.models.fields import Fields
 from infernum.models.presets import ModelSource
+from infernum.models.sampler import SAMPLERS
+from infernum.roofline import MAX_ROWS
 
 GOLDEN = Path(__file__).parent / "golden"
 T1, T8 = Target(90, "t1", 1, 1, BF16), Target(90, "t8", 2, 8, BF16)
@@ -138,7 +140,7 @@ def test_no_kernel_of_a_llama_writes_over_what_it_or_a_later_one_reads(fuse: boo
 
 def check_arena(plan: BlockPlan, found: bundle.BlockVariant, manifest: bundle.Manifest) -> None:
     """Replay the steps: each byte of the arena that a step reads was last written by the tensor it reads."""
-    spec = next(v for v in manifest.variants if v.name == found.variant)
+    spec = bundle.spec_of(manifest.variants, found.variant)
     symbols = {"tokens": spec.max_tokens, "rows": spec.max_rows, "seqs": spec.max_tokens}
     owner: dict[int, str] = {}
 
@@ -533,6 +535,27 @@ def test_each_rule_can_be_switched_off_and_on_alone() -> None:
                 check_source(made)
 
 
+# ---- samplers
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda block: block.name)
+def test_a_sampler_is_compiled_once_and_its_code_would_be_the_same_for_every_variant(sampler: Block) -> None:
+    sources = emitted()
+    (compiled,) = [b for b in sources.blocks if b.block == sampler.name]
+    spec = bundle.any_step(sources.variants)
+    assert (compiled.stem, spec.min_tokens) == (f"{sampler.name}.any", 1)
+    assert (spec.max_tokens, spec.max_rows) == (sources.variants[-1].max_tokens, MAX_ROWS)
+    for each in sources.variants:
+        target = dataclasses.replace(
+            compiled.target, variant=each.name, min_tokens=each.min_tokens, max_tokens=each.max_tokens
+        )
+        assert code_of(emit_block(planned(compiled.traced, target), "")) == code_of(compiled.source)
+
+
+def code_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith("//")]
+
+
 # ---- golden files
 
 
@@ -541,7 +564,7 @@ def golden_sources() -> dict[str, str]:
     chosen = {
         **{f"{stem}.cu": block_of(fused, stem) for stem in ("decoder.t1", "decoder.t8", "decoder.prefill")},
         "decoder.t1.nofuse.cu": block_of(plain, "decoder.t1"),
-        **{f"{stem}.cu": block_of(fused, stem) for stem in ("head.t1", "greedy.t1")},
+        **{f"{stem}.cu": block_of(fused, stem) for stem in ("head.t1", "greedy.any")},
     }
     return {name: made.source for name, made in chosen.items()}
 

@@ -12,6 +12,7 @@ import pytest
 from conftest import Outcome
 
 from infernum.bundle import Bundle, Edit, Manifest, open_bundle, write_bundle
+from infernum.errors import BundleError
 from infernum.explain.diff_text import diff_text
 from infernum.explain.difference import Difference, difference, regressions
 from infernum.explain.measurements import MeasuredKernel, Measurements
@@ -104,6 +105,14 @@ def test_every_kernel_is_told_of_or_alike(dante_bundle: Bundle, dante_unfused: B
         told = [kernel for kernel in found.kernels if kernel.where == where]
         assert {k.name for k in told if k.status == "added"} == names[1] - names[0]
         assert {k.was for k in told if k.status == "removed"} == names[0] - names[1]
+
+
+def test_a_sampler_belongs_to_the_step_of_every_variant(dante_bundle: Bundle, dante_unfused: Bundle) -> None:
+    for variant, tokens in (("t1", 1), ("t8", 8)):
+        found = difference(dante_unfused, dante_bundle, variant=variant, source=False)
+        assert {s.where: s.tokens for s in found.summary}["greedy.any"] == tokens
+    with pytest.raises(BundleError, match="the variants t1, t8, t64, prefill, any"):
+        difference(dante_unfused, dante_bundle, variant="t9")
 
 
 def test_the_graph_of_a_block_is_compared_by_node_and_by_line(

@@ -15,7 +15,7 @@ from test_rules import REFUSALS, RULE, outcome
 
 import infernum.ops  # noqa: F401 - registers what graphs call
 from infernum import roofline
-from infernum.bundle import BlockVariant, Bundle, Edit, Plugin, Refusal, write_bundle
+from infernum.bundle import ANY, BlockVariant, Bundle, Edit, Plugin, Refusal, write_bundle
 from infernum.compiler import Options
 from infernum.errors import BundleError
 from infernum.explain.amounts import change, microseconds, nbytes
@@ -36,12 +36,11 @@ from infernum.ir.op import Fused
 from infernum.ir.text import parse_graph
 from infernum.models.presets import resolve
 from infernum.resources import PACKAGE
+from infernum.runtime.layout import block_variant
 
 EVERY = [
-    (block, variant)
-    for block in ("embed", "decoder", "head", "greedy", "sample")
-    for variant in ("t1", "t8", "t64", "prefill")
-]
+    (block, variant) for block in ("embed", "decoder", "head") for variant in ("t1", "t8", "t64", "prefill")
+] + [("greedy", ANY), ("sample", ANY)]
 every_block = pytest.mark.parametrize(("block", "variant"), EVERY, ids=[".".join(pair) for pair in EVERY])
 
 
@@ -320,7 +319,7 @@ def test_each_traced_node_stands_beside_the_kernel_that_does_its_work(llama: Bun
 
 def test_a_block_that_no_rule_changed_is_said_to_be_as_before(llama: Bundle) -> None:
     def last(block: str) -> str:
-        return block_text(explain_block(llama, llama.manifest.blocks[block]["t1"]), 160)[-1].plain
+        return block_text(explain_block(llama, block_variant(llama.manifest, block, "t1")), 160)[-1].plain
 
     assert last("greedy") == "  as many kernels as before, and the same bytes"
     assert last("head") == "  1 fewer to launch, 8.19 kB (0.00%) less to move"
@@ -409,6 +408,26 @@ def test_a_name_of_two_kinds_asks_which_and_takes_the_kind_in_front(llama: Bundl
     assert find(llama, "rule:rope_append").kind == "rule"
     assert find(llama, "block:sample").kind == "block"
     assert find(llama, "decoder.t8").variant == "t8"
+
+
+@pytest.mark.parametrize(("asked", "tokens"), [("t1", 1), ("t8", 8), ("prefill", 4096), ("any", 4096)])
+def test_a_sampler_is_explained_in_the_step_of_the_variant_asked_for(
+    llama: Bundle, infernum: Callable[..., Outcome], asked: str, tokens: int
+) -> None:
+    told = [
+        infernum("explain", llama.folder, *args, "--json").out
+        for args in (("greedy", "--variant", asked), (f"greedy.{asked}",))
+    ]
+    assert told[0] == told[1]
+    (block,) = json.loads(told[0])["blocks"]
+    assert (block["variant"], block["tokens"]) == ("any", tokens)
+
+
+def test_a_variant_that_is_not_there_is_named_with_those_that_are(
+    llama: Bundle, infernum: Callable[..., Outcome]
+) -> None:
+    for args in (("greedy.t3",), ("greedy", "--variant", "zzz")):
+        assert "it has t1, t8, t64, prefill, any" in infernum("explain", llama.folder, *args).err
 
 
 def test_an_unknown_name_is_answered_with_near_ones(llama: Bundle) -> None:
@@ -510,4 +529,4 @@ def test_json_has_everything_of_a_kernel_a_rule_and_a_block(
     assert [k["kernel"]["name"] for g in block["groups"] for k in g["kernels"]] == [
         k.name for k in llama.manifest.blocks["decoder"]["t1"].kernels
     ]
-    assert len(asked()["blocks"]) == 20  # pyright: ignore[reportArgumentType]
+    assert len(asked()["blocks"]) == 14  # pyright: ignore[reportArgumentType]

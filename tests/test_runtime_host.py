@@ -164,6 +164,31 @@ def test_sampling_parameters_and_seen_tokens_reach_the_sampler(open_toy: Open) -
         assert pending.tokens().tolist() == [(best[1] + 13) % toy.VOCAB]
 
 
+def test_a_sampler_is_loaded_once_and_serves_the_steps_of_every_variant(
+    open_toy: Open, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    load_module = gpu.load_module
+
+    def load(data: bytes, name: str) -> Any:
+        loaded.append(name)
+        return load_module(data, name)
+
+    monkeypatch.setattr(gpu, "load_module", load)
+    with open_toy() as executor:
+        samplers = [name for name in loaded if name.startswith(("greedy", "sample"))]
+        assert samplers == ["greedy.any.cubin", "sample.any.cubin"]
+        assert decode(executor, [5, 2, 7], 4, [3, 1, 6]) == expected_decode([5, 2, 7], 4)  # prefill, then t1
+
+
+def test_a_variant_that_has_a_sampler_of_its_own_runs_that_one() -> None:
+    manifest = toy.toy_manifest()
+    own = msgspec.structs.replace(manifest.blocks["greedy"]["any"], variant="t1")
+    manifest.blocks["greedy"]["t1"] = own
+    found = [layout.block_variant(manifest, "greedy", name).variant for name in ("t1", "prefill")]
+    assert found == ["t1", "any"]
+
+
 def test_steps_queued_behind_one_another_keep_their_own_inputs(open_toy: Open) -> None:
     prompts = [[8, 8, 1], [8, 8], [30, 31, 2, 4], [9, 1]]
     with open_toy() as executor:
@@ -300,9 +325,10 @@ def test_random_weights_need_no_checkpoint_and_depend_on_the_seed_alone(tmp_path
 
 
 def edited(manifest: Manifest, block: str, **changes: Any) -> Manifest:
-    """The manifest with changes to the `prefill` variant of one block."""
+    """The manifest with changes to the last variant of one block."""
     variants = dict(manifest.blocks[block])
-    variants["prefill"] = msgspec.structs.replace(variants["prefill"], **changes)
+    last = list(variants)[-1]
+    variants[last] = msgspec.structs.replace(variants[last], **changes)
     return msgspec.structs.replace(manifest, blocks={**manifest.blocks, block: variants})
 
 

@@ -20,7 +20,7 @@ from clock_gpu import MICROSECONDS, clock_gpu, described_toy, open_clocked
 from conftest import Outcome, graphs_only
 
 from infernum import machine
-from infernum.bundle import SCHEMA, Bundle, Kernel, Launch, open_bundle, write_bundle
+from infernum.bundle import ANY, SCHEMA, Bundle, Kernel, Launch, open_bundle, write_bundle
 from infernum.codegen.emit import emit_block
 from infernum.codegen.plan import plan_block
 from infernum.codegen.tuned import load_tuned, store_tuned, tuned_path
@@ -40,6 +40,7 @@ from infernum.measure.candidates import (
     compile_candidates,
     compile_default,
     tunables,
+    write_trials,
 )
 from infernum.measure.race import Comparison, race, winner
 from infernum.measure.rig import Rig
@@ -156,11 +157,34 @@ def test_every_candidate_can_be_planned(model: str, fuse: bool) -> None:
 def emit_again(sources: Any, variant: str, tuned: Mapping[str, Tuned]) -> list[Any]:
     """The parameters of all kernels of a variant's blocks, emitted again with some tuned."""
     found = []
-    for block in (b for b in sources.blocks if b.target.variant == variant and b.block != "sample"):
+    for block in (b for b in sources.blocks if b.target.variant in (variant, ANY) and b.block != "sample"):
         plan = plan_block(block.plan.graph, dataclasses.replace(block.target, tuned=tuned))
         assert emit_block(plan, "again")
         found += [s.parameters for s in plan.steps if getattr(s, "parameters", None) is not None]
     return found
+
+
+def test_a_sampler_is_tuned_once_in_the_step_of_the_first_variant() -> None:
+    sources = emit_sources(resolve("dante"), Options(max_batch_tokens=8))
+    for variants in (("t1", "t8"), ("t8", "t1")):
+        found = tuning.tunables_of(tuning.Request(resolve("dante"), variants=variants), sources)
+        of_sampler = [each for each in found if any(block == "greedy" for block, _ in each.kernels)]
+        assert [each.variant for each in of_sampler] == [variants[0]]
+        assert {each.variant for each in found} == set(variants)
+
+
+def test_a_candidate_for_a_sampler_runs_in_its_own_variant_and_the_others_run_the_default(
+    tmp_path: Path,
+) -> None:
+    sources = emit_sources(resolve("dante"), Options(max_batch_tokens=8))
+    base = compile_default(sources)
+    (argmax,) = tunables(sources, "t1", ["greedy"])
+    (compiled,) = compile_candidates(sources, base, candidates_of(argmax, 0)[:1])
+    manifest = write_trials(tmp_path / "trials", sources, base, [compiled]).manifest
+    assert set(manifest.blocks["greedy"]) == {ANY, "t1.0"} and set(manifest.blocks["sample"]) == {ANY}
+    default, tried = (block_variant(manifest, "greedy", name) for name in ("t1", "t1.0"))
+    assert default.variant == ANY and tried.variant == "t1.0"
+    assert tried.buffers.keys() == default.buffers.keys() and tried.source != default.source
 
 
 def test_candidates_compile_and_what_spills_or_comes_too_late_is_refused() -> None:
@@ -354,10 +378,10 @@ def test_diff_names_the_parameters(
 def test_the_choice_outlives_an_edit_by_hand(dante_bundle: Bundle, tmp_path: Path) -> None:
     folder = tmp_path / "edited"
     shutil.copytree(dante_bundle.folder, folder)
-    source = folder / "greedy.t1.cu"
+    source = folder / "greedy.any.cu"
     source.write_text(source.read_text() + "// edited\n")
     outcome = rebuild_bundle(open_bundle(folder), cache=None)
-    assert [file.file for file in outcome.files] == ["greedy.t1.cu"]
+    assert [file.file for file in outcome.files] == ["greedy.any.cu"]
     kept = block_variant(outcome.bundle.manifest, "greedy", "t1").kernels[0].parameters
     assert kept is not None
     assert kept == block_variant(dante_bundle.manifest, "greedy", "t1").kernels[0].parameters
@@ -397,7 +421,7 @@ def trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trials:
     manifest, kernels = bundle.manifest, {"t1.0": "fast_mean", "t1.1": "wrong_mean"}
     blocks = {name: dict(each) for name, each in manifest.blocks.items()}
     for name, kernel in kernels.items():
-        for of_block in blocks.values():
+        for of_block in (each for each in blocks.values() if "t1" in each):
             steps = [
                 msgspec.structs.replace(s, kernel=kernel)
                 if isinstance(s, Launch) and s.kernel == "mean"
@@ -461,7 +485,7 @@ class FakeRig:
     def sample(self, variant: str) -> float:
         us = 700.0 + self._rng.gauss(0, 0.05)
         for name, block in self._trials.manifest.blocks.items():
-            for kernel in block[variant].kernels:
+            for kernel in block.get(variant, block.get(ANY)).kernels:
                 chosen = kernel.parameters
                 if chosen is None or chosen.values == chosen.default:
                     continue
@@ -477,15 +501,16 @@ class FakeRig:
             (name, kernel.name): (4 if name == "decoder" else 1, 5.0)
             for name, block in blocks.items()
             if name != "sample"
-            for kernel in block[self._variant].kernels
+            for kernel in block.get(self._variant, block.get(ANY)).kernels
         }
 
 
 def few(sources: Any, variant: str, blocks: Any) -> list[Tunable]:
     """All candidates of argmax, and two of one kernel of the decoder, since each is compiled."""
-    (argmax,), first = tunables(sources, variant, ["greedy"]), tunables(sources, variant, ["decoder"])[0]
+    first, *_ = tunables(sources, variant, ["decoder"])
     less = dataclasses.replace(first.parameters, candidates=first.parameters.candidates[:3])
-    return [dataclasses.replace(first, parameters=less), argmax]
+    of_sampler = tunables(sources, variant, {"greedy"} & set(blocks))
+    return [dataclasses.replace(first, parameters=less), *of_sampler]
 
 
 @pytest.fixture
@@ -526,7 +551,7 @@ def test_the_fastest_that_is_right_is_kept_and_the_next_compile_takes_it_up(
     json.dumps(results, allow_nan=False)
     for options, threads, kernels in (((), 128, 2), (("--no-tuned",), 256, 0)):
         out = tmp_path / f"dante{threads}"
-        found = infernum("compile", "dante", "--max-batch-tokens", "1", "-o", out, "--json", *options)
+        found = infernum("compile", "dante", "-o", out, "--json", *options)
         assert found.code == 0, found.err
         assert json.loads(found.out)["tuned_kernels"] == kernels
         told = infernum("explain", out, "kernel:argmax", "--variant", "t1", "--json")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from infernum.errors import BundleError, DeviceError
 from infernum.ir.op import Fused
 from infernum.models.presets import resolve
 from infernum.runtime import driver
+from infernum.runtime.layout import block_variant
 from infernum.verify import bench as bench_module
 from infernum.verify import gpu
 from infernum.verify.bench import REPETITIONS, Bench, Time
@@ -38,7 +40,7 @@ from infernum.verify.image import Image
 from infernum.verify.trials import trials
 from infernum.verify.units import Program, Unit, units_of
 from infernum.verify.values import KINDS, Kind, draw, from_bits, smallest_normal, to_bits
-from infernum.verify.verdict import verify_bundle
+from infernum.verify.verdict import select_units, verify_bundle
 
 FIVE: Chunks = ((211, 3), (64, 1), (0, 1))
 
@@ -58,7 +60,7 @@ def fused(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def unit_with(bundle: Bundle, block: str, op: str, variant: str = "t8") -> Unit:
     """The unit of a block that computes `op`."""
-    return next(u for u in units_of(bundle, bundle.manifest.blocks[block][variant]) if op in u.ops)
+    return next(u for u in units_of(bundle, block_variant(bundle.manifest, block, variant)) if op in u.ops)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +153,8 @@ def test_a_kernel_that_does_nothing_is_found(fused: Bundle) -> None:
         def run(self, image: Image) -> np.ndarray:
             return image.bytes.copy()
 
-    for variants in fused.manifest.blocks.values():
-        for unit in units_of(fused, variants["t8"]):
+    for block in fused.manifest.blocks:
+        for unit in units_of(fused, block_variant(fused.manifest, block, "t8")):
             assert check_unit(Idle(), unit, steps=[FIVE]).wrong, f"{unit}: its results may be left out"
 
 
@@ -384,6 +386,19 @@ def test_a_wrong_kernel_is_named_and_the_others_pass(t8: Bundle) -> None:
     assert {(v.kernel, v.ok) for v in verdicts} == {("argmax + argmax_finish", False), ("advance", True)}
 
 
+def test_a_sampler_is_tried_on_steps_of_every_size_or_of_the_variant_asked_for(t8: Bundle) -> None:
+    def sizes(**asked: Any) -> set[tuple[int, int]]:
+        """Tokens of the smallest and the largest step of each unit of the sampler."""
+        units = select_units(t8, block="greedy", **asked)
+        assert {unit.variant.variant for unit in units} == {"any"} and len(units) == 2
+        steps = [[count_tokens(chunks) for chunks, _ in plan_trials(unit)] for unit in units]
+        return {(min(tokens), max(tokens)) for tokens in steps}
+
+    assert sizes() == sizes(variant="any") == {(1, 8)}
+    assert sizes(variant="t1") == {(1, 1)}
+    assert sizes(variant="t8") == {(2, 8)}
+
+
 def test_after_a_lost_gpu_nothing_more_is_tried(t8: Bundle) -> None:
     class Lost(NumpyBench):
         def run(self, image: Image) -> np.ndarray:
@@ -392,14 +407,14 @@ def test_after_a_lost_gpu_nothing_more_is_tried(t8: Bundle) -> None:
 
     verdicts = verify_bundle(t8, Lost(), block="greedy", variant="t1")
     assert ["illegal address" in v.wrong[0] for v in verdicts] == [True, False]
-    assert "not tried: the GPU was lost by greedy.t1" in verdicts[1].wrong[0]
+    assert "not tried: the GPU was lost by greedy.any" in verdicts[1].wrong[0]
 
 
 def test_an_edited_kernel_is_marked(t8: Bundle) -> None:
-    edits = {"greedy.t1.cu": Edit(emitted_sha256="", kernels=["advance"])}
+    edits = {"greedy.any.cu": Edit(emitted_sha256="", kernels=["advance"])}
     edited = replace(t8, manifest=changed(t8.manifest, edits=edits))
     verdicts = verify_bundle(edited, NumpyBench(), block="greedy")
-    assert {(v.kernel, v.variant) for v in verdicts if v.edited} == {("advance", "t1")}
+    assert {(v.kernel, v.variant) for v in verdicts if v.edited} == {("advance", "any")}
 
 
 @pytest.mark.parametrize(
@@ -471,7 +486,7 @@ def test_a_wrong_kernel_is_told_in_a_sentence_and_by_the_exit_code(
     a_gpu(monkeypatch, NumpyBench(spoil))
     outcome = infernum("verify", str(t8.folder), "--block", "greedy", "--variant", "t1")
     assert outcome.code == 1
-    assert "WRONG" in outcome.out and "greedy.t1 advance is wrong: at 1 token" in outcome.out
+    assert "WRONG" in outcome.out and "greedy.any advance is wrong: at 1 token" in outcome.out
     assert "argmax is wrong" not in outcome.out
 
 

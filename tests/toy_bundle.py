@@ -11,6 +11,7 @@ import numpy as np
 from fake_gpu import at
 
 from infernum.bundle import (
+    ANY,
     SCHEMA,
     BlockVariant,
     Buffer,
@@ -106,7 +107,7 @@ PAGE_TABLE = spec("page_table", "seqs", "max_pages", dtype="i32")
 NEXT = rows_of("next_tokens")
 
 
-def blocks(variant: str) -> list[BlockVariant]:
+def model_blocks(variant: str) -> list[BlockVariant]:
     embed = [launch("embed", "x", "table", "token_ids", grid="tokens")]
     decoder: list[Step] = [
         launch("append", "kv", "x", "positions", "sequence", "page_table", "$max_pages", grid="tokens"),
@@ -129,14 +130,6 @@ def blocks(variant: str) -> list[BlockVariant]:
             out_dtype="f32",
         ),
     ]
-    sampled = [tokens_of("token_ids"), tokens_of("positions"), rows_of("output_rows")]
-    greedy = launch("greedy", "argmax", "logits", "token_ids", "positions", "output_rows", grid="rows")
-    sample = launch(
-        "sample",
-        *("next_tokens", "logits", "token_ids", "positions", "output_rows", "seed", "seen", "temperature"),
-        grid="rows",
-    )
-    more = [rows_of("seed"), spec("seen", "rows", WORDS, dtype="i32"), rows_of("temperature", "f32")]
     return [
         block("embed", variant, embed, stream_out=[X], batch=[tokens_of("token_ids")], weights=[TABLE]),
         block(
@@ -160,16 +153,28 @@ def blocks(variant: str) -> list[BlockVariant]:
             buffers={"g": Buffer(spec=spec("g", "rows", WIDTH), offset=512)},
             weights=[TABLE],
         ),
-        block("greedy", variant, [greedy], stream_in=[LOGITS], stream_out=[rows_of("argmax")], batch=sampled),
-        block("sample", variant, [sample], stream_in=[LOGITS], stream_out=[NEXT], batch=[*sampled, *more]),
+    ]
+
+
+def samplers() -> list[BlockVariant]:
+    sampled = [tokens_of("token_ids"), tokens_of("positions"), rows_of("output_rows")]
+    greedy = launch("greedy", "argmax", "logits", "token_ids", "positions", "output_rows", grid="rows")
+    sample = launch(
+        "sample",
+        *("next_tokens", "logits", "token_ids", "positions", "output_rows", "seed", "seen", "temperature"),
+        grid="rows",
+    )
+    more = [rows_of("seed"), spec("seen", "rows", WORDS, dtype="i32"), rows_of("temperature", "f32")]
+    return [
+        block("greedy", ANY, [greedy], stream_in=[LOGITS], stream_out=[rows_of("argmax")], batch=sampled),
+        block("sample", ANY, [sample], stream_in=[LOGITS], stream_out=[NEXT], batch=[*sampled, *more]),
     ]
 
 
 def toy_manifest(arch: str = "sm_90a") -> Manifest:
     compiled: dict[str, dict[str, BlockVariant]] = {}
-    for variant in VARIANTS:
-        for made in blocks(variant.name):
-            compiled.setdefault(made.block, {})[variant.name] = made
+    for each in [*(b for variant in VARIANTS for b in model_blocks(variant.name)), *samplers()]:
+        compiled.setdefault(each.block, {})[each.variant] = each
     model = ModelInfo(
         family="toy",
         name="toy",

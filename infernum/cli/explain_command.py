@@ -66,13 +66,13 @@ def _explain(
     from infernum.explain.rule_text import rule_text
 
     width = text_width()
-    if name is None:
-        spec = choose_variant(bundle, variant, tokens)
-        overview = explain_bundle(bundle, variant=spec.name if spec else None, tokens=tokens, context=context)
+    found = None if name is None else find(bundle, name)
+    spec = choose_variant(bundle, (found and found.variant) or variant, tokens)
+    of_class, tokens = (spec.name, tokens or spec.max_tokens) if spec else (None, tokens)
+    if found is None:
+        overview = explain_bundle(bundle, variant=of_class, tokens=tokens, context=context)
         return overview, overview_text(overview, width)
-    found = find(bundle, name)
-    spec = choose_variant(bundle, found.variant or variant, tokens)
-    variants = [v for v in every_variant(bundle) if spec is None or v.variant == spec.name]
+    variants = [v for v in every_variant(bundle) if v.serves(of_class)]
     match found.kind:
         case "rule":
             rule = explain_rule(bundle, found.name, variants)

@@ -60,6 +60,7 @@ def command(
 
 def _choose(bundle: Bundle, block: str, variant: str | None) -> BlockVariant:
     """The block variant asked for. Raises BundleError when there is none."""
+    from infernum.bundle import variant_names
     from infernum.errors import BundleError
 
     blocks = bundle.manifest.blocks
@@ -67,8 +68,8 @@ def _choose(bundle: Bundle, block: str, variant: str | None) -> BlockVariant:
         raise BundleError(f"{bundle.folder}: has no block {block!r}; it has {', '.join(blocks)}")
     if variant is None:
         return next(iter(blocks[block].values()))
-    if variant not in blocks[block]:
-        raise BundleError(
-            f"{bundle.folder}: {block} has no variant {variant!r}; it has {', '.join(blocks[block])}"
-        )
-    return blocks[block][variant]
+    known = variant_names(bundle.manifest)
+    serving = [v for v in blocks[block].values() if v.serves(variant)]
+    if variant not in known or not serving:
+        raise BundleError(f"{bundle.folder}: {block} has no variant {variant!r}; it has {', '.join(known)}")
+    return serving[0]

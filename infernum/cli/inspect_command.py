@@ -51,12 +51,13 @@ def command(
 
 def _choose(bundle: Bundle, block: str | None, variant: str | None, kernel: str | None) -> list[BlockVariant]:
     """The block variants asked for. Raises BundleError when there are none."""
+    from infernum.bundle import variant_names
     from infernum.errors import BundleError
 
     every = [v for variants in bundle.manifest.blocks.values() for v in variants.values()]
     for what, wanted, known in (
         ("block", block, list(bundle.manifest.blocks)),
-        ("variant", variant, [v.name for v in bundle.manifest.variants]),
+        ("variant", variant, variant_names(bundle.manifest)),
         ("kernel", kernel, sorted({k.name for v in every for k in v.kernels})),
     ):
         if wanted is not None and wanted not in known:
@@ -65,7 +66,7 @@ def _choose(bundle: Bundle, block: str | None, variant: str | None, kernel: str 
         v
         for v in every
         if block in (None, v.block)
-        and variant in (None, v.variant)
+        and v.serves(variant)
         and (kernel is None or any(k.name == kernel for k in v.kernels))
     ]
     if not chosen:

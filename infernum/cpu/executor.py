@@ -11,7 +11,7 @@ import numpy as np
 
 import infernum.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers the ops that graphs name
 from infernum import dims, dtypes
-from infernum.bundle import Bundle, Manifest, Stage
+from infernum.bundle import ANY, Bundle, Manifest, Stage
 from infernum.cpu.routine import Routine
 from infernum.cpu.weights import HostWeights, Progress, TensorSource
 from infernum.dtypes import F32
@@ -72,9 +72,7 @@ class CpuExecutor:
             name: [binder.bind(stage, name, index) for index, stage in stages] for name in names
         }
         self._samplers = {
-            (sampler, name): binder.bind(Stage(block=sampler), name, None)
-            for sampler in bundle.manifest.samplers
-            for name in names
+            sampler: binder.bind(Stage(block=sampler), ANY, None) for sampler in bundle.manifest.samplers
         }
         self._last: _Decode | None = None
 
@@ -170,7 +168,7 @@ class CpuExecutor:
 
     def _step(self, step: _Decode) -> Done:
         logits = self._forward(step.variant, step.inputs)
-        bound = self._samplers[step.sampler, step.variant]
+        bound = self._samplers[step.sampler]
         next_tokens, *_ = bound.routine.run(step.inputs | dict(zip(bound.streams, [logits], strict=True)))
         return Done(next_tokens)
 

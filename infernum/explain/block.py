@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from infernum.bundle import BlockVariant, Bundle
+from infernum.bundle import BlockVariant, Bundle, spec_of
 from infernum.explain.calls import Call, call_of
 from infernum.explain.facts import Amount, KernelFacts, facts_of, total
 from infernum.explain.graphs import costs_nothing, graphs_of
@@ -69,7 +69,7 @@ def explain_block(
         after = total(own(f) for f in mine)
         rules = applied_to(variant, mine[0].kernel, graph)
         groups.append(Group(node, before, mine, rules, mine[0].before, after))
-    spec = next(v for v in bundle.manifest.variants if v.name == variant.variant)
+    spec = spec_of(bundle.manifest.variants, variant.variant)
     return BlockExplanation(
         block=variant.block,
         variant=variant.variant,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from infernum.bundle import BlockVariant, Bundle, Manifest, Refusal
+from infernum.bundle import BlockVariant, Bundle, Manifest, Refusal, spec_of, variant_names
 from infernum.errors import BundleError
 from infernum.explain.facts import facts_of
 from infernum.explain.kernel_difference import KernelDiff, Numbers, Side, kernel_diffs, numbers_of
@@ -90,7 +90,7 @@ def difference(
     if not old and not new:
         wanted = " ".join(f"--{k} {v}" for k, v in (("block", block), ("variant", variant)) if v is not None)
         blocks = ", ".join(dict.fromkeys((*a.manifest.blocks, *b.manifest.blocks)))
-        names = ", ".join(dict.fromkeys(v.name for m in (a.manifest, b.manifest) for v in m.variants))
+        names = ", ".join(dict.fromkeys(name for m in (a.manifest, b.manifest) for name in variant_names(m)))
         raise BundleError(f"neither bundle has {wanted}; the blocks are {blocks}, the variants {names}")
     summary: list[Summary] = []
     rules: list[RuleDiff] = []
@@ -99,7 +99,9 @@ def difference(
     files: list[tuple[str, str]] = []
     renamed: dict[str, dict[str, str]] = {}
     for where in dict.fromkeys((*old, *new)):
-        tokens = min(_most_tokens(s, where) for s, v in ((a, old), (b, new)) if where in v)
+        of_class = variant or where.rpartition(".")[2]
+        both = [bundle for bundle, found in ((a, old), (b, new)) if where in found]
+        tokens = min(spec_of(bundle.manifest.variants, of_class).max_tokens for bundle in both)
         sides = [
             Side(bundle, found[where], facts_of(bundle, found[where], tokens=tokens), bench)
             if where in found
@@ -152,16 +154,13 @@ def regressions(found: Difference) -> list[str]:
 
 
 def _chosen(bundle: Bundle, block: str | None, variant: str | None) -> dict[str, BlockVariant]:
+    if variant is not None and variant not in variant_names(bundle.manifest):
+        return {}
     return {
         f"{v.block}.{v.variant}": v
         for v in every_variant(bundle)
-        if block in (None, v.block) and variant in (None, v.variant)
+        if block in (None, v.block) and v.serves(variant)
     }
-
-
-def _most_tokens(bundle: Bundle, where: str) -> int:
-    name = where.rpartition(".")[2]
-    return next(v.max_tokens for v in bundle.manifest.variants if v.name == name)
 
 
 def _facts(a: Manifest, b: Manifest) -> list[Pair]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from infernum.bundle import BlockVariant, Bundle, Formula, Gemm, Kernel, Step
+from infernum.bundle import BlockVariant, Bundle, Formula, Gemm, Kernel, Step, spec_of
 from infernum.dims import evaluate
 from infernum.explain.occupancy import Occupancy, occupancy
 from infernum.roofline import CONTEXT, Gpu, floor_seconds, gpu_of, step_symbols
@@ -57,7 +57,7 @@ def facts_of(
     Raises InfernumError for a formula that cannot be evaluated.
     """
     if tokens is None:
-        tokens = next(v.max_tokens for v in bundle.manifest.variants if v.name == variant.variant)
+        tokens = spec_of(bundle.manifest.variants, variant.variant).max_tokens
     arch = bundle.manifest.arch
     gpu = gpu_of(arch)
     symbols = step_symbols(tokens, context=context, sms=gpu.sms)

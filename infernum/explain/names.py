@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from infernum.bundle import BlockVariant, Bundle, VariantSpec
+from infernum.bundle import BlockVariant, Bundle, VariantSpec, spec_of, variant_names
 from infernum.errors import BundleError
 from infernum.fusion import RULES
 
@@ -42,7 +42,8 @@ def find(bundle: Bundle, text: str) -> Named:
     if found:
         return Named(found[0], name)
     block, _, variant = name.partition(".")
-    if "block" in wanted and variant in bundle.manifest.blocks.get(block, {}):
+    compiled = bundle.manifest.blocks.get(block, {})
+    if "block" in wanted and variant and any(v.serves(variant) for v in compiled.values()):
         return Named("block", block, variant)
     every = [n for k in wanted for n in known[k]]
     near = difflib.get_close_matches(name, every, n=3, cutoff=0.5)
@@ -66,13 +67,14 @@ def rule_names(bundle: Bundle) -> list[str]:
 
 
 def every_variant(bundle: Bundle) -> list[BlockVariant]:
-    """Every block for every class of token counts."""
+    """Every block for every variant that it is compiled for."""
     return [v for variants in bundle.manifest.blocks.values() for v in variants.values()]
 
 
 def choose_variant(bundle: Bundle, variant: str | None, tokens: int | None) -> VariantSpec | None:
     """The class of steps asked for by name, or by a number of tokens; None for all. Raises BundleError."""
-    specs = {spec.name: spec for spec in bundle.manifest.variants}
+    manifest = bundle.manifest
+    specs = {name: spec_of(manifest.variants, name) for name in variant_names(manifest)}
     if variant is None:
         return None if tokens is None else bundle.variant_for(tokens)
     if variant not in specs:

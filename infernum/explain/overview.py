@@ -57,7 +57,7 @@ def explain_bundle(
 ) -> Overview:
     """Every block and rule of a bundle, or of one class of steps."""
     manifest = bundle.manifest
-    variants = [v for v in every_variant(bundle) if variant in (None, v.variant)]
+    variants = [v for v in every_variant(bundle) if v.serves(variant)]
     blocks = [explain_block(bundle, v, tokens=tokens, context=context) for v in variants]
     rules = [explain_rule(bundle, name, variants) for name in rule_names(bundle)]
     return Overview(
@@ -70,7 +70,7 @@ def explain_bundle(
         blocks=[BlockSummary(b.block, b.variant, b.tokens, b.before, b.after) for b in blocks],
         steps=[
             _step(name, [b for b in blocks if b.variant == name])
-            for name in dict.fromkeys(b.variant for b in blocks)
+            for name in dict.fromkeys(b.variant for b in blocks if b.layers)
         ],
         rules=[RuleSummary(r.name, r.enabled, r.firings, r.refusals) for r in rules],
     )

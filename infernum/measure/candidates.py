@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from infernum.bundle import BlockVariant, Bundle, VariantSpec, write_bundle
+from infernum.bundle import ANY, BlockVariant, Bundle, VariantSpec, spec_of, write_bundle
 from infernum.cache import cache_folder
 from infernum.codegen.cubin import Cubin
 from infernum.codegen.emit import emit_block
@@ -62,7 +62,7 @@ def tunables(sources: Sources, variant: str, blocks: Iterable[str]) -> list[Tuna
     """Everything that can be chosen in a variant of these blocks; kernels of one key are tuned together."""
     by_key: dict[str, tuple[Parameters, list[tuple[str, str]]]] = {}
     wanted = set(blocks)
-    for block in (b for b in sources.blocks if b.target.variant == variant and b.block in wanted):
+    for block in (b for b in sources.blocks if b.target.variant in (variant, ANY) and b.block in wanted):
         for step in block.plan.steps:
             if isinstance(step, Kernel) and step.parameters and len(step.parameters.candidates) > 1:
                 named = by_key.setdefault(step.parameters.key, (step.parameters, []))[1]
@@ -144,19 +144,23 @@ def compile_default(sources: Sources) -> dict[str, Cubin]:
 def write_trials(
     folder: Path, sources: Sources, base: Mapping[str, Cubin], compiled: Sequence[Compiled]
 ) -> Trials:
-    """A bundle of the default variants, and of one more for each candidate."""
+    """A bundle of the default variants, and of one more for each candidate.
+
+    Blocks that are compiled once have such a variant only where the candidate changes them.
+    """
     manifest = describe(sources, {block.stem: base[f"{block.stem}.cu"] for block in sources.blocks})
     contents = texts(sources) | {name.removesuffix(".cu") + ".cubin": c.data for name, c in base.items()}
-    specs = {spec.name: spec for spec in manifest.variants}
     variants, blocks = list(manifest.variants), {name: dict(each) for name, each in manifest.blocks.items()}
     for each in compiled:
-        name, spec = each.candidate.name, specs[each.candidate.variant]
+        name, spec = each.candidate.name, spec_of(manifest.variants, each.candidate.variant)
         variants.append(msgspec.structs.replace(spec, name=name))
         for of_block in blocks.values():
-            of_block[name] = msgspec.structs.replace(of_block[spec.name], variant=name)
+            if spec.name in of_block:
+                of_block[name] = msgspec.structs.replace(of_block[spec.name], variant=name)
         for block, cubin in each.blocks:
             source, binary = f"{block.block}.{name}.cu", f"{block.block}.{name}.cubin"
-            described: BlockVariant = describe_block(block, spec, cubin)
+            compiled_for = spec_of(manifest.variants, block.target.variant)
+            described: BlockVariant = describe_block(block, compiled_for, cubin)
             blocks[block.block][name] = msgspec.structs.replace(
                 described, variant=name, source=source, cubin=binary
             )
@@ -171,7 +175,7 @@ def _blocks_of(sources: Sources, candidate: Candidate) -> list[CompiledBlock]:
     return [
         block
         for block in sources.blocks
-        if block.target.variant == candidate.variant
+        if block.target.variant in (candidate.variant, ANY)
         and any(
             isinstance(step, Kernel) and step.parameters and step.parameters.key in candidate.changes
             for step in block.plan.steps

@@ -29,6 +29,7 @@ from infernum.measure.replay import Replayed, launches_alone, replays_for
 from infernum.measure.workload import Workload, greedy, prompt_steps, workload
 from infernum.runtime.device import Device
 from infernum.runtime.executor import CudaExecutor
+from infernum.runtime.layout import block_variant
 from infernum.runtime.timing import HeadStart, Stopwatch
 from infernum.runtime.weights import TensorSource
 
@@ -222,7 +223,7 @@ def results(
         rows.append(
             {
                 "block": kernel.block,
-                "variant": variant,
+                "variant": blocks[kernel.block].variant,
                 "kernel": described.name,
                 "template": described.template,
                 "layers": layers,
@@ -260,7 +261,7 @@ def advancing_launches(bundle: Bundle, variant: str, kernels: Sequence[KernelInS
 
 
 def _variants(bundle: Bundle, variant: str) -> dict[str, BlockVariant]:
-    return {name: block[variant] for name, block in bundle.manifest.blocks.items()}
+    return {name: block_variant(bundle.manifest, name, variant) for name in bundle.manifest.blocks}
 
 
 def _check_logits(executor: CudaExecutor, load: Workload) -> None:

@@ -28,6 +28,7 @@ from infernum.measure.origin import origin
 from infernum.measure.trace import TracedKernel, TracedStep, block_name, trace
 from infernum.measure.workload import decode_batch, greedy, page_table, prompt_steps, random_prompts
 from infernum.runtime.executor import CudaExecutor
+from infernum.runtime.layout import block_variant
 from infernum.runtime.prepared import PreparedStep
 from infernum.runtime.timing import HeadStart
 from infernum.runtime.weights import TensorSource
@@ -157,7 +158,7 @@ def _timed(
     kernels: list[TracedKernel] = []
     for number, begun, ended in zip(launched, since, since[1:], strict=False):
         place = step.places[number]
-        block = bundle.manifest.blocks[place.block][variant]
+        block = block_variant(bundle.manifest, place.block, variant)
         kernel, launch = block.kernels[place.index], block.steps[place.index]
         nbytes, flops = cost(kernel, symbols)
         facts = {

@@ -16,6 +16,7 @@ from infernum.measure.kernels import advancing_launches
 from infernum.measure.replay import Replayed, replays_for
 from infernum.measure.workload import Workload, greedy, prompt_steps
 from infernum.runtime.executor import CudaExecutor
+from infernum.runtime.layout import block_variant
 from infernum.runtime.prepared import PreparedStep
 from infernum.runtime.timing import HeadStart, Stopwatch
 
@@ -88,14 +89,12 @@ class Rig:
                 [graph.milliseconds(self._start, self._watch) for graph in graphs] for _ in range(CUT_ROUNDS)
             ]
         least = {number: min(times) for number, times in enumerate(zip(*rounds, strict=True))}
-        blocks = self._trials.manifest.blocks
-        return {
-            (kernel.block, blocks[kernel.block][self._load.variant].kernels[kernel.index].name): (
-                len(kernel.launches),
-                1e3 * in_place(kernels, least, number),
-            )
-            for number, kernel in enumerate(kernels)
-        }
+        found: dict[Named, tuple[int, float]] = {}
+        for number, kernel in enumerate(kernels):
+            block = block_variant(self._trials.manifest, kernel.block, self._load.variant)
+            us = 1e3 * in_place(kernels, least, number)
+            found[kernel.block, block.kernels[kernel.index].name] = len(kernel.launches), us
+        return found
 
     def _prepared(self, variant: str) -> PreparedStep:
         batch = self._load.batch()

@@ -145,8 +145,7 @@ def tune(request: Request, check: Check, progress: Progress | None = None) -> di
     sources = emit_sources(request.source, options)
     check_variants(request, sources)
     base = compile_default(sources)
-    blocks = {block.name for block, _ in sources.program} | {SAMPLER}
-    found = [Found(each) for variant in request.variants for each in tunables(sources, variant, blocks)]
+    found = [Found(each) for each in tunables_of(request, sources)]
     with tempfile.TemporaryDirectory(prefix="infernum-tune-") as folder:
         workshop = _Workshop(request, sources, base, checkpoint, Path(folder), check, progress)
         workshop.race_each(found, still_before(at(COMPILING)), at(RACING))
@@ -177,6 +176,14 @@ def tune(request: Request, check: Check, progress: Progress | None = None) -> di
         "kernels": [row(f, kept) for f in found],
         "products": products,
     }
+
+
+def tunables_of(request: Request, sources: Sources) -> list[Tunable]:
+    """What is tuned: the model's kernels in each variant, the sampler's in the first one, since it has but one code."""
+    blocks = {block.name for block, _ in sources.program}
+    first, *others = request.variants
+    found = tunables(sources, first, blocks | {SAMPLER})
+    return [*found, *(each for variant in others for each in tunables(sources, variant, blocks))]
 
 
 def check_variants(request: Request, sources: Sources) -> None:

@@ -34,3 +34,7 @@ def sample(logits: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> tuple
     )
     advanced = sampling.advance(next_tokens, batch.token_ids, batch.positions)
     return next_tokens, *advanced, sampling.mark_seen(seen, next_tokens)
+
+
+SAMPLERS = (greedy, sample)
+"""A step runs one of these. They see rows of logits only, so each is compiled once for steps of every size."""

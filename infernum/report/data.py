@@ -6,7 +6,18 @@ from typing import Any
 
 import msgspec
 
-from infernum.bundle import BlockVariant, Bundle, Gemm, Kernel, Launch, Manifest, Step, VariantSpec
+from infernum.bundle import (
+    BlockVariant,
+    Bundle,
+    Gemm,
+    Kernel,
+    Launch,
+    Manifest,
+    Step,
+    VariantSpec,
+    any_step,
+    spec_of,
+)
 from infernum.explain.facts import KernelFacts, facts_of
 from infernum.explain.graphs import graphs_of
 from infernum.explain.measurements import MeasuredKernel, Measurements
@@ -25,10 +36,9 @@ def report_data(bundle: Bundle, bench: Measurements | None = None) -> dict[str, 
     and graphs that several variants share are there once, and numbered. Raises BundleError.
     """
     manifest, texts, graphs = bundle.manifest, Texts(), Texts()
-    variants = {spec.name: spec for spec in manifest.variants}
     blocks = {
         name: {
-            variant: _variant_data(bundle, block, variants[variant], bench, texts, graphs)
+            variant: _variant_data(bundle, block, spec_of(manifest.variants, variant), bench, texts, graphs)
             for variant, block in block_variants.items()
         }
         for name, block_variants in manifest.blocks.items()
@@ -66,6 +76,7 @@ def _bundle_data(bundle: Bundle) -> dict[str, Any]:
         **{name: msgspec.to_builtins(getattr(manifest, name)) for name in told},
         "model": msgspec.to_builtins(manifest.model),
         "variants": msgspec.to_builtins(manifest.variants),
+        "any_step": msgspec.to_builtins(any_step(manifest.variants)),
         "layers": layers,
     }
 
@@ -141,7 +152,7 @@ def fates(block: BlockVariant, traced: Graph, final: Graph) -> dict[str, dict[st
 def _kernels_data(
     bundle: Bundle, block: BlockVariant, bench: Measurements | None, parts: dict[str, str]
 ) -> list[dict[str, Any]]:
-    here = bench is not None and bench.variant in ("", block.variant)
+    here = bench is not None and (not bench.variant or block.serves(bench.variant))
     tokens, context = (bench.tokens, bench.context) if bench is not None and here else (None, None)
     facts = facts_of(bundle, block, tokens=tokens, context=context or CONTEXT)
     measured = {

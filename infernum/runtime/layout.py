@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from infernum import dims, dtypes
-from infernum.bundle import BlockVariant, Bundle, Manifest, TensorSpec, VariantSpec
+from infernum.bundle import ANY, BlockVariant, Bundle, Manifest, TensorSpec, VariantSpec
 from infernum.errors import BundleError
 
 ALIGNMENT = 256
@@ -63,8 +63,9 @@ def check_arch(bundle: Bundle, gpu_arch: tuple[int, int], gpu_name: str) -> None
 
 
 def block_variant(manifest: Manifest, block: str, variant: str) -> BlockVariant:
-    """A block as compiled for one variant. Raises BundleError when the bundle lacks it."""
-    found = manifest.blocks.get(block, {}).get(variant)
+    """What steps of class `variant` run of a block. Raises BundleError when the bundle lacks it."""
+    compiled = manifest.blocks.get(block, {})
+    found = compiled.get(variant, compiled.get(ANY))
     if found is None:
         raise BundleError(
             f"the bundle has no block {block!r} for variant {variant!r}; compile the model again"

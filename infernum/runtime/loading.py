@@ -51,7 +51,7 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class LoadedBundle:
-    """Everything that steps need. `samplers` is keyed by variant and sampler, `programs` by variant.
+    """Everything that steps need. `programs` is keyed by variant, `samplers` by variant, sampler and turn.
 
     `products` is None when no step has a matrix product.
     """
@@ -128,10 +128,14 @@ def load_bundle(
     samplers: dict[tuple[str, str, int], BoundProgram] = {}
     for variant in manifest.variants:
         programs[variant.name] = binder.program(variant, BoundProgram(stream, symbols, products))
-        for name in manifest.samplers:
-            for turn in range(TURNS):
-                bound = BoundProgram(stream, symbols, products)
-                samplers[variant.name, name, turn] = binder.sampler(name, variant, turn, bound)
+    for block in (block for name in manifest.samplers for block in manifest.blocks[name].values()):
+        for turn in range(TURNS):
+            bound = binder.sampler(block, turn, BoundProgram(stream, symbols, products))
+            samplers |= {
+                (variant.name, block.block, turn): bound
+                for variant in manifest.variants
+                if block_variant(manifest, block.block, variant.name) is block
+            }
     stream.synchronize()
     return LoadedBundle(
         limits=limits,
@@ -233,27 +237,26 @@ class _Binder:
                 addresses[tensor.name] = self.streams + offset
             if block.state:
                 addresses[KV] = self.cache.address(index)
-            bound.append(block, self.modules.get((stage.block, spec.name)), addresses, stage.layer)
+            bound.append(block, self.modules.get((block.block, block.variant)), addresses, stage.layer)
         return bound
 
-    def sampler(self, name: str, spec: VariantSpec, turn: int, bound: BoundProgram) -> BoundProgram:
+    def sampler(self, block: BlockVariant, turn: int, bound: BoundProgram) -> BoundProgram:
         """One sampler, bound into `bound`: it reads logits and writes batch arrays, the tokens where `turn` says.
 
         Its first output is the sampled tokens, whatever it is called; others are batch arrays by name.
         """
-        block = block_variant(self.manifest, name, spec.name)
         if not block.stream_out:
-            raise BundleError(f"{name}.{spec.name}: a sampler must give a token for each row")
+            raise BundleError(f"{block.block}.{block.variant}: a sampler must give a token for each row")
         addresses = self._common(block)
         sampled, *updated = block.stream_out
-        self.inputs.check(updated, name)
+        self.inputs.check(updated, block.block)
         addresses[sampled.name] = self.inputs.next_tokens(turn)
         for tensor in updated:
             addresses[tensor.name] = self.inputs.addresses[tensor.name]
         logits = self.stream_plan.inputs(len(self.manifest.program))
         for tensor, offset in zip(block.stream_in, logits, strict=False):
             addresses[tensor.name] = self.streams + offset
-        bound.append(block, self.modules.get((name, spec.name)), addresses)
+        bound.append(block, self.modules.get((block.block, block.variant)), addresses)
         return bound
 
     def _common(self, block: BlockVariant) -> dict[str, int]:

@@ -93,12 +93,11 @@ def check_unit(
 def plan_trials(unit: Unit) -> list[tuple[Chunks, tuple[Kind, ...]]]:
     """The steps a unit is tried on, and the kinds of values in each.
 
-    Every step that its variant serves has normal values; the first one, the last one and that of single tokens around
+    Every step that the unit serves has normal values; the first one, the last one and that of single tokens around
     the ends of pages have the others as well. What asks for no positions sees only how many tokens and rows there are.
     """
     manifest = unit.bundle.manifest
-    spec = next(spec for spec in manifest.variants if spec.name == unit.variant.variant)
-    steps = steps_for(spec, manifest.model.context)
+    steps = steps_for(unit.spec, manifest.model.context)
     if not _POSITIONS & set(unit.program.named):
         steps = list({(count_tokens(chunks), len(chunks)): chunks for chunks in steps}.values())
     if weight_bytes(unit) >= HEAVY:

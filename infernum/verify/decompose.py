@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from infernum.bundle import BlockVariant, Bundle, VariantSpec
+from infernum.bundle import BlockVariant, spec_of
 from infernum.cache import cache_folder
 from infernum.codegen.cubin import Cubin
 from infernum.codegen.emit import emit_block
@@ -89,7 +89,8 @@ def decomposed_graph(unit: Unit) -> Graph:
 
 def _emit(unit: Unit) -> _Emitted:
     """Raises CompileError when some op has no kernel of its own, or a result would be a view."""
-    manifest, variant = unit.bundle.manifest, _variant(unit.bundle, unit.variant)
+    manifest = unit.bundle.manifest
+    variant = spec_of(manifest.variants, unit.variant.variant)
     target = Target(
         parse_arch(manifest.arch), variant.name, variant.min_tokens, variant.max_tokens, dtype(manifest.dtype)
     )
@@ -103,7 +104,8 @@ def _emit(unit: Unit) -> _Emitted:
 
 def _program(emitted: _Emitted, cubin: Cubin) -> Program:
     unit, plan = emitted.unit, emitted.block.plan
-    described: BlockVariant = describe_block(emitted.block, _variant(unit.bundle, unit.variant), cubin)
+    variant = spec_of(unit.bundle.manifest.variants, unit.variant.variant)
+    described: BlockVariant = describe_block(emitted.block, variant, cubin)
     op = unit.node.op
     assert isinstance(op, Fused)
     places: dict[str, Place] = {value.node: place for value, place in plan.places.items() if value.index == 0}
@@ -115,7 +117,3 @@ def _program(emitted: _Emitted, cubin: Cubin) -> Program:
         tuple(places[node.name] for node in op.body.inputs),
         tuple(plan.places[value] for value in plan.graph.outputs),
     )
-
-
-def _variant(bundle: Bundle, variant: BlockVariant) -> VariantSpec:
-    return next(spec for spec in bundle.manifest.variants if spec.name == variant.variant)

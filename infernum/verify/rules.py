@@ -11,7 +11,7 @@ import numpy as np
 
 import infernum.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers the ops that graphs name
 from infernum import fusion, plugins
-from infernum.bundle import Bundle
+from infernum.bundle import Bundle, VariantSpec, spec_of
 from infernum.codegen.nvrtc import parse_arch
 from infernum.dtypes import BF16, F32, DType
 from infernum.dtypes import dtype as dtype_named
@@ -74,7 +74,7 @@ def verify_rules(
     graphs = _in_bundle(check, bundle, applied, told)
     for record in check.records.values():
         record.enough += len(record.failures)
-    targets = _targets(bundle)
+    targets = [_target(bundle, spec) for spec in bundle.manifest.variants]
     _in_random_graphs(check, applied, targets, told)
     found = harvest(graphs)
     for done, rule in enumerate(r for r in applied if r.name in tested):
@@ -158,23 +158,21 @@ class _Check:
                 record.sites += self.compare(place, fired, [Round(1)])
 
 
-def _targets(bundle: Bundle) -> list[Target]:
-    """What the bundle was compiled for, variant by variant."""
-    manifest = bundle.manifest
-    arch, dtype = parse_arch(manifest.arch), dtype_named(manifest.dtype)
-    return [Target(arch, v.name, v.min_tokens, v.max_tokens, dtype) for v in manifest.variants]
+def _target(bundle: Bundle, spec: VariantSpec) -> Target:
+    """What blocks of the bundle were compiled for, for one class of steps."""
+    arch, dtype = parse_arch(bundle.manifest.arch), dtype_named(bundle.manifest.dtype)
+    return Target(arch, spec.name, spec.min_tokens, spec.max_tokens, dtype)
 
 
 def _in_bundle(check: _Check, bundle: Bundle, rules: Sequence[Rule], told: Progress) -> list[Graph]:
     """Check every firing in the bundle's blocks; returns their traced graphs."""
     graphs: dict[str, Graph] = {}
-    targets = {target.variant: target for target in _targets(bundle)}
     variants = [v for block in bundle.manifest.blocks.values() for v in block.values()]
     for done, variant in enumerate(variants):
         told("blocks", done, len(variants))
         if variant.traced not in graphs:
             graphs[variant.traced] = parse_graph(bundle.read(variant.traced).decode())
-        target = targets[variant.variant]
+        target = _target(bundle, spec_of(bundle.manifest.variants, variant.variant))
         for place, fired in check.look(graphs[variant.traced], rules, target):
             record = check.records[fired.rule]
             if fired.change.bytes(target.min_tokens) > LARGEST:

@@ -9,7 +9,19 @@ from itertools import groupby
 import msgspec
 
 from infernum import dims
-from infernum.bundle import BlockVariant, Bundle, Gemm, Kernel, Launch, Pointer, Step, TensorSpec
+from infernum.bundle import (
+    ANY,
+    BlockVariant,
+    Bundle,
+    Gemm,
+    Kernel,
+    Launch,
+    Pointer,
+    Step,
+    TensorSpec,
+    VariantSpec,
+    spec_of,
+)
 from infernum.codegen.manifest import LIBRARY
 from infernum.codegen.places import Place, is_free, places_of
 from infernum.ir.graph import Graph, Input, Node, Value
@@ -60,10 +72,14 @@ class Program:
 
 @dataclass(frozen=True)
 class Unit:
-    """One node of a block's graph that kernels compute, and what the manifest says of them."""
+    """One node of a block's graph that kernels compute, and what the manifest says of them.
+
+    `spec`: the class of steps that it is checked for.
+    """
 
     bundle: Bundle
     variant: BlockVariant
+    spec: VariantSpec
     graph: Graph
     places: Mapping[Value, Place] = field(repr=False)
     node: Node
@@ -137,8 +153,13 @@ class Unit:
         return next((node for node in self.graph.inputs if node.name == place.tensor), None)
 
 
-def units_of(bundle: Bundle, variant: BlockVariant) -> list[Unit]:
-    """Every node of a block variant that is not a mere view, with its steps; all steps belong to some node."""
+def units_of(bundle: Bundle, variant: BlockVariant, serving: str | None = None) -> list[Unit]:
+    """Every node of a block variant that is not a mere view, with its steps; all steps belong to some node.
+
+    `serving`: the class of steps that they are checked for; by default all steps that run the block variant.
+    """
+    once = ANY in bundle.manifest.blocks[variant.block]
+    spec = spec_of(bundle.manifest.variants, serving or (ANY if once else variant.variant))
     graph = parse_graph(bundle.read(variant.graph).decode())
     cubin = bundle.read(variant.cubin)
     places = places_of(graph)
@@ -158,7 +179,7 @@ def units_of(bundle: Bundle, variant: BlockVariant) -> list[Unit]:
             tuple(places[value] for value in graph.operands(node.name)),
             tuple(places[Value(node.name, i)] for i in range(len(node.types))),
         )
-        unit = Unit(bundle, variant, graph, places, node, program, kernels)
+        unit = Unit(bundle, variant, spec, graph, places, node, program, kernels)
         for place in program.results:
             assert place.tensor in program.named, f"{unit}: does not write {place.tensor}"
         strangers = [name for name in program.scratch if not name.startswith(f"{node.name}.")]

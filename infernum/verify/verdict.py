@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from infernum import fusion
-from infernum.bundle import BlockVariant, Bundle
+from infernum.bundle import BlockVariant, Bundle, variant_names
 from infernum.errors import BundleError, DeviceError
 from infernum.runtime.layout import check_arch
 from infernum.verify.bench import Bench, Time
@@ -113,12 +113,13 @@ def select_units(
 ) -> list[Unit]:
     """The units of a bundle, or those with a kernel of these names, in a block, in a variant, made by a rule.
 
+    With a variant, those of a sampler serve the steps of that variant only.
     Raises BundleError, with names that are near, for a name that the bundle does not have.
     """
     manifest = bundle.manifest
     every = [found for variants in manifest.blocks.values() for found in variants.values()]
     _check_name(bundle, "block", block, manifest.blocks)
-    _check_name(bundle, "variant", variant, [spec.name for spec in manifest.variants])
+    _check_name(bundle, "variant", variant, variant_names(manifest))
     for name in kernels or ():
         _check_name(bundle, "kernel", name, {kernel.name for found in every for kernel in found.kernels})
     made_by = {rule for found in every for kernel in found.kernels for rule in kernel.rules}
@@ -126,13 +127,13 @@ def select_units(
 
     def wanted(found: BlockVariant) -> bool:
         named = kernels is None or any(kernel.name in kernels for kernel in found.kernels)
-        return named and block in (None, found.block) and variant in (None, found.variant)
+        return named and block in (None, found.block) and found.serves(variant)
 
     units = [
         unit
         for found in every
         if wanted(found)
-        for unit in units_of(bundle, found)
+        for unit in units_of(bundle, found, variant)
         if (kernels is None or any(kernel.name in kernels for kernel in unit.kernels))
         and (rule is None or rule in unit.rules)
     ]

@@ -12,6 +12,7 @@ from infernum.errors import InfernumError
 from infernum.fusion import RULES
 from infernum.ir.kernel import Template
 from infernum.ir.op import OPS
+from infernum.runtime.layout import block_variant
 from infernum.verify.bench import Bench
 from infernum.verify.check import check_unit
 from infernum.verify.facts import Chunks
@@ -56,9 +57,9 @@ ONE_OF_MANY: dict[str, Chunks] = {
 
 
 def units(bundle: Bundle, variant: str) -> Iterator[Unit]:
-    """Every unit of every block, samplers too, of one variant."""
-    for variants in bundle.manifest.blocks.values():
-        yield from units_of(bundle, variants[variant])
+    """Every unit of every block, samplers too, for the steps of one variant."""
+    for block in bundle.manifest.blocks:
+        yield from units_of(bundle, block_variant(bundle.manifest, block, variant), variant)
 
 
 def check(bench: Bench, unit: Unit, step: Chunks | None) -> Iterator[str]:

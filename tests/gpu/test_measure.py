@@ -23,6 +23,7 @@ from infernum.measure.profile import profile
 from infernum.measure.shared_weights import tensors_on_gpu
 from infernum.measure.workload import chunk_batch, page_table
 from infernum.models.presets import resolve
+from infernum.runtime.layout import block_variant
 from infernum.sampling_params import SamplingParams
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
@@ -34,9 +35,7 @@ CONTEXT = 128
 def names_of(bundle: Bundle, variant: str) -> list[tuple[str, str]]:
     """Block and name of every kernel of a step with the sampler `greedy`, in launch order."""
     blocks = [*(stage.block for stage in bundle.manifest.program), "greedy"]
-    return [
-        (block, kernel.name) for block in blocks for kernel in bundle.manifest.blocks[block][variant].kernels
-    ]
+    return [(b, kernel.name) for b in blocks for kernel in block_variant(bundle.manifest, b, variant).kernels]
 
 
 @pytest.mark.parametrize("variant", ["t1", "t8", "t64", "prefill"])

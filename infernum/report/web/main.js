@@ -45,12 +45,13 @@ function drawBar() {
         variant,
         variantTitle(variant),
     ]);
-    segments(document.getElementById("variants"), variants, state.variant, (variant) => show({ variant }));
+    const chosen = compiledFor(state.block, state.variant);
+    segments(document.getElementById("variants"), variants, chosen, (variant) => show({ variant }));
     blocks.disabled = state.tab === "overview" || state.tab === "roofline";
 }
 
 function variantTitle(name) {
-    const { min_tokens: least, max_tokens: most } = report.bundle.variants.find((v) => v.name === name);
+    const { min_tokens: least, max_tokens: most } = specOf(name);
     return least === most ? times(least, "token") : `${least} to ${most} tokens`;
 }
 

@@ -29,7 +29,7 @@ function drawMemory() {
             ),
             h(
                 "span.note",
-                `at ${times(report.bundle.variants.find((v) => v.name === here.variant).max_tokens, "token")}, the most this variant serves`,
+                `at ${times(specOf(here.variant).max_tokens, "token")}, the most this variant serves`,
             ),
         ),
         h("div.chart", { id: "memory-chart" }),

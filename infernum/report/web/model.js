@@ -5,14 +5,23 @@ const report = JSON.parse(document.getElementById("data").textContent);
 
 const blockNames = Object.keys(report.blocks);
 const variantNames = report.bundle.variants.map((variant) => variant.name);
+const anyStep = report.bundle.any_step;
+
+// The class of steps of a name: a variant, or that of all steps.
+const specOf = (name) => [...report.bundle.variants, anyStep].find((spec) => spec.name === name);
+
+// What steps of a variant run of a block: a sampler is compiled once for all of them.
+const compiledFor = (block, variant) => (variant in report.blocks[block] ? variant : anyStep.name);
+const serves = (block, variant) => compiledFor(block, variant) in report.blocks[block];
 
 const model = {
     made: new Map(),
 
-    // One block for one variant: its data, both graphs, and what leads from one to the other.
+    // One block for the steps of one variant: its data, both graphs, and what leads from one to the other.
     of(block, variant) {
-        const key = `${block}.${variant}`;
-        if (!this.made.has(key)) this.made.set(key, indexed(block, variant, report.blocks[block][variant]));
+        const compiled = compiledFor(block, variant);
+        const key = `${block}.${compiled}`;
+        if (!this.made.has(key)) this.made.set(key, indexed(block, compiled, report.blocks[block][compiled]));
         return this.made.get(key);
     },
 };
@@ -62,9 +71,9 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
 // Kernels, floors and bytes of one step of the whole model, blocks counted as often as there are layers.
 function stepTotals(variant) {
     const parts = blockNames
-        .filter((block) => block in report.bundle.layers && variant in report.blocks[block])
+        .filter((block) => block in report.bundle.layers && serves(block, variant))
         .flatMap((block) =>
-            report.blocks[block][variant].kernels.map((kernel) => [kernel, report.bundle.layers[block]]),
+            model.of(block, variant).kernels.map((kernel) => [kernel, report.bundle.layers[block]]),
         );
     return {
         kernels: sum(parts.map(([, layers]) => layers)),

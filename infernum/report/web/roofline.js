@@ -25,14 +25,17 @@ function drawRoofline() {
 }
 
 function rooflineKernels(variant) {
+    const wasMeasured = !report.bench?.variant || report.bench.variant === variant;
     return blockNames
-        .filter((block) => variant in report.blocks[block])
+        .filter((block) => serves(block, variant))
         .flatMap((block) =>
-            report.blocks[block][variant].kernels.map((kernel, index) => {
-                const { bytes, flops, floor_us, us } = { ...kernel, ...kernel.measured }; // of the step that was measured
+            model.of(block, variant).kernels.map((kernel, index) => {
+                const measured = wasMeasured ? kernel.measured : undefined; // a sampler's belongs to one variant's step
+                const { bytes, flops, floor_us, us } = { ...kernel, ...measured };
                 const performance = us > 0 ? flops / (us * 1e-6) : null;
                 return {
                     ...kernel,
+                    measured,
                     block,
                     index,
                     bytes,

@@ -28,7 +28,7 @@ function closeSearch() {
 
 function entriesOf(variant) {
     if (!search.entries.has(variant)) {
-        const blocks = blockNames.filter((block) => variant in report.blocks[block]);
+        const blocks = blockNames.filter((block) => serves(block, variant));
         search.entries.set(
             variant,
             blocks.flatMap((block) =>

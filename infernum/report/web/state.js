@@ -11,11 +11,10 @@ function readHash() {
     const asked = new URLSearchParams(location.hash.slice(1));
     const one = (name, known, otherwise) => (known.includes(asked.get(name)) ? asked.get(name) : otherwise);
     const block = one("block", blockNames, mainBlock());
-    const variants = Object.keys(report.blocks[block]);
     return {
         tab: one("tab", TABS, "overview"),
         block,
-        variant: one("variant", variants, measuredVariant(variants)),
+        variant: one("variant", variantNames, measuredVariant()),
         view: one("view", VIEWS, "both"),
         inputs: asked.get("inputs") === "all" ? "all" : "few",
         node: nodeAsked(asked.get("node")),
@@ -34,17 +33,17 @@ function mainBlock() {
     return d3.greatest(blockNames, (block) => report.bundle.layers[block] ?? 0);
 }
 
-function measuredVariant(variants) {
-    return variants.includes(report.bench?.variant) ? report.bench.variant : variants[0];
+function measuredVariant() {
+    return variantNames.includes(report.bench?.variant) ? report.bench.variant : variantNames[0];
 }
 
-// Change what is looked at. Another block or variant forgets the node, unless one is given.
+// Change what is looked at. Another block or variant forgets the node, unless one is given. A block that is compiled once
+// is of no variant in particular: the one that was looked at stays.
 function show(change) {
+    if (change.variant === anyStep.name) change = { ...change, variant: state.variant };
     const moved = ["block", "variant"].some((name) => name in change && change[name] !== state[name]);
     if (moved) Object.assign(state, { node: null, marked: null });
     Object.assign(state, change);
-    if (!(state.variant in report.blocks[state.block]))
-        state.variant = Object.keys(report.blocks[state.block])[0];
     if (state.node && !nodeAt(current().sides[state.node.side], state.node.path)) state.node = null;
     history.replaceState(null, "", hashOf(state));
     for (const watcher of watchers) watcher(state, change);
@@ -69,7 +68,7 @@ function showNode(side, path, more = {}) {
 
 // Open the node that a kernel computes, without leaving the tab.
 function showKernel(block, variant, index, more = {}) {
-    const kernel = report.blocks[block][variant].kernels[index];
+    const kernel = model.of(block, variant).kernels[index];
     showNode("after", kernel.node, { block, variant, ...more });
 }
 
