@@ -6,7 +6,7 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,16 +88,16 @@ def compile_model(
     bundle.check_replaceable(out)
     took = seconds if seconds is not None else {}
     with record_passes(options.dump) as passes:
-        sources = emit_sources(source, options, passes)
-        files = {f"{b.stem}.cu": b.source for b in sources.blocks}
+        sources = prepare(source, options, passes)
 
         def on_compiled(name: str, duration: float) -> None:
             stem = name.removesuffix(".cu")
             took[stem] = duration
             passes.blocks[stem].took("nvrtc", "CUDA to cubin, or the cubin kept in the cache.", duration)
             if progress:
-                progress("compiling", len(took), len(files))
+                progress("compiling", len(took), len(sources.blocks))
 
+        files = ((f"{b.stem}.cu", b.source) for b in emit_blocks(sources))
         cubins = compile_all(files, options.arch, progress=on_compiled, cache=cache_folder())
     manifest = describe(sources, {b.stem: cubins[f"{b.stem}.cu"] for b in sources.blocks})
     _log_kernels(manifest)
@@ -155,6 +155,14 @@ def emit_sources(source: ModelSource, options: Options, passes: Passes | None = 
 
     `passes` receives what each pass did and how long it took.
     """
+    sources = prepare(source, options, passes)
+    for _ in emit_blocks(sources):
+        pass
+    return sources
+
+
+def prepare(source: ModelSource, options: Options, passes: Passes | None = None) -> Sources:
+    """What is to be compiled, no block of it emitted yet. Raises CompileError or ConfigError."""
     family = find_family(source.family)
     dtype = dtype_named(source.config.dtype if options.dtype == "auto" else options.dtype)
     if not dtype.is_float:
@@ -162,13 +170,20 @@ def emit_sources(source: ModelSource, options: Options, passes: Passes | None = 
     rules = select_rules(options.fuse, options.rules)
     program = family.program(source.config)
     variants = variants_for(options, source.config)
-    sources = Sources(source, options, dtype, variants, rules, program, passes=passes or Passes())
-    distinct = {block.name: block for block, _ in program}
-    compiled_for = [(block, variants) for block in distinct.values()]
-    compiled_for += [(block, [bundle.any_step(variants)]) for block in sampler.SAMPLERS]
-    for block, classes in compiled_for:
+    return Sources(source, options, dtype, variants, rules, program, passes=passes or Passes())
+
+
+def emit_blocks(sources: Sources) -> Iterator[CompiledBlock]:
+    """Trace, fuse, plan and emit one block after another; when all are, `sources.blocks` has them as a step runs them.
+
+    `sample` comes first: NVRTC takes longest for it, and can begin while the others are emitted.
+    """
+    options = sources.options
+    model = {block.name: (block, sources.variants) for block, _ in sources.program}
+    samplers = {block.name: (block, [bundle.any_step(sources.variants)]) for block in sampler.SAMPLERS}
+    for block, classes in [*reversed(samplers.values()), *model.values()]:
         begin = time.perf_counter()
-        traced = block.trace(source.config, dtype)
+        traced = block.trace(sources.source.config, sources.dtype)
         sources.passes.traced(traced, time.perf_counter() - begin)
         for variant in classes:
             target = Target(
@@ -176,11 +191,13 @@ def emit_sources(source: ModelSource, options: Options, passes: Passes | None = 
                 variant.name,
                 variant.min_tokens,
                 variant.max_tokens,
-                dtype,
+                sources.dtype,
                 options.tuned,
             )
-            sources.blocks.append(compile_block(traced, target, rules, sources))
-    return sources
+            sources.blocks.append(compile_block(traced, target, sources.rules, sources))
+            yield sources.blocks[-1]
+    order = [*model, *samplers]
+    sources.blocks.sort(key=lambda compiled: order.index(compiled.block))
 
 
 def compile_block(traced: Graph, target: Target, rules: Sequence[Rule], sources: Sources) -> CompiledBlock:

@@ -29,7 +29,7 @@ from infernum.codegen.plan import BlockPlan, plan_block
 from infernum.codegen.steps import Kernel
 from infernum.codegen.templates import render
 from infernum.codegen.weights import fold_weights
-from infernum.compiler import Options, Sources, describe, emit_sources
+from infernum.compiler import Options, Sources, describe, emit_blocks, emit_sources, prepare
 from infernum.dtypes import BF16
 from infernum.errors import CompileError
 from infernum.fusion import RULES, select_rules
@@ -418,7 +418,7 @@ def cubins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check_compiles(sources: Sources, arch: str, cache: Path) -> None:
     """Layers for every variant, and the other blocks, which hardly differ between variants, for one."""
     blocks = [b for b in sources.blocks if b.block == "decoder" or b.target.variant == "t8"]
-    found = compile_all({f"{b.stem}.cu": b.source for b in blocks}, arch, cache=cache)
+    found = compile_all([(f"{b.stem}.cu", b.source) for b in blocks], arch, cache=cache)
     for made in blocks:
         kernels = [step.name for step in made.plan.steps if isinstance(step, Kernel)]
         assert sorted(found[f"{made.stem}.cu"].kernels) == sorted(kernels)
@@ -552,6 +552,14 @@ def test_a_sampler_is_compiled_once_and_its_code_would_be_the_same_for_every_var
         assert code_of(emit_block(planned(compiled.traced, target), "")) == code_of(compiled.source)
 
 
+def test_samplers_are_emitted_first_and_listed_last() -> None:
+    sources = prepare(source(TINY), Options())
+    emitted_first = next(emit_blocks(sources))
+    assert emitted_first.block == "sample"
+    listed = [b.block for b in emitted().blocks]
+    assert list(dict.fromkeys(listed)) == ["embed", "decoder", "head", "greedy", "sample"]
+
+
 def code_of(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("//")]
 
@@ -585,5 +593,5 @@ def test_the_emitted_source_of_a_tiny_llama_is_the_golden_one(update_golden: boo
 def test_the_golden_files_compile(cubins: Path) -> None:
     files = {path.name: path.read_text(encoding="utf-8") for path in sorted(GOLDEN.glob("*.cu"))}
     assert files
-    for name, cubin in compile_all(files, "sm_90a", cache=cubins).items():
+    for name, cubin in compile_all(files.items(), "sm_90a", cache=cubins).items():
         assert cubin.kernels and not any(k.spill_bytes for k in cubin.kernels.values()), name

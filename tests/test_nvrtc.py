@@ -6,6 +6,8 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from infernum.cache import cache_folder, write_whole
 from infernum.codegen import nvrtc
-from infernum.codegen.cubin import KernelResources, parse_resources
+from infernum.codegen.cubin import Cubin, KernelResources, parse_resources
 from infernum.codegen.nvrtc import (
     ARCHS,
     arch_name,
@@ -255,17 +257,33 @@ def test_architectures_are_spelled_and_read_both_ways() -> None:
 def test_many_files_compile_in_parallel_and_come_back_in_order(tmp_path: Path) -> None:
     sources = {f"file{i}.cu": SCALE.replace("scale", f"scale{i}") for i in range(5)}
     seen: list[str] = []
-    done = compile_all(sources, "sm_80", 2, lambda name, cubin: seen.append(name), cache=tmp_path)
+    done = compile_all(sources.items(), "sm_80", 2, lambda name, cubin: seen.append(name), cache=tmp_path)
     assert list(done) == list(sources)
     assert sorted(seen) == sorted(sources)
     assert done["file3.cu"] == compile_cuda(sources["file3.cu"], name="file3.cu", arch="sm_80", cache=None)
-    assert compile_all({}, "sm_80", cache=None) == {}
+    assert compile_all([], "sm_80", cache=None) == {}
+
+
+def test_the_first_file_is_compiled_while_the_next_one_is_still_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = threading.Event()
+
+    def compile_at_once(source: str, *, name: str, arch: str, cache: Path | None) -> Cubin:
+        compiled.set()
+        return Cubin(source.encode(), {})
+
+    def sources() -> Iterator[tuple[str, str]]:
+        yield "b.cu", "b"
+        assert compiled.wait(timeout=30)
+        yield "a.cu", "a"
+
+    monkeypatch.setattr(nvrtc, "compile_cuda", compile_at_once)
+    assert list(compile_all(sources(), "sm_80", cache=None)) == ["b.cu", "a.cu"]
 
 
 def test_one_file_that_fails_fails_them_all() -> None:
     sources = {"good.cu": SCALE, "bad.cu": "nonsense", "also_good.cu": SCALE}
     with pytest.raises(CompileError, match=r"bad\.cu:1: error"):
-        compile_all(sources, "sm_80", jobs=1, cache=None)
+        compile_all(sources.items(), "sm_80", jobs=1, cache=None)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -114,26 +114,26 @@ def compile_cuda(source: str, *, name: str, arch: str, cache: Path | None, path:
 
 
 def compile_all(
-    sources: Mapping[str, str],
+    sources: Iterable[tuple[str, str]],
     arch: str,
     jobs: int | None = None,
     progress: Callable[[str, float], None] | None = None,
     *,
     cache: Path | None,
 ) -> dict[str, Cubin]:
-    """Compile files by name, `jobs` at a time (by default one per CPU), and return them in the same order.
+    """Compile files, name and text each, `jobs` at a time (by default one per CPU), and return them in the same order.
 
-    `progress` is called in this thread as each file is done, with its name and the seconds it took.
-    Raises the CompileError of the first file that
+    The first files are compiled while `sources` still makes others. `progress` is called in this thread as each file is
+    done, once all have been made, with its name and the seconds it took. Raises the CompileError of the first file that
     fails; files not yet begun are left out.
     """
     nvrtc_version()  # loads the library before the threads that share it start
     with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:  # NVRTC compiles without holding the GIL
-        futures = {
-            pool.submit(_timed, text, name=n, arch=arch, cache=cache): n for n, text in sources.items()
-        }
+        futures: dict[Future[tuple[Cubin, float]], str] = {}
         done: dict[str, Cubin] = {}
         try:
+            for name, text in sources:
+                futures[pool.submit(_timed, text, name=name, arch=arch, cache=cache)] = name
             for future in as_completed(futures):
                 name = futures[future]
                 done[name], seconds = future.result()
@@ -142,7 +142,7 @@ def compile_all(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return {name: done[name] for name in sources}
+    return {name: done[name] for name in futures.values()}
 
 
 def _timed(source: str, *, name: str, arch: str, cache: Path | None) -> tuple[Cubin, float]:

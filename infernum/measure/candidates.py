@@ -138,7 +138,7 @@ def compile_candidates(
 def compile_default(sources: Sources) -> dict[str, Cubin]:
     """The cubins of all blocks as they are, by file."""
     files = {f"{block.stem}.cu": block.source for block in sources.blocks}
-    return compile_all(files, sources.options.arch, cache=cache_folder())
+    return compile_all(files.items(), sources.options.arch, cache=cache_folder())
 
 
 def write_trials(
