@@ -2,6 +2,9 @@
 
 An edge from producer to consumer is keyed by the consumer's operand slot and carries the producer's result index,
 so that a value is always (node, index). Graphs are values: passes return new ones and never change their input.
+
+networkx is imported when the first graph is built: a file of a family declares blocks beside its configuration, and
+reading a configuration, as running a bundle on a GPU does, builds no graph.
 """
 
 from __future__ import annotations
@@ -11,12 +14,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import networkx as nx
-
 from infernum.dims import Dim
 from infernum.dtypes import DType
 
 if TYPE_CHECKING:
+    import networkx as nx
+
     from infernum.ir.op import Operation
 
 Role = Literal["stream", "batch", "state", "weight"]
@@ -102,6 +105,8 @@ class Graph:
     """An immutable dataflow graph. `nx` is the data; every property below is read off it."""
 
     def __init__(self, name: str, data: nx.MultiDiGraph[str], outputs: Sequence[Value]) -> None:
+        import networkx as nx
+
         self.name = name
         self.nx: nx.MultiDiGraph[str] = nx.freeze(data)
         self.outputs = tuple(outputs)
@@ -109,6 +114,8 @@ class Graph:
     @staticmethod
     def build(name: str, nodes: Iterable[tuple[Node, Sequence[Value]]], outputs: Sequence[Value]) -> Graph:
         """A graph of the given nodes with their operands. The order of `nodes` decides ties in printing."""
+        import networkx as nx
+
         data: nx.MultiDiGraph[str] = nx.MultiDiGraph()
         for place, (node, operands) in enumerate(nodes):
             assert node.name not in data or "node" not in data.nodes[node.name], (
@@ -125,6 +132,8 @@ class Graph:
     @cached_property
     def order(self) -> tuple[str, ...]:
         """Node names, operands before users; ties in the order of declaration."""
+        import networkx as nx
+
         place = {n: d["place"] for n, d in self.nx.nodes(data=True)}
         return tuple(nx.lexicographical_topological_sort(self.nx, key=place.__getitem__))
 

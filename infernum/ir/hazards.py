@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import networkx as nx
-
 from infernum.errors import CompileError
 from infernum.ir.graph import Graph, Input, Node, Value
 from infernum.ir.kernel import View
@@ -41,6 +39,8 @@ def _is_wanted(graph: Graph, node: Node) -> bool:
 
 def _reads_after(graph: Graph, old: Value, writer: Node) -> str | None:
     """A read of the memory of `old`, outside `writer`, that `writer` does not depend on."""
+    import networkx as nx
+
     before = nx.ancestors(graph.nx, writer.name)
     for value in _same_memory(graph, old):
         if graph.is_output(value):
