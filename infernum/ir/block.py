@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from infernum.dims import SYMBOLS, Dim, evaluate
 from infernum.dtypes import F32, I32, DType
-from infernum.errors import InfernumError, ShapeError
+from infernum.errors import CompileError, InfernumError, ShapeError
 from infernum.ir.graph import Graph, Input, Node, Part, TensorType, Value
 from infernum.ir.hazards import check_in_place
 from infernum.ir.op import Op, as_tuple
 from infernum.step import INPUTS, SEEN
+from infernum.ir.settings import is_plain, suffix
 
 PAGE = 64
 """Positions in one page of the KV cache."""
@@ -167,12 +168,63 @@ class BatchInputs:
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a model that is compiled once and applied for any number of layers."""
+    """A part of a model that is compiled once and applied for any number of layers.
+
+    `settings` are keyword arguments of the function, bound by `of`. Two blocks are equal if they have the same
+    function, streams, prefix and settings.
+    """
 
     name: str
     function: Callable[..., Any]
     streams: Mapping[str, str]
     prefix: str
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def of(self, **settings: Any) -> Block:
+        """This block with `settings` bound, under a name that shows them.
+
+        `decoder.of(kind="sliding")` is called `decoder_sliding`, and `decoder.of(window=4096)` `decoder_window_4096`.
+        The function receives settings as keyword arguments, beside batch, w and cfg. A setting is a string, a number,
+        true, false, None, a tuple of these or a frozen dataclass. Raises CompileError for another value, and for a
+        setting that the function does not have.
+        """
+        parameters = self._parameters()
+        for name, value in settings.items():
+            if name not in parameters:
+                raise CompileError(
+                    f"{caller()}: the block {self.name} ({self.where}) has no setting {name!r};"
+                    f" its settings are: {', '.join(parameters) or 'none'}"
+                )
+            if not is_plain(value):
+                raise CompileError(
+                    f"{caller()}: {self.name}.of({name}=…) with {value!r}: give a string, a number, true, false, None,"
+                    " a tuple of these or a frozen dataclass"
+                )
+        chosen = {**self.settings, **settings}
+        bound = {name: chosen[name] for name in parameters if name in chosen}
+        name = self.name.removesuffix(suffix(self.settings)) + suffix(bound)
+        return replace(self, name=name, settings=bound)
+
+    @property
+    def where(self) -> str:
+        """`file:line` of the block's definition."""
+        code = self.function.__code__
+        return f"{_shown(code.co_filename)}:{code.co_firstlineno}"
+
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The parameters of the function that are settings, in the order of its signature."""
+        given = {*self.streams, "batch", "w", "cfg"}
+        parameters = inspect.signature(self.function).parameters
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return {name: p for name, p in parameters.items() if name not in given and p.kind in named}
+
+    def _check_bound(self) -> None:
+        """Raise CompileError for a setting that has no default and that `of` has not bound."""
+        for name, parameter in self._parameters().items():
+            if parameter.default is parameter.empty and name not in self.settings:
+                raise CompileError(
+                    f"{self.where}: the block {self.name} needs a setting {name}; give it by {self.name}.of({name}=…)"
+                )
 
     def __call__(self, *streams: Any, batch: BatchInputs, w: Weights, cfg: Any) -> Any:
         """What the block computes, as part of the block that is being traced, whose `batch` and `w` it is given.
@@ -183,17 +235,21 @@ class Block:
             names = ", ".join(self.streams) or "no streams"
             raise ShapeError(f"{caller()}: the block {self.name} takes {names}; {len(streams)} were given")
         given = dict(zip(self.streams, streams, strict=True))
-        return self.function(**given, batch=batch, w=w, cfg=cfg)
+        self._check_bound()
+        return self.function(**given, batch=batch, w=w, cfg=cfg, **self.settings)
 
     def trace(self, cfg: Any, dtype: DType) -> Graph:
         """Run the function once and return its graph. Raises ShapeError, DTypeError or CompileError at the DSL line."""
+        self._check_bound()
         trace = Trace()
         streams = {
             n: trace.input(n, Input("stream"), _stream_type(text, cfg, dtype))
             for n, text in self.streams.items()
         }
         weights = Weights(trace, dtype, self.prefix)
-        returned = self.function(**streams, batch=BatchInputs(trace, dtype), w=weights, cfg=cfg)
+        returned = self.function(
+            **streams, batch=BatchInputs(trace, dtype), w=weights, cfg=cfg, **self.settings
+        )
         outputs: tuple[Tensor, ...] = as_tuple(returned)
         graph = Graph.build(self.name, trace.entries.values(), [t.value for t in outputs])
         check_in_place(graph)
@@ -233,6 +289,10 @@ def caller() -> str:
         frame = frame.f_back
     if frame is None:
         return "?"
-    path = Path(frame.f_code.co_filename)
-    shown = path.relative_to(_PACKAGE) if path.is_relative_to(_PACKAGE) else Path(path.name)
-    return f"{shown.as_posix()}:{frame.f_lineno}"
+    return f"{_shown(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+def _shown(file: str) -> str:
+    """A file as errors and origins name it: by its path within the package, elsewhere by its name."""
+    path = Path(file)
+    return (path.relative_to(_PACKAGE) if path.is_relative_to(_PACKAGE) else Path(path.name)).as_posix()
