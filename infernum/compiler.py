@@ -6,7 +6,7 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,9 +179,11 @@ def emit_blocks(sources: Sources) -> Iterator[CompiledBlock]:
     `sample` comes first: NVRTC takes longest for it, and can begin while the others are emitted.
     """
     options = sources.options
-    model = {block.name: (block, sources.variants) for block, _ in sources.program}
-    samplers = {block.name: (block, [bundle.any_step(sources.variants)]) for block in sampler.SAMPLERS}
-    for block, classes in [*reversed(samplers.values()), *model.values()]:
+    blocks = distinct_blocks([*(block for block, _ in sources.program), *sampler.SAMPLERS])
+    samplers = [block for block in blocks if block in sampler.SAMPLERS]
+    model = [block for block in blocks if block not in samplers]
+    for block in [*reversed(samplers), *model]:
+        classes = [bundle.any_step(sources.variants)] if block in samplers else sources.variants
         begin = time.perf_counter()
         traced = block.trace(sources.source.config, sources.dtype)
         sources.passes.traced(traced, time.perf_counter() - begin)
@@ -196,8 +198,27 @@ def emit_blocks(sources: Sources) -> Iterator[CompiledBlock]:
             )
             sources.blocks.append(compile_block(traced, target, sources.rules, sources))
             yield sources.blocks[-1]
-    order = [*model, *samplers]
+    order = [block.name for block in (*model, *samplers)]
     sources.blocks.sort(key=lambda compiled: order.index(compiled.block))
+
+
+def distinct_blocks(blocks: Iterable[Block]) -> list[Block]:
+    """Each block once, in order of first use. Raises CompileError for two different blocks of one name."""
+    by_name: dict[str, Block] = {}
+    for block in blocks:
+        first = by_name.setdefault(block.name, block)
+        if first != block:
+            raise CompileError(
+                f"two different blocks are called {block.name}: {_definition(first)} and {_definition(block)};"
+                " rename one, or bind what differs by Block.of, which names a block after its settings"
+            )
+    return list(by_name.values())
+
+
+def _definition(block: Block) -> str:
+    """Where a block was declared, and with which settings: `models/llama.py:31 (kind='sliding')`."""
+    settings = ", ".join(f"{name}={value!r}" for name, value in block.settings.items())
+    return f"{block.where} ({settings})" if settings else block.where
 
 
 def compile_block(traced: Graph, target: Target, rules: Sequence[Rule], sources: Sources) -> CompiledBlock:

@@ -1,4 +1,4 @@
-"""Blocks with settings, and layers of several kinds: one block is compiled for each kind."""
+"""Blocks with settings, and layers of several kinds: one block is compiled for each kind, and no two share a name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from infernum.dtypes import BF16
 from infernum.engine.engine import Engine
 from infernum.errors import CompileError
 from infernum.ir.block import BatchInputs, Block, Tensor, Weights, block
-from infernum.models import llama
+from infernum.models import llama, sampler
 from infernum.models.presets import resolve
 from infernum.rope import Rope
 
@@ -204,6 +204,41 @@ def test_each_kind_of_layer_is_compiled_once(
     assert names == ["embed", "decoder_even", "decoder_odd", "decoder_even", "head"]
     assert (bundle.folder / "decoder_odd.t1.cu").is_file()
     np.testing.assert_array_equal(by_kind, expected)
+
+
+def test_two_different_blocks_of_one_name_are_refused_with_both_definitions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layers(
+        monkeypatch, lambda cfg, index: llama.decoder if index else replace(decoder, settings={"turn": "odd"})
+    )
+    with pytest.raises(CompileError) as error:
+        emit_sources(resolve("dante"), Options(max_batch_tokens=1))
+    line = llama.decoder.function.__code__.co_firstlineno
+    assert str(error.value) == (
+        f"two different blocks are called decoder: {line_of(decoder)} (turn='odd') and models/llama.py:{line};"
+        " rename one, or bind what differs by Block.of, which names a block after its settings"
+    )
+
+
+def test_a_kind_that_is_called_as_another_block_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (replace(decoder.of(turn=turn), name="decoder_x") for turn in ("even", "odd"))
+    layers(monkeypatch, lambda cfg, index: one if index else other)
+    with pytest.raises(CompileError, match=r"called decoder_x: .*\(turn='odd'\) and .*\(turn='even'\)"):
+        emit_sources(resolve("dante"), Options(max_batch_tokens=1))
+
+
+@pytest.mark.parametrize("taken", [sampler.greedy, sampler.sample], ids=lambda block: block.name)
+def test_a_block_that_is_called_as_a_sampler_is_refused(
+    monkeypatch: pytest.MonkeyPatch, taken: Block
+) -> None:
+    mine = replace(llama.head, name=taken.name)
+    layers(monkeypatch, llama.FAMILY.layer, last=mine)
+    line = taken.function.__code__.co_firstlineno
+    with pytest.raises(
+        CompileError, match=rf"called {taken.name}: models/llama.*models/sampler\.py:{line}; rename"
+    ):
+        emit_sources(resolve("dante"), Options(max_batch_tokens=1))
 
 
 def test_equal_blocks_of_one_name_are_one_block(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,8 @@ from infernum.errors import CompileError, InfernumError, ShapeError
 from infernum.ir.graph import Graph, Input, Node, Part, TensorType, Value
 from infernum.ir.hazards import check_in_place
 from infernum.ir.op import Op, as_tuple
-from infernum.step import INPUTS, SEEN
 from infernum.ir.settings import is_plain, suffix
+from infernum.step import INPUTS, SEEN
 
 PAGE = 64
 """Positions in one page of the KV cache."""
