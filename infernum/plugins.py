@@ -4,7 +4,7 @@ A plugin is a Python module. Importing it registers what it declares:
 
     ops         by their decorators (`infernum.ir.op`)
     rules       by `infernum.fusion.add_rule`
-    families    a module-level `FAMILY` (`infernum.models.family`), known by its config's `model_type`
+    families    a module-level `FAMILY` (`infernum.models.family`), known by the `model_type` of each of its configs
     templates   `*.cu.j2` in the module's folder, and `include/*.cuh` beside them, found before the package's own
 
 A file `my_ops.py` becomes the module `infernum_plugins.my_ops`, which files loaded after it may import. A plugin that
@@ -155,10 +155,15 @@ def _register(module: ModuleType, name: str, file: Path, rules_before: set[str])
     """Make known what an imported module declares beside ops and rules."""
     from infernum.fusion import RULES
 
-    family = getattr(module, "FAMILY", None)
+    family: object = getattr(module, "FAMILY", None)
     if family is not None:
         from infernum.models.config import add_family
+        from infernum.models.family import Family
 
+        if not isinstance(family, Family):
+            raise CompileError(
+                f"FAMILY is {family!r}; write FAMILY = Family(configs=…, first=…, layer=…, last=…)"
+            )
         add_family(family)
     if any(True for pattern in _TEMPLATES for _ in file.parent.glob(pattern)):
         from infernum.codegen.templates import add_folder

@@ -59,7 +59,7 @@ from infernum.models import llama
 class Config(llama.LlamaConfig):
     model_type = "llama_again"
 
-FAMILY = replace(llama.FAMILY, config=Config)
+FAMILY = replace(llama.FAMILY, configs=(Config,))
 """
 
 
@@ -107,7 +107,7 @@ def test_a_plugin_registers_an_op_a_rule_and_a_family(write: Write) -> None:
     assert plugin.name == "mine" and plugins.loaded() == (plugin,)
     assert op.OPS["twice"].doc == "2 · x."
     assert [rule.name for rule in fusion.RULES][-2:] == ["swiglu", "merge_pointwise"]
-    assert "llama_again" in families() and find_family("llama_again").config.model_type == "llama_again"
+    assert "llama_again" in families() and find_family("llama_again").model_types == ("llama_again",)
 
 
 def test_a_plugin_is_loaded_once_however_it_is_named(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,9 +217,25 @@ def test_a_plugin_that_fails_halfway_leaves_nothing_behind_and_loads_once_it_is_
 
 def test_a_family_that_cannot_be_used_leaves_nothing_behind(write: Write) -> None:
     before = everything()
-    with pytest.raises(CompileError, match="AttributeError"):
+    with pytest.raises(CompileError, match=r"FAMILY is 3; write FAMILY = Family\(configs="):
         load_plugin(write("mine.py", f"{OP}\n{RULE}\nFAMILY = 3\n"))
     assert everything() == before
+
+
+@pytest.mark.parametrize(
+    ("old", "said"),
+    [
+        (
+            FAMILY.replace("configs=(Config,)", "config=Config"),
+            "plugin mine.py: line 7: Family(config=Config) is now Family(configs=(Config,)): a tuple of classes",
+        ),
+    ],
+    ids=["config"],
+)
+def test_a_plugin_of_an_older_version_is_refused_with_the_new_spelling(
+    write: Write, old: str, said: str
+) -> None:
+    assert refusal(write("mine.py", old)) == said
 
 
 def test_a_plugin_knows_the_rules_that_it_added(write: Write) -> None:

@@ -31,4 +31,4 @@ class CappedConfig(LlamaConfig):
     model_type: ClassVar[str] = "llama_capped"
 
 
-FAMILY = replace(llama.FAMILY, config=CappedConfig, last=head)
+FAMILY = replace(llama.FAMILY, configs=(CappedConfig,), last=head)

@@ -53,4 +53,4 @@ class UnitConfig(LlamaConfig):
     model_type: ClassVar[str] = "llama_unit"
 
 
-FAMILY = replace(llama.FAMILY, config=UnitConfig, first=embed)
+FAMILY = replace(llama.FAMILY, configs=(UnitConfig,), first=embed)

@@ -40,7 +40,7 @@ class Relu2Config(LlamaConfig):
     model_type: ClassVar[str] = "llama_relu2"
 
 
-FAMILY = Family(config=Relu2Config, first=llama.embed, layer=lambda cfg, index: decoder, last=llama.head)
+FAMILY = Family(configs=(Relu2Config,), first=llama.embed, layer=lambda cfg, index: decoder, last=llama.head)
 
 
 @add_rule

@@ -1,8 +1,8 @@
 """Reading a Hugging Face model folder: config.json, generation_config.json, and what of them is understood.
 
 A field that changes the mathematics is honoured, or refused with its name; harmless fields are ignored; any
-other field becomes a warning. A family says what its fields mean in `infernum/models/<model_type>_config.py`
-and what it computes in `infernum/models/<model_type>.py`; adding the two files adds the family.
+other field becomes a warning. A family says what its fields mean and what it computes in one file of `infernum/models`,
+which declares a `FAMILY`; adding the file adds the family.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import hashlib
 import importlib
 import json
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self, cast
+from typing import TYPE_CHECKING, cast
 
 import infernum.models
 from infernum.errors import ConfigError
+from infernum.models.family_config import FamilyConfig
 from infernum.models.fields import Fields, read_json, show
-from infernum.models.known_fields import HARMLESS, UNSUPPORTED
+from infernum.models.known_fields import HARMLESS
 from infernum.sampling_params import PARAMETERS, SamplingParameter
 
 if TYPE_CHECKING:
@@ -27,42 +28,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
-_SUFFIX = "_config"
 _GENERATION_PARAMETERS = tuple(parameter for parameter in PARAMETERS if parameter.in_generation_config)
-
-
-class FamilyConfig(Protocol):
-    """What every family's frozen dataclass of settings offers, so that a bundle can hold and rebuild it."""
-
-    model_type: ClassVar[str]
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def num_hidden_layers(self) -> int: ...
-
-    @property
-    def max_position_embeddings(self) -> int: ...
-
-    @property
-    def dtype(self) -> str:
-        """Short name of the type the weights are stored in (f32, f16, bf16)."""
-        ...
-
-    @classmethod
-    def from_hf(cls, fields: Mapping[str, object]) -> Self:
-        """Understand a config.json. Raises ConfigError."""
-        ...
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, object]) -> Self:
-        """Undo `to_json`. Raises ConfigError."""
-        ...
-
-    def to_json(self) -> dict[str, object]:
-        """All fields as plain JSON values."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -106,10 +72,9 @@ def understand(fields: Fields, generation: Fields | None = None) -> ModelConfig:
     """The settings in a config.json, given its fields. Raises ConfigError."""
     family = fields.text("model_type")
     config_type = find_config(family, fields.where)
-    fields.refuse(UNSUPPORTED)
-    _check_architectures(fields)
+    _check_architectures(fields, config_type)
     config = config_type.from_hf(fields)
-    defaults = _read_generation(fields, generation)
+    defaults = _read_generation(_with_nested_ids(fields, config_type), generation)
     fields.warn_unread(HARMLESS | {parameter.name for parameter in _GENERATION_PARAMETERS})
     if not defaults.eos_token_ids:
         fields.warn("eos_token_id is missing; generation will only stop at its length limit")
@@ -121,48 +86,55 @@ ADDED: dict[str, Family] = {}
 
 
 def add_family(family: Family) -> None:
-    """Make a plugin's family known by its config's `model_type`. Raises ConfigError when that is taken."""
-    model_type: str = family.config.model_type
-    if model_type in families():
-        taken = find_config(model_type).__module__
-        raise ConfigError(
-            f"a family of model_type {show(model_type)} exists already, in {taken}; choose another name"
-        )
-    ADDED[model_type] = family
+    """Make a plugin's family known by its model types. Raises ConfigError when one of them is taken."""
+    for model_type in family.model_types:
+        taken = _look_up(model_type)
+        if taken is not None:
+            raise ConfigError(
+                f"a family of model_type {show(model_type)} exists already, in"
+                f" {taken.config_of(model_type).__module__}; choose another name"
+            )
+    ADDED.update(dict.fromkeys(family.model_types, family))
 
 
 def families() -> tuple[str, ...]:
-    """The model_types there is a `<model_type>_config.py` for, and those of plugins."""
-    modules = pkgutil.iter_modules(infernum.models.__path__)
-    own = (m.name.removesuffix(_SUFFIX) for m in modules if m.name.endswith(_SUFFIX))
+    """The model types there is a family for: those of the package, and those of plugins."""
+    own = (model_type for family in _own_families() for model_type in family.model_types)
     return tuple(sorted({*own, *ADDED}))
 
 
 def find_config(model_type: str, where: str = CONFIG) -> type[FamilyConfig]:
-    """The class of the family's settings, its blocks left alone. Raises ConfigError for an unknown family."""
-    _check_known(model_type, where)
-    if model_type in ADDED:
-        return ADDED[model_type].config
-    return cast(
-        "type[FamilyConfig]", importlib.import_module(f"infernum.models.{model_type}{_SUFFIX}").Config
-    )
+    """The class that reads a config.json of this model_type. Raises ConfigError for an unknown one."""
+    return find_family(model_type, where).config_of(model_type)
 
 
 def find_family(model_type: str, where: str = CONFIG) -> Family:
-    """The family: its blocks and their order. Raises ConfigError listing the known families."""
-    _check_known(model_type, where)
-    if model_type in ADDED:
-        return ADDED[model_type]
-    return cast("Family", importlib.import_module(f"infernum.models.{model_type}").FAMILY)
-
-
-def _check_known(model_type: str, where: str) -> None:
-    known = families()
-    if model_type not in known:
+    """The family of a model_type: its blocks and their order. Raises ConfigError listing the known model types."""
+    family = _look_up(model_type)
+    if family is None:
         raise ConfigError(
-            f"{where}: model_type {show(model_type)} is not supported; supported: {', '.join(known)}"
+            f"{where}: model_type {show(model_type)} is not supported; supported: {', '.join(families())}"
             " (a new family is a new file in infernum/models, or a --plugin)"
         )
+    return family
+
+
+def _look_up(model_type: str) -> Family | None:
+    if model_type in ADDED:
+        return ADDED[model_type]
+    return next((family for family in _own_families(model_type) if model_type in family.model_types), None)
+
+
+def _own_families(first: str = "") -> Iterator[Family]:
+    """The package's families: modules of `infernum.models` that declare a FAMILY, beginning with the module `first`.
+
+    A module is imported when it is reached: a family that is named as its model_type is found without the others.
+    """
+    names = sorted((m.name for m in pkgutil.iter_modules(infernum.models.__path__)), key=lambda n: n != first)
+    for name in names:
+        family: Family | None = getattr(importlib.import_module(f"infernum.models.{name}"), "FAMILY", None)
+        if family is not None:
+            yield family
 
 
 def config_hash(config: FamilyConfig) -> str:
@@ -172,17 +144,27 @@ def config_hash(config: FamilyConfig) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _check_architectures(fields: Fields) -> None:
+def _check_architectures(fields: Fields, config_type: type[FamilyConfig]) -> None:
     """A classifier or a bare encoder shares the model_type but not the head."""
     names = fields.get("architectures")
     if names is None:
         return
     if not isinstance(names, list) or not all(isinstance(n, str) for n in cast("list[object]", names)):
         raise fields.error("architectures", "must be a list of strings")
-    if names and not any(name.endswith("ForCausalLM") for name in cast("list[str]", names)):
+    heads = ("ForCausalLM", "ForConditionalGeneration") if config_type.nested else ("ForCausalLM",)
+    if names and not any(name.endswith(heads) for name in cast("list[str]", names)):
         raise fields.error(
-            "architectures", "is not supported: only language models (…ForCausalLM) can be compiled"
+            "architectures", f"is not supported: only language models (…{heads[0]}) can be compiled"
         )
+
+
+def _with_nested_ids(fields: Fields, config_type: type[FamilyConfig]) -> Fields:
+    """The fields, with the token ids of a nested configuration where they have none themselves."""
+    inner = fields.child(config_type.nested.name) if config_type.nested else None
+    if inner is None:
+        return fields
+    ids = {name: inner[name] for name in ("eos_token_id", "bos_token_id") if name in inner}
+    return Fields(ids | {name: value for name, value in fields.items() if value is not None}, fields.where)
 
 
 def _read_generation(fields: Fields, generation: Fields | None) -> GenerationDefaults:

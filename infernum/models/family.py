@@ -1,22 +1,46 @@
-"""What a model family's file declares: its configuration and the blocks a model of it is made of."""
+"""What a model family's file declares: its configurations and the blocks a model of it is made of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import InitVar, dataclass
+from typing import Any, cast
 
+from infernum.errors import CompileError
 from infernum.ir.block import Block
+from infernum.models.config_fields import declared
+from infernum.models.family_config import FamilyConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
-    """A model family: `first`, then `layer(cfg, i)` for each of `cfg.num_hidden_layers` layers, then `last`."""
+    """A model family: `first`, then `layer(cfg, i)` for each of `cfg.num_hidden_layers` layers, then `last`.
 
-    config: type[Any]
+    `configs` has a class for each model_type that is made of these blocks. A layer that differs from others in some
+    settings is a block with these settings bound: `layer=lambda cfg, i: decoder.of(kind=cfg.kind(i))`.
+    """
+
+    configs: tuple[type[FamilyConfig], ...] = ()
     first: Block
     layer: Callable[[Any, int], Block]
     last: Block
+    config: InitVar[object] = None
+    """How a family named its one configuration before it could have several; an error says what to write instead."""
+
+    def __post_init__(self, config: object) -> None:
+        if config is not None:
+            name = getattr(config, "__name__", "Config")
+            raise CompileError(f"Family(config={name}) is now Family(configs=({name},)): a tuple of classes")
+        _check_configs(self.configs)
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """The model types of config.json that are of this family."""
+        return tuple(config.model_type for config in self.configs)
+
+    def config_of(self, model_type: str) -> type[FamilyConfig]:
+        """The class that reads a config.json of this model_type."""
+        return next(config for config in self.configs if config.model_type == model_type)
 
     def program(self, cfg: Any) -> list[tuple[Block, int | None]]:
         """The blocks in the order they run, each with its layer."""
@@ -24,3 +48,20 @@ class Family:
             (self.layer(cfg, i), i) for i in range(cfg.num_hidden_layers)
         ]
         return [(self.first, None), *layers, (self.last, None)]
+
+
+def _check_configs(configs: object) -> None:
+    """Raise CompileError unless `configs` are classes that can read a config.json."""
+    if not isinstance(configs, tuple) or not configs:
+        raise CompileError("Family(configs=…): give a tuple of classes, one for each model_type")
+    for config in cast("tuple[object, ...]", configs):
+        if not (isinstance(config, type) and issubclass(config, FamilyConfig)):
+            raise CompileError(
+                f"Family(configs=…): {config!r} is no subclass of FamilyConfig (infernum.models.family_config)"
+            )
+        if not isinstance(getattr(config, "model_type", None), str):
+            raise CompileError(
+                f"Family(configs=…): {config.__name__} does not say what it reads;"
+                ' write model_type: ClassVar[str] = "…"'
+            )
+        declared(config)

@@ -42,17 +42,56 @@ def show(value: object, longest: int = 60) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
+def integer_problem(value: object, minimum: int = 1) -> str | None:
+    """What is wrong with `value` as an integer from `minimum` to 2³¹ − 1; None if nothing is."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return "must be an integer"
+    return None if minimum <= value <= LARGEST else f"must be an integer from {minimum} to {LARGEST}"
+
+
+def number_problem(value: object, *, zero: bool = False) -> str | None:
+    """What is wrong with `value` as a positive number (`zero`: it may be 0); None if nothing is."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return "must be a number"
+    in_range = (value >= 0 if zero else value > 0) and value <= LARGEST_NUMBER
+    return None if in_range else "must be a number, " + ("0 or more" if zero else "greater than 0")
+
+
+def flag_problem(value: object) -> str | None:
+    """What is wrong with `value` as true or false; None if nothing is."""
+    return None if isinstance(value, bool) else "must be true or false"
+
+
+def text_problem(value: object) -> str | None:
+    """What is wrong with `value` as a string; None if nothing is."""
+    return None if isinstance(value, str) else "must be a string"
+
+
 @dataclass(frozen=True)
 class Unsupported:
-    """A field that would change the mathematics: why it is refused, and the values that change nothing."""
+    """A field that would change the mathematics: why it is refused, and the values that change nothing.
+
+    inert   values that are accepted
+    each    a list is accepted if all of its elements are among these
+    switch  a field that turns this one off where it is false: then any value is accepted
+    """
 
     reason: str
     inert: tuple[object, ...] = ()
+    each: tuple[object, ...] = ()
+    switch: str = ""
 
     def allows(self, value: object) -> bool:
-        """True for null and for the inert values; true is not 1, false is not 0."""
-        same = (value == ok and isinstance(value, bool) == isinstance(ok, bool) for ok in self.inert)
-        return value is None or any(same)
+        """True for null and for values that change nothing; true is not 1, false is not 0."""
+        if value is None or _among(value, self.inert):
+            return True
+        if not self.each or not isinstance(value, list):
+            return False
+        return all(_among(element, self.each) for element in cast("list[object]", value))
+
+
+def _among(value: object, values: tuple[object, ...]) -> bool:
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
 
 
 class Fields(Mapping[str, object]):
@@ -86,34 +125,26 @@ class Fields(Mapping[str, object]):
     def integer(self, name: str, default: int | None = None, minimum: int = 1) -> int:
         """The integer called `name`, between `minimum` and 2³¹ − 1. Without a default it is required."""
         value = self._value(name, default)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise self.error(name, "must be an integer")
-        if not minimum <= value <= LARGEST:
-            raise self.error(name, f"must be an integer from {minimum} to {LARGEST}")
-        return value
+        self._raise(name, integer_problem(value, minimum))
+        return cast("int", value)
 
     def number(self, name: str, default: float | None = None, *, zero: bool = False) -> float:
         """The positive number called `name` (`zero`: it may be 0). Without a default it is required."""
         value = self._value(name, default)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise self.error(name, "must be a number")
-        if not (value >= 0 if zero else value > 0) or not value <= LARGEST_NUMBER:
-            raise self.error(name, "must be a number, " + ("0 or more" if zero else "greater than 0"))
-        return float(value)
+        self._raise(name, number_problem(value, zero=zero))
+        return float(cast("float", value))
 
     def flag(self, name: str, default: bool) -> bool:
         """The true or false called `name`."""
         value = self._value(name, default)
-        if not isinstance(value, bool):
-            raise self.error(name, "must be true or false")
-        return value
+        self._raise(name, flag_problem(value))
+        return cast("bool", value)
 
     def text(self, name: str, default: str | None = None) -> str:
         """The string called `name`. Without a default it is required."""
         value = self._value(name, default)
-        if not isinstance(value, str):
-            raise self.error(name, "must be a string")
-        return value
+        self._raise(name, text_problem(value))
+        return cast("str", value)
 
     def child(self, name: str) -> Fields | None:
         """The object called `name`; None when it is absent, null or empty."""
@@ -122,9 +153,7 @@ class Fields(Mapping[str, object]):
             return None
         if not isinstance(value, dict):
             raise self.error(name, "must be an object")
-        return (
-            Fields(cast("dict[str, object]", value), self.where, f"{self._prefix}{name}.") if value else None
-        )
+        return Fields(cast("dict[str, object]", value), self.where, f"{self.path(name)}.") if value else None
 
     def first_object(self) -> str | None:
         """The name of the first field that holds an object; looking does not count as reading."""
@@ -133,13 +162,24 @@ class Fields(Mapping[str, object]):
     def refuse(self, table: Mapping[str, Unsupported]) -> None:
         """Raise ConfigError if a field of `table` has a value that would change the mathematics."""
         for name, unsupported in table.items():
-            if name in self._values and not unsupported.allows(self[name]):
-                raise self.error(name, f"is not supported: {unsupported.reason}")
+            if name not in self._values or unsupported.allows(self[name]):
+                continue
+            if unsupported.switch and self.get(unsupported.switch) is False:
+                continue
+            raise self.error(name, f"is not supported: {unsupported.reason}")
+
+    def path(self, name: str) -> str:
+        """The name of a field with those of the objects around it, such as `text_config.hidden_size`."""
+        return f"{self._prefix}{name}"
 
     def error(self, name: str, problem: str) -> ConfigError:
         """The error that names the file, the field, its value and the problem."""
         value = f" = {show(self._values[name])}" if name in self._values else ""
-        return ConfigError(f"{self.where}: {self._prefix}{name}{value} {problem}")
+        return ConfigError(f"{self.where}: {self.path(name)}{value} {problem}")
+
+    def missing(self, name: str) -> ConfigError:
+        """The error for a required field that the object lacks."""
+        return ConfigError(f"{self.where}: {self.path(name)} is missing; add it from the original model")
 
     def warn(self, text: str) -> None:
         """Remember a sentence for the user."""
@@ -150,9 +190,7 @@ class Fields(Mapping[str, object]):
         for name in self._values:
             if name not in self._read and name not in harmless:
                 value = show(self._values[name])
-                (self if to is None else to).warn(
-                    f"{self._prefix}{name} = {value} is not known and was ignored"
-                )
+                (self if to is None else to).warn(f"{self.path(name)} = {value} is not known and was ignored")
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -163,7 +201,9 @@ class Fields(Mapping[str, object]):
         if value is not None:
             return value
         if default is None:
-            raise ConfigError(
-                f"{self.where}: {self._prefix}{name} is missing; add it from the original model"
-            )
+            raise self.missing(name)
         return default
+
+    def _raise(self, name: str, problem: str | None) -> None:
+        if problem is not None:
+            raise self.error(name, problem)

@@ -22,7 +22,7 @@ UNSUPPORTED: dict[str, Unsupported] = {
 """What no family may ask for."""
 
 ARCHITECTURE: dict[str, Unsupported] = {
-    "sliding_window": Unsupported(_WINDOW),
+    "sliding_window": Unsupported(_WINDOW, switch="use_sliding_window"),
     "use_sliding_window": Unsupported(_WINDOW, (False,)),
     "attention_chunk_size": Unsupported(_WINDOW),
     "num_local_experts": Unsupported(_EXPERTS, (0, 1)),

@@ -69,4 +69,4 @@ def head(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: LlamaConfig) -> Tens
     return linear(h, w.tensor(name, cfg.vocab_size, cfg.hidden_size), out="f32")
 
 
-FAMILY = Family(config=LlamaConfig, first=embed, layer=lambda cfg, index: decoder, last=head)
+FAMILY = Family(configs=(LlamaConfig,), first=embed, layer=lambda cfg, index: decoder, last=head)

@@ -1,0 +1,255 @@
+"""How a family declares the fields of its configuration: one line a field, in a frozen dataclass.
+
+    hidden_size: int = integer()
+    num_attention_heads: int = integer(multiple_of="num_key_value_heads")
+    num_key_value_heads: int = integer(lambda c: c.num_attention_heads)
+    rms_norm_eps: float = number(1e-6, spelled=("rms_norm_eps", "norm_eps"))
+    sliding_window: int | None = integer(None, when="use_sliding_window")
+
+The annotation says which type the value has, and whether it may be None. The function says what config.json may hold.
+Its first argument is the default: a value, or a function of the fields declared above. A field without a default is
+required.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypedDict, Unpack, cast
+
+from infernum.dtypes import BF16, F16, F32, dtype
+from infernum.errors import CompileError, ConfigError, DTypeError
+from infernum.models.fields import (
+    Fields,
+    flag_problem,
+    integer_problem,
+    number_problem,
+    show,
+    text_problem,
+)
+
+Default = Callable[[Any], Any] | object
+"""What an absent field means: a value, or a function of the fields that are declared above it."""
+
+REQUIRED = object()
+"""The default of a field that has none."""
+NULL_IS_ABSENT = object()
+"""What null means unless a field says otherwise: the default, as if the field were not there."""
+
+STORED = (F32, F16, BF16)
+"""The types that weights may be stored in."""
+
+Check = Callable[[object], str | None]
+"""What is wrong with a value; None if nothing is."""
+
+
+class Common(TypedDict, total=False):
+    """What can be said of a field of any type.
+
+    spelled  its names in config.json; without it, the name of the dataclass field. Names that contradict each other are
+             refused
+    null     the value that null stands for, where null is not the same as an absent field
+    when     a true-or-false field: where it is false, or absent, this field has its default whatever config.json holds
+    outside  in a nested configuration, the field may also stand in the object around the nested one
+    """
+
+    spelled: tuple[str, ...]
+    null: object
+    when: str
+    outside: bool
+
+
+@dataclass(frozen=True)
+class ConfigField:
+    """Where the value of a field comes from, and what it may be.
+
+    problem      what is wrong with a value by itself
+    convert      from a JSON value to the value of the dataclass
+    multiple_of  another field that divides this one
+    even         why the value must be even
+    length       another field that counts the elements of this one
+    reader       reads the field from config.json by itself, given the fields declared above it
+    """
+
+    problem: Check
+    convert: Callable[[Any], Any] = lambda value: value
+    default: Default = REQUIRED
+    multiple_of: str = ""
+    even: str = ""
+    length: str = ""
+    reader: Callable[[Fields, Any], Any] | None = None
+    spelled: tuple[str, ...] = ()
+    null: object = NULL_IS_ABSENT
+    when: str = ""
+    outside: bool = False
+    optional: bool = False
+
+    def wrong(self, value: object) -> str | None:
+        """What is wrong with `value` by itself; None if nothing is."""
+        return None if value is None and self.optional else self.problem(value)
+
+    def misfit(self, value: Any, config: Any) -> str | None:
+        """Why a value that is right by itself does not fit the other fields of `config`; None if it does."""
+        if value is None:
+            return None
+        if self.multiple_of:
+            divisor: int = getattr(config, self.multiple_of)
+            if value % divisor:
+                return f"must be a multiple of {self.multiple_of} = {divisor}"
+        if self.even and value % 2:
+            return f"must be even: {self.even}"
+        if self.length:
+            count: int = getattr(config, self.length)
+            if len(value) != count:
+                return f"has {len(value)} elements; it must have {self.length} = {count}"
+        return None
+
+
+def integer(
+    default: Default = REQUIRED,
+    *,
+    minimum: int = 1,
+    multiple_of: str = "",
+    even: str = "",
+    **common: Unpack[Common],
+) -> Any:
+    """An integer from `minimum` to 2³¹ − 1: a multiple of the field `multiple_of`, or even, for the reason given."""
+    check = partial(integer_problem, minimum=minimum)
+    return _declare(ConfigField(check, default=default, multiple_of=multiple_of, even=even, **common))
+
+
+def number(default: Default = REQUIRED, *, zero: bool = False, **common: Unpack[Common]) -> Any:
+    """A number greater than 0; with `zero`, 0 or more."""
+    return _declare(ConfigField(partial(number_problem, zero=zero), float, default, **common))
+
+
+def flag(default: Default = REQUIRED, **common: Unpack[Common]) -> Any:
+    """True or false."""
+    return _declare(ConfigField(flag_problem, default=default, **common))
+
+
+def text(default: Default = REQUIRED, *, one_of: tuple[str, ...] = (), **common: Unpack[Common]) -> Any:
+    """A string; with `one_of`, one of these."""
+    return _declare(ConfigField(partial(_choice_problem, choices=one_of), default=default, **common))
+
+
+def integers(
+    default: Default = REQUIRED, *, minimum: int = 0, length: str = "", **common: Unpack[Common]
+) -> Any:
+    """A list of integers from `minimum` on, a tuple in the dataclass; as many as the field `length` says."""
+    check = partial(_list_problem, each=partial(integer_problem, minimum=minimum))
+    return _declare(ConfigField(check, tuple, default, length=length, **common))
+
+
+def texts(
+    default: Default = REQUIRED, *, one_of: tuple[str, ...] = (), length: str = "", **common: Unpack[Common]
+) -> Any:
+    """A list of strings, a tuple in the dataclass, each `one_of` these; as many as the field `length` says."""
+    check = partial(_list_problem, each=partial(_choice_problem, choices=one_of))
+    return _declare(ConfigField(check, tuple, default, length=length, **common))
+
+
+def read_by(
+    reader: Callable[[Fields, Any], Any], default: Default = REQUIRED, **common: Unpack[Common]
+) -> Any:
+    """What `reader(fields, config)` returns, where `config` has the fields declared above. The reader checks the value.
+
+    `default` is the value where `when` turns the field off.
+    """
+    return _declare(ConfigField(lambda value: None, default=default, reader=reader, **common))
+
+
+def fixed(value: object) -> Any:
+    """`value`, and config.json may hold no other: a field that other model types of the same blocks read."""
+    return _declare(ConfigField(partial(_other_problem, only=value), default=value))
+
+
+def stored_dtype() -> Any:
+    """The short name of the type the weights are stored in, f32 if config.json does not say.
+
+    transformers 5 writes `dtype`, which wins; transformers 4 wrote `torch_dtype`.
+    """
+    names = tuple(d.name for d in STORED)
+    return _declare(
+        ConfigField(
+            partial(_choice_problem, choices=names),
+            reader=lambda fields, config: _read_dtype(fields),
+            spelled=("dtype", "torch_dtype"),
+            outside=True,
+        )
+    )
+
+
+def width_per_head(config: Any) -> int:
+    """The default of head_dim in most families: hidden_size / num_attention_heads, which must be whole."""
+    width, heads = config.hidden_size, config.num_attention_heads
+    if width % heads:
+        raise ConfigError(
+            f"hidden_size = {width} must be a multiple of num_attention_heads = {heads} when head_dim is not given"
+        )
+    return width // heads
+
+
+def declared(config: type[Any]) -> dict[str, ConfigField]:
+    """The fields of a configuration, in order. Raises CompileError for a class that is not declared as it should be."""
+    for owner in config.__mro__:
+        loose = [name for name, value in vars(owner).items() if isinstance(value, dataclasses.Field)]
+        if loose:
+            raise CompileError(
+                f"{owner.__module__}.{owner.__name__} declares {', '.join(loose)}; put @dataclass(frozen=True)"
+                " in front of the class"
+            )
+    if not dataclasses.is_dataclass(config):
+        raise CompileError(
+            f"{config.__module__}.{config.__name__}: put @dataclass(frozen=True) in front of the class"
+        )
+    specs: dict[str, ConfigField] = {}
+    for field in dataclasses.fields(config):
+        spec = field.metadata.get(ConfigField)
+        if not isinstance(spec, ConfigField):
+            raise CompileError(
+                f"{config.__module__}.{config.__name__}: {field.name} does not say what config.json may hold;"
+                f" write {field.name}: {field.type} = integer() or another function of infernum.models.config_fields"
+            )
+        specs[field.name] = dataclasses.replace(spec, optional="None" in str(field.type))
+    return specs
+
+
+def _declare(spec: ConfigField) -> Any:
+    return dataclasses.field(metadata={ConfigField: spec})
+
+
+def _choice_problem(value: object, choices: tuple[str, ...] = ()) -> str | None:
+    if problem := text_problem(value):
+        return problem
+    return None if not choices or value in choices else f"must be one of {', '.join(choices)}"
+
+
+def _other_problem(value: object, only: object) -> str | None:
+    same = value == only and isinstance(value, bool) == isinstance(only, bool)
+    return None if same else f"must be {show(only)} in a model of this type"
+
+
+def _list_problem(value: object, each: Check) -> str | None:
+    """What is wrong with a list: a JSON array, or the tuple that it becomes."""
+    if not isinstance(value, list | tuple):
+        return "must be a list"
+    for element in cast("list[object]", value):
+        if problem := each(element):
+            return f"has {show(element)}, which {problem}"
+    return None
+
+
+def _read_dtype(fields: Fields) -> str:
+    names = [name for name in ("dtype", "torch_dtype") if fields.get(name) is not None]
+    if not names:
+        return F32.name
+    try:
+        stored = dtype(fields.text(names[0]))
+    except DTypeError:
+        stored = None
+    if stored not in STORED:
+        raise fields.error(names[0], f"is not supported; use one of {', '.join(d.long_name for d in STORED)}")
+    return stored.name
