@@ -33,6 +33,8 @@ from infernum.errors import CompileError, InfernumError
 
 GROUP = "infernum.plugins"
 PACKAGE = "infernum_plugins"
+_MOVED = {"infernum.models.llama_config": "infernum.models.llama"}
+"""Modules of the package that plugins imported once, and where their contents are now."""
 _TEMPLATES = ("*.j2", "sm_*/*.j2", "include/*.cuh")
 
 
@@ -192,4 +194,6 @@ def _at_fault(error: BaseException, plugin: str, file: Path | None) -> BaseExcep
     frames = [f for f in traceback.extract_tb(error.__traceback__) if file and f.filename == str(file)]
     line = f" line {frames[-1].lineno}:" if frames else ""
     kind = "" if isinstance(error, InfernumError) else f"{type(error).__name__}: "
-    return CompileError(f"plugin {plugin}:{line} {kind}{error}")
+    moved = _MOVED.get(str(error.name)) if isinstance(error, ModuleNotFoundError) else None
+    advice = f"; import from {moved}" if moved else ""
+    return CompileError(f"plugin {plugin}:{line} {kind}{error}{advice}")

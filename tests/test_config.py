@@ -12,7 +12,7 @@ import pytest
 from infernum.errors import ConfigError, InfernumError
 from infernum.models import presets
 from infernum.models.config import ModelConfig, config_hash, families, find_config, find_family, read_model
-from infernum.models.llama_config import LlamaConfig
+from infernum.models.llama import LlamaConfig
 from infernum.models.presets import PRESETS, resolve
 from infernum.resources import demo_folder, templates_folder
 from infernum.rope import Rope

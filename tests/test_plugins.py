@@ -172,7 +172,7 @@ def test_a_rule_ahead_of_one_that_does_not_exist_is_refused_with_a_similar_name(
 def test_a_family_of_a_name_that_is_taken_is_refused(write: Write) -> None:
     said = refusal(write("mine.py", FAMILY.replace("llama_again", "llama")))
     assert said == (
-        'plugin mine.py: a family of model_type "llama" exists already, in infernum.models.llama_config;'
+        'plugin mine.py: a family of model_type "llama" exists already, in infernum.models.llama;'
         " choose another name"
     )
 
@@ -229,8 +229,13 @@ def test_a_family_that_cannot_be_used_leaves_nothing_behind(write: Write) -> Non
             FAMILY.replace("configs=(Config,)", "config=Config"),
             "plugin mine.py: line 7: Family(config=Config) is now Family(configs=(Config,)): a tuple of classes",
         ),
+        (
+            "from infernum.models.llama_config import LlamaConfig\n",
+            "plugin mine.py: line 1: ModuleNotFoundError: No module named 'infernum.models.llama_config';"
+            " import from infernum.models.llama",
+        ),
     ],
-    ids=["config"],
+    ids=["config", "llama_config"],
 )
 def test_a_plugin_of_an_older_version_is_refused_with_the_new_spelling(
     write: Write, old: str, said: str

@@ -27,8 +27,7 @@ from infernum.ir.interpret import interpret
 from infernum.ir.kernel import Target
 from infernum.ir.rewrite import Rewrite, Rule
 from infernum.ir.text import parse_graph, print_graph
-from infernum.models.llama import decoder, embed, head
-from infernum.models.llama_config import LlamaConfig
+from infernum.models.llama import LlamaConfig, decoder, embed, head
 from infernum.ops import add, columns, flatten, heads, linear, mul, rms_norm, silu
 
 RANDOM = settings(

@@ -26,8 +26,7 @@ from infernum.ir.kernel import Target
 from infernum.ir.op import Fused
 from infernum.ir.rewrite import Rule, rewrite
 from infernum.ir.text import parse_graph, print_graph
-from infernum.models.llama import decoder, embed, head
-from infernum.models.llama_config import LlamaConfig
+from infernum.models.llama import LlamaConfig, decoder, embed, head
 from infernum.models.sampler import greedy, sample
 from infernum.ops import add, columns
 

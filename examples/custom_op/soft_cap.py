@@ -10,7 +10,7 @@ import numpy as np
 from infernum.ir.block import BatchInputs, Tensor, Weights, block
 from infernum.ir.op import pointwise
 from infernum.models import llama
-from infernum.models.llama_config import LlamaConfig
+from infernum.models.llama import LlamaConfig
 
 
 @pointwise("{cap} * tanhf({x} / {cap})", flops=3)

@@ -12,7 +12,7 @@ from infernum.ir.block import BatchInputs, Tensor, Weights, block
 from infernum.ir.kernel import Call, Target, Template
 from infernum.ir.op import elements, op
 from infernum.models import llama
-from infernum.models.llama_config import LlamaConfig
+from infernum.models.llama import LlamaConfig
 from infernum.ops import embedding
 
 

@@ -14,7 +14,7 @@ from infernum.ir.op import pointwise
 from infernum.ir.rewrite import absorb
 from infernum.models import llama
 from infernum.models.family import Family
-from infernum.models.llama_config import LlamaConfig
+from infernum.models.llama import LlamaConfig
 from infernum.ops import add, dense, rms_norm
 
 

@@ -22,7 +22,7 @@ from infernum.dtypes import relative_error
 from infernum.errors import DeviceError, RequestError
 from infernum.measure.generation import Generation, Timing
 from infernum.models.config import FamilyConfig
-from infernum.models.llama_config import LlamaConfig
+from infernum.models.llama import LlamaConfig
 from infernum.step import Float32, Int32
 
 HOW = 'LlamaForCausalLM, sdpa, StaticCache; prompt eager, decode torch.compile(mode="max-autotune", fullgraph=True)'

@@ -201,7 +201,7 @@ def test_running_a_bundle_on_a_gpu_imports_no_compiler(bundles: Bundles) -> None
         "cuda.bindings.nvrtc",
         "infernum.compiler",
         "infernum.codegen",
-        "infernum.ir",
+        "infernum.fusion",
     )
     assert [name for name in imported - without_us if name.startswith(compiles)] == []
     assert loaded_nvrtc <= libraries_load_nvrtc, "NVRTC was loaded"
