@@ -148,9 +148,10 @@ def test_what_is_missing_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) ->
         against.check_comparable(config)
     monkeypatch.setattr(against.importlib.metadata, "version", lambda name: "2.11.0+cu130")
     against.check_comparable(config)
-    other: Any = type("Other", (), {"model_type": "other"})()
-    with pytest.raises(RequestError, match="compares llama, not other"):
-        against.check_comparable(other)
+    for base in (object, type(config)):
+        other: Any = object.__new__(type("Other", (base,), {"model_type": "other"}))
+        with pytest.raises(RequestError, match="compares llama, not other"):
+            against.check_comparable(other)
 
 
 def test_agreement_ends_where_any_sequence_differs() -> None:

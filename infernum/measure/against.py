@@ -46,7 +46,7 @@ def check_comparable(config: FamilyConfig) -> None:
         )
     if importlib.metadata.version("torch").endswith("+cpu"):
         raise RequestError("--against transformers: this torch is built for CPUs; install one for CUDA")
-    if not isinstance(config, LlamaConfig):
+    if not isinstance(config, LlamaConfig) or config.model_type != LlamaConfig.model_type:
         raise RequestError(f"--against transformers compares llama, not {config.model_type}; leave it out")
 
 
