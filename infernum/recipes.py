@@ -1,0 +1,300 @@
+"""What a weight is made of: tensors of the checkpoint, cut, stacked and repacked into one buffer.
+
+A recipe stands in the graph and in the manifest; `infernum.weights` follows it when a checkpoint is loaded. Names of
+tensors may hold `{layer}` and, inside `Each`, `{expert}`. The first axis of a tensor is called its rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from infernum.dtypes import DTYPES
+from infernum.errors import ShapeError
+
+Array = np.ndarray[Any, Any]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One of `count` GPUs that share the weights."""
+
+    index: int
+    count: int
+
+
+ALONE = Rank(0, 1)
+
+
+class _Step(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    tag_field="kind",
+    tag=str.lower,
+):
+    """Base of every recipe. Two recipes are the same weight when they are equal once `filled`."""
+
+
+class Read(_Step, frozen=True):
+    """A tensor of the checkpoint. Of several `names`, the first that the checkpoint has is read.
+
+    dtype  the type that it must be stored in; None: any float type, cast to that of the buffer
+    """
+
+    names: tuple[str, ...]
+    shape: Shape
+    dtype: str | None = None
+
+
+class Rows(_Step, frozen=True):
+    """Rows start … stop − 1: a part of a fused tensor, such as q of qkv_proj."""
+
+    of: Recipe
+    start: int
+    stop: int
+
+
+class Share(_Step, frozen=True):
+    """The part of this rank: one of as many equal parts of an axis as there are ranks."""
+
+    of: Recipe
+    axis: int
+
+
+class Stack(_Step, frozen=True):
+    """Several weights, one after the other along the rows."""
+
+    of: tuple[Recipe, ...]
+
+
+class Each(_Step, frozen=True):
+    """A new first axis: the recipe for `{expert}` = 0 … count − 1."""
+
+    of: Recipe
+    count: int
+
+
+class Packed(_Step, frozen=True):
+    """The values in another order or form, by the function of `PACKINGS` called `by`."""
+
+    of: Recipe
+    by: str
+
+
+class Either(_Step, frozen=True):
+    """The first recipe all of whose tensors the checkpoint has: q_proj, or else some rows of qkv_proj."""
+
+    of: tuple[Recipe, ...]
+
+
+Recipe = Read | Rows | Share | Stack | Each | Packed | Either
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A function that repacks values, and the shape of its result for that of its operand."""
+
+    function: Callable[[Array], Array]
+    shape: Callable[[Shape], Shape]
+
+
+PACKINGS: dict[str, Packing] = {}
+"""What `Packed.by` may name."""
+
+
+def packing(
+    shape: Callable[[Shape], Shape],
+) -> Callable[[Callable[[Array], Array]], Callable[[Array], Array]]:
+    """Register a function under its name; `shape` gives the shape of its result, and raises ShapeError."""
+
+    def register(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        PACKINGS[function.__name__] = Packing(function, shape)
+        return function
+
+    return register
+
+
+def find_packing(name: str) -> Packing:
+    """The packing of that name. Raises ShapeError."""
+    if name not in PACKINGS:
+        known = ", ".join(PACKINGS)
+        raise ShapeError(f"no packing is named {name!r}; use {known}, or load the plugin that defines it")
+    return PACKINGS[name]
+
+
+def _transposed(shape: Shape) -> Shape:
+    if len(shape) < 2:
+        raise ShapeError(f"transpose needs two axes, and {list(shape)} has one")
+    return (*shape[:-2], shape[-1], shape[-2])
+
+
+@packing(_transposed)
+def transpose(values: Array) -> Array:
+    """[…, in, out] -> […, out, in], for checkpoints that store a product's weight the other way round."""
+    return np.ascontiguousarray(np.swapaxes(values, -1, -2))
+
+
+def read(name: str, *shape: int) -> Read:
+    """The checkpoint tensor `name` of that shape."""
+    return Read((name,), shape)
+
+
+def stack(recipes: Iterable[Recipe]) -> Recipe:
+    """The recipes stacked along the rows; a stack among them is taken apart, so that equal stacks are equal."""
+    parts: list[Recipe] = []
+    for recipe in recipes:
+        parts += recipe.of if isinstance(recipe, Stack) else (recipe,)
+    return parts[0] if len(parts) == 1 else Stack(tuple(parts))
+
+
+def steps(recipe: Recipe) -> Iterator[Recipe]:
+    """The recipe and every recipe within it, outermost first."""
+    yield recipe
+    match recipe:
+        case Read():
+            pass
+        case Stack(of=parts) | Either(of=parts):
+            for part in parts:
+                yield from steps(part)
+        case _:
+            yield from steps(recipe.of)
+
+
+def reads(recipe: Recipe) -> Iterator[Read]:
+    """Every tensor that the recipe reads, or may read, in order."""
+    return (step for step in steps(recipe) if isinstance(step, Read))
+
+
+def tensors_of(recipe: Recipe) -> Iterator[Read]:
+    """Every tensor that the recipe reads, or may read, with those of every expert."""
+    match recipe:
+        case Read():
+            yield recipe
+        case Stack(of=parts) | Either(of=parts):
+            for part in parts:
+                yield from tensors_of(part)
+        case Each(of=of, count=count):
+            for expert in range(count):
+                yield from tensors_of(filled(of, "expert", expert))
+        case _:
+            yield from tensors_of(recipe.of)
+
+
+def tensor_names(recipe: Recipe) -> list[str]:
+    """The names of the tensors that the recipe reads, each once; of alternatives the first."""
+    match recipe:
+        case Read(names=names):
+            return [names[0]]
+        case Stack(of=parts):
+            return list(dict.fromkeys(name for part in parts for name in tensor_names(part)))
+        case Either(of=options):
+            return tensor_names(options[0])
+        case _:
+            return tensor_names(recipe.of)
+
+
+def map_reads(recipe: Recipe, change: Callable[[Read], Read]) -> Recipe:
+    """The recipe with every `Read` in it changed."""
+    match recipe:
+        case Read():
+            return change(recipe)
+        case Stack(of=parts) | Either(of=parts):
+            return msgspec.structs.replace(recipe, of=tuple(map_reads(part, change) for part in parts))
+        case _:
+            return msgspec.structs.replace(recipe, of=map_reads(recipe.of, change))
+
+
+def filled(recipe: Recipe, field: str, number: int) -> Recipe:
+    """The recipe with `{layer}` or `{expert}`, the given field, replaced by a number in all names."""
+    pattern = f"{{{field}}}"
+    return map_reads(
+        recipe,
+        lambda tensor: msgspec.structs.replace(
+            tensor, names=tuple(name.replace(pattern, str(number)) for name in tensor.names)
+        ),
+    )
+
+
+def prefixed(recipe: Recipe, prefix: str) -> Recipe:
+    """The recipe with a prefix before all names."""
+    return map_reads(
+        recipe,
+        lambda tensor: msgspec.structs.replace(tensor, names=tuple(prefix + name for name in tensor.names)),
+    )
+
+
+def has_field(recipe: Recipe, field: str) -> bool:
+    """True when a name holds `{layer}` or `{expert}`, the given field."""
+    return any(f"{{{field}}}" in name for tensor in reads(recipe) for name in tensor.names)
+
+
+def size_of(recipe: Recipe, ranks: int = 1) -> int:
+    """Number of elements on each of `ranks` GPUs."""
+    return math.prod(shape_of(recipe, ranks))
+
+
+def shape_of(recipe: Recipe, ranks: int = 1) -> Shape:
+    """The shape of the result on each of `ranks` GPUs. Raises ShapeError for a recipe that makes no sense."""
+    match recipe:
+        case Read():
+            return _read_shape(recipe)
+        case Rows(of=of, start=start, stop=stop):
+            rows, *rest = shape_of(of, ranks)
+            if not 0 <= start < stop <= rows:
+                raise ShapeError(f"{_named(of)}: has {rows} rows, and not rows {start} to {stop}")
+            return (stop - start, *rest)
+        case Share(of=of, axis=axis):
+            whole = shape_of(of, ranks)
+            if not 0 <= axis < len(whole):
+                raise ShapeError(f"{_named(of)}: {list(whole)} has no axis {axis} to share")
+            if whole[axis] % ranks:
+                raise ShapeError(
+                    f"{_named(of)}: axis {axis} of {list(whole)} does not divide among {ranks} GPUs"
+                )
+            return (*whole[:axis], whole[axis] // ranks, *whole[axis + 1 :])
+        case Stack(of=parts):
+            return _stack_shape([shape_of(part, ranks) for part in parts], recipe)
+        case Each(of=of, count=count):
+            if count < 1 or not has_field(of, "expert"):
+                raise ShapeError(f"{_named(of)}: `each` needs a count above 0 and {{expert}} in a name")
+            if any(isinstance(step, Each) for step in steps(of)):
+                raise ShapeError(f"{_named(of)}: one `each` within another would count the same {{expert}}")
+            return (count, *shape_of(of, ranks))
+        case Packed(of=of, by=by):
+            return find_packing(by).shape(shape_of(of, ranks))
+        case Either(of=options):
+            shapes = {shape_of(option, ranks) for option in options}
+            if len(shapes) != 1:
+                raise ShapeError(
+                    f"{_named(recipe)}: the alternatives have the shapes {sorted(map(list, shapes))}"
+                )
+            return shapes.pop()
+
+
+def _read_shape(tensor: Read) -> Shape:
+    if not tensor.names:
+        raise ShapeError("a tensor of the checkpoint needs a name")
+    if not tensor.shape or min(tensor.shape) < 1:
+        raise ShapeError(f"{_named(tensor)}: a weight of shape {list(tensor.shape)} has no elements to read")
+    if tensor.dtype is not None and tensor.dtype not in DTYPES:
+        raise ShapeError(f"{_named(tensor)}: unknown dtype {tensor.dtype!r}; use one of {', '.join(DTYPES)}")
+    return tensor.shape
+
+
+def _stack_shape(shapes: list[Shape], recipe: Stack) -> Shape:
+    if len(shapes) < 2 or len({shape[1:] for shape in shapes}) != 1:
+        raise ShapeError(f"{_named(recipe)}: shapes {[list(shape) for shape in shapes]} do not stack")
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def _named(recipe: Recipe) -> str:
+    """The tensors of a recipe, for errors."""
+    return ", ".join(dict.fromkeys(name for tensor in reads(recipe) for name in tensor.names)) or "a weight"

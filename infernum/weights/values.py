@@ -1,0 +1,112 @@
+"""The values of a weight, piece by piece, as its recipe says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from infernum.recipes import (
+    ALONE,
+    Each,
+    Either,
+    Packed,
+    Rank,
+    Read,
+    Recipe,
+    Rows,
+    Share,
+    Stack,
+    filled,
+    find_packing,
+    shape_of,
+    size_of,
+    steps,
+)
+from infernum.weights.source import Array, TensorSource
+
+PIECE = 2**21
+"""Elements read at a time: at most 8 MiB, which malloc gives again and again without asking the system."""
+
+
+def pieces(recipe: Recipe, source: TensorSource, rank: Rank = ALONE) -> Iterator[Array]:
+    """The values of a recipe without alternatives, in order, flat, in the type they are stored in.
+
+    A piece has at most `PIECE` elements unless one row of a tensor has more, or the values are packed, which are
+    repacked as a whole. Pieces must not be written to.
+    """
+    for section in sections(recipe):
+        rows, *rest = shape_of(section, rank.count)
+        at_once = max(1, PIECE // math.prod(rest))
+        if any(isinstance(step, Packed) for step in steps(section)):
+            at_once = rows
+        for start in range(0, rows, at_once):
+            yield _rows(section, start, min(start + at_once, rows), source, rank).reshape(-1)
+
+
+def values(recipe: Recipe, source: TensorSource, rank: Rank = ALONE) -> Array:
+    """All values of a recipe without alternatives, in its shape."""
+    return _rows(recipe, 0, shape_of(recipe, rank.count)[0], source, rank)
+
+
+def sections(recipe: Recipe) -> Iterator[Recipe]:
+    """What lies one after the other in the weight: the parts of a stack, and what each expert has."""
+    match recipe:
+        case Stack(of=parts):
+            for part in parts:
+                yield from sections(part)
+        case Each(of=of, count=count):
+            for expert in range(count):
+                yield from sections(filled(of, "expert", expert))
+        case _:
+            yield recipe
+
+
+def run_of(recipe: Recipe, rank: Rank = ALONE) -> tuple[Read, int] | None:
+    """The tensor of which a recipe is a run of elements, and the first of them; None when it is no run of one."""
+    match recipe:
+        case Read():
+            return recipe, 0
+        case Rows(of=of, start=start):
+            row = start
+        case Share(of=of, axis=0):
+            row = rank.index * shape_of(recipe, rank.count)[0]
+        case _:
+            return None
+    inner = run_of(of, rank)
+    if inner is None:
+        return None
+    rows, *_ = shape_of(of, rank.count)
+    return inner[0], inner[1] + row * (size_of(of, rank.count) // rows)
+
+
+def _rows(recipe: Recipe, start: int, stop: int, source: TensorSource, rank: Rank) -> Array:
+    """Rows start … stop − 1 of what the recipe gives on a rank."""
+    match recipe:
+        case Read(names=(name,)):
+            return source.rows(name, start, stop)
+        case Rows(of=of, start=first):
+            return _rows(of, first + start, first + stop, source, rank)
+        case Share(of=of, axis=axis):
+            width = shape_of(recipe, rank.count)[axis]
+            first = rank.index * width
+            if axis == 0:
+                return _rows(of, first + start, first + stop, source, rank)
+            share = (*(slice(None) for _ in range(axis)), slice(first, first + width))
+            return _rows(of, start, stop, source, rank)[share]
+        case Stack(of=parts):
+            overlaps: list[Array] = []
+            for part in parts:
+                rows = shape_of(part, rank.count)[0]
+                if start < rows and stop > 0:
+                    overlaps.append(_rows(part, max(start, 0), min(stop, rows), source, rank))
+                start, stop = start - rows, stop - rows
+            return overlaps[0] if len(overlaps) == 1 else np.concatenate(overlaps)
+        case Each(of=of):
+            experts = (filled(of, "expert", expert) for expert in range(start, stop))
+            return np.stack([values(expert, source, rank) for expert in experts])
+        case Packed(of=of, by=by):
+            return find_packing(by).function(values(of, source, rank))[start:stop]
+        case Read() | Either():
+            raise AssertionError("the alternatives of a recipe are settled before its values are read")
