@@ -143,7 +143,8 @@ def open_bundle(folder: Path) -> Bundle:
         schema = msgspec.json.decode(raw, type=_SchemaOnly).schema
         if schema != SCHEMA:
             raise BundleError(
-                f"{folder}/{MANIFEST}: schema {schema}, this version reads {SCHEMA}; compile the model again"
+                f"{folder}/{MANIFEST}: schema {schema}, this version reads {SCHEMA}; compile the model again:"
+                f" `infernum compile MODEL -o {folder}`"
             )
         manifest = msgspec.json.decode(raw, type=Manifest)
     except msgspec.DecodeError as error:

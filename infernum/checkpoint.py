@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Self
@@ -11,12 +11,12 @@ import msgspec
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from infernum.dtypes import BF16, F16, F32, DType
+from infernum.dtypes import BF16, F16, F32, I32, DType
 from infernum.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-SUPPORTED = {"F32": F32, "F16": F16, "BF16": BF16}
+SUPPORTED = {"F32": F32, "F16": F16, "BF16": BF16, "I32": I32}
 
 _ROWS_COMPARED_AT_ONCE = 4096  # of head and embedding: 64 MiB of each when a row has 8192 elements of 2 bytes
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -76,11 +76,16 @@ class Checkpoint:
         self.dtype(name)  # refuses what NumPy cannot hold
         return self._find(name).opened.get_tensor(name)
 
-    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """A copy of rows start … stop − 1 of the tensor `name`, in its stored type. Raises CheckpointError."""
+        self.dtype(name)
+        return self._find(name).opened.get_slice(name)[start:stop]
+
+    def check(self, expected: Mapping[str, tuple[int, ...]], *, ignored: Collection[str] = ()) -> None:
         """Raise CheckpointError unless the checkpoint has exactly the tensors of `expected` (name → shape).
 
-        Two extras are ignored: rotary frequencies, which old checkpoints store, and a head that equals the
-        embedding when no head is expected because the two are tied.
+        Extras are ignored when they are in `ignored`, and two more: rotary frequencies, which old checkpoints store,
+        and a head that equals the embedding when no head is expected because the two are tied.
         """
         missing = [name for name in expected if name not in self.tensors]
         if missing:
@@ -92,7 +97,8 @@ class Checkpoint:
                     f" expected {list(shape)}; {_MISFIT}"
                 )
             self.dtype(name)
-        extra = [name for name in self.tensors if name not in expected and not self._ignored(name, expected)]
+        others = [name for name in self.tensors if name not in expected and name not in ignored]
+        extra = [name for name in others if not self._ignored(name, expected)]
         if extra:
             files = {self.tensors[name].file for name in extra}
             where = files.pop() if len(files) == 1 else self.folder

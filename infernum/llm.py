@@ -24,9 +24,9 @@ from infernum.errors import BundleError, CheckpointError, DeviceError, RequestEr
 from infernum.machine import DEFAULT_ARCH, Device, choose_device, native_arch, tuned_here
 from infernum.models.config import GenerationDefaults, config_hash
 from infernum.models.presets import ModelSource, resolve
-from infernum.runtime.weight_plan import plan_weights
 from infernum.sampling_params import SamplingParams
 from infernum.step import Executor, Float32
+from infernum.weights.plan import plan_weights
 
 __all__ = ["LLM", "Completion", "Event", "SamplingParams", "default_params", "load_executor"]
 
@@ -233,6 +233,14 @@ def check_bundle(bundle: Bundle, source: ModelSource, dtype: str = "auto") -> No
         )
 
 
+def check_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError unless the checkpoint has the tensors that the bundle reads, and no others."""
+    plan = plan_weights(bundle.manifest)
+    expected = {tensor.names[0]: tensor.shape for tensor in plan.chosen(checkpoint.names).tensors()}
+    alternatives = {name for tensor in plan.tensors() for name in tensor.names}
+    checkpoint.check(expected, ignored=alternatives)
+
+
 def edit_warnings(bundle: Bundle, device: Device) -> list[str]:
     """What a person who edited kernels of a bundle should know before it runs, a sentence each."""
     found: list[str] = []
@@ -284,8 +292,7 @@ def load_executor(
         max_pages_total=max_pages_total,
     )
     if checkpoint is not None:
-        stored = plan_weights(bundle.manifest).stored
-        checkpoint.check({part.name: part.shape for weight in stored for part in weight.parts})
+        check_checkpoint(bundle, checkpoint)
     loading: Callable[[int, int], None] | None = partial(progress, "loading weights") if progress else None
     if device == "cuda":
         from infernum.runtime.executor import CudaExecutor

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from infernum.recipes import Recipe
+
 SCHEMA = 7
 """Raised with every change that an older version could not read."""
 
@@ -36,14 +38,10 @@ class Buffer(Record, frozen=True):
 
 
 class Weight(Record, frozen=True):
-    """A tensor filled when a checkpoint is loaded: the named checkpoint tensors stacked along axis 0.
-
-    `parts` may hold `{layer}`. `part_shapes[i]` is the shape that `parts[i]` must have in the checkpoint.
-    """
+    """A tensor filled when a checkpoint is loaded, as its recipe says; names of tensors may hold `{layer}`."""
 
     spec: TensorSpec
-    parts: list[str]
-    part_shapes: list[list[int]]
+    recipe: Recipe
 
 
 class Pointer(Record, frozen=True, tag="pointer"):

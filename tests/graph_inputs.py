@@ -7,6 +7,7 @@ import numpy as np
 from infernum.dtypes import round_to
 from infernum.ir.block import PAGE
 from infernum.ir.graph import Graph, Input
+from infernum.recipes import Stack
 
 Arrays = dict[str, np.ndarray]
 
@@ -45,7 +46,9 @@ def random_inputs(graph: Graph, tokens: int = 3, seed: int = 7) -> Arrays:
             made[node.name] = facts[node.name]
             continue
         shape = [d if isinstance(d, int) else sizes[d] for d in node.types[0].shape]
-        scale = shape[-1] ** -0.5 if len(shape) == 2 and isinstance(node.op, Input) and node.op.parts else 1.0
+        scale = (
+            shape[-1] ** -0.5 if len(shape) == 2 and isinstance(node.op, Input) and node.op.recipe else 1.0
+        )
         numbers = rng.standard_normal(shape) * scale
         made[node.name] = round_to(numbers.astype(np.float32), node.types[0].dtype)
     return made
@@ -58,14 +61,13 @@ def copied(inputs: Arrays) -> Arrays:
 
 def stacked(graph: Graph, before: Graph, inputs: Arrays) -> Arrays:
     """The inputs of `before` as inputs of `graph`, whose weights may be stacks of those of `before`."""
-    parts = {
-        n.op.parts[0].name: inputs[n.name] for n in before.inputs if isinstance(n.op, Input) and n.op.parts
-    }
+    parts = {n.op.recipe: inputs[n.name] for n in before.inputs if isinstance(n.op, Input) and n.op.recipe}
     made: Arrays = {}
     for node in graph.inputs:
         assert isinstance(node.op, Input)
-        same = node.name in inputs
-        made[node.name] = (
-            inputs[node.name].copy() if same else np.concatenate([parts[p.name] for p in node.op.parts])
-        )
+        if node.name in inputs:
+            made[node.name] = inputs[node.name].copy()
+        else:
+            assert isinstance(node.op.recipe, Stack)
+            made[node.name] = np.concatenate([parts[part] for part in node.op.recipe.of])
     return made

@@ -22,8 +22,8 @@ from infernum.measure.shared_weights import NotingDevice, shared_tensors
 from infernum.measure.workload import page_table, random_prompts
 from infernum.models.presets import resolve
 from infernum.runtime.device import Device, DeviceMemory
-from infernum.runtime.weight_plan import plan_weights
 from infernum.runtime.weights import fill_from_checkpoint
+from infernum.weights.plan import plan_weights
 
 PROMPT, TOKENS, BATCH = 20, 9, 2
 STORED = {"float32": "float32", "bfloat16": "int16"}

@@ -194,7 +194,7 @@ CASES: dict[str, Case] = {
     ),
     "another-schema": (
         lambda w: ("inspect", rewrite_manifest(w.bundle(), lambda m: m.update(schema=99))),
-        ["schema 99", "compile"],
+        ["schema 99", "infernum compile MODEL -o "],
     ),
     "manifest-lacks-a-field": (
         lambda w: ("inspect", rewrite_manifest(w.bundle(), lambda m: m.pop("program"))),
@@ -229,7 +229,7 @@ CASES: dict[str, Case] = {
     ),
     "tensor-of-integers": (
         lambda w: w.weighted(lambda tensors: tensors.update({"model.norm.weight": np.ones(120, np.int32)})),
-        ["model.norm.weight", "I32"],
+        ["model.norm.weight", "i32", "a float type"],
     ),
     "preset-without-weights": (
         lambda w: ("run", "1 2", "--model", "llama", *CPU),

@@ -12,9 +12,10 @@ import pytest
 
 from infernum.dtypes import BF16, F32, I32
 from infernum.errors import CompileError
-from infernum.ir.graph import Graph, Input, Node, Part, TensorType, Value
+from infernum.ir.graph import Graph, Input, Node, TensorType, Value
 from infernum.ir.op import OPS, Fused, op, pointwise
 from infernum.ir.text import parse_graph, print_graph
+from infernum.recipes import Stack, read
 from infernum.rope import Rope
 
 ROWS = TensorType(("tokens", 64), BF16)
@@ -46,11 +47,13 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def inputs() -> list[tuple[Node, tuple[Value, ...]]]:
-    qkv = (
-        Part("model.layers.{layer}.q_proj.weight", (64, 64)),
-        Part("model.layers.{layer}.k_proj.weight", (32, 64)),
+    qkv = Stack(
+        (
+            read("model.layers.{layer}.q_proj.weight", 64, 64),
+            read("model.layers.{layer}.k_proj.weight", 32, 64),
+        )
     )
-    norm = (Part("model.layers.{layer}.norm.weight", (64,)),)
+    norm = read("model.layers.{layer}.norm.weight", 64)
     return [
         (Node("x", Input("stream"), (ROWS,)), ()),
         (Node("query_start", Input("batch"), (TensorType(("seqs + 1",), I32),)), ()),
@@ -274,8 +277,8 @@ BAD_GRAPHS = [
     (2, "2 types", "graph g {\n stream %x : f32[4], f32[4]\n return %x\n}"),
     (2, "expected an input", "graph g {\n strem %x : f32[4]\n return %x\n}"),
     (2, "checkpoint name", 'graph g {\n weight %x : f32[4] = "a\n return %x\n}'),
-    (2, "not a weight's part", 'graph g {\n weight %x : f32[4] = "a" [,]\n return %x\n}'),
-    (2, "not a weight's part", 'graph g {\n weight %x : f32[tokens] = "a"\n return %x\n}'),
+    (2, "no recipe for a weight", 'graph g {\n weight %x : f32[4] = "a" [,]\n return %x\n}'),
+    (2, "no recipe for a weight", 'graph g {\n weight %x : f32[tokens] = "a"\n return %x\n}'),
     (3, "defined twice", "graph g {\n stream %x : f32[4]\n stream %x : f32[4]\n return %x\n}"),
     (4, "after `return`", "graph g {\n stream %x : f32[4]\n return %x\n stream %y : f32[4]\n}"),
     (3, "after `return`", "graph g {\n stream %x : f32[4]\n return %x"),

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 
 from infernum import ops
+from infernum.codegen.weights import fold_weights
 from infernum.dtypes import BF16, F16, F32, I32, DType
 from infernum.errors import CompileError, DTypeError, InfernumError, ShapeError
-from infernum.ir.block import BatchInputs, Tensor, Weights, block
+from infernum.ir.block import BatchInputs, Tensor, Trace, Weights, block
 from infernum.ir.graph import Graph, Input, TensorType
 from infernum.ir.interpret import interpret
 from infernum.ir.kernel import Library, LoadTime, Pointwise, Template, View
 from infernum.ir.op import OPS, Op, op, pointwise
+from infernum.ir.text import parse_graph
+from infernum.recipes import Packed, Read, Rows, Stack, read, tensor_names
 from infernum.resources import templates_folder
 from infernum.rope import Rope
 
@@ -315,7 +318,7 @@ def test_a_block_may_be_a_part_of_another_which_names_its_weights() -> None:
     assert graph.name == "around"
     assert [node.op.name for node in graph.calls] == ["select_rows", "mul", "silu"]
     (scale,) = [n.op for n in graph.inputs if isinstance(n.op, Input) and n.op.role == "weight"]
-    assert [part.name for part in scale.parts] == ["outer.scale"]
+    assert scale.recipe == read("outer.scale", CFG.hidden_size)
 
 
 def test_a_fact_that_a_step_does_not_have_is_named_with_what_it_has() -> None:
@@ -428,7 +431,9 @@ def like_named_weights(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -
 
 def test_weights_of_like_names_and_those_named_as_something_else_stay_apart() -> None:
     graph = like_named_weights.trace(CFG, BF16)
-    weights = {n.name: n.op.parts[0].name for n in graph.inputs if n.op.name == "weight"}  # pyright: ignore
+    weights = {
+        n.name: tensor_names(n.op.recipe)[0] for n in graph.inputs if isinstance(n.op, Input) and n.op.recipe
+    }
     assert sorted(weights.values()) == [
         "layers.{layer}.attn.linear_1.weight",
         "layers.{layer}.experts.0.weight",
@@ -494,3 +499,62 @@ def test_an_op_cannot_take_the_name_of_another() -> None:
         @op("tokens width -> tokens width")
         def silu(x: np.ndarray) -> np.ndarray:
             return x
+
+
+@block(x="tokens 64", prefix="layers.{layer}.")
+def weights_of_all_kinds(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> Tensor:
+    q = ops.linear(x, w.rows("q_proj", "qkv_proj.weight", 96, 64, start=0, stop=64))
+    k = ops.linear(q, w.rows("k_proj", "qkv_proj.weight", 96, 64, start=64, stop=96))
+    up = ops.linear(k, w.tensor("up.weight", 64, 32, alternatives=("w3.weight",)))
+    down = ops.linear(up, w.weight("down", Packed(read("down.weight", 64, 64), "transpose")))
+    return ops.mul(down, ops.cast(w.tensor("scale", 64, dtype=F32), to="bf16"))
+
+
+def test_a_weight_may_have_alternatives_be_rows_of_another_or_have_a_recipe_and_a_dtype_of_its_own() -> None:
+    graph = weights_of_all_kinds.trace(CFG, BF16)
+    found = {
+        n.name: (n.op.recipe, n.types[0]) for n in graph.inputs if isinstance(n.op, Input) and n.op.recipe
+    }
+    qkv = read("layers.{layer}.qkv_proj.weight", 96, 64)
+    up = Read(("layers.{layer}.up.weight", "layers.{layer}.w3.weight"), (64, 32))
+    assert found == {
+        "q_proj": (Rows(qkv, 0, 64), TensorType((64, 64), BF16)),
+        "k_proj": (Rows(qkv, 64, 96), TensorType((32, 64), BF16)),
+        "up": (up, TensorType((64, 32), BF16)),
+        "down": (Packed(read("layers.{layer}.down.weight", 64, 64), "transpose"), TensorType((64, 64), BF16)),
+        "scale": (read("layers.{layer}.scale", 64), TensorType((64,), F32)),
+    }
+    assert str(parse_graph(str(graph))) == str(graph)
+
+
+@block(x="tokens 64")
+def stacked_rows(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> Tensor:
+    v, k = (w.rows(f"{n}_proj", "qkv", 96, 64, start=at, stop=at + 32) for n, at in (("v", 64), ("k", 32)))
+    return ops.linear(x, ops.stack_rows(v, k))
+
+
+def test_stacked_rows_become_one_weight_whose_recipe_is_the_stack() -> None:
+    graph = fold_weights(stacked_rows.trace(CFG, BF16))
+    (weight,) = [n for n in graph.inputs if isinstance(n.op, Input) and n.op.role == "weight"]
+    qkv = read("qkv", 96, 64)
+    assert weight.name == "v_k_proj"
+    assert weight.op == Input("weight", Stack((Rows(qkv, 64, 96), Rows(qkv, 32, 64))))
+
+
+def test_an_integer_weight_must_be_stored_as_it_is_held() -> None:
+    trace = Trace(where=())
+    words = Weights(trace, BF16).tensor("words", 8, dtype=I32)
+    role = trace.entries[words.value.node][0].op
+    assert isinstance(role, Input) and role.recipe == Read(("words",), (8,), "i32")
+
+
+@block(x="tokens 64")
+def too_many_rows(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> Tensor:
+    return ops.linear(x, w.rows("q", "qkv", 96, 64, start=64, stop=97))  # here
+
+
+def test_rows_that_a_tensor_does_not_have_are_an_error_at_their_line() -> None:
+    with pytest.raises(ShapeError) as error:
+        too_many_rows.trace(CFG, BF16)
+    line = line_of(too_many_rows.function, "# here")
+    assert str(error.value) == f"test_ops.py:{line}: qkv: has 96 rows, and not rows 64 to 97"

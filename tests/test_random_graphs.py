@@ -22,13 +22,14 @@ from infernum.fusion import RULES
 from infernum.ir.apply import apply_rules
 from infernum.ir.block import Block, Tensor, Trace
 from infernum.ir.fuse import decomposed
-from infernum.ir.graph import Graph, Input, Part, TensorType
+from infernum.ir.graph import Graph, Input, TensorType
 from infernum.ir.interpret import interpret
 from infernum.ir.kernel import Target
 from infernum.ir.rewrite import Rewrite, Rule
 from infernum.ir.text import parse_graph, print_graph
 from infernum.models.llama import LlamaConfig, decoder, embed, head
 from infernum.ops import add, columns, flatten, heads, linear, mul, rms_norm, silu
+from infernum.recipes import read
 
 RANDOM = settings(
     derandomize=True,
@@ -97,8 +98,8 @@ class Maker:
 
     def weight(self, *shape: int) -> Tensor:
         name = f"w{len(self.trace.entries)}"
-        part = Part(f"{name}.weight", shape)
-        return self.trace.input(name, Input("weight", (part,)), TensorType(shape, self.dtype))
+        role = Input("weight", read(f"{name}.weight", *shape))
+        return self.trace.input(name, role, TensorType(shape, self.dtype))
 
     def any(self) -> Tensor:
         return self.draw(st.sampled_from(self.values))
@@ -274,7 +275,7 @@ def test_what_a_rewrite_yields_first_and_second_means_the_same(
     for name, shape in shapes.items():
         stream = name in ("x", "y")
         kind = TensorType(("tokens", *shape) if stream else shape, dtype)
-        role = Input("stream") if stream else Input("weight", (Part(name, shape),))
+        role = Input("stream") if stream else Input("weight", read(name, *shape))
         tensors.append(trace.input(name, role, kind))
     before, after = list(rule.function(*tensors, **attrs))
     graph = [

@@ -20,13 +20,14 @@ from fake_gpu import FakeGpu, FakeMemory, FakeStream, at
 from infernum import dims
 from infernum.bundle import Bundle, Manifest, Stage, Weight
 from infernum.errors import BundleError, CheckpointError, DeviceError
+from infernum.recipes import Read, Recipe, read
 from infernum.runtime import driver, kv_cache, layout, sampled, weights
 from infernum.runtime.device import Device
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.gemm import Product
 from infernum.runtime.kv_cache import CachePlan, count_pages
 from infernum.runtime.loading import LoadOptions
-from infernum.runtime.weight_plan import Part, plan_weights
+from infernum.weights.plan import plan_weights
 
 
 class FakeProducts:
@@ -389,7 +390,7 @@ def qkv_manifest(whole_shape: int) -> Manifest:
 
 def test_weights_shared_by_blocks_variants_and_layers_are_stored_once() -> None:
     plan = plan_weights(toy.toy_manifest())
-    assert [weight.parts[0].name for weight in plan.stored].count("embed.weight") == 1
+    assert [weight.recipe for weight in plan.stored].count(read("embed.weight", toy.VOCAB, toy.WIDTH)) == 1
     assert len(plan.stored) == 1 + toy.LAYERS
 
 
@@ -414,7 +415,7 @@ def test_a_part_that_is_not_aligned_within_a_stacked_weight_is_stored_again() ->
 
 
 def test_two_uses_of_a_weight_must_agree_about_its_shape() -> None:
-    other = Weight(spec=toy.spec("table", 20, 16), parts=["embed.weight"], part_shapes=[[20, 16]])
+    other = Weight(spec=toy.spec("table", 20, 16), recipe=read("embed.weight", 20, 16))
     with pytest.raises(BundleError, match="two shapes"):
         plan_weights(edited(toy.toy_manifest(), "head", weights={"table": other}))
 
@@ -445,9 +446,9 @@ def test_a_tensor_longer_than_two_chunks_arrives_whole(gpu: FakeGpu) -> None:
         plan, checkpoint, memory.address, device, stream, lambda done, total: reports.append((done, total))
     )
     for stored in plan.stored:
-        for part in stored.parts:
-            arrived = at(memory.address + part.offset, np.float32, *part.shape)
-            assert np.array_equal(arrived, checkpoint.read(part.name))
+        assert isinstance(stored.recipe, Read)
+        arrived = at(memory.address + stored.offset, np.float32, *stored.recipe.shape)
+        assert np.array_equal(arrived, checkpoint.tensors[stored.recipe.names[0]])
     assert reports[-1][0] == reports[-1][1] == sum(stored.nbytes for stored in plan.stored)
     assert gpu.live == [memory], "staging buffers are given back"
 
@@ -457,23 +458,16 @@ def test_random_weights_depend_on_name_and_seed_and_not_on_where_they_lie(gpu: F
     turned = replace(plan, stored=plan.stored[::-1])
     device: Any = gpu
     stream: Any = gpu.stream()
-    weights.CHUNK_BYTES = 4096  # restored by the autouse fixture
-    filled: list[dict[str, bytes]] = []
+    weights.CHUNK_BYTES = 2**20  # restored by the autouse fixture
+    filled: list[dict[Recipe, bytes]] = []
     for order, seed in ((plan, 1), (turned, 1), (plan, 2)):
         memory: FakeMemory = gpu.alloc(plan.total_bytes, "")
-        weights.fill_with_random(order, memory.address, device, stream, seed=seed)
-        parts = [part for stored in order.stored for part in stored.parts]
+        weights.fill_with_dummies(order, memory.address, device, stream, seed=seed)
         filled.append(
-            {part.name: at(memory.address + part.offset, np.float32, *part.shape).tobytes() for part in parts}
+            {w.recipe: at(memory.address + w.offset, np.uint8, w.nbytes).tobytes() for w in order.stored}
         )
     assert filled[0] == filled[1]
     assert all(filled[0][name] != filled[2][name] for name in filled[0])
-
-
-def test_random_norms_are_near_one_and_other_weights_near_zero() -> None:
-    assert weights.is_norm(Part("model.norm.weight", (64,), 0))
-    assert not weights.is_norm(Part("q_proj.bias", (64,), 0))
-    assert not weights.is_norm(Part("q_proj.weight", (64, 64), 0))
 
 
 GIB = 2**30

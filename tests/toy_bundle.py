@@ -29,6 +29,8 @@ from infernum.bundle import (
     Weight,
     write_bundle,
 )
+from infernum.dtypes import F32, DType
+from infernum.recipes import read, stack
 from infernum.step import Batch, Sampling
 
 WIDTH, VOCAB, LAYERS, PAGE, CONTEXT = 8, 40, 3, 4, 24
@@ -44,8 +46,8 @@ def spec(name: str, *shape: int | str, dtype: str = "f32") -> TensorSpec:
 
 
 def weight(name: str, parts: list[str], *shape: int) -> Weight:
-    part_shape = [shape[0] // len(parts), *shape[1:]]
-    return Weight(spec=spec(name, *shape), parts=parts, part_shapes=[part_shape] * len(parts))
+    part_shape = (shape[0] // len(parts), *shape[1:])
+    return Weight(spec=spec(name, *shape), recipe=stack(read(part, *part_shape) for part in parts))
 
 
 def launch(kernel: str, *args: str, grid: int | str = 1) -> Launch:
@@ -228,8 +230,11 @@ class ToyCheckpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.tensors[name].shape
 
-    def read(self, name: str) -> np.ndarray:
-        return self.tensors[name]
+    def dtype(self, name: str) -> DType:
+        return F32
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        return self.tensors[name][start:stop]
 
     def logits(self, tokens: list[int]) -> np.ndarray:
         """What the toy model makes of a sequence, [tokens, vocab]."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from infernum.bundle import Gemm, Launch, not_rebuilt
 from infernum.cli.console import print_table
+from infernum.ir.recipe_text import recipe_text
 
 if TYPE_CHECKING:
     from infernum.bundle import BlockVariant, Bundle, Kernel, Manifest, Step, TensorSpec
@@ -89,8 +90,10 @@ def print_block(bundle: Bundle, found: BlockVariant) -> None:
     buffers = [(n, _type(b.spec), b.offset) for n, b in found.buffers.items()]
     title = f"{name}: arena of {_size(found.arena_bytes)}"
     print_table(title, ("buffer", "type", "offset"), buffers, numbers=("offset",))
-    weights = [(n, _type(w.spec), ", ".join(w.parts)) for n, w in found.weights.items()]
-    print_table(f"{name}: weights", ("weight", "type", "checkpoint tensors"), weights)
+    weights = [
+        (n, _type(w.spec), recipe_text(w.recipe, tuple(w.spec.shape))) for n, w in found.weights.items()
+    ]
+    print_table(f"{name}: weights", ("weight", "type", "made of"), weights)
     fired = [(f.rule, f.at, f.made) for f in found.firings]
     print_table(f"{name}: rules fired, in order", ("rule", "at", "made"), fired)
     refused = [(r.rule, r.at, r.reason) for r in found.refused]

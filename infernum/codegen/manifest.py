@@ -190,11 +190,8 @@ def _parameters(step: Kernel | None, target: Target) -> bundle.Parameters | None
 
 
 def _weight(name: str, op: Input, type_: TensorType) -> bundle.Weight:
-    return bundle.Weight(
-        spec=_spec(name, type_),
-        parts=[p.name for p in op.parts],
-        part_shapes=[list(p.shape) for p in op.parts],
-    )
+    assert op.recipe, f"%{name} is a weight made of nothing"
+    return bundle.Weight(spec=_spec(name, type_), recipe=op.recipe)
 
 
 def _spec(name: str, type_: TensorType) -> bundle.TensorSpec:

@@ -1,22 +1,23 @@
-"""Work done once, when a checkpoint is loaded: stacked weights become one weight of several parts."""
+"""Work done once, when a checkpoint is loaded: stacked weights become one weight with a recipe."""
 
 from __future__ import annotations
 
 from infernum.ir.graph import Graph, Input, Node, Value
 from infernum.ir.kernel import LoadTime
 from infernum.ir.op import Op
+from infernum.recipes import Recipe, stack
 
 
 def fold_weights(graph: Graph) -> Graph:
-    """The graph with every stack of weights replaced by a weight input that names all its checkpoint tensors."""
+    """The graph with every stack of weights replaced by a weight whose recipe is the stack."""
     while True:
-        stack = next((n for n in graph.calls if _is_stack_of_weights(graph, n)), None)
-        if stack is None:
+        stacked = next((n for n in graph.calls if _is_stack_of_weights(graph, n)), None)
+        if stacked is None:
             return graph
-        parts = [graph.node(v.node) for v in graph.operands(stack.name)]
-        names = tuple(p for part in parts for p in _input(part).parts)
-        merged = Node(graph.fresh(_merged_name([p.name for p in parts])), Input("weight", names), stack.types)
-        graph = graph.replaced([stack.name], [(merged, [])], {Value(stack.name): Value(merged.name)})
+        parts = [graph.node(v.node) for v in graph.operands(stacked.name)]
+        role = Input("weight", stack(_recipe(part) for part in parts))
+        merged = Node(graph.fresh(_merged_name([p.name for p in parts])), role, stacked.types)
+        graph = graph.replaced([stacked.name], [(merged, [])], {Value(stacked.name): Value(merged.name)})
 
 
 def _is_stack_of_weights(graph: Graph, node: Node) -> bool:
@@ -26,9 +27,9 @@ def _is_stack_of_weights(graph: Graph, node: Node) -> bool:
     return all(isinstance(p.op, Input) and p.op.role == "weight" for p in producers)
 
 
-def _input(node: Node) -> Input:
-    assert isinstance(node.op, Input)
-    return node.op
+def _recipe(node: Node) -> Recipe:
+    assert isinstance(node.op, Input) and node.op.recipe, f"%{node.name} is a weight made of nothing"
+    return node.op.recipe
 
 
 def _merged_name(names: list[str]) -> str:

@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import os
-import zlib
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from infernum.bundle import Manifest, Stage, Weight
-from infernum.dtypes import F32, DType, round_to
+from infernum.dtypes import F32, round_to
 from infernum.dtypes import dtype as dtype_named
 from infernum.errors import DeviceError
-
-Array = np.ndarray[Any, Any]
+from infernum.weights.dummy import DummyTensors, dummy_plan
+from infernum.weights.plan import WeightPlan, plan_for, plan_weights
+from infernum.weights.source import Array, TensorSource
+from infernum.weights.values import pieces
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
-_Key = tuple[tuple[str, ...], str]
-"""Checkpoint names of the stacked parts, layer filled in, and the dtype: what makes two weights the same."""
 
-_AT_ONCE = 1 << 24
-"""Elements converted at a time, which bounds what is in memory besides the result."""
-
-
-class TensorSource(Protocol):
-    """What is needed of a checkpoint."""
-
-    def read(self, name: str) -> Array:
-        """The tensor `name` in its stored dtype."""
-        ...
-
-
+@dataclass(frozen=True)
 class HostWeights:
-    """Every distinct tensor once, however many variants and layers use it: q is found within q, k and v."""
+    """Every distinct weight once, flat, however many variants and layers use it: q is found within q, k and v."""
 
-    def __init__(self, arrays: dict[_Key, Array]) -> None:
-        self._arrays = arrays
+    plan: WeightPlan
+    stored: list[Array]
 
     @classmethod
     def load(
@@ -50,78 +37,34 @@ class HostWeights:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> HostWeights:
-        """Read the weights from a checkpoint that has them all; without one, make random ones from `seed`.
+        """Read the weights from a checkpoint; without one, make random ones from `seed`.
 
-        Raises CheckpointError for what cannot be read, DeviceError when the machine has too little memory.
+        Raises CheckpointError for what is missing or cannot be read, before anything is, and DeviceError when the
+        machine has too little memory.
         """
-        recipes = _recipes(manifest)
-        sizes = {key: sum(map(math.prod, shapes)) for key, shapes in recipes.items()}
-        total, done = F32.bytes * sum(sizes.values()), 0
+        plan = plan_weights(manifest)
+        chosen, tensors = (plan_for(plan, source), {}) if source is not None else dummy_plan(plan)
+        total, done = F32.bytes * sum(weight.size for weight in chosen.stored), 0
         _check_memory(total)
-        arrays: dict[_Key, Array] = {}
-        for (names, dtype), shapes in recipes.items():
-            array = np.empty(sizes[names, dtype], np.float32)
-            starts = [0]
-            for name, shape in zip(names, shapes, strict=True):
-                starts.append(starts[-1] + math.prod(shape))
-                part = array[starts[-2] : starts[-1]]
-                if source is None:
-                    _fill_with_random(part, name, len(shape), seed)
-                else:
-                    part[:] = source.read(name).reshape(-1)
-                _round(part, dtype_named(dtype))
-            for first, last in _runs(len(names)):
-                arrays.setdefault((names[first:last], dtype), array[starts[first] : starts[last]])
+        stored: list[Array] = []
+        for weight in chosen.stored:
+            dtype = dtype_named(weight.dtype)
+            array = np.empty(weight.size, np.float32 if dtype.is_float else dtype.numpy)
+            first = 0
+            for piece in pieces(weight.recipe, source or DummyTensors(tensors, seed, dtype), chosen.rank):
+                array[first : first + piece.size] = round_to(piece, dtype)
+                first += piece.size
+            stored.append(array)
             done += array.nbytes
             if progress is not None:
                 progress(done, total)
-        return cls(arrays)
+        return cls(chosen, stored)
 
     def array(self, weight: Weight, stage: Stage) -> Array:
         """The weight as applied in one stage of the program, in its own shape."""
-        return self._arrays[_key(weight, stage)].reshape([int(dim) for dim in weight.spec.shape])
-
-
-def _recipes(manifest: Manifest) -> dict[_Key, list[list[int]]]:
-    """The weights to fill, and the shapes of their parts; what is a run of the parts of another is left out."""
-    found: dict[_Key, list[list[int]]] = {}
-    for stage in manifest.program:
-        for variant in manifest.blocks[stage.block].values():
-            for weight in variant.weights.values():
-                found.setdefault(_key(weight, stage), weight.part_shapes)
-    kept: dict[_Key, list[list[int]]] = {}
-    covered: set[_Key] = set()
-    for (names, dtype), shapes in sorted(found.items(), key=lambda item: -len(item[0][0])):
-        if (names, dtype) not in covered:
-            kept[names, dtype] = shapes
-            covered |= {(names[first:last], dtype) for first, last in _runs(len(names))}
-    return kept
-
-
-def _key(weight: Weight, stage: Stage) -> _Key:
-    return tuple(part.replace("{layer}", str(stage.layer)) for part in weight.parts), weight.spec.dtype
-
-
-def _runs(count: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of every run of consecutive parts."""
-    for first in range(count):
-        for last in range(first + 1, count + 1):
-            yield first, last
-
-
-def _round(values: Array, dtype: DType) -> None:
-    if dtype is F32:
-        return
-    for start in range(0, len(values), _AT_ONCE):
-        values[start : start + _AT_ONCE] = round_to(values[start : start + _AT_ONCE], dtype)
-
-
-def _fill_with_random(values: Array, name: str, rank: int, seed: int) -> None:
-    """Norm weights around 1 with deviation 0.1, everything else around 0 with 0.02; each tensor by its name."""
-    is_norm = rank == 1 and not name.endswith("bias")
-    np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(dtype=np.float32, out=values)
-    values *= np.float32(0.1 if is_norm else 0.02)
-    values += np.float32(1.0 if is_norm else 0.0)
+        place = self.plan.place(weight, stage)
+        shape = [int(dim) for dim in weight.spec.shape]
+        return self.stored[place.stored][place.first :][: int(np.prod(shape))].reshape(shape)
 
 
 def _check_memory(nbytes: int) -> None:

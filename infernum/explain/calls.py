@@ -8,6 +8,7 @@ from typing import Any
 
 from infernum.ir.graph import Graph, Input, Node, Value
 from infernum.ir.op import Fused, Op
+from infernum.recipes import tensor_names
 
 LONGEST_ATTRIBUTE = 24
 
@@ -88,7 +89,8 @@ def reads_of(graph: Graph, name: str, kernels: Mapping[str, str]) -> list[Read]:
         while seen.name not in kernels and not isinstance(seen.op, Input):
             seen = graph.node(graph.operands(seen.name)[0].node)  # a view of what its first operand is
         source = seen.op.role if isinstance(seen.op, Input) else kernels[seen.name]
-        parts = [part.name for part in seen.op.parts] if isinstance(seen.op, Input) else []
+        recipe = seen.op.recipe if isinstance(seen.op, Input) else None
+        parts = tensor_names(recipe) if recipe else []
         found.append(Read(_name(value), str(graph.type(value)), source, parts))
     return found
 

@@ -18,10 +18,11 @@ from typing import Any
 from infernum.dims import SYMBOLS, Dim, evaluate
 from infernum.dtypes import F32, I32, DType
 from infernum.errors import CompileError, InfernumError, ShapeError
-from infernum.ir.graph import Graph, Input, Node, Part, TensorType, Value
+from infernum.ir.graph import Graph, Input, Node, TensorType, Value
 from infernum.ir.hazards import check_in_place
 from infernum.ir.op import Op, as_tuple
 from infernum.ir.settings import is_plain, suffix
+from infernum.recipes import Read, Recipe, Rows, prefixed, shape_of
 from infernum.step import INPUTS, SEEN
 
 PAGE = 64
@@ -102,16 +103,42 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Weights:
-    """Names the weights of a block. `prefix` may hold `{layer}`."""
+    """Names the weights of a block. `prefix` may hold `{layer}`, and goes before the names of all tensors.
+
+    A weight is held in `dtype` unless it is given one of its own. Values are cast when they are loaded; integers are
+    not, and must be stored in that very type.
+    """
 
     trace: Trace
     dtype: DType
     prefix: str = ""
 
-    def tensor(self, name: str, *shape: int) -> Tensor:
-        """The checkpoint tensor `prefix + name`, which must have the given shape."""
-        role = Input("weight", (Part(self.prefix + name, shape),))
-        return self.trace.input(self._called(name, role), role, TensorType(shape, self.dtype))
+    def tensor(
+        self, name: str, *shape: int, alternatives: Sequence[str] = (), dtype: DType | None = None
+    ) -> Tensor:
+        """The checkpoint tensor of that name and shape, or else the first of `alternatives` that is there."""
+        return self.weight(name, Read((name, *alternatives), shape, _stored(dtype)), dtype)
+
+    def rows(
+        self, called: str, name: str, *shape: int, start: int, stop: int, dtype: DType | None = None
+    ) -> Tensor:
+        """Rows start … stop − 1 of the fused checkpoint tensor `name`, of that shape; `called` names them in the graph.
+
+        q = w.rows("q_proj", "qkv_proj.weight", q + 2 * kv, cfg.hidden_size, start=0, stop=q)
+        """
+        return self.weight(called, Rows(Read((name,), shape, _stored(dtype)), start, stop), dtype)
+
+    def weight(self, called: str, recipe: Recipe, dtype: DType | None = None) -> Tensor:
+        """The weight that a recipe describes; `called` names it in the graph.
+
+        Raises ShapeError with the DSL line in front for a recipe that makes no sense.
+        """
+        try:
+            type_ = TensorType(shape_of(recipe), dtype or self.dtype)
+        except ShapeError as error:
+            raise ShapeError(f"{caller()}: {error}") from error
+        role = Input("weight", prefixed(recipe, self.prefix))
+        return self.trace.input(self._called(called, role), role, type_)
 
     def _called(self, name: str, role: Input) -> str:
         """What the graph calls a weight: its name, with as much of the prefix as tells it from everything else."""
@@ -132,7 +159,7 @@ class Weights:
         return (
             isinstance(found, Input)
             and found.role == "weight"
-            and [p.name for p in found.parts] == [p.name for p in role.parts]
+            and (found.recipe == role.recipe or _names_alike(found.recipe, role.recipe))
         )
 
     def under(self, prefix: str) -> Weights:
@@ -272,6 +299,16 @@ def _stream_type(text: str, cfg: Any, dtype: DType) -> TensorType:
     return TensorType(
         tuple(d if d in SYMBOLS else int(d) if d.isdigit() else getattr(cfg, d) for d in dims), fixed or dtype
     )
+
+
+def _names_alike(one: Recipe | None, other: Recipe | None) -> bool:
+    """True for one tensor of the checkpoint under two shapes, which is a mistake and not two weights."""
+    return isinstance(one, Read) and isinstance(other, Read) and one.names == other.names
+
+
+def _stored(dtype: DType | None) -> str | None:
+    """The type that a tensor must be stored in for a buffer of `dtype`."""
+    return dtype.name if dtype and not dtype.is_float else None
 
 
 def _identifier(name: str) -> str:

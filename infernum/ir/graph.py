@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from infernum.dims import Dim
 from infernum.dtypes import DType
+from infernum.recipes import Recipe
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -57,19 +58,12 @@ class Value:
         return f"%{self.node}" if self.index == 0 else f"%{self.node}.{self.index}"
 
 
-class Part(NamedTuple):
-    """One checkpoint tensor of a weight; its name may hold `{layer}`."""
-
-    name: str
-    shape: tuple[int, ...]
-
-
 @dataclass(frozen=True)
 class Input:
-    """A graph input. `parts` of a weight are the checkpoint tensors it is made of, stacked along axis 0."""
+    """A graph input. A weight has the recipe that says which tensors of the checkpoint it is made of, and how."""
 
     role: Role
-    parts: tuple[Part, ...] = ()
+    recipe: Recipe | None = None
 
     @property
     def name(self) -> str:

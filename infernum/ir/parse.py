@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -11,8 +10,10 @@ from typing import Any, NoReturn
 from infernum.dims import Dim
 from infernum.dtypes import DTYPES
 from infernum.errors import CompileError, InfernumError
-from infernum.ir.graph import Graph, Input, Node, Part, TensorType, Value
+from infernum.ir.graph import Graph, Input, Node, TensorType, Value
 from infernum.ir.op import OPS, Fused, Op
+from infernum.ir.recipe_text import parse_recipe
+from infernum.recipes import Recipe
 from infernum.rope import Rope
 
 ATTR_TYPES: dict[str, type[Any]] = {"Rope": Rope}
@@ -27,7 +28,6 @@ _VALUE = re.compile(r"%([A-Za-z_]\w*)(?:\.([1-9]\d*))?$")
 _BOUND = re.compile(r"%([A-Za-z_]\w*) = (%.+)$")
 _TYPE = re.compile(r"(\w+)\[(.*)\]$")
 _DIM = re.compile(r"[\w +\-*/(),]+$")
-_PART = re.compile(r"(\".*\")(?: (\[[\d, ]*\]))?$")
 
 Entries = dict[str, tuple[Node, tuple[Value, ...]]]
 
@@ -82,21 +82,18 @@ class _Parser:
         return graph
 
     def input(self, found: re.Match[str]) -> Node:
-        role, name, type_text, parts_text = found.groups()
+        role, name, type_text, recipe_text = found.groups()
         types = self.types(type_text)
         if len(types) > 1:
             self.fail(f"the input %{name} has {len(types)} types")
-        parts = tuple(self.part(part, types) for part in _split(parts_text)) if parts_text else ()
-        return Node(name, Input(role, parts), types, {}, self.where)  # pyright: ignore[reportArgumentType]
+        recipe = self.recipe(recipe_text, types) if recipe_text else None
+        return Node(name, Input(role, recipe), types, {}, self.where)  # pyright: ignore[reportArgumentType]
 
-    def part(self, text: str, types: tuple[TensorType, ...]) -> Part:
-        name, shape = self.match(_PART, text, '`"checkpoint name" [shape]`').groups()
+    def recipe(self, text: str, types: tuple[TensorType, ...]) -> Recipe:
         try:
-            if shape:
-                return Part(json.loads(name), tuple(json.loads(shape)))
-            return Part(json.loads(name), tuple(int(dim) for dim in types[0].shape))
-        except (ValueError, IndexError):
-            self.fail(f'{text!r} is not a weight\'s part; write `"checkpoint name" [shape]`')
+            return parse_recipe(text, types[0].shape if types else ())
+        except ValueError as error:
+            self.fail(f'{text} is no recipe for a weight ({error}); write `"checkpoint name" [shape]`')
 
     def body(self, name: str, entries: Entries) -> Graph:
         """The calls from the current line on, up to the closing brace."""

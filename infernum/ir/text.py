@@ -14,23 +14,23 @@
       return %a.1
     }
 
-The parts of a weight are stacked; the shape of a single part that is the whole weight is left out. In a fused
-call, names before `=` are the inputs of its body. The kernels of a fusion, and what they call its results, are
-not part of the text. Attributes are Python literals or `ATTR_TYPES`. Text after `#` is the DSL lines that a call
-came from.
+What a weight is made of is written as `infernum.ir.recipe_text` says: several tensors are stacked, and the shape of a
+single one that is the whole weight is left out. In a fused call, names before `=` are the inputs of its body. The
+kernels of a fusion, and what they call its results, are not part of the text. Attributes are Python literals or
+`ATTR_TYPES`. Text after `#` is the DSL lines that a call came from.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 from infernum.errors import CompileError
-from infernum.ir.graph import Graph, Input, Node, Part
+from infernum.ir.graph import Graph, Input, Node
 from infernum.ir.op import Fused
 from infernum.ir.parse import ATTR_TYPES, parse_graph
+from infernum.ir.recipe_text import recipe_text
 
 __all__ = ["ATTR_TYPES", "parse_graph", "print_graph"]
 
@@ -44,16 +44,9 @@ def print_graph(graph: Graph) -> str:
 
 def _input(node: Node) -> str:
     assert isinstance(node.op, Input), f"{node.name} is not an input"
-    whole = node.types[0].shape if node.types else None
-    parts = ", ".join(
-        _part(part, bare=len(node.op.parts) == 1 and part.shape == whole) for part in node.op.parts
-    )
-    return f"{node.op.role} %{node.name}{_types(node)}{f' = {parts}' if parts else ''}{_where(node)}"
-
-
-def _part(part: Part, *, bare: bool) -> str:
-    name = json.dumps(part.name, ensure_ascii=False)
-    return name if bare else f"{name} {list(part.shape)}"
+    recipe = node.op.recipe
+    written = f" = {recipe_text(recipe, node.types[0].shape if node.types else None)}" if recipe else ""
+    return f"{node.op.role} %{node.name}{_types(node)}{written}{_where(node)}"
 
 
 def _body(graph: Graph) -> Iterator[str]:

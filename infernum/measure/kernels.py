@@ -31,7 +31,7 @@ from infernum.runtime.device import Device
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.layout import block_variant
 from infernum.runtime.timing import HeadStart, Stopwatch
-from infernum.runtime.weights import TensorSource
+from infernum.weights.source import TensorSource
 
 LOOP_STEPS = 64
 """Decode steps of the loop that is timed by the wall clock."""

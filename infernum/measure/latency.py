@@ -36,10 +36,10 @@ from infernum.models.presets import ModelSource
 from infernum.runtime.device import Device
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.loading import LoadOptions
-from infernum.runtime.weight_plan import weight_key
-from infernum.runtime.weights import TensorSource
 from infernum.sampling_params import PARAMETERS, SamplingParams
 from infernum.step import Executor, Float32, Int32
+from infernum.weights.plan import weight_key
+from infernum.weights.source import TensorSource
 
 WARM_UPS = 2
 """Generations ahead of the timed ones: they load kernels, choose algorithms and capture graphs."""

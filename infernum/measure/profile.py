@@ -31,8 +31,8 @@ from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.layout import block_variant
 from infernum.runtime.prepared import PreparedStep
 from infernum.runtime.timing import HeadStart
-from infernum.runtime.weights import TensorSource
 from infernum.step import Batch, Int32
+from infernum.weights.source import TensorSource
 
 TIME_SOURCE = (
     "CUDA events between launches: kernels do not overlap as they do otherwise, and gaps are left out"

@@ -8,8 +8,10 @@ from typing import Any
 
 from infernum import dtypes
 from infernum.bundle import Manifest
+from infernum.recipes import Read
 from infernum.runtime.device import Device, DeviceMemory
-from infernum.runtime.weight_plan import plan_weights
+from infernum.runtime.weights import placed_sections
+from infernum.weights.plan import plan_weights
 
 Wrap = Callable[[int, tuple[int, ...], str], Any]
 """A tensor over the memory at an address, given its shape and the short name of its dtype."""
@@ -33,11 +35,12 @@ def shared_tensors(manifest: Manifest, base: int, wrap: Wrap) -> dict[str, Any]:
     Tensors that are stacked for one product, such as q, k and v, are rows of it that follow each other.
     """
     assert base, "the executor has noted where its weights are"
-    return {
-        part.name: wrap(base + part.offset, part.shape, weight.dtype)
-        for weight in plan_weights(manifest).stored
-        for part in weight.parts
-    }
+    tensors: dict[str, Any] = {}
+    for weight in plan_weights(manifest).stored:
+        for section, offset in placed_sections(weight):
+            assert isinstance(section, Read), f"{section} is no whole tensor of the checkpoint"
+            tensors[section.names[0]] = wrap(base + offset, section.shape, weight.dtype)
+    return tensors
 
 
 def tensors_on_gpu(manifest: Manifest, base: int) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from infernum.bundle import Bundle, open_bundle
 from infernum.errors import DeviceError, RequestError
-from infernum.llm import Progress, check_bundle, compile_for, open_checkpoint
+from infernum.llm import Progress, check_bundle, check_checkpoint, compile_for, open_checkpoint
 from infernum.models.presets import ModelSource, resolve
 from infernum.runtime.driver import describe
 from infernum.runtime.layout import check_arch
-from infernum.runtime.weight_plan import plan_weights
-from infernum.runtime.weights import TensorSource
+from infernum.weights.source import TensorSource
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,5 @@ def open_subject(
         return Subject(bundle, None)
     checkpoint = open_checkpoint(source, load_format)
     if checkpoint is not None:
-        stored = plan_weights(bundle.manifest).stored
-        checkpoint.check({part.name: part.shape for weight in stored for part in weight.parts})
+        check_checkpoint(bundle, checkpoint)
     return Subject(bundle, checkpoint, tuple(source.warnings))

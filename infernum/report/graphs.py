@@ -7,6 +7,7 @@ from typing import Any
 from infernum.ir.graph import Graph, Input, Node
 from infernum.ir.kernel import LoadTime, View
 from infernum.ir.op import Fused
+from infernum.recipes import tensor_names
 
 
 def kind_of(node: Node) -> str:
@@ -40,7 +41,7 @@ def _node_data(graph: Graph, node: Node) -> dict[str, Any]:
     if node.where:
         data["where"] = list(node.where)
     if isinstance(node.op, Input):
-        return data | ({"parts": [part.name for part in node.op.parts]} if node.op.parts else {})
+        return data | ({"parts": tensor_names(node.op.recipe)} if node.op.recipe else {})
     operands = graph.operands(node.name)
     params = node.op.params
     if len(params) != len(operands):

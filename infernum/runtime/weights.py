@@ -1,57 +1,33 @@
 """Fills the weights of a bundle on the GPU, from a checkpoint or with random numbers.
 
-A checkpoint is never whole in host memory: its memory-mapped tensors pass through two pinned chunks, one
+A checkpoint is never whole in host memory: pieces of its memory-mapped tensors pass through two pinned chunks, one
 being filled while the other is on its way to the GPU.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from infernum import dtypes
 from infernum.dtypes import DType
-from infernum.errors import CheckpointError
+from infernum.recipes import Recipe, size_of
 from infernum.runtime.device import Device, PinnedMemory
 from infernum.runtime.stream import Event, Stream
-from infernum.runtime.weight_plan import Part, StoredWeight, WeightPlan
+from infernum.weights.dummy import DummyTensors, dummy_plan, is_norm, pool_of, pool_runs
+from infernum.weights.plan import StoredWeight, WeightPlan, plan_for
+from infernum.weights.source import TensorSource
+from infernum.weights.values import pieces, run_of, sections
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 8 * 2**20
 _CAST_ELEMENTS = 2**20
 """Elements cast at a time, so that the float32 values in between stay in the processor's cache."""
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
-
-
-class TensorSource(Protocol):
-    """What is needed of a checkpoint: names, shapes, and arrays in their stored dtype."""
-
-    @property
-    def names(self) -> frozenset[str]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def read(self, name: str) -> np.ndarray: ...
-
-
-def check_tensors(plan: WeightPlan, source: TensorSource) -> None:
-    """Raises CheckpointError naming the first tensor that `source` lacks or has in another shape."""
-    for weight in plan.stored:
-        for part in weight.parts:
-            if part.name not in source.names:
-                raise CheckpointError(
-                    f"{part.name}: the checkpoint has no such tensor; was the bundle compiled for it?"
-                )
-            if source.shape(part.name) != part.shape:
-                raise CheckpointError(
-                    f"{part.name}: the checkpoint has shape {list(source.shape(part.name))},"
-                    f" the bundle was compiled for {list(part.shape)}"
-                )
 
 
 def fill_from_checkpoint(
@@ -62,24 +38,22 @@ def fill_from_checkpoint(
     stream: Stream,
     progress: Progress | None = None,
 ) -> None:
-    """Copy every planned tensor to `base` on the GPU, cast to its storage dtype. Returns when all are there.
+    """Copy every planned weight to `base` on the GPU, cast to its dtype. Returns when all are there.
 
     Raises CheckpointError before anything is copied when a tensor is missing or misshapen.
     """
-    check_tensors(plan, source)
-    done, total = 0, sum(weight.nbytes for weight in plan.stored)
+    chosen = plan_for(plan, source)
+    done, total = 0, sum(weight.nbytes for weight in chosen.stored)
     with ExitStack() as stack:
         staging = Staging(device, stream, stack)
-        for weight in plan.stored:
-            dtype = dtypes.dtype(weight.dtype)
-            for part in weight.parts:
-                values = source.read(part.name).reshape(-1)
-                for start in range(0, part.size, CHUNK_BYTES // dtype.bytes):
-                    chunk = values[start : start + CHUNK_BYTES // dtype.bytes]
-                    staging.send(chunk, dtype, base + part.offset + start * dtype.bytes)
-                    done += chunk.size * dtype.bytes
-                    if progress is not None:
-                        progress(done, total)
+        for weight in chosen.stored:
+            dtype, at = dtypes.dtype(weight.dtype), base + weight.offset
+            for piece in pieces(weight.recipe, source, chosen.rank):
+                staging.send(piece, dtype, at)
+                at += piece.size * dtype.bytes
+                done += piece.size * dtype.bytes
+                if progress is not None:
+                    progress(done, total)
         stream.synchronize()
 
 
@@ -99,7 +73,12 @@ class Staging:
         stack.callback(stream.synchronize)
 
     def send(self, values: np.ndarray, dtype: DType, to: int) -> None:
-        """Queue the copy of at most `CHUNK_BYTES` of flat `values`, cast to `dtype`, to the GPU."""
+        """Queue the copy of flat `values`, cast to `dtype`, to the GPU; they may change once this returns."""
+        at_once = CHUNK_BYTES // dtype.bytes
+        for start in range(0, values.size, at_once):
+            self._send(values[start : start + at_once], dtype, to + start * dtype.bytes)
+
+    def _send(self, values: np.ndarray, dtype: DType, to: int) -> None:
         self._turn = 1 - self._turn
         chunk, sent = self._chunks[self._turn], self._sent[self._turn]
         sent.wait()
@@ -121,7 +100,7 @@ def cast_into(out: np.ndarray, values: np.ndarray) -> None:
             out[piece] = values[piece].astype(np.float32).astype(out.dtype)
 
 
-def fill_with_random(
+def fill_with_dummies(
     plan: WeightPlan,
     base: int,
     device: Device,
@@ -130,64 +109,60 @@ def fill_with_random(
     seed: int,
     progress: Progress | None = None,
 ) -> None:
-    """Fill every planned tensor with random numbers; no checkpoint is needed.
+    """Fill every planned weight with the numbers of `infernum.weights.dummy`; no checkpoint is needed.
 
-    They depend on the tensor's name and `seed` alone, so that every bundle of a model gets the same weights. Matrices
-    and biases are normal with standard deviation 0.02, norm weights with mean 1 and deviation 0.1. The numbers repeat:
-    all are copies, at shifting offsets, of one pool of 64 MiB.
+    What is a run of a tensor is copied from pools on the GPU; anything else is put together on the host.
     """
-    done, total = 0, sum(weight.nbytes for weight in plan.stored)
+    chosen, tensors = dummy_plan(plan)
+    done, total = 0, sum(weight.nbytes for weight in chosen.stored)
     with ExitStack() as stack:
         staging = Staging(device, stream, stack)
-        pools: dict[tuple[str, bool], int] = {}
-        for weight in plan.stored:
-            for part in weight.parts:
-                kind = (weight.dtype, is_norm(part))
-                if kind not in pools:
-                    memory = device.alloc(CHUNK_BYTES, "random weights")
-                    stack.callback(memory.free)
-                    stack.callback(stream.synchronize)
-                    staging.send(*_random_chunk(np.random.default_rng([seed, kind[1]]), kind), memory.address)
-                    pools[kind] = memory.address
-                _spread(
-                    stream,
-                    pools[kind],
-                    base + part.offset,
-                    _nbytes(part, weight),
-                    zlib.crc32(part.name.encode()),
-                )
+        pools = _Pools(device, stream, staging, seed, stack)
+        for weight in chosen.stored:
+            dtype = dtypes.dtype(weight.dtype)
+            source = DummyTensors(tensors, seed, dtype)
+            for section, offset in placed_sections(weight, chosen.rank.count):
+                run = run_of(section, chosen.rank)
+                if run is not None and source.dtype(run[0].names[0]) is dtype:
+                    (name,), shape = run[0].names, run[0].shape
+                    pool, at = pools.address(dtype, norm=is_norm(name, shape)), base + offset
+                    for first, count in pool_runs(name, run[1], size_of(section, chosen.rank.count)):
+                        stream.copy(at, pool + first * dtype.bytes, count * dtype.bytes)
+                        at += count * dtype.bytes
+                    continue
+                at = base + offset
+                for piece in pieces(section, source, chosen.rank):
+                    staging.send(piece, dtype, at)
+                    at += piece.size * dtype.bytes
             done += weight.nbytes
             if progress is not None:
                 progress(done, total)
         stream.synchronize()
 
 
-def is_norm(part: Part) -> bool:
-    """True for the scale of a norm: a vector that is no bias."""
-    return len(part.shape) == 1 and not part.name.endswith("bias")
+def placed_sections(weight: StoredWeight, ranks: int = 1) -> Iterator[tuple[Recipe, int]]:
+    """What lies one after the other in a weight, and the offset in bytes of each from the start of all weights."""
+    offset = weight.offset
+    for section in sections(weight.recipe):
+        yield section, offset
+        offset += size_of(section, ranks) * dtypes.dtype(weight.dtype).bytes
 
 
-def _nbytes(part: Part, weight: StoredWeight) -> int:
-    return part.size * dtypes.dtype(weight.dtype).bytes
+class _Pools:
+    """The pools of random numbers on the GPU, each made when it is first asked for."""
 
+    def __init__(self, device: Device, stream: Stream, staging: Staging, seed: int, stack: ExitStack) -> None:
+        self._device, self._stream, self._staging = device, stream, staging
+        self._seed, self._stack = seed, stack
+        self._addresses: dict[tuple[str, bool], int] = {}
 
-def _random_chunk(rng: np.random.Generator, kind: tuple[str, bool]) -> tuple[np.ndarray[Any, Any], DType]:
-    name, norm = kind
-    dtype = dtypes.dtype(name)
-    values = rng.standard_normal(CHUNK_BYTES // dtype.bytes, dtype=np.float32)
-    values *= np.float32(0.1 if norm else 0.02)
-    values += np.float32(1.0 if norm else 0.0)
-    return values, dtype
-
-
-def _spread(stream: Stream, pool: int, to: int, nbytes: int, first: int) -> None:
-    """Fill `nbytes` at `to` from the pool in pieces that start all over it, so that rows do not repeat in step.
-
-    `first` decides where the first piece starts.
-    """
-    piece = first
-    while nbytes > 0:
-        start = (2 * piece + 1) * 16 * 26_339 % CHUNK_BYTES  # an odd multiple of 16 bytes: never a whole row
-        size = min(nbytes, CHUNK_BYTES - start)
-        stream.copy(to, pool + start, size)
-        to, nbytes, piece = to + size, nbytes - size, piece + 1
+    def address(self, dtype: DType, *, norm: bool) -> int:
+        key = (dtype.name, norm)
+        if key not in self._addresses:
+            pool: np.ndarray[Any, Any] = pool_of(self._seed, dtype, norm=norm)
+            memory = self._device.alloc(pool.nbytes, "random weights")
+            self._stack.callback(memory.free)
+            self._stack.callback(self._stream.synchronize)
+            self._staging.send(pool, dtype, memory.address)
+            self._addresses[key] = memory.address
+        return self._addresses[key]

@@ -13,6 +13,7 @@ from infernum.codegen.places import Place
 from infernum.dtypes import DType, round_to
 from infernum.ir.block import PAGE
 from infernum.ir.op import Fused, Op
+from infernum.recipes import tensor_names
 from infernum.verify.facts import Facts
 from infernum.verify.image import sizes
 from infernum.verify.units import Unit
@@ -122,7 +123,7 @@ class _Operands:
 
         Biases are of the trial's kind, since they are added to what is, and so are weights that are copied.
         """
-        name = self.unit.variant.weights[place.tensor].parts[0]
+        name = tensor_names(self.unit.variant.weights[place.tensor].recipe)[0]
         if self.copies or name.endswith("bias"):
             return draw(self.kind, shape, dtype, self.rng, self.factor)
         if place not in self.weights:

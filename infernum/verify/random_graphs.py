@@ -9,8 +9,9 @@ import numpy as np
 
 from infernum.dtypes import DType
 from infernum.ir.block import Tensor, Trace
-from infernum.ir.graph import Graph, Input, Part, TensorType
+from infernum.ir.graph import Graph, Input, TensorType
 from infernum.ops import add, cast, columns, flatten, heads, linear, mul, rms_norm, silu
+from infernum.recipes import read
 
 WIDTHS = (8, 16)
 LARGEST = 8
@@ -42,7 +43,7 @@ class Maker:
     def weight(self, *shape: int) -> Tensor:
         """A new weight, one checkpoint tensor."""
         name = f"w{len(self.trace.entries)}"
-        role = Input("weight", (Part(f"{name}.weight", shape),))
+        role = Input("weight", read(f"{name}.weight", *shape))
         return self.trace.input(name, role, TensorType(shape, self.dtype))
 
     def like(self, value: Tensor) -> Tensor:

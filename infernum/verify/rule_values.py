@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -12,9 +13,12 @@ import numpy as np
 from infernum import dims
 from infernum.dtypes import F16, DType, round_to
 from infernum.ir.block import PAGE
-from infernum.ir.graph import Input, Node, Part, TensorType
+from infernum.ir.graph import Input, Node, TensorType
+from infernum.recipes import Read, Recipe, tensors_of
 from infernum.sampling_params import PARAMETERS
 from infernum.step import BATCH_INPUTS, SEEN
+from infernum.weights.choice import choose
+from infernum.weights.values import values
 
 Array = np.ndarray[Any, Any]
 
@@ -59,22 +63,18 @@ class Values:
     def of(self, node: Node) -> Array:
         """The array of a graph's input, float32 or of its integer type; not shared, but for weights.
 
-        Raises ValueError for a weight whose checkpoint tensors do not stack.
+        Raises ShapeError for a weight whose recipe makes no sense.
         """
         assert isinstance(node.op, Input), f"{node.name} is not an input"
-        if node.op.parts:
-            parts = [self._part(part, node.types[0].dtype) for part in node.op.parts]
-            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if node.op.recipe:
+            return self._weight(node.op.recipe, node.types[0].dtype)
         if node.name not in self.made:
             self.made[node.name] = self._array(node.name, node.types[0])
         return self.made[node.name].copy()
 
-    def _part(self, part: Part, dtype: DType) -> Array:
-        if part.name not in self.made:
-            scale = part.shape[-1] ** -0.5 if len(part.shape) > 1 else 1.0
-            numbers = _normal(part.name, part.shape) * np.float32(scale)
-            self.made[part.name] = round_to(numbers, dtype)
-        return self.made[part.name]
+    def _weight(self, recipe: Recipe, dtype: DType) -> Array:
+        tensors = {tensor.names[0]: tensor for tensor in tensors_of(recipe)}
+        return values(choose(recipe, tensors), _Tensors(tensors, dtype, self.made))
 
     def _array(self, name: str, kind: TensorType) -> Array:
         facts = _facts(self.round)
@@ -107,6 +107,32 @@ class Values:
                 case _:
                     pass
         return numbers
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """Tensors of a checkpoint, in float32: matrices of unit gain. Each is drawn once and held in `made`."""
+
+    tensors: Mapping[str, Read]
+    type: DType
+    made: dict[str, Array]
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self.tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.tensors[name].shape
+
+    def dtype(self, name: str) -> DType:
+        return self.type
+
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        if name not in self.made:
+            shape = self.shape(name)
+            scale = shape[-1] ** -0.5 if len(shape) > 1 else 1.0
+            self.made[name] = round_to(_normal(name, shape) * np.float32(scale), self.type)
+        return self.made[name][start:stop]
 
 
 def shape_of(kind: TensorType, chosen: Round) -> tuple[int, ...]:

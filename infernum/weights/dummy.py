@@ -1,0 +1,113 @@
+"""Random weights for who has no checkpoint: the same on every device, whatever the bundle, from name and seed alone.
+
+Element i of the tensor `name` is element (crc32(name) + i) mod `POOL` of a pool of `POOL` numbers, of which element j
+is a hash of (seed, j), rounded to the type of the buffer. `POOL` is a prime, so that no two rows of a matrix are equal.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from infernum.dtypes import DType
+from infernum.dtypes import dtype as dtype_named
+from infernum.recipes import Read, Shape
+from infernum.weights.plan import WeightPlan
+from infernum.weights.source import Array
+
+POOL = 4_000_037
+"""A prime: 16 MB of float32, made in a fraction of a second."""
+
+_MEAN, _DEVIATION = 131_070, 37_837.2
+"""Of the sum of four numbers that are each as likely as all others from 0 to 65535."""
+
+_AT_ONCE = 1 << 17
+
+
+@dataclass(frozen=True)
+class DummyTensors:
+    """A source of random tensors for the buffers of one dtype: of that type, unless they must be stored in another.
+
+    Matrices and biases have mean 0 and deviation 0.02, norm weights 1 and 0.1. Integers have random bits.
+    """
+
+    tensors: Mapping[str, Read]
+    seed: int
+    buffer: DType
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self.tensors)
+
+    def shape(self, name: str) -> Shape:
+        return self.tensors[name].shape
+
+    def dtype(self, name: str) -> DType:
+        stored = self.tensors[name].dtype
+        return dtype_named(stored) if stored else self.buffer
+
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        shape = self.shape(name)
+        width = math.prod(shape[1:])
+        pool = pool_of(self.seed, self.dtype(name), norm=is_norm(name, shape))
+        runs = pool_runs(name, start * width, (stop - start) * width)
+        parts = [pool[first : first + count] for first, count in runs]
+        flat = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return flat.reshape(stop - start, *shape[1:])
+
+
+def dummy_plan(plan: WeightPlan) -> tuple[WeightPlan, dict[str, Read]]:
+    """The plan with the first of all alternatives, and the tensors that it then reads, by name."""
+    chosen = plan.chosen({name for tensor in plan.tensors() for name in tensor.names})
+    return chosen, {tensor.names[0]: tensor for tensor in chosen.tensors()}
+
+
+def is_norm(name: str, shape: Shape) -> bool:
+    """True for the scale of a norm: a vector that is no bias."""
+    return len(shape) == 1 and not name.endswith("bias")
+
+
+def pool_runs(name: str, first: int, count: int) -> Iterator[tuple[int, int]]:
+    """The runs of the pool, as (first, count), that elements `first` … `first + count − 1` of a tensor are."""
+    at = (zlib.crc32(name.encode()) + first) % POOL
+    while count > 0:
+        size = min(count, POOL - at)
+        yield at, size
+        at, count = 0, count - size
+
+
+@lru_cache(maxsize=8)
+def pool_of(seed: int, dtype: DType, *, norm: bool) -> Array:
+    """The pool of one seed for norm weights or for all others, `POOL` elements of `dtype`; not to be written to."""
+    pool = np.empty(POOL, dtype.numpy)
+    for start in range(0, POOL, _AT_ONCE):
+        piece = pool[start : start + _AT_ONCE]
+        bits = _hash(seed, start, len(piece))
+        if dtype.is_float:
+            numbers = _normal(bits) * np.float32(0.1 if norm else 0.02) + np.float32(1.0 if norm else 0.0)
+            piece[:] = numbers.astype(dtype.numpy)
+        else:
+            piece[:] = bits.astype(dtype.numpy)
+    pool.flags.writeable = False
+    return pool
+
+
+def _hash(seed: int, start: int, count: int) -> Array:
+    """The outputs start … start + count − 1 of SplitMix64 (Steele, Lea and Flood, 2014) for a seed: 64 bits each."""
+    with np.errstate(over="ignore"):
+        x = np.arange(start + 1, start + count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        x += np.uint64(seed % 2**64)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def _normal(bits: Array) -> Array:
+    """Numbers of mean 0 and deviation 1, nearly normal: the sum of the four words of each. No function of libm."""
+    words = bits.view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int32)
+    return (words - np.int32(_MEAN)).astype(np.float32) / np.float32(_DEVIATION)

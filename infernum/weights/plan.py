@@ -1,0 +1,198 @@
+"""Which weights a bundle needs and where each lies: every distinct recipe once, all in one allocation."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+
+from infernum import dims, dtypes
+from infernum.bundle import Manifest, Stage, Weight
+from infernum.errors import BundleError, CheckpointError, ShapeError
+from infernum.recipes import (
+    ALONE,
+    Rank,
+    Read,
+    Recipe,
+    Shape,
+    Stack,
+    filled,
+    has_field,
+    reads,
+    shape_of,
+    size_of,
+    stack,
+    tensors_of,
+)
+from infernum.weights.choice import choose
+from infernum.weights.source import TensorSource
+
+ALIGNMENT = 256
+"""Bytes."""
+
+WeightKey = tuple[Recipe, str]
+"""Recipe with the layer filled in, and dtype: what makes two weights the same."""
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """The values of one recipe, `offset` bytes from the start of all weights, a multiple of `ALIGNMENT`."""
+
+    recipe: Recipe
+    dtype: str
+    offset: int
+    size: int
+    """Number of elements."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * dtypes.dtype(self.dtype).bytes
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a weight lies: in which stored weight, and from which of its elements on."""
+
+    stored: int
+    first: int
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """Everything to fill on one rank, and where any weight of any stage is found in it."""
+
+    stored: tuple[StoredWeight, ...]
+    places: dict[WeightKey, Place]
+    total_bytes: int
+    rank: Rank
+
+    def place(self, weight: Weight, stage: Stage) -> Place:
+        """Where `weight` lies as applied in `stage`."""
+        return self.places[weight_key(weight, stage)]
+
+    def offset(self, weight: Weight, stage: Stage) -> int:
+        """Bytes from the start of all weights to `weight` as applied in `stage`."""
+        place = self.place(weight, stage)
+        stored = self.stored[place.stored]
+        return stored.offset + place.first * dtypes.dtype(stored.dtype).bytes
+
+    def tensors(self) -> Iterator[Read]:
+        """Every tensor that the weights read, or may read; one that two weights read comes twice."""
+        return (tensor for stored in self.stored for tensor in tensors_of(stored.recipe))
+
+    def chosen(self, names: Collection[str]) -> WeightPlan:
+        """The plan for a checkpoint with these tensors: every alternative is settled. Raises CheckpointError."""
+        settled = tuple(replace(stored, recipe=choose(stored.recipe, names)) for stored in self.stored)
+        return replace(self, stored=settled)
+
+
+def weight_key(weight: Weight, stage: Stage) -> WeightKey:
+    """The identity of `weight` in a stage. Raises BundleError when it needs a layer and there is none."""
+    if stage.layer is None:
+        if has_field(weight.recipe, "layer"):
+            raise BundleError(
+                f"{stage.block}.{weight.spec.name}: belongs to a layer, but the program names none"
+            )
+        return weight.recipe, weight.spec.dtype
+    return filled(weight.recipe, "layer", stage.layer), weight.spec.dtype
+
+
+def stages(manifest: Manifest) -> list[Stage]:
+    """The program followed by the samplers: everything a step may run."""
+    return [*manifest.program, *(Stage(block=name) for name in manifest.samplers)]
+
+
+def plan_weights(manifest: Manifest, rank: Rank = ALONE) -> WeightPlan:
+    """Lay out every distinct weight of a rank once, however many blocks, variants and layers use it.
+
+    A weight that is a run of a stack (q within q, k, v) is found inside that one, when it begins there at a multiple
+    of `ALIGNMENT`. Raises BundleError for a recipe that does not give the weight, and when two disagree about a tensor.
+    """
+    keys = _distinct(manifest, rank)
+    places: dict[WeightKey, Place] = {}
+    stored: list[StoredWeight] = []
+    end = 0
+    for recipe, dtype in sorted(keys, key=lambda key: -len(_parts(key[0]))):  # stable: then by first use
+        if (recipe, dtype) in places:
+            continue
+        weight = StoredWeight(recipe, dtype, end, size_of(recipe, rank.count))
+        for run, first in _aligned_runs(weight, rank):
+            places.setdefault((run, dtype), Place(len(stored), first))
+        stored.append(weight)
+        end += dims.ceildiv(weight.nbytes, ALIGNMENT) * ALIGNMENT
+    return WeightPlan(tuple(stored), places, end, rank)
+
+
+def plan_for(plan: WeightPlan, source: TensorSource) -> WeightPlan:
+    """The plan with every alternative settled, for a source that has been found to have all it needs.
+
+    Raises CheckpointError naming the first tensor that is missing, or of another shape or type.
+    """
+    chosen = plan.chosen(source.names)
+    for tensor in chosen.tensors():
+        _check_tensor(tensor, source)
+    return chosen
+
+
+def _check_tensor(tensor: Read, source: TensorSource) -> None:
+    (name,) = tensor.names
+    if name not in source.names:
+        raise CheckpointError(f"{name}: the checkpoint has no such tensor; was the bundle compiled for it?")
+    if source.shape(name) != tensor.shape:
+        raise CheckpointError(
+            f"{name}: the checkpoint has shape {list(source.shape(name))},"
+            f" the bundle was compiled for {list(tensor.shape)}"
+        )
+    stored = source.dtype(name)
+    fits = stored.name == tensor.dtype if tensor.dtype else stored.is_float
+    if not fits:
+        raise CheckpointError(
+            f"{name}: the checkpoint stores {stored}, the bundle was compiled for {tensor.dtype or 'a float type'};"
+            " get the model's original weights"
+        )
+
+
+def _distinct(manifest: Manifest, rank: Rank) -> list[WeightKey]:
+    """What all stages need, each once, in order of first use."""
+    keys: dict[WeightKey, None] = {}
+    shapes: dict[str, Shape] = {}
+    for stage in stages(manifest):
+        for variant in manifest.blocks[stage.block].values():
+            for weight in variant.weights.values():
+                key = weight_key(weight, stage)
+                if key not in keys:
+                    keys[key] = None
+                    _check(weight, key[0], f"{stage.block}.{weight.spec.name}", rank, shapes)
+    return list(keys)
+
+
+def _check(weight: Weight, recipe: Recipe, where: str, rank: Rank, shapes: dict[str, Shape]) -> None:
+    """Raises BundleError for a recipe that does not give its weight, or a tensor of another shape than in `shapes`."""
+    try:
+        shape = shape_of(recipe, rank.count)
+    except ShapeError as error:
+        raise BundleError(f"{where}: {error}; compile the model again") from error
+    if list(shape) != weight.spec.shape:
+        raise BundleError(
+            f"{where}: has shape {weight.spec.shape}, and its recipe gives {list(shape)}; compile the model again"
+        )
+    for tensor in reads(recipe):
+        for name in tensor.names:
+            if shapes.setdefault(name, tensor.shape) != tensor.shape:
+                raise BundleError(f"{where}: {name} has two shapes; compile the model again")
+
+
+def _parts(recipe: Recipe) -> tuple[Recipe, ...]:
+    """The parts of a stack; of anything else itself."""
+    return recipe.of if isinstance(recipe, Stack) else (recipe,)
+
+
+def _aligned_runs(weight: StoredWeight, rank: Rank) -> Iterator[tuple[Recipe, int]]:
+    """Every run of consecutive parts that begins at an aligned element, and which that is; the whole first."""
+    parts = _parts(weight.recipe)
+    starts = [0]
+    for part in parts:
+        starts.append(starts[-1] + size_of(part, rank.count))
+    for length in range(len(parts), 0, -1):
+        for first in range(len(parts) - length + 1):
+            if starts[first] * dtypes.dtype(weight.dtype).bytes % ALIGNMENT == 0:
+                yield stack(parts[first : first + length]), starts[first]
