@@ -83,8 +83,8 @@ def _value(node: ast.expr, symbols: Mapping[str, int]) -> int:
 
 
 def size(shape: tuple[Dim, ...], symbols: Mapping[str, int]) -> int:
-    """Number of elements of `shape` under the given symbol values."""
+    """Number of elements of `shape` under the given symbol values. Raises InfernumError for a symbol without one."""
     count = 1
     for dim in shape:
-        count *= dim if isinstance(dim, int) else symbols[dim]
+        count *= evaluate(dim, symbols)
     return count

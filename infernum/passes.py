@@ -5,7 +5,7 @@
       decoder.t1/
         passes.txt              a table of all passes, then what each one changed, as a diff of the graph's text
         00-traced.ir            the graph as traced
-        01-merge_qkv.ir         the graph after the first rule that fired, below what the rule did
+        01-merge_products.ir    the graph after the first rule that fired, below what the rule did
 
 Graphs are written as they come, the rest at the end, also when the compilation fails.
 """

@@ -30,11 +30,10 @@ from types import ModuleType
 from typing import Any
 
 from infernum.errors import CompileError, InfernumError
+from infernum.renamed import advice
 
 GROUP = "infernum.plugins"
 PACKAGE = "infernum_plugins"
-_MOVED = {"infernum.models.llama_config": "infernum.models.llama"}
-"""Modules of the package that plugins imported once, and where their contents are now."""
 _TEMPLATES = ("*.j2", "sm_*/*.j2", "include/*.cuh")
 
 
@@ -194,6 +193,4 @@ def _at_fault(error: BaseException, plugin: str, file: Path | None) -> BaseExcep
     frames = [f for f in traceback.extract_tb(error.__traceback__) if file and f.filename == str(file)]
     line = f" line {frames[-1].lineno}:" if frames else ""
     kind = "" if isinstance(error, InfernumError) else f"{type(error).__name__}: "
-    moved = _MOVED.get(str(error.name)) if isinstance(error, ModuleNotFoundError) else None
-    advice = f"; import from {moved}" if moved else ""
-    return CompileError(f"plugin {plugin}:{line} {kind}{error}{advice}")
+    return CompileError(f"plugin {plugin}:{line} {kind}{error}{advice(str(error))}")

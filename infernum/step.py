@@ -33,6 +33,8 @@ class StepInput:
     filled_by  the record from which the host fills it: `Batch` or `Sampling`
     default    value of all elements where nobody chooses one; None: every step chooses them
     updated    True where a sampler overwrites it in place, as the input of the next step
+    ahead      True where kernels may read it before they wait for the one before; whatever writes it on the GPU
+               lets no kernel start before it has ended
     parameter  the sampling parameter whose values it holds
     """
 
@@ -42,6 +44,7 @@ class StepInput:
     filled_by: Literal["batch", "sampling"] = "batch"
     default: float | None = None
     updated: bool = False
+    ahead: bool = False
     parameter: SamplingParameter | None = None
 
     def shape(self, symbols: Mapping[str, int]) -> tuple[int, ...]:
@@ -64,10 +67,10 @@ SEEN = StepInput("seen", I32, ("rows", "ceildiv(vocab, 32)"), filled_by="samplin
 
 INPUTS = (
     StepInput("token_ids", I32, ("tokens",), updated=True),
-    StepInput("positions", I32, ("tokens",), updated=True),
-    StepInput("sequence", I32, ("tokens",)),
-    StepInput("query_start", I32, ("seqs + 1",)),
-    StepInput("page_table", I32, ("seqs", "max_pages")),
+    StepInput("positions", I32, ("tokens",), updated=True, ahead=True),
+    StepInput("sequence", I32, ("tokens",), ahead=True),
+    StepInput("query_start", I32, ("seqs + 1",), ahead=True),
+    StepInput("page_table", I32, ("seqs", "max_pages"), ahead=True),
     StepInput("output_rows", I32, ("rows",)),
     *map(_sampling_input, PARAMETERS),
     SEEN,

@@ -158,8 +158,8 @@ BREAKAGES = [
         "head",
         "t64",
         "rms_norm_model_norm",
-        "/ WIDTH + 1e-05f);",
-        "/ WIDTH);",
+        "sqrtf(sum / width + eps);",
+        "sqrtf(sum / width);",
     ),
     Breakage("last of equal logits", "greedy", "any", "argmax", "b.token < a.token", "b.token > a.token"),
     Breakage(

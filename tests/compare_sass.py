@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from llama_shapes import DTYPES, SHAPES
@@ -39,7 +40,7 @@ def code_sections(cubin: bytes) -> Iterator[tuple[str, bytes]]:
 def compile_here(arch: str, dtypes: list[str]) -> dict[str, str]:
     """SHA-256 of the code of every kernel, by configuration, block and name, of the tree that is imported."""
     from infernum.cache import cache_folder
-    from infernum.codegen.nvrtc import compile_all
+    from infernum.codegen.nvrtc import compile_cuda
     from infernum.compiler import Options, emit_sources
     from infernum.models.config import understand
     from infernum.models.fields import Fields
@@ -54,11 +55,15 @@ def compile_here(arch: str, dtypes: list[str]) -> dict[str, str]:
                 model = understand(Fields(config, name))
                 source = ModelSource(name, model.family, model.config, None, model.generation, model.warnings)
             blocks = emit_sources(source, Options(arch=arch, dtype=dtype)).blocks
-            cubins = compile_all({f"{b.stem}.cu": b.source for b in blocks}, arch, cache=cache_folder())
-            for file, cubin in cubins.items():
-                stem = file.removesuffix(".cu")
-                for kernel, code in code_sections(cubin.data):
-                    hashes[f"{name}, {dtype}: {stem}: {kernel}"] = hashlib.sha256(code).hexdigest()
+            with ThreadPoolExecutor() as pool:
+                cubins = pool.map(
+                    lambda b: compile_cuda(b.source, name=b.stem, arch=arch, cache=cache_folder()), blocks
+                )
+                for block, cubin in zip(blocks, cubins, strict=True):
+                    # Before schema 7 samplers were compiled for each variant, to the same code.
+                    stem = block.block if block.block in ("greedy", "sample") else block.stem
+                    for kernel, code in code_sections(cubin.data):
+                        hashes[f"{name}, {dtype}: {stem}: {kernel}"] = hashlib.sha256(code).hexdigest()
     return hashes
 
 

@@ -137,10 +137,10 @@ CASES: dict[str, Case] = {
         ["quantization_config"],
     ),
     "unknown-rule": (
-        lambda w: compiles("dante", "--rules=+merge_qvk"),
-        ["merge_qvk", "did you mean merge_qkv"],
+        lambda w: compiles("dante", "--rules=+merge_product"),
+        ["'merge_product'", "did you mean merge_products"],
     ),
-    "malformed-rules": (lambda w: compiles("dante", "--rules=merge_qkv"), ["--rules", "+name or -name"]),
+    "malformed-rules": (lambda w: compiles("dante", "--rules=merge_products"), ["--rules", "+name or -name"]),
     "unknown-arch": (lambda w: compiles("dante", "--arch", "sm_75"), ["sm_75", "sm_90a"]),
     "unknown-dtype": (lambda w: compiles("dante", "--dtype", "int4"), ["int4", "bfloat16"]),
     "no-batch-tokens": (lambda w: compiles("dante", "--max-batch-tokens", "0"), ["--max-batch-tokens"]),

@@ -176,7 +176,7 @@ def test_compiling_twice_gives_the_same_bytes(dante_bundle: Bundle, tmp_path: Pa
 def test_inspect_shows_the_manifest_a_block_and_a_kernel(dante_bundle: Bundle, infernum: Run) -> None:
     folder = dante_bundle.folder
     assert "dante (llama), 5 layers" in infernum("inspect", folder).out
-    block = infernum("inspect", folder, "--block", "decoder", "--variant", "t1").out
+    block = infernum("inspect", folder, "--block", "decoder", "--variant", "t64").out
     for word in ("arena of", "model.layers.{layer}.mlp.down_proj.weight", "rules refused"):
         assert word in block
     kernel = dante_bundle.manifest.blocks["decoder"]["t1"].kernels[0].name

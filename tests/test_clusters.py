@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -19,14 +19,15 @@ from infernum.codegen.plan import plan_block
 from infernum.codegen.steps import Kernel
 from infernum.dims import evaluate
 from infernum.dtypes import dtype
-from infernum.fusion import attend
+from infernum.fusion import attend, into_prologue
 from infernum.ir.apply import apply_rules
 from infernum.ir.block import BATCH
 from infernum.ir.graph import TensorType
-from infernum.ir.kernel import Call, Choice, Target, choose
+from infernum.ir.kernel import Call, Choice, Layout, RowCall, Target, choose
 from infernum.ir.parse import parse_graph
 from infernum.ops.attention_cluster import ATTEND_CLUSTER
 from infernum.ops.attention_split import ATTEND
+from infernum.ops.rope import rope
 from infernum.roofline import GPUS
 from infernum.rope import Rope
 from infernum.runtime.binding import BoundProgram, Symbols
@@ -76,13 +77,23 @@ def target(arch: int, variant: str, of: str = "bf16") -> Target:
     return Target(arch, variant, low, high, dtype(of))
 
 
+def constants_of(call: Call, target: Target) -> Mapping[str, Any]:
+    """The constants of the default layout of a cluster's kernel, its parameters among them."""
+    layout = ATTEND_CLUSTER.plan(call, target)
+    assert isinstance(layout, Layout)
+    return {**layout.constants, **layout.parameters}
+
+
 def call(heads: int, kv_heads: int, dim: int, of: str = "bf16") -> Call:
     """The call of attention over new queries, keys and values."""
     types = {name: TensorType(("tokens", n, dim), dtype(of)) for name, n in (("q", heads), ("k", kv_heads))}
     types |= {"v": types["k"], "kv": TensorType(("pages", 2, kv_heads, 64, dim), dtype(of))}
     facts = {name: BATCH[name] for name in ("positions", "sequence", "query_start", "page_table")}
-    attrs = {"rope": Rope("default", 1e4, 1.0, 1.0, 1.0, 0), "scale": 0.25}
-    return Call("attend", types | facts, {"out": types["q"], "kv_out": types["kv"]}, attrs)
+    assert rope.prologue is not None
+    attrs = {"rope": Rope("default", 1e4, 1.0, 1.0, 1.0, 0)}
+    rotated = RowCall("rope", rope.prologue, {"positions": "positions"}, attrs)
+    results, rows = {"out": types["q"], "kv_out": types["kv"]}, {"q": (rotated,), "k": (rotated,)}
+    return Call("attend", types | facts, results, {"scale": 0.25}, rows)
 
 
 @pytest.mark.parametrize("arch", [90, 100])
@@ -91,7 +102,7 @@ def call(heads: int, kv_heads: int, dim: int, of: str = "bf16") -> Call:
 def test_clusters_give_every_sm_at_most_one_block_and_three_quarters_of_them_where_contexts_are_long(
     arch: int, heads: int, kv_heads: int, dim: int, variant: str
 ) -> None:
-    constants = ATTEND_CLUSTER.constants(call(heads, kv_heads, dim), target(arch, variant))
+    constants = constants_of(call(heads, kv_heads, dim), target(arch, variant))
     clusters = kv_heads * int(str(constants["HEAD_TILES"]))
     most, split, left = (int(str(constants[name])) for name in ("CLUSTER", "SPLIT", "LEFT"))
     most = min(most, dim // 4)
@@ -113,7 +124,7 @@ def test_clusters_give_every_sm_at_most_one_block_and_three_quarters_of_them_whe
 
 @pytest.mark.parametrize("arch", [90, 100])
 def test_contexts_are_split_only_where_the_gpu_has_room_for_all_blocks_at_once(arch: int) -> None:
-    constants = ATTEND_CLUSTER.constants(call(32, 8, 128), target(arch, "t1"))
+    constants = constants_of(call(32, 8, 128), target(arch, "t1"))
     whole = GPUS[arch].sms
 
     def along_z(sms: int) -> tuple[int, int]:
@@ -138,7 +149,7 @@ def test_attention_in_clusters_compiles_without_a_spill(
     for name, value in (("HEADS", heads), ("KV", kv_heads), ("DIM", dim), ("OF", of)):
         text = text.replace(name, str(value))
     goal = target(parse_arch(arch), variant, of)
-    plan = plan_block(apply_rules(parse_graph(text), [attend], goal).graph, goal)
+    plan = plan_block(apply_rules(parse_graph(text), [attend, into_prologue], goal).graph, goal)
     (step,) = plan.steps
     assert isinstance(step, Kernel) and step.template is ATTEND_CLUSTER
     source = emit_block(plan, "test")
@@ -168,20 +179,14 @@ def test_what_clusters_do_not_take_goes_to_the_kernel_without(
 
 @pytest.mark.parametrize("variant", FEW)
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), SHAPES)
-def test_the_default_and_every_candidate_that_is_feasible_fit_on_an_sm(
+def test_the_default_and_every_other_layout_fit_on_an_sm(
     heads: int, kv_heads: int, dim: int, variant: str
 ) -> None:
-    attended, goal = call(heads, kv_heads, dim), target(90, variant)
-    choices = ATTEND_CLUSTER.choices(attended, goal)
-    assert ATTEND_CLUSTER.feasible(attended, goal) is None
-    feasible = 0
-    for values in itertools.product(*choices.values()):
-        chosen = replace(goal, chosen=dict(zip(choices, values, strict=True)))
-        if ATTEND_CLUSTER.feasible(attended, chosen) is None:
-            shared = int(str(ATTEND_CLUSTER.constants(attended, chosen)["SHARED"]))
-            assert shared < GPUS[90].shared_per_sm - GPUS[90].shared_reserved
-            feasible += 1
-    assert feasible > 1
+    layouts = list(ATTEND_CLUSTER.layouts(call(heads, kv_heads, dim), target(90, variant)))
+    fitting = [layout for layout in layouts if isinstance(layout, Layout)]
+    assert layouts[0] is fitting[0] and len(fitting) > 1
+    for layout in fitting:
+        assert layout.constants["SHARED"] < GPUS[90].shared_per_sm - GPUS[90].shared_reserved
 
 
 def test_a_cluster_is_an_attribute_of_the_launch_and_changes_with_the_grid() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infernum.dims import ceildiv, evaluate, round_pages
+from infernum.dims import ceildiv, evaluate, round_pages, size
 from infernum.errors import InfernumError
 
 SYMBOLS = {"tokens": 5, "seqs": 3, "context_pages": 128}
@@ -62,3 +62,7 @@ def test_pages_are_rounded_up_to_a_power_of_two_from_64_on(pages: int) -> None:
 @given(a=st.integers(0, 1 << 30), b=st.integers(1, 1 << 20))
 def test_ceildiv_is_the_smallest_integer_not_below(a: int, b: int) -> None:
     assert (ceildiv(a, b) - 1) * b < a <= ceildiv(a, b) * b or a == 0
+
+
+def test_a_dim_of_a_shape_may_be_a_formula() -> None:
+    assert size(("ceildiv(tokens, 2)", 4, "seqs + 1"), SYMBOLS) == 3 * 4 * (SYMBOLS["seqs"] + 1)

@@ -52,12 +52,10 @@ def dumped(tmp_path_factory: pytest.TempPathFactory) -> Dumped:
 def test_there_is_one_file_for_every_rule_that_fired_in_order(dumped: Dumped) -> None:
     assert [path.name for path in dumped.pass_files("decoder.t1")] == [
         "00-traced.ir",
-        "01-merge_qkv.ir",
-        "02-merge_gate_up.ir",
-        "03-attend.ir",
-        "04-swiglu_into_gemv.ir",
-        "05-residual_into_gemv.ir",
-        "06-norm_into_gemv.ir",
+        "01-merge_products.ir",
+        "02-attend.ir",
+        "03-into_epilogue.ir",
+        "04-into_prologue.ir",
     ]
     variants = [v for block in dumped.bundle.manifest.blocks.values() for v in block.values()]
     assert {path.name for path in dumped.folder.iterdir() if path.is_dir()} == {
@@ -78,33 +76,39 @@ def test_every_file_is_a_graph_the_first_as_traced_and_the_last_as_in_the_bundle
 
 
 def test_a_file_begins_with_what_the_rule_did_and_why_and_how_long_it_took(dumped: Dumped) -> None:
-    text = dumped.pass_files("decoder.t1")[5].read_text()
+    text = dumped.pass_files("decoder.t1")[3].read_text()
     heading = [line for line in text.splitlines() if line.startswith("#")]
-    assert heading[0].startswith("# decoder.t1: residual_into_gemv: The residual is added to the sum")
-    assert heading[1].startswith("# fired 2 time(s), ") and heading[1].endswith(" ms, 16 -> 14 nodes")
-    assert heading[2:] == ["#   at linear_4, add_1 -> add_1", "#   at linear_7, add_2 -> add_2"]
+    assert heading[0].startswith("# decoder.t1: into_epilogue: What is done to each element of a result")
+    assert heading[1].startswith("# fired 3 time(s), ") and heading[1].endswith(" ms, 22 -> 16 nodes")
+    assert heading[2:] == [
+        "#   at linear_4, add_1 -> add_1",
+        "#   at linear_1, columns_4, columns_5, silu_1, mul_1 -> mul_1",
+        "#   at linear_7, add_2 -> add_2",
+    ]
 
 
 def test_the_table_lists_every_pass_with_what_it_did_and_its_time(dumped: Dumped) -> None:
-    lines = (dumped.folder / "decoder.t1" / "passes.txt").read_text().splitlines()
-    assert lines[0] == "decoder.t1: 21 nodes traced, 12 after the rules, 5 kernels"
+    lines = (dumped.folder / "decoder.t64" / "passes.txt").read_text().splitlines()
+    assert lines[0] == "decoder.t64: 21 nodes traced, 18 after the rules, 10 kernels"
     assert lines[2].split() == ["pass", "fired", "refused", "nodes", "ms"]
     table = lines[3 : lines.index("", 3)]
     rules = dumped.bundle.manifest.rules
     assert [line.split()[0] for line in table[:-1]] == ["trace", *rules, "plan", "emit", "nvrtc"]
     by_name = {line.split()[0]: line.split()[1:-1] for line in table}
-    assert by_name["merge_qkv"] == ["1", "21", "->", "22"]
-    assert by_name["bias_into_linear"] == ["2", "20"]
+    assert by_name["merge_products"] == ["2", "21", "->", "23"]
+    assert by_name["into_prologue"] == ["2", "21"]
+    assert by_name["into_library"] == ["1", "1", "20", "->", "19"]
     total = sum(float(line.split()[-1]) for line in table[:-1])
     assert float(table[-1].split()[-1]) == pytest.approx(total, abs=0.2)
 
 
 def test_the_diff_of_a_pass_shows_the_products_that_were_merged(dumped: Dumped) -> None:
     text = (dumped.folder / "decoder.t1" / "passes.txt").read_text()
-    section = text[text.index("\nmerge_qkv: ") : text.index("\nmerge_gate_up: ")].splitlines()
+    section = text[text.index("\nmerge_products: ") : text.index("\nattend: ")].splitlines()
     assert "  fired at linear_1, linear_2, linear_3 -> " in section[2]
-    assert section[3:5] == ["--- 00-traced.ir", "+++ 01-merge_qkv.ir"]
-    added, removed = ([line[1:] for line in section[5:] if line.startswith(sign)] for sign in ("+", "-"))
+    assert "  fired at linear_5, linear_6 -> " in section[3]
+    assert section[4:6] == ["--- 00-traced.ir", "+++ 01-merge_products.ir"]
+    added, removed = ([line[1:] for line in section[6:] if line.startswith(sign)] for sign in ("+", "-"))
     before, after = (dumped.pass_files("decoder.t1")[i].read_text().splitlines() for i in (0, 1))
     assert any("= linear(%rms_norm_1, %q_k_v_proj)" in line for line in added)
     assert sum("= linear(%rms_norm_1, " in line for line in removed) == 3
@@ -113,8 +117,9 @@ def test_the_diff_of_a_pass_shows_the_products_that_were_merged(dumped: Dumped) 
 
 
 def test_a_rule_that_was_only_refused_says_where_and_why(dumped: Dumped) -> None:
-    text = (dumped.folder / "decoder.t1" / "passes.txt").read_text()
-    assert "  refused at add_1: the addend %x is bf16[tokens, 256]: a residual, not a bias vector\n" in text
+    text = (dumped.folder / "head.t64" / "passes.txt").read_text()
+    refused = "linear_1 is computed by cublaslt: the library reads rows as they are: it has no prologue"
+    assert f"  refused at rms_norm_1, linear_1: {refused}\n" in text
 
 
 def test_the_summary_for_tools_has_what_the_manifest_knows_and_every_time(dumped: Dumped) -> None:

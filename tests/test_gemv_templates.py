@@ -11,10 +11,10 @@ from infernum.codegen.nvrtc import ARCHS, compile_cuda, parse_arch, supported_ar
 from infernum.codegen.plan import plan_block
 from infernum.codegen.steps import Kernel
 from infernum.dtypes import DType, dtype
-from infernum.fusion.norms import norm_into_gemv
+from infernum.fusion import into_prologue
 from infernum.ir.apply import apply_rules
 from infernum.ir.graph import TensorType
-from infernum.ir.kernel import Call, Choice, Target, Template, choose
+from infernum.ir.kernel import Call, Choice, Layout, Target, Template, choose
 from infernum.ir.op import OPS
 from infernum.ir.text import parse_graph
 from infernum.models.presets import PRESETS, resolve
@@ -93,8 +93,9 @@ def test_what_is_chosen_for_a_product_of_a_preset_fits_on_an_sm(arch: str, token
             continue
         assert choice.kernel.name == "gemv_mma"
         call, goal = product(rows, width, dtype("bf16")), target(number, tokens, dtype("bf16"))
-        assert choice.kernel.feasible(call, goal) is None
-        values = choice.kernel.constants(call, goal)
+        layout = choice.kernel.plan(call, goal)
+        assert isinstance(layout, Layout)
+        values = {**layout.constants, **layout.parameters}
         warps = values["THREADS"] // 32
         sums = (2 * warps * values["TOKENS"] * 16 + warps) * 4
         block = values["SHARED"] + sums
@@ -125,8 +126,8 @@ graph g {
 )
 def test_it_compiles_without_a_spill(arch: str, width: int, tokens: int, staged: bool) -> None:
     goal = target(parse_arch(arch), tokens, dtype("bf16"))
-    found = apply_rules(parse_graph(NORMALISED.replace("WIDTH", str(width))), [norm_into_gemv], goal)
-    assert found.fired == {"norm_into_gemv": staged}
+    found = apply_rules(parse_graph(NORMALISED.replace("WIDTH", str(width))), [into_prologue], goal)
+    assert found.fired == {"into_prologue": staged}
     plan = plan_block(found.graph, goal)
     (kernel,) = [s for s in plan.steps if isinstance(s, Kernel) and s.template.name == "gemv_mma"]
     cubin = compile_cuda(emit_block(plan, "test"), name="test.cu", arch=arch, cache=None)

@@ -14,12 +14,13 @@ from infernum.bundle import BlockVariant
 from infernum.codegen.costs import touched_by
 from infernum.codegen.cubin import Cubin, KernelResources
 from infernum.codegen.manifest import CompiledBlock
-from infernum.codegen.places import Place, is_free
+from infernum.codegen.places import Place
 from infernum.codegen.steps import Kernel
 from infernum.compiler import Options, Sources, describe, emit_sources
 from infernum.dims import evaluate
 from infernum.ir.fuse import fuse_nodes
 from infernum.ir.graph import Value
+from infernum.ir.host import is_free
 from infernum.ir.op import Fused
 from infernum.models.config import understand
 from infernum.models.fields import Fields
@@ -28,10 +29,10 @@ from infernum.models.presets import ModelSource, resolve
 CASES = ("plain", "all_biases", "fourteen_to_two", "llama32_tied")
 
 
-def sources_of(name: str) -> Sources:
+def sources_of(name: str, rules: tuple[str, ...] = ()) -> Sources:
     known = understand(Fields(case(name).config, f"{name}/config.json"))
     source = ModelSource(name, known.family, known.config, None, known.generation, known.warnings)
-    return emit_sources(source, Options())
+    return emit_sources(source, Options(rules=rules))
 
 
 def manifest_of(sources: Sources) -> bundle.Manifest:
@@ -43,9 +44,9 @@ def manifest_of(sources: Sources) -> bundle.Manifest:
 
 
 @cache
-def variants_of(name: str) -> list[tuple[CompiledBlock, BlockVariant]]:
+def variants_of(name: str, rules: tuple[str, ...] = ()) -> list[tuple[CompiledBlock, BlockVariant]]:
     """Every compiled block of a case with what its manifest says of it."""
-    sources = sources_of(name)
+    sources = sources_of(name, rules)
     manifest = manifest_of(sources)
     return [(block, manifest.blocks[block.block][block.target.variant]) for block in sources.blocks]
 
@@ -59,9 +60,12 @@ def test_every_traced_node_that_computes_is_the_work_of_one_node_of_the_fused_gr
         assert {node: counted[node] for node in computing} == dict.fromkeys(computing, 1), block.stem
 
 
+@pytest.mark.parametrize("rules", [(), ("-merge_products",)], ids=["all rules", "norms that are copied"])
 @pytest.mark.parametrize("name", CASES)
-def test_what_kernels_cost_before_adds_up_to_the_block_without_rules(name: str) -> None:
-    for block, variant in variants_of(name):
+def test_what_kernels_cost_before_adds_up_to_the_block_without_rules(
+    name: str, rules: tuple[str, ...]
+) -> None:
+    for block, variant in variants_of(name, rules):
         assert sum(k.before.kernels for k in variant.kernels) == variant.kernels_before_fusion
         symbols = roofline.step_symbols(block.target.max_tokens)
         for what in ("bytes", "flops"):

@@ -269,7 +269,7 @@ MISTAKES: list[tuple[Any, type[InfernumError], str]] = [
         ShapeError,
         "linear: x is bf16[tokens, 64] and weight bf16[96, 32]; the last dims must agree",
     ),
-    (wrong_norm, ShapeError, "rms_norm: weight is bf16[32], but width is 64"),
+    (wrong_norm, ShapeError, "norm: weight is bf16[32], but width is 64"),
     (wrong_dtype, DTypeError, "add: y is f32[tokens, 64], the other operand bf16[tokens, 64]; use cast"),
     (wrong_bias, ShapeError, "add: y is bf16[32], which neither equals bf16[tokens, 64] nor is its last dim"),
     (wrong_heads, ShapeError, "heads: x is bf16[tokens, 64], whose rows do not divide into heads of 24"),

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import Outcome
 
-from infernum import fusion, ops, plugins
+from infernum import fusion, ops, plugins, renamed
 from infernum.codegen import templates
 from infernum.codegen.emit import emit_block
+from infernum.codegen.manifest import CompiledBlock
 from infernum.codegen.plan import plan_block
 from infernum.codegen.steps import Kernel
 from infernum.codegen.templates import include_text, render
@@ -159,14 +160,91 @@ def test_an_op_of_a_name_that_is_taken_is_refused(write: Write) -> None:
 
 
 def test_a_rule_of_a_name_that_is_taken_is_refused(write: Write) -> None:
-    said = refusal(write("mine.py", RULE.replace("def swiglu", "def merge_qkv")))
-    assert said == "plugin mine.py: line 5: a rule named 'merge_qkv' exists already; choose another name"
+    said = refusal(write("mine.py", RULE.replace("def swiglu", "def merge_products")))
+    assert said == "plugin mine.py: line 5: a rule named 'merge_products' exists already; choose another name"
 
 
 def test_a_rule_ahead_of_one_that_does_not_exist_is_refused_with_a_similar_name(write: Write) -> None:
-    text = RULE.replace("@add_rule\n", "") + '\nadd_rule(swiglu, before="norm_in_gemv")\n'
+    text = RULE.replace("@add_rule\n", "") + '\nadd_rule(swiglu, before="in_prologue")\n'
     said = refusal(write("mine.py", text))
-    assert said == "plugin mine.py: line 9: no rule is called 'norm_in_gemv'; did you mean norm_into_gemv?"
+    assert said == "plugin mine.py: line 9: no rule is called 'in_prologue'; did you mean into_prologue?"
+
+
+OLD_RULE = """\
+from infernum.fusion import add_rule
+
+class Swiglu:
+    name = "swiglu"
+    why = "SwiGLU is one kernel."
+
+    def candidates(self, graph, target):
+        return []
+
+add_rule(Swiglu())
+"""
+
+OLD_SPELLINGS = {
+    "absorb": (
+        "from infernum.ir.rewrite import absorb\n",
+        "an op needs no rule; a row op declares `prologue=`",
+    ),
+    "fusion.linear": ("from infernum.fusion.linear import is_product\n", "are in infernum.fusion.products"),
+    "fusion.mlp": ("import infernum.fusion.mlp\n", "are in infernum.fusion.products"),
+    "fusion.norms": ("from infernum.fusion.norms import add_rms_norm\n", "and infernum.fusion.hosts"),
+    **{
+        f"Template({name}=)": (
+            f"from infernum.ir.kernel import Template\nTemplate('mine', {name}=print)\n",
+            "`layouts=` takes the place of when, constants, choices and feasible",
+        )
+        for name in ("when", "constants", "choices", "feasible")
+    },
+    "Library(when=)": (
+        "from infernum.ir.kernel import Library\nLibrary(when=print)\n",
+        "`Library.plan` says what the library can compute",
+    ),
+    "chosen": ("from infernum.ir.kernel import chosen\n", "`alternatives(THREADS=(256, 128))`"),
+    "Part": ("from infernum.ir.graph import Part\n", "`infernum.recipes.read(name, *shape)`"),
+    "weight_plan": ("import infernum.runtime.weight_plan\n", "import from infernum.weights.plan"),
+    "batch": ("from infernum.runtime.batch import Batch\n", "import from infernum.step"),
+    "sampling_params": ("import infernum.engine.sampling_params\n", "import from infernum.sampling_params"),
+    "candidates": (OLD_RULE, "at(graph, node, target), which takes the place of candidates(graph, target)"),
+    "before=": (
+        RULE.replace("@add_rule\n", "") + '\nadd_rule(swiglu, before="norm_into_gemv")\n',
+        "into_prologue",
+    ),
+}
+"""What a plugin of an earlier version says, and words of the error that name the present spelling."""
+
+
+@pytest.mark.parametrize("spelling", OLD_SPELLINGS)
+def test_an_earlier_spelling_is_refused_with_the_present_one(write: Write, spelling: str) -> None:
+    text, words = OLD_SPELLINGS[spelling]
+    said = refusal(write("mine.py", text))
+    assert said.startswith("plugin mine.py: line ") and words in said and "\n" not in said
+
+
+@pytest.mark.parametrize(("old", "new"), renamed.RULES.items())
+def test_a_rule_by_its_earlier_name_is_refused_with_the_rule_that_does_its_work(old: str, new: str) -> None:
+    assert new in [rule.name for rule in fusion.RULES]
+    with pytest.raises(CompileError) as error:
+        fusion.select_rules(True, [f"-{old}"])
+    assert str(error.value) == f"--rules: no rule is called {old!r}; {new} does its work"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{{ float_literal(eps) }}", "'float_literal' is undefined; it is called `literal`"),
+        ("{{ norm.eps }}", "'norm' is undefined; a norm on the operand x is `x_norm`"),
+    ],
+)
+def test_an_earlier_name_in_a_template_is_refused_with_the_present_one(
+    write: Write, text: str, said: str
+) -> None:
+    write("silu.cu.j2", text)
+    load_plugin(write("mine.py", OP))
+    with pytest.raises(CompileError, match=rf"silu\.cu\.j2:1: {said}"):
+        render("silu", {"eps": 1e-5}, arch=90)
 
 
 def test_a_family_of_a_name_that_is_taken_is_refused(write: Write) -> None:
@@ -435,12 +513,47 @@ def test_a_pointwise_op_from_outside_takes_five_lines_and_no_template() -> None:
     declared = lines[first : lines.index("", first)]
     used = [line for line in lines[first + len(declared) :] if "soft_cap(" in line]
     assert (len(declared), len(used)) == (4, 1)
-    source = resolve(str(EXAMPLES / "custom_op" / "capped"))
-    sources = emit_sources(source, Options(max_batch_tokens=1))
-    (head,) = [block for block in sources.blocks if block.block == "head"]
+    head = head_of("capped", "-into_epilogue")
     (kernel,) = [step for step in head.plan.steps if step.name == "soft_cap"]
     assert isinstance(kernel, Kernel) and kernel.template.name == "pointwise"
     assert "30.0f * tanhf(linear_1_value / 30.0f)" in head.source
+
+
+def head_of(model: str, *rules: str) -> CompiledBlock:
+    """The head of a model of `examples/custom_op`, for one token."""
+    source = resolve(str(EXAMPLES / "custom_op" / model))
+    sources = emit_sources(source, Options(max_batch_tokens=1, rules=rules))
+    (head,) = [block for block in sources.blocks if block.block == "head"]
+    return head
+
+
+def test_a_pointwise_op_from_outside_is_absorbed_by_the_product_before_it() -> None:
+    load_plugin(EXAMPLES / "custom_op" / "soft_cap.py")
+    head = head_of("capped")
+    assert [step.name for step in head.plan.steps] == ["select_rows", "gemv_mma_lm_head"]
+    assert "30.0f * tanhf(part_0 / 30.0f)" in head.source
+
+
+def test_a_norm_from_outside_needs_a_struct_and_neither_a_template_nor_a_rule() -> None:
+    assert load_plugin(EXAMPLES / "custom_op" / "offset_norm.py").rules == ()
+    absorbed, apart = head_of("offset"), head_of("offset", "-into_prologue")
+    assert [step.name for step in absorbed.plan.steps] == ["select_rows", "gemv_mma_lm_head"]
+    assert "rows.normalise(OffsetNorm{1e-06f});" in absorbed.source
+    assert [step.name for step in apart.plan.steps][1] == "offset_norm_model_norm"
+    assert "constexpr OffsetNorm norm{1e-06f};" in apart.source
+    assert all("struct OffsetNorm {" in head.source for head in (absorbed, apart))
+
+
+def test_a_norm_without_a_vector_cannot_be_a_prologue(write: Write) -> None:
+    text = (
+        "from infernum.ir.kernel import Prologue\nfrom infernum.ir.op import op\n\n"
+        "@op('tokens width -> tokens width', prologue=Prologue('Unit', 'unit.cuh'))\n"
+        "def unit(x):\n    return x\n"
+    )
+    assert refusal(write("mine.py", text)) == (
+        "plugin mine.py: line 4: ValueError: unit takes x; a norm that other kernels compute takes the rows and the "
+        "vector that scales them"
+    )
 
 
 def test_a_command_says_in_one_line_what_is_wrong_with_a_plugin(

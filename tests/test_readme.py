@@ -14,7 +14,7 @@ from infernum.models.presets import resolve
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = [
     ("README.md", "explain build/llama gemv_mma_gate_up_proj --variant t1", 118),
-    ("README.md", "explain build/llama norm_into_gemv", 118),
+    ("README.md", "explain build/llama into_prologue", 118),
     ("ARCHITECTURE.md", "explain build/llama decoder --variant t1", 112),
     (
         "README.md",

@@ -487,7 +487,7 @@ def test_inspect_shows_products_of_the_library_and_what_rules_did(folder: Path, 
     (row,) = (line for line in block.splitlines() if "gemm_q_k_v_proj" in line)
     assert row.split()[0] == "gemm" and row.split()[-2:] == ["3", "linear"]
     fired = block[block.index("rules fired, in order") : block.index("rules refused")]
-    assert "merge_qkv" in fired and "linear_1, linear_2, linear_3" in fired
+    assert "merge_products" in fired and "linear_1, linear_2, linear_3" in fired
     product = infernum("inspect", folder, "--kernel", "gemm_q_k_v_proj").out
     assert "a product of cuBLASLt" in product and "3 kernel(s)" in product and "registers" not in product
     done = infernum("inspect", folder, "--kernel", "gemm_q_k_v_proj", "--source")

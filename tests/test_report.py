@@ -132,7 +132,7 @@ def test_firings_and_refusals_lead_to_nodes_that_are_drawn(data: dict[str, Any])
 
 def test_a_merged_product_is_marked_where_the_three_products_were(data: dict[str, Any]) -> None:
     decoder = data["blocks"]["decoder"]["t1"]
-    merged = next(f for f in decoder["rules"]["fired"] if f["rule"] == "merge_qkv")
+    merged = next(f for f in decoder["rules"]["fired"] if f["rule"] == "merge_products")
     assert merged["before"] == ["linear_1", "linear_2", "linear_3"]
     graph = {node["id"]: node for node in data["graphs"][decoder["graph"]]["nodes"]}
     inside = [n["op"] for name in merged["after"] for n in graph[name].get("body", {}).get("nodes", ())]

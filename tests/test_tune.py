@@ -7,7 +7,7 @@ import dataclasses
 import json
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,8 +30,8 @@ from infernum.errors import DeviceError, RequestError
 from infernum.explain.kernel import explain_kernels
 from infernum.explain.kernel_text import kernel_text
 from infernum.ir.graph import TensorType
-from infernum.ir.kernel import Call, Target, Template, Tuned
-from infernum.ir.parameters import MOST_CANDIDATES, settle
+from infernum.ir.kernel import Call, Layout, Refusal, Target, Template, Tuned, alternatives
+from infernum.ir.parameters import MOST_CANDIDATES, Parameters, settle
 from infernum.measure import tune as tuning
 from infernum.measure.candidates import (
     Trials,
@@ -56,11 +56,23 @@ T1 = Target(90, "t1", 1, 1, BF16)
 CALL = Call("linear", {"x": TensorType(("tokens", 64), BF16)}, {}, {"scale": 0.5})
 
 
-def template(
-    feasible: Callable[[Call, Target], str | None] | None = None, **choices: tuple[int, ...]
-) -> Template:
-    more = {"feasible": feasible} if feasible else {}
-    return Template("made_up", choices=lambda call, target: choices, **more)
+def template(**candidates: tuple[int, ...]) -> Template:
+    """A kernel of these parameters, of which 3 is never possible."""
+
+    def layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
+        for values in alternatives(**candidates):
+            yield Refusal("three") if 3 in values.values() else Layout({}, values)
+
+    return Template("made_up", layouts)
+
+
+def settled(
+    spec: Template, target: Target = T1, call: Call = CALL, ops: Sequence[str] = ("linear",)
+) -> Parameters:
+    """What may be chosen of a kernel, and what was chosen."""
+    _, parameters = settle(spec, call, target, ops)
+    assert parameters is not None
+    return parameters
 
 
 def every_kernel(bundle: Bundle) -> list[Kernel]:
@@ -79,38 +91,40 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_first_candidates_are_the_default() -> None:
-    found = settle(template(THREADS=(512, 256), LOADS=(4, 8)), CALL, T1, ["linear"])
-    assert found is not None
+    found = settled(template(THREADS=(512, 256), LOADS=(4, 8)))
     assert dict(found.values) == dict(found.default) == {"THREADS": 512, "LOADS": 4}
     assert len(found.candidates) == 4 and found.why == ""
 
 
 def test_a_kernel_without_a_real_choice_has_no_parameters() -> None:
-    assert settle(template(), CALL, T1, ["linear"]) is None
-    assert settle(template(THREADS=(512, 512)), CALL, T1, ["linear"]) is None
+    for spec in (
+        template(),
+        template(THREADS=(512,)),
+        template(THREADS=(512, 512)),
+        template(THREADS=(512, 3)),
+    ):
+        layout, parameters = settle(spec, CALL, T1, ["linear"])
+        assert isinstance(layout, Layout) and parameters is None
+
+
+def test_a_kernel_that_cannot_serve_a_call_has_neither_a_layout_nor_parameters() -> None:
+    assert settle(template(THREADS=(3, 256)), CALL, T1, ["linear"]) == (Refusal("three"), None)
 
 
 def test_tuned_values_are_taken_and_values_that_are_no_longer_offered_are_not() -> None:
     spec = template(THREADS=(512, 256))
-    found = settle(spec, CALL, T1, ["linear"])
-    assert found is not None
+    found = settled(spec)
     for value, expected, why in ((256, 256, "timed"), (128, 512, "")):
         target = dataclasses.replace(T1, tuned={found.key: Tuned({"THREADS": value}, "timed")})
-        again = settle(spec, CALL, target, ["linear"])
-        assert again is not None and again.key == found.key
+        again = settled(spec, target)
+        assert again.key == found.key
         assert (again.values["THREADS"], again.why) == (expected, why)
 
 
-def test_what_is_not_feasible_is_no_candidate_and_many_combinations_are_tried_one_parameter_at_a_time() -> (
-    None
-):
-    def refuse(call: Call, target: Target) -> str | None:
-        return "odd" if target.chosen["A"] == 3 else None
-
-    found = settle(template(refuse, A=(1, 2, 3)), CALL, T1, ["linear"])
-    assert found is not None and [c["A"] for c in found.candidates] == [1, 2]
-    many = settle(template(A=tuple(range(10)), B=tuple(range(10))), CALL, T1, ["linear"])
-    assert many is not None and len(many.candidates) == 19 < MOST_CANDIDATES
+def test_what_is_refused_is_no_candidate_and_many_combinations_are_tried_one_parameter_at_a_time() -> None:
+    assert [c["A"] for c in settled(template(A=(1, 2, 3))).candidates] == [1, 2]
+    many = settled(template(A=tuple(range(10)), B=tuple(range(10))))
+    assert len(many.candidates) == 17 < MOST_CANDIDATES, "10 + 9, without those of a 3"
     assert all(sum(value != 0 for value in each.values()) <= 1 for each in many.candidates)
 
 
@@ -131,8 +145,8 @@ def test_what_is_not_feasible_is_no_candidate_and_many_combinations_are_tried_on
 )
 def test_a_choice_is_known_by_all_that_it_may_depend_on(change: Callable[..., Any]) -> None:
     spec = template(THREADS=(512, 256))
-    one, other = settle(spec, CALL, T1, ["linear"]), settle(spec, *change(CALL, T1, ["linear"]))
-    assert one is not None and other is not None and one.key != other.key
+    call, target, ops = change(CALL, T1, ["linear"])
+    assert settled(spec).key != settled(spec, target, call, ops).key
 
 
 @pytest.mark.parametrize("model", ["dante", "llama"])
@@ -584,8 +598,7 @@ def test_a_budget_that_is_used_up_keeps_what_was_decided_and_says_what_was_not()
 
 
 def found_of(name: str, values: dict[str, int]) -> tuning.Found:
-    chosen = settle(template(A=(1, 2)), CALL, T1, [name])
-    assert chosen is not None
+    chosen = settled(template(A=(1, 2)), ops=[name])
     return tuning.Found(tuning.Tunable("t1", (("decoder", name),), chosen), 4, 5.0, 1.0, values, True)
 
 

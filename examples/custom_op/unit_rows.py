@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from infernum.ir.block import BatchInputs, Tensor, Weights, block
-from infernum.ir.kernel import Call, Target, Template
+from infernum.ir.kernel import Call, Layout, Refusal, Target, Template, alternatives
 from infernum.ir.op import elements, op
 from infernum.models import llama
 from infernum.models.llama import LlamaConfig
 from infernum.ops import embedding
 
 
-def _constants(call: Call, target: Target) -> Mapping[str, int]:
+def _layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
+    """The threads of a block: 256 unless `infernum tune` finds another number faster."""
     width = call.operands["x"].width
-    return {"WIDTH": width, "VECTOR": next(v for v in (8, 4, 2, 1) if width % v == 0), "THREADS": 256}
+    vector = next(v for v in (8, 4, 2, 1) if width % v == 0)
+    for values in alternatives(THREADS=(256, 128, 512)):
+        yield Layout({"WIDTH": width, "VECTOR": vector}, values)
 
 
 @op(
@@ -26,9 +29,9 @@ def _constants(call: Call, target: Target) -> Mapping[str, int]:
     kernels=[
         Template(
             "unit_rows",
+            layouts=_layouts,
             grid=("tokens", 1, 1),
             block="THREADS",
-            constants=_constants,
             includes=("numeric.cuh", "reduce.cuh", "programmatic.cuh"),
             symbols=(),
         )

@@ -1,25 +1,29 @@
-"""A rule that is wrong on purpose: weights are stacked one way, and the columns taken apart the other way."""
+"""A rewrite that is wrong on purpose: gate and up change places."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from infernum.fusion import add_rule
-from infernum.fusion.linear import not_weights, slices_suffice, split_columns
 from infernum.ir.block import Tensor
-from infernum.ir.rewrite import Site, rewrite
-from infernum.ops import linear, stack_rows
+from infernum.ir.op import pointwise
+from infernum.ir.rewrite import rewrite
+from infernum.ops import mul, silu
 
 
-def _stackable(site: Site) -> str | None:
-    return slices_suffice(site) or not_weights(site, "first", "second")
+@pointwise("{gate} / (1.0f + expf(-{gate})) * {up}", flops=5)
+def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """gate · sigmoid(gate) · up (Shazeer 2020, arXiv:2002.05202)."""
+    with np.errstate(over="ignore"):
+        return gate / (1.0 + np.exp(-gate)) * up
 
 
-@rewrite(why="Two products of one input read it once, and run as one kernel.", when=_stackable)
-def merge_products(x: Tensor, first: Tensor, second: Tensor) -> Iterator[object]:
-    yield linear(x, first), linear(x, second)
-    both = linear(x, stack_rows(second, first))
-    yield split_columns(both, [first.shape[0], second.shape[0]])
+@rewrite(why="SwiGLU as one op is rounded once, and not between its two ops.")
+def one_swiglu(gate: Tensor, up: Tensor) -> Iterator[Tensor]:
+    yield mul(silu(gate), up)
+    yield swiglu(up, gate)
 
 
-add_rule(merge_products, before="merge_gate_up")
+add_rule(one_swiglu, before="into_epilogue")

@@ -1,4 +1,4 @@
-"""Llama with another feed-forward layer: squared ReLU (Primer: So et al. 2021, arXiv:2109.08668), and a rule for it."""
+"""Llama with another feed-forward layer: squared ReLU (Primer: So et al. 2021, arXiv:2109.08668)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from infernum.fusion import add_rule
-from infernum.fusion.linear import is_product, needs_gemv
 from infernum.ir.block import BatchInputs, Tensor, Weights, block
 from infernum.ir.op import pointwise
-from infernum.ir.rewrite import absorb
 from infernum.models import llama
 from infernum.models.family import Family
 from infernum.models.llama import LlamaConfig
@@ -41,14 +38,3 @@ class Relu2Config(LlamaConfig):
 
 
 FAMILY = Family(configs=(Relu2Config,), first=llama.embed, layer=lambda cfg, index: decoder, last=llama.head)
-
-
-@add_rule
-@absorb(
-    "epilogue",
-    why="The sum is rectified and squared in registers, before it is written.",
-    is_host=is_product,
-    host=needs_gemv,
-)
-def relu2_into_gemv(y: Tensor) -> Tensor:
-    return relu2(y)

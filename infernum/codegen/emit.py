@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+from infernum.codegen.ahead import check_ahead
 from infernum.codegen.plan import BlockPlan
+from infernum.codegen.slots import literal
 from infernum.codegen.steps import Kernel
 from infernum.codegen.templates import include_text, render
 from infernum.dims import COSTS, evaluate
-from infernum.errors import CompileError
 from infernum.ir.fuse import made_by
 from infernum.ir.kernel import Target
 from infernum.ir.op import Fused
 from infernum.roofline import CONTEXT, GPUS, floor_seconds, step_symbols
 
-WAIT = "wait_for_previous_kernel()"
-"""What every kernel calls before its first dependent read and before any write (see include/programmatic.cuh)."""
-
 
 def emit_block(plan: BlockPlan, title: str) -> str:
     """The CUDA source of a block. Same plan, same text."""
     kernels = [step for step in plan.steps if isinstance(step, Kernel)]
-    includes = list(dict.fromkeys(name for kernel in kernels for name in kernel.template.includes))
+    includes = list(dict.fromkeys(name for kernel in kernels for name in kernel.includes))
     parts = [_header(plan, title)]
     parts += [f"// ---- {name}\n{include_text(name).rstrip()}\n" for name in includes]
     parts += [
-        f"// ---- {kernel.name}\n{_comment(kernel, plan.target)}{_render(kernel, plan.target)}"
-        for kernel in kernels
+        f"// ---- {kernel.name}\n{_comment(kernel, plan.target)}{_render(kernel, plan)}" for kernel in kernels
     ]
     return "\n".join(parts)
 
@@ -34,20 +31,17 @@ def _header(plan: BlockPlan, title: str) -> str:
     return "".join(f"// {line}".rstrip() + "\n" for line in lines)
 
 
-def _render(kernel: Kernel, target: Target) -> str:
+def _render(kernel: Kernel, plan: BlockPlan) -> str:
     context = {
         **kernel.context,
         "name": kernel.name,
         "signature": kernel.signature,
-        "arch": target.arch,
-        "float_literal": float_literal,
+        "arch": plan.target.arch,
+        "literal": literal,
     }
-    text = render(kernel.template.name, context, arch=target.arch).rstrip() + "\n"
-    if target.programmatic and WAIT not in text:
-        raise CompileError(
-            f"{kernel.name}: a kernel that may start early must call {WAIT} before it reads what others write; "
-            f"see include/programmatic.cuh, and mend templates/{kernel.template.name}.cu.j2"
-        )
+    text = render(kernel.template.name, context, arch=plan.target.arch).rstrip() + "\n"
+    if plan.target.programmatic:
+        check_ahead(plan, kernel, text)
     return text
 
 
@@ -67,11 +61,6 @@ def _comment(kernel: Kernel, target: Target) -> str:
         f"// {target.max_tokens} token(s){behind}: {_si(moved)}B, {_si(computed)}FLOP; "
         f"at least {floor:.2f} us on one {GPUS[target.arch].name}\n"
     )
-
-
-def float_literal(value: float) -> str:
-    """A float constant as C writes it."""
-    return f"{float(value)!r}f"
 
 
 def _si(value: float) -> str:

@@ -138,17 +138,17 @@ def traced_name(block: str) -> str:
 
 
 def _kernels(block: CompiledBlock, cubin: Cubin) -> list[bundle.Kernel]:
-    """What is known of each step. Of several steps of one node, the first has what the node cost before."""
+    """What is known of each step. Of several steps that do the work of one traced node, the first has its cost."""
     unfused: dict[str, list[Kernel | Product]] = {}
     for step in block.before.steps:
         unfused.setdefault(step.node.name, []).append(step)
     texts = bundle.sections(block.source)
-    told: set[str] = set()
+    counted: set[str] = set()
     found: list[bundle.Kernel] = []
     for step in block.plan.steps:
         node = step.node
-        replaced = [] if node.name in told else [s for o in node.origins for s in unfused.get(o, ())]
-        told.add(node.name)
+        replaced = [s for o in node.origins if o not in counted for s in unfused.get(o, ())]
+        counted.update(node.origins)
         emitted = step if isinstance(step, Kernel) else None
         resources = asdict(cubin.kernels[step.name]) if emitted else {}
         found.append(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infernum.errors import CompileError
-from infernum.ir.graph import Graph, Input, Node, TensorType, Value
+from infernum.ir.graph import Graph, Input, TensorType, Value
 from infernum.ir.kernel import LoadTime, View
 from infernum.ir.op import Op
 
@@ -67,11 +67,6 @@ class Operand:
             if self.place.weight
             else f"const {self.ctype}* {self.name}"
         )
-
-
-def is_free(node: Node) -> bool:
-    """True for nodes that need no kernel: views."""
-    return isinstance(node.op, Op) and isinstance(node.op.emit, View)
 
 
 def places_of(graph: Graph) -> dict[Value, Place]:

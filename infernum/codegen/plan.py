@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from infernum.codegen.places import Place, is_free, places_of
+from infernum.codegen.places import Place, places_of
 from infernum.codegen.planner import NodePlanner
 from infernum.codegen.steps import Kernel, Product
 from infernum.errors import CompileError
 from infernum.ir.graph import Graph, TensorType, Value
 from infernum.ir.hazards import check_in_place
+from infernum.ir.host import is_free
 from infernum.ir.kernel import Target
 
 

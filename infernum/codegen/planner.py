@@ -7,35 +7,50 @@ template with slots that pointwise neighbours fill.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from infernum import bundle
 from infernum.codegen.costs import bytes_moved, flops, touched_by
-from infernum.codegen.places import Operand, Place, is_free
-from infernum.codegen.slots import fill_slot, is_pointwise
+from infernum.codegen.identifiers import identifiers
+from infernum.codegen.places import Operand, Place
+from infernum.codegen.slots import fill_slot, literal
 from infernum.codegen.steps import Kernel, Product
 from infernum.dims import SYMBOLS, evaluate
 from infernum.dtypes import F32
 from infernum.dtypes import dtype as dtype_named
 from infernum.errors import CompileError
 from infernum.ir.graph import Graph, Input, Node, TensorType, Value
-from infernum.ir.kernel import Call, Formula, Library, Target, Template, choose, chosen
-from infernum.ir.op import Fused, Op
+from infernum.ir.host import Hosted, body_of, hosted, is_free, is_pointwise
+from infernum.ir.kernel import (
+    Call,
+    Formula,
+    Layout,
+    Library,
+    Pointwise,
+    Refusal,
+    Target,
+    Template,
+    alternatives,
+)
+from infernum.ir.op import Op
 from infernum.ir.parameters import Parameters, settle
 
 
-def _pointwise_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
-    del call, target
-    return {"THREADS": (256, 128, 512)}
+def _pointwise_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
+    del target
+    result = next(iter(call.results.values()))
+    widest = max(t.dtype.bytes for t in (*call.operands.values(), *call.results.values()))
+    vector = next(v for v in (8, 4, 2, 1) if v * widest <= 16 and result.width % v == 0)
+    for values in alternatives(THREADS=(256, 128, 512)):
+        yield Layout({"WIDTH": result.width, "VECTOR": vector}, values)
 
 
 POINTWISE = Template(
     "pointwise",
+    layouts=_pointwise_layouts,
     grid=("ceildiv(tokens * CHUNKS, THREADS)", 1, 1),
     block="THREADS",
-    choices=_pointwise_choices,
     includes=("numeric.cuh", "programmatic.cuh"),
 )
 """The kernel of every chain and DAG of pointwise ops."""
@@ -47,11 +62,11 @@ class NodePlanner:
     def __init__(
         self, graph: Graph, target: Target, places: Mapping[Value, Place], node: Node, taken: set[str]
     ) -> None:
-        self.target, self.node, self.taken = target, node, set(taken)
+        self.graph, self.target, self.node, self.taken = graph, target, node, set(taken)
         self.workspaces: dict[str, tuple[TensorType, str]] = {}
         self.passed_over: tuple[str, ...] = ()
         self.parameters: Parameters | None = None
-        self.body = node.op.body if isinstance(node.op, Fused) else _alone(graph, node)
+        self.body = body_of(graph, node)
         outer = graph.operands(node.name)
         self.inputs = {Value(n.name): places[v] for n, v in zip(self.body.inputs, outer, strict=True)}
         self.results = [places[Value(node.name, i)] for i in range(len(node.types))]
@@ -59,71 +74,94 @@ class NodePlanner:
 
     def steps(self) -> list[Kernel | Product]:
         """The node's kernels in launch order. Raises CompileError naming its DSL line when it has none."""
-        op = self.node.op
-        if isinstance(op, Fused) and op.kernels:
-            return self._named(op.kernels, op.params, op.result_names, op.in_place, self._attrs(), op.name)
         if all(is_pointwise(n) for n in self.body.calls):
             return [self._pointwise()]
-        host = self._host()
-        op = host.op
-        assert isinstance(op, Op) and isinstance(op.emit, tuple), f"{host.name} is not emitted by a kernel"
-        types = [self.body.type(v) for v in self.body.operands(host.name)]
-        call = op.call(types, host.types, host.attrs)
-        choice = choose(op.emit, call, self.target)
-        if isinstance(choice, str):
+        host = hosted(self.graph, self.node)
+        if host is None:
             raise CompileError(
-                f"{', '.join(self.node.where)}: {op.name} cannot be compiled for {self.target.variant}: {choice}"
+                f"{self._where()}: {self.node.op.name} cannot be compiled: no op of it has a kernel"
+            )
+        choice = host.chosen(self.target)
+        if isinstance(choice, Refusal):
+            raise CompileError(
+                f"{self._where()}: {host.alone.op} cannot be compiled for {self.target.variant}: {choice.reason}"
             )
         self.passed_over = choice.passed_over
         if isinstance(choice.kernel, Library):
             return [self._product(host)]
-        if choice.kernel.prologue or choice.kernel.epilogue:
-            return [self._with_slots(choice.kernel, host, call)]
-        return self._named(op.emit, op.params, op.results, op.in_place, host.attrs, op.name, choice.kernel)
+        if choice.kernel.epilogue or choice.kernel.prologue:
+            return [self._with_slots(choice.kernel, host)]
+        return self._by_name(choice.kernel, host)
+
+    def _where(self) -> str:
+        return ", ".join(self.node.where)
 
     # A template that knows its operands by the op's parameter names.
 
-    def _named(
-        self,
-        kernels: Sequence[Any],
-        params: Sequence[str],
-        results: Sequence[str],
-        in_place: Mapping[int, int],
-        attrs: Mapping[str, Any],
-        op: str,
-        chosen: Template | None = None,
-    ) -> list[Kernel | Product]:
-        operand_types = {p: n.types[0] for p, n in zip(params, self.body.inputs, strict=True)}
-        call = Call(op, operand_types, dict(zip(results, self.node.types, strict=True)), attrs)
-        if chosen is None:
-            choice = choose(tuple(kernels), call, self.target)
-            if isinstance(choice, str) or isinstance(choice.kernel, Library):
-                raise CompileError(f"{', '.join(self.node.where)}: {op} cannot be compiled: {choice}")
-            chosen, self.passed_over = choice.kernel, choice.passed_over
-        written = set(in_place.values())
+    def _by_name(self, kernel: Template, host: Hosted) -> list[Kernel | Product]:
+        op, call = self.node.op, host.call
+        assert not isinstance(op, Input), f"{self.node.name} is an input"
+        written = {op.params[slot] for slot in op.in_place.values()}
         operands = [
-            Operand(p, place, const=i not in written)
-            for i, (p, place) in enumerate(zip(params, self.inputs.values(), strict=True))
+            Operand(param, self.inputs[value], const=param not in written)
+            for param, value in host.operands.items()
         ]
         outs = [
             Operand(r, place, const=False)
-            for i, (r, place) in enumerate(zip(results, self.results, strict=True))
-            if i not in in_place
+            for i, (r, place) in enumerate(zip(call.results, self.results, strict=True))
+            if i not in op.in_place
         ]
+        names = self._identifiers(kernel, [*call.results, *(w.name for w in kernel.workspaces)])
+        prologues, gains = self._prologues(host, kernel, names)
+        constants = self._settled(kernel, call)
+        self._check_accesses(constants, [*operands, *outs])
         made: list[Kernel | Product] = []
-        target = self._settled(chosen, call)
-        spec: Template | None = chosen
         scratch: list[Operand] = []
+        spec: Template | None = kernel
         while spec is not None:
-            constants: dict[str, Any] = dict(spec.constants(call, target))
-            self._check_accesses(constants, [*operands, *outs])
             scratch += [self._workspace(w.name, w.shape, w.dtype, constants) for w in spec.workspaces]
             everything = (*operands, *outs, *scratch)
-            context = {o.name: o for o in everything} | dict(attrs) | constants
+            context = {o.name: o for o in everything} | prologues | dict(call.attrs) | constants
             taken = [o for o in everything if not spec.takes or o.name in spec.takes]
-            made.append(self._kernel(spec, taken, context, constants, call, first=spec is chosen))
+            taken += gains if spec is kernel else []
+            made.append(self._kernel(spec, taken, context, constants, call, first=spec is kernel))
             spec = spec.then
         return made
+
+    def _identifiers(self, kernel: Template, parameters: Sequence[str] = ()) -> Mapping[str, str]:
+        """What the nodes of the body are called in a kernel's code; it has other `parameters` besides."""
+        code = [*kernel.symbols, *parameters]
+        for op in (n.op for n in self.body.calls):
+            assert isinstance(op, Op), "bodies hold primitive ops"
+            code += [op.emit.expr] if isinstance(op.emit, Pointwise) else []
+            code += [op.prologue.struct] if op.prologue else []
+        return identifiers(kernel.name, self.target.arch, (n.name for n in self.body.nodes), code)
+
+    def _prologues(
+        self, host: Hosted, kernel: Template, names: Mapping[str, str]
+    ) -> tuple[dict[str, Any], list[Operand]]:
+        """What a template sees of the row ops it computes, as `OPERAND_KIND`, and the operands that only these read.
+
+        None stands for a kind of op that the template has a slot for, and that is not there.
+        """
+        seen: dict[str, Any] = {f"{o}_{kind}": None for o, kinds in kernel.slots.items() for kind in kinds}
+        gains: list[Operand] = []
+        for operand, rows in host.rows.items():
+            for node in rows:
+                op = node.op
+                assert isinstance(op, Op) and op.prologue is not None, f"{node.name} is no row op"
+                vectors = [v for v in host.body.operands(node.name)[1:] if v not in host.operands.values()]
+                read = [Operand(names[v.node], self.inputs[v], const=True) for v in vectors]
+                gains += read
+                seen[f"{operand}_{op.prologue.kind}"] = {
+                    "struct": op.prologue.struct,
+                    "arguments": ", ".join(
+                        literal(v) for v in node.attrs.values() if isinstance(v, int | float)
+                    ),
+                    "gain": read[0] if read else None,
+                    "comment": ", ".join(node.where),
+                }
+        return seen, gains
 
     def _check_accesses(self, constants: Mapping[str, Any], operands: Sequence[Operand]) -> None:
         """Raise CompileError for a view whose rows do not begin where an access of VECTOR elements may."""
@@ -154,64 +192,60 @@ class NodePlanner:
 
     # A template with slots.
 
-    def _with_slots(self, spec: Template, host: Node, call: Call) -> Kernel:
-        constants: dict[str, Any] = dict(spec.constants(call, self._settled(spec, call)))
-        op = host.op
-        assert isinstance(op, Op) and spec.prologue is not None
-        operands = dict(zip(op.params, self.body.operands(host.name), strict=True))
-        before = [n for n in self.body.calls if n.name in _ancestors(self.body, host.name)]
-        after = [n for n in self.body.calls if n is not host and n not in before]
-        if after and not spec.epilogue:
-            raise CompileError(
-                f"{self.node.name}: the template {spec.name} has no epilogue for {after[0].op.name}"
-            )
-        context: dict[str, Any] = dict(host.attrs) | constants
-        read: list[Operand] = []
-        fixed = {p: v for p, v in operands.items() if p != spec.prologue}
-        for param, value in fixed.items():
-            operand = Operand(value.node, self.inputs[value], const=True)
-            context[param] = operand
-            read.append(operand)
-        inner = [n for n in before if not is_pointwise(n)]
-        context["norm"] = None
-        source = operands[spec.prologue]
-        if inner:
-            norm = inner[0]
-            assert len(inner) == 1 and before == inner, (
-                f"{self.node.name}: a prologue holds one normalisation"
-            )
-            x, weight = self.body.operands(norm.name)
-            gain = Operand(weight.node, self.inputs[weight], const=True)
-            context["norm"] = {"eps": norm.attrs["eps"], "weight": gain, "comment": ", ".join(norm.where)}
-            read.append(gain)
-            source, before = x, []
-        stored = [(v, p) for v, p in self.outputs if v.node in {n.name for n in before}]
-        written = [(v, p) for v, p in self.outputs if v.node not in {n.name for n in before}]
-        prologue = fill_slot(self.body, before, {}, self.inputs, self._stores(stored), frozenset((source,)))
-        rows = [Operand(source.node, self.inputs[source], const=True)] if source in self.inputs else []
-        context["x"] = rows[0] if rows else None
+    def _with_slots(self, kernel: Template, host: Hosted) -> Kernel:
+        """A kernel whose rows may be computed while they are read, and whose result before it is written."""
+        (node,), call = host.nodes, host.call
+        slot = kernel.prologue or next(iter(kernel.slots))
+        names = self._identifiers(kernel)
+        context, gains = self._prologues(host, kernel, names)
+        constants = self._settled(kernel, call)
+        context |= dict(call.attrs) | constants
+        fixed = {param: value for param, value in host.operands.items() if param != slot}
+        read = [Operand(names[v.node], self.inputs[v], const=True) for v in fixed.values()]
+        context |= dict(zip(fixed, read, strict=True))
+        read += gains
+        source = host.operands[slot]
+        inside = {n.name for n in host.before}
+        prologue = fill_slot(
+            self.body,
+            host.before,
+            {},
+            self.inputs,
+            self._stores([(v, p) for v, p in self.outputs if v.node in inside]),
+            names,
+            frozenset((source,)),
+        )
+        rows = [Operand(names[source.node], self.inputs[source], const=True)] if source in self.inputs else []
         read += rows
+        context[slot] = rows[0] if rows else None
+        context["prologue"], context["prologue_result"] = prologue, prologue.names.get(source)
         context["VECTOR"] = constants["VECTOR"] = _vector(constants["VECTOR"], [*rows, *prologue.operands])
-        context["prologue"] = prologue
-        context["prologue_result"] = prologue.names.get(source)
-        parts = self._parts(host, after)
+        parts, bound = self._parts(node, host.after)
+        code = [n for n in host.after if is_pointwise(n)]
+        written = [(v, p) for v, p in self.outputs if v.node not in inside]
+        context["epilogue"] = epilogue = fill_slot(
+            self.body, code, bound, self.inputs, self._stores(written), names
+        )
         context["parts"] = parts
-        bound = {value: f"part_{i}" for i, (value, _) in enumerate(parts)}
-        code = [n for n in after if is_pointwise(n)]
-        context["epilogue"] = epilogue = fill_slot(self.body, code, bound, self.inputs, self._stores(written))
-        context["round_parts"] = bool(code) and host.types[0].dtype is not F32
-        context["out_dtype"] = host.types[0].dtype.cuda
-        context["COLUMNS"] = constants["COLUMNS"] = self.body.type(parts[0][0]).width
+        context["round_parts"] = bool(code) and node.types[0].dtype is not F32
+        context["out_dtype"] = node.types[0].dtype.cuda
+        op = node.op
+        assert isinstance(op, Op), "a host is a primitive op"
+        if op.prologue is not None:
+            context["norm"] = {
+                "struct": op.prologue.struct,
+                "arguments": ", ".join(literal(v) for v in node.attrs.values() if isinstance(v, int | float)),
+            }
         everything = _unique([*read, *prologue.operands, *epilogue.operands])
-        name = "_".join([*(n.op.name for n in before), self._name_with_weight(spec.name, host)])
-        return self._kernel(spec, everything, context, constants, call, self._fresh(name))
+        stem = self._name_with_weight(op.name if kernel.prologue else kernel.name, node)
+        stem = "_".join([*(n.op.name for n in host.before), stem])
+        return self._kernel(kernel, everything, context, constants, call, self._fresh(stem))
 
-    def _parts(self, host: Node, after: Sequence[Node]) -> list[tuple[Value, int]]:
-        """The column ranges of the host's result that are combined element by element, each with its first column."""
-        slices = [n for n in after if is_free(n)]
-        if not slices:
-            return [(Value(host.name), 0)]
-        return sorted(((Value(n.name), int(n.attrs["start"])) for n in slices), key=lambda p: p[1])
+    def _parts(self, host: Node, after: Sequence[Node]) -> tuple[list[int], dict[Value, str]]:
+        """First columns of the ranges of the host's result that are combined, and what their values are called."""
+        slices = {Value(host.name): 0} | {Value(n.name): int(n.attrs["start"]) for n in after if is_free(n)}
+        starts = sorted(set(slices.values()))
+        return starts, {value: f"part_{starts.index(start)}" for value, start in slices.items()}
 
     def _stores(self, outputs: Sequence[tuple[Value, Place]]) -> list[tuple[Value, Operand]]:
         single = len(self.outputs) == 1
@@ -220,34 +254,30 @@ class NodePlanner:
         ]
 
     def _pointwise(self) -> Kernel:
-        slot = fill_slot(self.body, self.body.calls, {}, self.inputs, self._stores(self.outputs))
-        if len(self.node.types[0].shape) < 2:
+        names = self._identifiers(POINTWISE)
+        slot = fill_slot(self.body, self.body.calls, {}, self.inputs, self._stores(self.outputs), names)
+        result = self.node.types[0]
+        if len(result.shape) < 2:
             raise CompileError(
-                f"{', '.join(self.node.where)}: {self.node.op.name} gives {self.node.types[0]}; "
-                "kernels compute rows, not vectors"
+                f"{self._where()}: {self.node.op.name} gives {result}; kernels compute rows, not vectors"
             )
-        width = self.node.types[0].width
-        widest = max(o.place.type.dtype.bytes for o in slot.operands)
-        vector = _vector(next(v for v in (8, 4, 2, 1) if v * widest <= 16 and width % v == 0), slot.operands)
         types = {o.name: o.place.type for o in slot.operands}
-        call = Call(self.node.op.name, types, {}, {})
-        first = next(o for o in slot.operands if o.place.type.shape == self.node.types[0].shape)
-        ordered = Call(call.op, {first.name: first.place.type, **types}, {}, {})
-        values = chosen(_pointwise_choices, call, self._settled(POINTWISE, call))
-        constants = {"WIDTH": width, "VECTOR": vector, "CHUNKS": width // vector, **values}
-        name = "_".join(n.op.name for n in self.body.calls)
+        first = next(o for o in slot.operands if o.place.type.shape == result.shape)
+        call = Call(self.node.op.name, {first.name: first.place.type, **types}, {"out": result}, {})
+        constants = self._settled(POINTWISE, call)
+        vector = _vector(constants["VECTOR"], slot.operands)
+        constants |= {"VECTOR": vector, "CHUNKS": result.width // vector}
+        stem = "_".join(n.op.name for n in self.body.calls)
         return self._kernel(
-            POINTWISE, slot.operands, {"slot": slot, **constants}, constants, ordered, self._fresh(name)
+            POINTWISE, slot.operands, {"slot": slot, **constants}, constants, call, self._fresh(stem)
         )
 
     # A product left to the library.
 
-    def _product(self, host: Node) -> Product:
-        x, weight = self.body.operands(host.name)
-        if x not in self.inputs:
-            raise CompileError(f"{self.node.name}: a library product has no prologue")
+    def _product(self, host: Hosted) -> Product:
+        x, weight = host.operands.values()
         bias = residual = None
-        for node in (n for n in self.body.calls if n is not host):
+        for node in filter(is_pointwise, host.after):
             operand = next(v for v in self.body.operands(node.name) if v in self.inputs)
             if len(self.inputs[operand].type.shape) == 1:
                 assert bias is None, f"{self.node.name}: the library adds one bias"
@@ -260,7 +290,7 @@ class NodePlanner:
         lead = str(out.type.shape[0])
         n, k = int(place_w.type.shape[0]), place_w.type.width
         gemm = bundle.Gemm(
-            name=self._fresh(self._name_with_weight("gemm", host)),
+            name=self._fresh(self._name_with_weight("gemm", host.nodes[0])),
             x=pointer(place_x),
             weight=pointer(place_w),
             out=pointer(out),
@@ -280,10 +310,14 @@ class NodePlanner:
 
     # What all of them share.
 
-    def _settled(self, spec: Template, call: Call) -> Target:
-        """The target with the values of the kernel's parameters, which are kept as `parameters`."""
-        self.parameters = settle(spec, call, self.target, [n.op.name for n in self.body.calls])
-        return replace(self.target, chosen=self.parameters.values) if self.parameters else self.target
+    def _settled(self, kernel: Template, call: Call) -> dict[str, Any]:
+        """The constants of a kernel's layout; what may be tuned of it is kept as `parameters`."""
+        layout, self.parameters = settle(kernel, call, self.target, [n.op.name for n in self.body.calls])
+        if isinstance(layout, Refusal):
+            raise CompileError(
+                f"{self._where()}: {kernel.name} cannot compute {self.node.name}: {layout.reason}"
+            )
+        return {**layout.constants, **layout.parameters}
 
     def _kernel(
         self,
@@ -301,11 +335,17 @@ class NodePlanner:
         Workspaces cost nothing: how much of them is used, and that they are, is the kernels' own affair.
         """
         lead = _leading_symbol(call)
+        if lead not in SYMBOLS and "tokens" in f"{spec.grid} {spec.symbols}":
+            raise CompileError(
+                f"{self._where()}: {self.node.op.name} has {lead} rows; the rows of a kernel are counted by a symbol, "
+                f"one of {', '.join(SYMBOLS)}"
+            )
         moved = [o.place for o in operands if o.place.tensor not in self.workspaces]
         formula = {key: self._formula(value, constants, lead) for key, value in _formulas(spec).items()}
         return Kernel(
             name=name or self._fresh(spec.name),
             template=spec,
+            includes=self._includes(spec, call),
             node=self.node,
             operands=tuple(operands),
             symbols=tuple((s, lead if s == "tokens" else s) for s in spec.symbols),
@@ -320,21 +360,19 @@ class NodePlanner:
             parameters=self.parameters,
         )
 
+    def _includes(self, spec: Template, call: Call) -> tuple[str, ...]:
+        """The headers of a kernel: its own, and behind them those of the row ops that it computes."""
+        rows = [row.prologue.include for slot in call.prologues.values() for row in slot]
+        host = next((n.op for n in self.body.calls if n.op.name == call.op), None) if spec.prologue else None
+        own = [host.prologue.include] if isinstance(host, Op) and host.prologue else []
+        return tuple(dict.fromkeys((*spec.includes, *rows, *own)))
+
     def _formula(self, formula: Formula, constants: Mapping[str, Any], lead: str = "tokens") -> Formula:
         if isinstance(formula, int):
             return formula
         text = re.sub(r"\b[A-Z][A-Z0-9_]*\b", lambda m: str(constants[m[0]]), formula)
         text = re.sub(r"\btokens\b", lead, text)
         return int(text) if text.isdigit() else text
-
-    def _attrs(self) -> dict[str, Any]:
-        return {name: value for n in self.body.calls for name, value in n.attrs.items()}
-
-    def _host(self) -> Node:
-        hosts = [n for n in self.body.calls if not is_pointwise(n) and not is_free(n)]
-        last = [h for h in hosts if not any(h.name in _ancestors(self.body, other.name) for other in hosts)]
-        assert len(last) == 1, f"{self.node.name}: more than one op wants to host the kernel"
-        return last[0]
 
     def _name_with_weight(self, template: str, host: Node) -> str:
         """The template's name, and which weight it works on."""
@@ -357,34 +395,6 @@ def pointer(place: Place) -> bundle.Pointer:
     return bundle.Pointer(tensor=place.tensor, offset=place.offset * place.type.dtype.bytes)
 
 
-def _alone(graph: Graph, node: Node) -> Graph:
-    """The body of a primitive node: itself, over inputs named by its parameters."""
-    op = node.op
-    assert isinstance(op, Op)
-    operands = graph.operands(node.name)
-    names: list[str] = []
-    for value in operands:
-        name = value.node if value.index == 0 else f"{value.node}_r{value.index}"
-        while name in names:
-            name += "_"
-        names.append(name)
-    inputs = [(Node(n, Input("stream"), (graph.type(v),)), ()) for n, v in zip(names, operands, strict=True)]
-    own = Node(node.name, op, node.types, node.attrs, node.where)
-    outputs = [Value(node.name, i) for i in range(len(node.types))]
-    return Graph.build(node.name, [*inputs, (own, [Value(n) for n in names])], outputs)
-
-
-def _ancestors(body: Graph, name: str) -> set[str]:
-    found: set[str] = set()
-    todo = [name]
-    while todo:
-        for value in body.operands(todo.pop()):
-            if value.node not in found:
-                found.add(value.node)
-                todo.append(value.node)
-    return found
-
-
 def _vector(most: int, operands: Sequence[Operand]) -> int:
     """Elements in one access: `most`, a power of two, or what every row of every operand allows."""
     for operand in operands:
@@ -395,11 +405,9 @@ def _vector(most: int, operands: Sequence[Operand]) -> int:
 
 
 def _leading_symbol(call: Call) -> str:
-    """What `tokens` means in a kernel's formulas: the first dim of its first operand, tokens or rows."""
-    for type_ in call.operands.values():
-        if type_.shape and type_.shape[0] in ("tokens", "rows"):
-            return str(type_.shape[0])
-    return "tokens"
+    """What `tokens` means in a kernel's formulas: the first dim of an operand, tokens or rows if there are any."""
+    leading = [t.shape[0] for t in call.operands.values() if t.shape and isinstance(t.shape[0], str)]
+    return next((dim for dim in leading if dim in ("tokens", "rows")), leading[0] if leading else "tokens")
 
 
 def _formulas(spec: Template) -> dict[str, Formula]:

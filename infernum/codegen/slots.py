@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from infernum.codegen.places import Operand, Place
 from infernum.dtypes import F32
@@ -53,8 +56,14 @@ class Slot:
         return (*(load.operand for load in self.loads), *(store.operand for store in self.stores))
 
 
-def is_pointwise(node: Node) -> bool:
-    return isinstance(node.op, Op) and isinstance(node.op.emit, Pointwise)
+def literal(value: float) -> str:
+    """A number as a float constant of CUDA. Infinity and NaN have none, and their names are macros of a header."""
+    number = float(value)
+    if math.isnan(number):
+        return "__int_as_float(0x7fc00000)"
+    if abs(number) > float(np.finfo(np.float32).max):
+        return f"__int_as_float({'0x7f800000' if number > 0 else '0xff800000'})"
+    return f"{number!r}f"
 
 
 def fill_slot(
@@ -63,13 +72,14 @@ def fill_slot(
     bound: Mapping[Value, str],
     inputs: Mapping[Value, Place],
     outputs: Sequence[tuple[Value, Operand]],
+    identifiers: Mapping[str, str],
     consumed: frozenset[Value] = frozenset(),
 ) -> Slot:
     """The code of pointwise `nodes` of a kernel's body.
 
     `bound` names values the template has computed, `inputs` are the body's inputs in memory, `outputs` what is stored,
-    and `consumed` the values that the template goes on to use. A value that anything reads is rounded to its type
-    first, as it would be between separate kernels.
+    `identifiers` what the nodes are called in C, and `consumed` the values that the template goes on to use. A value
+    that anything reads is rounded to its type first, as it would be between separate kernels.
     """
     names = dict(bound)
     loads: list[Load] = []
@@ -77,10 +87,9 @@ def fill_slot(
     for value in dict.fromkeys(read):
         if value in inputs and value not in names:
             place = inputs[value]
-            names[value] = f"{value.node}_value"
-            loads.append(
-                Load(names[value], Operand(value.node, place, const=True), len(place.type.shape) == 1)
-            )
+            operand = Operand(identifiers[value.node], place, const=True)
+            names[value] = f"{operand.name}_value"
+            loads.append(Load(names[value], operand, len(place.type.shape) == 1))
     used = consumed | {v for node in nodes for v in body.operands(node.name)}
     statements: list[Statement] = []
     for node in nodes:
@@ -89,12 +98,12 @@ def fill_slot(
         )
         value = Value(node.name)
         arguments = {p: names[v] for p, v in zip(node.op.params, body.operands(node.name), strict=True)}
-        arguments |= {name: f"{float(v)!r}f" for name, v in node.attrs.items() if isinstance(v, int | float)}
+        arguments |= {name: literal(v) for name, v in node.attrs.items() if isinstance(v, int | float)}
         expr = node.op.emit.expr.format(**arguments)
         dtype = node.types[0].dtype
         if value in used and dtype is not F32:
             expr = f"round_to<{dtype.cuda}>({expr})"
-        names[value] = node.name
-        statements.append(Statement(node.name, expr, ", ".join(node.where)))
+        names[value] = identifiers[node.name]
+        statements.append(Statement(names[value], expr, ", ".join(node.where)))
     stores = tuple(Store(names[value], operand) for value, operand in outputs)
     return Slot(tuple(loads), tuple(statements), stores, names)

@@ -19,6 +19,7 @@ class Kernel:
 
     name: str
     template: Template
+    includes: tuple[str, ...]
     node: Node
     operands: tuple[Operand, ...]
     symbols: tuple[tuple[str, str], ...]
@@ -31,6 +32,11 @@ class Kernel:
     flops: Formula
     passed_over: tuple[str, ...] = ()
     parameters: Parameters | None = None
+
+    @property
+    def writes(self) -> frozenset[str]:
+        """The tensors that it writes."""
+        return frozenset(operand.place.tensor for operand in self.operands if not operand.const)
 
     @property
     def signature(self) -> str:
@@ -52,3 +58,8 @@ class Product:
     @property
     def name(self) -> str:
         return self.gemm.name
+
+    @property
+    def writes(self) -> frozenset[str]:
+        """The tensors that it writes."""
+        return frozenset((self.gemm.out.tensor,))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from jinja2 import (
 )
 
 from infernum.errors import CompileError
+from infernum.renamed import advice
 from infernum.resources import templates_folder
 
 SUFFIX = ".cu.j2"
@@ -40,17 +41,34 @@ def render(template_name: str, context: Mapping[str, Any], *, arch: int) -> str:
     templates that it includes or imports. Raises CompileError naming the template and where it was looked for, or
     the file, line and variable that is not defined.
     """
+    return _found(
+        template_name, arch, lambda environment, name: environment.get_template(name).render(context)
+    )
+
+
+def source_of(template_name: str, *, arch: int) -> str:
+    """The text of a template as it is written, found as `render` finds it. Raises CompileError."""
+
+    def source(environment: Environment, name: str) -> str:
+        assert environment.loader is not None, "templates are loaded from folders"
+        return environment.loader.get_source(environment, name)[0]
+
+    return _found(template_name, arch, source)
+
+
+def _found(template_name: str, arch: int, read: Callable[[Environment, str], str]) -> str:
     name = template_name if template_name.endswith(".j2") else f"{template_name}{SUFFIX}"
     searched = _searched(arch)
     try:
-        return _environment(searched).get_template(name).render(context)
+        return read(_environment(searched), name)
     except TemplateNotFound as error:
         looked = ", ".join(map(str, searched))
         raise CompileError(f"template {error.name} does not exist; looked in {looked}") from error
     except TemplateSyntaxError as error:
         raise CompileError(f"{error.filename or error.name}:{error.lineno}: {error.message}") from error
     except TemplateError as error:
-        raise CompileError(f"{_line(error, name)}: {error.message}") from error
+        message = error.message or ""
+        raise CompileError(f"{_line(error, name)}: {message}{advice(message)}") from error
 
 
 def include_text(name: str) -> str:

@@ -85,8 +85,8 @@ def explain_block(
 
 
 def _homes(traced: Graph, facts: list[KernelFacts]) -> dict[str, str]:
-    """The node after the rules that does the work of each traced node; a view goes with what it shows."""
-    homes = {name: f.kernel.node for f in facts for name in f.kernel.origin}
+    """The first node after the rules that does the work of each traced node; a view goes with what it shows."""
+    homes = {name: f.kernel.node for f in reversed(facts) for name in f.kernel.origin}
     for node in traced.calls:
         if node.name in homes or not costs_nothing(node):
             continue

@@ -87,7 +87,7 @@ def _after(group: Group, width: int) -> Iterator[Text]:
         for line in fold(cost, width, first="  "):
             yield Text(line)
     if group.rules:
-        for line in fold(f"by {', '.join(rule.rule for rule in group.rules)}", width, first="  "):
+        for line in fold(f"by {', '.join(dict.fromkeys(r.rule for r in group.rules))}", width, first="  "):
             yield Text(line, style="dim")
     before, after = group.amount_before, group.amount_after
     if before.kernels != after.kernels or before.bytes != after.bytes:

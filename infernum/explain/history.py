@@ -9,7 +9,7 @@ from infernum.bundle import BlockVariant, Bundle, Firing, Kernel
 from infernum.fusion import RULES
 from infernum.ir.graph import Graph
 from infernum.ir.op import Fused
-from infernum.ir.rewrite import Absorb, Fusion, Rewrite, Rule
+from infernum.ir.rewrite import Fusion, Rewrite, Rule
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,8 @@ def kind_of(rule: Rule) -> str:
             return "rewrite: puts other ops in the place of some"
         case Fusion():
             return "fusion: makes one kernel of several ops"
-        case Absorb(side="prologue"):
-            return "absorb: takes ops into the kernel that reads their result, as its prologue"
-        case Absorb():
-            return "absorb: takes ops into the kernel whose result they read, as its epilogue"
         case _:
-            return "pass: looks at the whole graph"
+            return "general: looks at a call and at whatever stands around it"
 
 
 def grouped(told: Iterable[tuple[str, str, str]]) -> list[Places]:

@@ -38,11 +38,11 @@ def _rules(told: KernelExplanation, width: int) -> list[Text]:
     if not told.rules:
         return [heading("Rules: none; it is the op that the block calls, with a kernel of its own")]
     lines = [heading("Rules, in order")]
+    explained: set[str] = set()
     for i, rule in enumerate(told.rules, start=1):
-        lines += [
-            Text(line, style="")
-            for line in fold(f"{rule.rule}: {rule.why}", width, first=f"  {i} ", rest="    ")
-        ]
+        text = rule.rule if rule.rule in explained else f"{rule.rule}: {rule.why}"
+        explained.add(rule.rule)
+        lines += [Text(line, style="") for line in fold(text, width, first=f"  {i} ", rest="    ")]
         lines += paragraph(f"{rule.at} → {rule.made}", width, first="    ", style="dim")
     return lines
 

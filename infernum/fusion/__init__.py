@@ -6,39 +6,27 @@ import difflib
 from collections.abc import Sequence
 from typing import TypeVar
 
+from infernum import renamed
 from infernum.errors import CompileError
 from infernum.fusion.attention import attend, rope_append
-from infernum.fusion.linear import (
-    bias_into_linear,
-    merge_qkv,
-    merge_qkv_bias,
-    residual_into_gemm,
-    residual_into_gemv,
-)
-from infernum.fusion.mlp import biased_swiglu_into_gemv, merge_gate_up, merge_gate_up_bias, swiglu_into_gemv
-from infernum.fusion.norms import add_rms_norm, norm_into_gemv
+from infernum.fusion.hosts import into_epilogue, into_library, into_norm, into_prologue
 from infernum.fusion.pointwise import merge_pointwise
+from infernum.fusion.products import merge_products
 from infernum.ir.rewrite import Rule
 
 AnyRule = TypeVar("AnyRule", bound=Rule)
 
 RULES: list[Rule] = [
-    merge_qkv,
-    merge_qkv_bias,
-    merge_gate_up,
-    merge_gate_up_bias,
+    merge_products,
     attend,
     rope_append,
-    bias_into_linear,
-    swiglu_into_gemv,
-    biased_swiglu_into_gemv,
-    residual_into_gemv,
-    norm_into_gemv,
-    add_rms_norm,
-    residual_into_gemm,
+    into_epilogue,
+    into_prologue,
+    into_norm,
+    into_library,
     merge_pointwise,
 ]
-"""Merges come first, so that what follows sees merged products; then slots; then what is left between hosts."""
+"""Merges come first, so that what follows sees merged products; then what kernels absorb; then what is left."""
 
 
 def add_rule(rule: AnyRule, *, before: str = "merge_pointwise") -> AnyRule:
@@ -46,6 +34,12 @@ def add_rule(rule: AnyRule, *, before: str = "merge_pointwise") -> AnyRule:
 
     The default leaves nothing that a rule wants to the merging of pointwise ops. Raises CompileError.
     """
+    lacking = [member for member in ("name", "why", "examples", "at") if not hasattr(rule, member)]
+    if lacking:
+        raise CompileError(
+            f"rule {getattr(rule, 'name', type(rule).__name__)} has no {' and no '.join(lacking)}; a rule has name, "
+            "why, examples, and at(graph, node, target), which takes the place of candidates(graph, target)"
+        )
     names = [known.name for known in RULES]
     if rule.name in names:
         raise CompileError(f"a rule named {rule.name!r} exists already; choose another name")
@@ -54,11 +48,12 @@ def add_rule(rule: AnyRule, *, before: str = "merge_pointwise") -> AnyRule:
 
 
 def find_rule(name: str) -> Rule:
-    """The rule of that name. Raises CompileError naming a similar one."""
+    """The rule of that name. Raises CompileError naming the rule that does its work now, or one of a similar name."""
     known = {rule.name: rule for rule in RULES}
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the rules are {', '.join(known)}"
+        hint = f"{renamed.RULES[name]} does its work" if name in renamed.RULES else hint
         raise CompileError(f"no rule is called {name!r}; {hint}")
     return known[name]
 

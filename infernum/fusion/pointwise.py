@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from infernum.fusion.examples import POINTWISE
 from infernum.ir.fuse import fuse_nodes
 from infernum.ir.graph import Graph, Node, Value
-from infernum.ir.kernel import Pointwise, Target
+from infernum.ir.host import is_pointwise_kernel
+from infernum.ir.kernel import Target
 from infernum.ir.match import why_not_replaceable
-from infernum.ir.op import Fused, Op
-from infernum.ir.rewrite import Candidate
-
-
-def is_pointwise_kernel(node: Node) -> bool:
-    """True for a pointwise op and for a fusion of nothing but pointwise ops."""
-    if isinstance(node.op, Fused):
-        return not node.op.kernels and all(is_pointwise_kernel(n) for n in node.op.body.calls)
-    return isinstance(node.op, Op) and isinstance(node.op.emit, Pointwise)
+from infernum.ir.rewrite import Candidate, Examples
 
 
 @dataclass(frozen=True)
@@ -28,30 +22,27 @@ class MergePointwise:
     why: str = (
         "A chain of element-by-element ops reads its inputs once and keeps what is between in registers."
     )
+    examples: Examples = POINTWISE
 
-    def candidates(self, graph: Graph, target: Target) -> Iterator[Candidate]:
+    def at(self, graph: Graph, node: Node, target: Target) -> Iterator[Candidate]:
         del target
-        for first in (n for n in graph.calls if is_pointwise_kernel(n)):
-            for index in range(len(first.types)):
-                for user, _ in graph.users(Value(first.name, index)):
-                    if is_pointwise_kernel(graph.node(user)):
-                        yield self._candidate(graph, first, graph.node(user))
+        results = [Value(node.name, i) for i in range(len(node.types))] if is_pointwise_kernel(node) else []
+        readers = [reader for result in results for reader in graph.readers(result)]
+        for reader in dict.fromkeys(n.name for n in readers if is_pointwise_kernel(n)):
+            yield self._candidate(graph, node, graph.node(reader))
 
     def _candidate(self, graph: Graph, first: Node, second: Node) -> Candidate:
         names = frozenset((first.name, second.name))
-        kept = [
-            value
-            for node in (first, second)
-            for value in (Value(node.name, i) for i in range(len(node.types)))
-            if graph.is_output(value) or any(user not in names for user, _ in graph.users(value))
+        values = [Value(node.name, i) for node in (first, second) for i in range(len(node.types))]
+        read_outside = [
+            v for v in values if graph.is_output(v) or any(n.name not in names for n in graph.readers(v))
         ]
         inputs = frozenset(v for n in names for v in graph.operands(n) if v.node not in names)
-        reason = why_not_replaceable(graph, names, frozenset(kept), inputs)
-        shapes = {t.shape for node in (first, second) for t in node.types}
-        if reason is None and len(shapes) > 1:
+        reason = why_not_replaceable(graph, names, frozenset(read_outside), inputs)
+        if reason is None and len({t.shape for node in (first, second) for t in node.types}) > 1:
             reason = f"{first.name} is {first.types[0]} and {second.name} {second.types[0]}: one kernel has one shape"
         return Candidate(
-            f"{first.name}, {second.name}", reason, lambda: fuse_nodes(graph, names, self.name, kept)
+            f"{first.name}, {second.name}", reason, lambda: fuse_nodes(graph, names, self.name, read_outside)
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -74,37 +75,60 @@ def apply_rules(
     CompileError for a rule that does not come to an end.
     """
     graph = graph.live()
-    fired: dict[str, int] = {}
-    firings: list[Fired] = []
-    refused: list[Refused] = []
-    name = f"{graph.name}.{target.variant}"
+    passes: list[Pass] = []
     for rule in rules:
-        begin, start = time.perf_counter(), graph
-        applied: list[Fired] = []
-        while True:
-            candidates = list(rule.candidates(graph, target))
+        begin = time.perf_counter()
+        after, applied, refused = _apply_one(rule, graph, target, normalise)
+        seconds = time.perf_counter() - begin
+        passes.append(Pass(rule.name, rule.why, graph, after, applied, refused, seconds))
+        graph = after
+        if on_pass is not None:
+            on_pass(passes[-1])
+    return Outcome(
+        graph,
+        {each.rule: len(each.firings) for each in passes},
+        tuple(firing for each in passes for firing in each.firings),
+        tuple(refusal for each in passes for refusal in each.refused),
+    )
+
+
+def _apply_one(
+    rule: Rule, graph: Graph, target: Target, normalise: Callable[[Graph], Graph]
+) -> tuple[Graph, tuple[Fired, ...], tuple[Refused, ...]]:
+    """The graph after a rule has been applied wherever it can be, what it did, and what it did not do.
+
+    Calls are visited in graph order, new ones next; after a visit to all of them that changed something there is
+    another, since what was refused may fit now.
+    """
+    block = f"{graph.name}.{target.variant}"
+    firings: list[Fired] = []
+    while True:
+        fired_before, refused = len(firings), dict[str, list[Refused]]()
+        todo = deque(node.name for node in graph.calls)
+        while todo:
+            name = todo.popleft()
+            if name not in graph.nx:
+                continue
+            candidates = list(rule.at(graph, graph.node(name), target))
             chosen = next((c for c in candidates if c.reason is None), None)
             if chosen is None:
-                break
+                refused[name] = [Refused(rule.name, c.at, c.reason) for c in candidates if c.reason]
+                continue
             before, graph = graph, normalise(chosen.apply())
-            applied.append(
-                Fired(rule.name, ", ".join(_not_in(graph, before)), ", ".join(_not_in(before, graph)))
-            )
-            log.info("%s: %s fired at %s -> %s", name, rule.name, applied[-1].at, applied[-1].made)
-            if len(applied) == MOST_FIRINGS:
+            made = _not_in(before, graph)
+            firings.append(Fired(rule.name, ", ".join(_not_in(graph, before)), ", ".join(made)))
+            log.info("%s: %s fired at %s -> %s", block, rule.name, firings[-1].at, firings[-1].made)
+            if len(firings) == MOST_FIRINGS:
                 raise CompileError(
                     f"{rule.name} fired {MOST_FIRINGS} times at {chosen.at}: does it match what it makes?"
                 )
-        left = dict.fromkeys(Refused(rule.name, c.at, c.reason) for c in candidates if c.reason is not None)
-        for refusal in left:
-            log.info("%s: %s refused at %s: %s", name, rule.name, refusal.at, refusal.reason)
-        fired[rule.name] = len(applied)
-        firings += applied
-        refused += left
-        if on_pass is not None:
-            seconds = time.perf_counter() - begin
-            on_pass(Pass(rule.name, rule.why, start, graph, tuple(applied), tuple(left), seconds))
-    return Outcome(graph, fired, tuple(firings), tuple(refused))
+            todo.extendleft(reversed(list(dict.fromkeys((*made, name)))))
+        if len(firings) == fired_before:
+            break
+    refusals = tuple(dict.fromkeys(each for name in graph.order for each in refused.get(name, ())))
+    for refusal in refusals:
+        log.info("%s: %s refused at %s: %s", block, rule.name, refusal.at, refusal.reason)
+    return graph, tuple(firings), refusals
 
 
 def _not_in(other: Graph, graph: Graph) -> list[str]:

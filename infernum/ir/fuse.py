@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from infernum.ir.graph import Graph, Input, Node, Value
+from infernum.ir.host import hosted
 from infernum.ir.kernel import KernelSpec
 from infernum.ir.op import Fused
 
@@ -18,10 +20,12 @@ def fuse_nodes(
     inputs: Mapping[str, Value] | None = None,
     kernels: tuple[KernelSpec, ...] = (),
     results: tuple[str, ...] = (),
+    attrs: Mapping[str, Any] | None = None,
 ) -> Graph:
     """The graph with the nodes `names` made one Fused node with the given results; fused nodes among them dissolve.
 
-    `inputs` names the body's inputs; without it they are named after the nodes they come from.
+    `inputs` names the body's inputs; without it they are named after the nodes they come from. `attrs` are the
+    attributes of the node.
     """
     flat = inlined(graph, names)
     rules = [*rules_of(graph, names), rule]
@@ -48,14 +52,87 @@ def fuse_nodes(
     name = outputs[0].node  # free again: its node is one of those that go
     fused = Node(
         name,
-        Fused(rule, body, tuple(dict.fromkeys(rules)), kernels, results),
+        Fused(rule, body, tuple(dict.fromkeys(rules)), kernels, results, tuple(inputs) if kernels else ()),
         types,
-        {},
+        attrs or {},
         lines_of(graph, names),
         origins_of(graph, names),
     )
     values = {v: Value(name, i) for i, v in enumerate(outputs)}
     return graph.replaced(names, [(fused, list(inputs.values()))], values)
+
+
+def copied_for_each_reader(graph: Graph, node: Node) -> tuple[Graph, list[str]]:
+    """The graph with a copy of a node for each read of its result, and their names; the first is the node itself."""
+    copies = [node.name]
+    for _ in graph.users(Value(node.name))[1:]:
+        copies.append(graph.fresh_call(node.op.name, copies))
+    unread = list(copies)
+    entries: list[tuple[Node, Sequence[Value]]] = []
+    for each, operands in graph.entries():
+        entries.append((each, [Value(unread.pop(0)) if v == Value(node.name) else v for v in operands]))
+        if each is node:
+            entries += [(renamed(node, copy), operands) for copy in copies[1:]]
+    return Graph.build(graph.name, entries, graph.outputs), copies
+
+
+def absorb_rows(graph: Graph, node: Node, rule: str) -> Graph | str:
+    """The graph in which the one reader of a row op computes it while it reads; or why the reader cannot."""
+    ((reader, slot),) = graph.users(Value(node.name))
+    op, host = graph.node(reader).op, hosted(graph, graph.node(reader))
+    if host is None:
+        return f"{reader} reads it too, and cannot compute it for itself"
+    rows = Value(host.body.inputs[slot].name)
+    params = [param for param, value in host.operands.items() if value == rows]
+    if len(params) != 1 or len(host.body.users(rows)) != 1:
+        return f"{reader} reads it otherwise than as rows that it could compute"
+    if isinstance(op, Fused) and op.kernels:
+        return into_slot(graph, graph.node(reader), params[0], node, rule)
+    outputs = [Value(reader, i) for i in range(len(graph.node(reader).types))]
+    return fuse_nodes(graph, frozenset((node.name, reader)), rule, outputs)
+
+
+def into_slot(graph: Graph, host: Node, operand: str, row: Node, rule: str) -> Graph:
+    """The graph with a row op computed by `host`, a fusion with kernels of its own, while it reads `operand`.
+
+    The op is taken out of the graph, and must have no other reader.
+    """
+    fused = host.op
+    assert isinstance(fused, Fused) and fused.kernels, f"{host.name} has no kernels of its own"
+    outer = dict(zip(fused.params, graph.operands(host.name), strict=True))
+    taken = {n.name for n in fused.body.nodes}
+    name = _unlike(row.name, taken)
+    inputs = {value: inner for inner, value in reversed(list(outer.items())) if inner != operand}
+    rows, *others = graph.operands(row.name)
+    added: dict[str, Value] = {}
+    read = [Value(operand)]
+    for value in others:
+        if value not in inputs:
+            inputs[value] = _unlike(value.node, taken | {name} | set(added))
+            added[inputs[value]] = value
+        read.append(Value(inputs[value]))
+    calls: list[tuple[Node, list[Value]]] = [(renamed(row, name), read)]
+    calls += [
+        (each, [Value(name) if v == Value(operand) else v for v in fused.body.operands(each.name)])
+        for each in fused.body.calls
+    ]
+    body_inputs = [
+        *((n, ()) for n in fused.body.inputs),
+        *((Node(n, Input("stream"), (graph.type(v),)), ()) for n, v in added.items()),
+    ]
+    body = Graph.build(fused.name, [*body_inputs, *calls], fused.body.outputs)
+    slots = {**fused.slots, operand: (name, *fused.slots.get(operand, ()))}
+    names = frozenset((row.name, host.name))
+    rules = tuple(dict.fromkeys((*rules_of(graph, names), rule)))
+    made = replace(
+        host,
+        op=replace(fused, body=body, rules=rules, slots=slots),
+        where=lines_of(graph, names),
+        origin=origins_of(graph, names),
+    )
+    operands = [*({**outer, operand: rows}).values(), *added.values()]
+    values = {Value(host.name, i): Value(host.name, i) for i in range(len(host.types))}
+    return graph.replaced(names, [(made, operands)], values)
 
 
 @dataclass(frozen=True)

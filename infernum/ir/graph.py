@@ -120,8 +120,12 @@ class Graph:
                 data.add_edge(operand.node, node.name, key=slot, result=operand.index)
         missing = [n for n, d in data.nodes(data=True) if "node" not in d]
         assert not missing, f"{name}: operands {missing} are not in the graph"
-        assert nx.is_directed_acyclic_graph(data), f"{name}: the graph has a cycle"
-        return Graph(name, data, outputs)
+        graph = Graph(name, data, outputs)
+        try:
+            assert graph.order is not None
+        except nx.NetworkXUnfeasible as error:
+            raise AssertionError(f"{name}: the graph has a cycle") from error
+        return graph
 
     @cached_property
     def order(self) -> tuple[str, ...]:
@@ -152,21 +156,51 @@ class Graph:
 
     def operands(self, name: str) -> tuple[Value, ...]:
         """The values that a node reads, by slot."""
-        read: dict[int, Value] = {}
-        for producer, slots in self.nx.pred[name].items():
-            read |= {slot: Value(producer, edge["result"]) for slot, edge in _edges(slots)}
-        return tuple(read[slot] for slot in sorted(read))
+        return self._operands[name]
+
+    @cached_property
+    def _operands(self) -> Mapping[str, tuple[Value, ...]]:
+        read: dict[str, dict[int, Value]] = {name: {} for name in self.nx}
+        for producer, user, slot, edge in self.nx.edges(keys=True, data=True):
+            read[user][int(slot)] = Value(producer, edge["result"])
+        return {name: tuple(slots[i] for i in sorted(slots)) for name, slots in read.items()}
+
+    @cached_property
+    def _users(self) -> Mapping[Value, tuple[tuple[str, int], ...]]:
+        users: dict[Value, list[tuple[str, int]]] = {}
+        for name in self.order:
+            for slot, value in enumerate(self._operands[name]):
+                users.setdefault(value, []).append((name, slot))
+        return {value: tuple(reads) for value, reads in users.items()}
+
+    @cached_property
+    def rank(self) -> Mapping[str, int]:
+        """Place of every node in `order`."""
+        return {name: i for i, name in enumerate(self.order)}
+
+    def calls_of(self, op: str) -> tuple[Node, ...]:
+        """The calls of a primitive op, in order."""
+        return self._by_op.get(op, ())
+
+    @cached_property
+    def _by_op(self) -> Mapping[str, tuple[Node, ...]]:
+        calls: dict[str, list[Node]] = {}
+        for node in self.calls:
+            calls.setdefault(node.op.name, []).append(node)
+        return {op: tuple(nodes) for op, nodes in calls.items()}
 
     def users(self, value: Value) -> tuple[tuple[str, int], ...]:
         """(node, slot) of every read of a value, in graph order."""
-        rank = {n: i for i, n in enumerate(self.order)}
-        found = [
-            (user, slot)
-            for user, slots in self.nx.succ[value.node].items()
-            for slot, edge in _edges(slots)
-            if edge["result"] == value.index
-        ]
-        return tuple(sorted(found, key=lambda u: (rank[u[0]], u[1])))
+        return self._users.get(value, ())
+
+    def readers(self, value: Value) -> tuple[Node, ...]:
+        """The nodes that read a value, in graph order, each once."""
+        return tuple(self.node(name) for name in dict.fromkeys(name for name, _ in self.users(value)))
+
+    def is_weight(self, value: Value) -> bool:
+        """True for a weight of the block."""
+        op = self.node(value.node).op
+        return isinstance(op, Input) and op.role == "weight"
 
     def type(self, value: Value) -> TensorType:
         return self.node(value.node).types[value.index]
@@ -229,11 +263,6 @@ class Graph:
         from infernum.ir.text import print_graph
 
         return print_graph(self)
-
-
-def _edges(slots: Any) -> Iterable[tuple[int, dict[str, int]]]:
-    """The edges between two nodes, by operand slot (the stubs of networkx believe that keys are strings)."""
-    return slots.items()
 
 
 def _live(

@@ -1,17 +1,22 @@
-"""How an op asks to be emitted: the vocabulary through which code generation knows a node.
+"""How an op is computed on a GPU: the vocabulary through which rules and code generation know a node.
 
 Pointwise    one CUDA expression; a chain or DAG of such ops is one kernel without a template of its own
 View         no code at all: the result is another look at an operand's memory
 LoadTime     done once to weights when a checkpoint is loaded
 Template     a kernel written by hand in templates/
 Library      a matrix product left to the vendor's library
+
+A kernel is one object. `plan(call, target)` gives its layout for a call, or why it cannot serve the call; `layouts`
+gives the other layouts that may be timed. A call says what the kernel would compute besides its op: prologues on
+operands, and an epilogue. A rule asks the chosen kernel before it fuses, so that the kernel alone knows its limits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from itertools import product
+from typing import Any, Literal
 
 from infernum.dtypes import DType
 from infernum.ir.graph import TensorType
@@ -32,8 +37,7 @@ class Target:
     """What a graph is compiled for.
 
     `arch` is the compute capability as an int (80, 86, 89, 90, 100); a variant serves steps of `min_tokens` to
-    `max_tokens` tokens. `tuned`: what is known of kernels by their key (`infernum.ir.parameters`); `chosen`: the values
-    of the parameters of the kernel that is being planned.
+    `max_tokens` tokens. `tuned`: what is known of kernels by their key (`infernum.ir.parameters`).
     """
 
     arch: int
@@ -42,7 +46,6 @@ class Target:
     max_tokens: int
     dtype: DType
     tuned: Mapping[str, Tuned] = field(default_factory=dict[str, Tuned], hash=False, repr=False)
-    chosen: Mapping[str, int] = field(default_factory=dict[str, int], hash=False, repr=False)
 
     @property
     def programmatic(self) -> bool:
@@ -51,51 +54,95 @@ class Target:
 
 
 @dataclass(frozen=True)
+class RowCall:
+    """An op over rows that a kernel computes while it reads an operand (`Op.prologue`).
+
+    `operands` names what the op reads besides the rows, by parameter: as the kernel's own operand is called, where it
+    reads the same value, and otherwise by a name that no operand has.
+    """
+
+    op: str
+    prologue: Prologue
+    operands: Mapping[str, str]
+    attrs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """The pointwise ops that a kernel applies to its op's result before anything is written.
+
+    ops        their names, in order
+    parts      equal ranges of the result's columns that they combine, in order of columns; 1: whole rows
+    reads      types of what they read besides the result
+    result     type of what is written in place of the op's result
+    """
+
+    ops: tuple[str, ...]
+    parts: int
+    reads: tuple[TensorType, ...]
+    result: TensorType
+
+
+@dataclass(frozen=True)
 class Call:
-    """A node as its op's kernels see it: operand and result types by parameter name, and attributes."""
+    """A node as a kernel sees it: operand and result types by parameter name, attributes, and what it has absorbed.
+
+    `prologues` has the row ops on an operand in the order they are computed; the operand's type is that of their
+    result.
+    """
 
     op: str
     operands: Mapping[str, TensorType]
     results: Mapping[str, TensorType]
     attrs: Mapping[str, Any]
+    prologues: Mapping[str, tuple[RowCall, ...]] = field(default_factory=dict[str, tuple[RowCall, ...]])
+    epilogue: Epilogue | None = None
+
+    @property
+    def columns(self) -> int:
+        """Columns of the result that is written."""
+        result = self.epilogue.result if self.epilogue else next(iter(self.results.values()))
+        return result.width
 
 
-Condition = Callable[[Call, Target], str | None]
-"""None when a kernel can serve a call; otherwise why not, in words a user can act on."""
+@dataclass(frozen=True)
+class Layout:
+    """How a kernel computes a call: the compile-time constants that its template and its formulas see.
 
-Constants = Callable[[Call, Target], Mapping[str, int | float | str | bool | list[Any]]]
-"""The compile-time constants of a kernel: tile sizes and the like, visible to its template and its formulas.
+    `parameters` are those of them that `infernum tune` may set to other values.
+    """
 
-Those of a template with `choices` begin with `chosen(choices, call, target)`.
+    constants: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    parameters: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a kernel cannot serve a call, in words a user can act on."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+Layouts = Callable[[Call, Target], Iterator[Layout | Refusal]]
+"""The layouts of a kernel for a call, the architecture's default first; a refusal in first place is final.
+
+Refusals further on stand for combinations of parameters that cannot work.
 """
 
-Choices = Callable[[Call, Target], Mapping[str, tuple[int, ...]]]
-"""The parameters of a kernel that `infernum tune` may set: candidates by name, first the architecture's default."""
+
+def alternatives(**candidates: Sequence[int]) -> Iterator[dict[str, int]]:
+    """Every combination of a kernel's parameters, beginning with the first value of each."""
+    for values in product(*candidates.values()):
+        yield dict(zip(candidates, values, strict=True))
 
 
-def always(call: Call, target: Target) -> str | None:
-    """The condition of a kernel that serves every call."""
+def one_layout(call: Call, target: Target) -> Iterator[Layout | Refusal]:
+    """The layouts of a kernel without constants, which serves every call."""
     del call, target
-    return None
-
-
-def no_constants(call: Call, target: Target) -> Mapping[str, int | float | str | bool | list[Any]]:
-    """The constants of a kernel that needs none."""
-    del call, target
-    return {}
-
-
-def no_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
-    """The parameters of a kernel that has none to set."""
-    del call, target
-    return {}
-
-
-def chosen(choices: Choices, call: Call, target: Target) -> dict[str, int]:
-    """The values of a kernel's parameters: those that `target` names, and the first candidates of all others."""
-    return {
-        name: target.chosen.get(name, candidates[0]) for name, candidates in choices(call, target).items()
-    }
+    yield Layout()
 
 
 @dataclass(frozen=True)
@@ -119,6 +166,19 @@ class LoadTime:
 
 
 @dataclass(frozen=True)
+class Prologue:
+    """How a kernel computes an op over rows while it reads them: the struct of that name in `include`.
+
+    A `norm` scales a row by one number that it finds from a sum over the row, and by a vector, its second operand:
+    see `templates/include/rms_norm.cuh` for what the struct offers. A `rotation` turns pairs of a head's elements.
+    """
+
+    struct: str
+    include: str
+    kind: Literal["norm", "rotation"] = "norm"
+
+
+@dataclass(frozen=True)
 class Workspace:
     """A scratch tensor between the kernels of one op: its shape in constants and symbols, and its dtype."""
 
@@ -131,52 +191,87 @@ class Workspace:
 class Template:
     """A kernel written as `templates/<name>.cu.j2`.
 
-    `grid` and `shared_bytes` are formulas over symbols and the names that `constants` returns (which are
-    substituted at compile time); shared memory depends on no symbol. `includes` are files of templates/include the
-    kernel needs, in order. `prologue` names the operand that may be computed while it is read; `epilogue` says whether
-    pointwise ops may be applied to the result before it is written. `then` is a second kernel of the same op,
-    launched after this one.
-    `cluster`: so many blocks, up to 8 and side by side along z, run at the same time and reach each other's shared
-    memory.
-    `takes` names the operands, results and workspaces that are its parameters; none: all of them.
-    `choices` are the parameters that may be tuned, its own and those of the kernels after it; `feasible` says, given
-    `Target.chosen`, why a combination of them cannot work, where that is known before it is compiled.
+    layouts       the function behind `plan`: layouts for a call, the default first
+    grid          blocks, `block` threads each, `shared_bytes` of dynamic shared memory, and `cluster` blocks, up to 8
+                  side by side along z, that run at the same time and reach each other's shared memory: formulas over
+                  symbols and the layout's constants; shared memory depends on no symbol
+    includes      files of templates/include that it needs, in order
+    slots         operands that row ops may be computed on while they are read, and the kinds of op, in their order
+    prologue      the operand that pointwise ops may be computed for while it is read
+    epilogue      whether pointwise ops may be applied to the result before it is written
+    ahead         operands that are read before the kernel waits for the one before; besides, weights always may be
+    workspaces    scratch tensors
+    then          a second kernel of the same op with the same layout, launched after this one
+    takes         operands, results and workspaces that are its parameters; none: all of them
+    symbols       symbols that are passed to it, as ints
     """
 
     name: str
+    layouts: Layouts = one_layout
     grid: tuple[Formula, Formula, Formula] = (1, 1, 1)
     block: Formula = 256
     shared_bytes: Formula = 0
     cluster: Formula = 1
-    when: Condition = always
-    constants: Constants = no_constants
-    choices: Choices = no_choices
-    feasible: Condition = always
     includes: tuple[str, ...] = ()
+    slots: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]], hash=False)
     prologue: str | None = None
     epilogue: bool = False
+    ahead: tuple[str, ...] = ()
     workspaces: tuple[Workspace, ...] = ()
     then: Template | None = None
     takes: tuple[str, ...] = ()
     symbols: tuple[str, ...] = ("tokens",)
 
+    def plan(self, call: Call, target: Target) -> Layout | Refusal:
+        """The layout that the kernel has for a call unless it was tuned, or why it cannot serve the call."""
+        return self._unfit(call) or next(iter(self.layouts(call, target)))
+
+    def _unfit(self, call: Call) -> Refusal | None:
+        """What the call has absorbed and the template has no place for."""
+        if call.epilogue and not self.epilogue:
+            return Refusal(f"{self.name} writes its result as it is: it has no epilogue")
+        for operand, rows in call.prologues.items():
+            kinds = iter(self.slots.get(operand, ()))
+            for row in rows:
+                if row.prologue.kind not in kinds:
+                    return Refusal(f"{self.name} does not compute {row.op} while it reads {operand}")
+                if row.prologue.kind == "norm" and len(row.operands) != 1:
+                    return Refusal(
+                        f"{self.name} scales by one vector, and {row.op} reads {len(row.operands)}"
+                    )
+        return None
+
 
 @dataclass(frozen=True)
 class Library:
-    """cuBLASLt: out[tokens, n] = x[tokens, k] · weight[n, k]ᵀ."""
+    """cuBLASLt: out[tokens, n] = x[tokens, k] · weight[n, k]ᵀ (+ a vector) (+ a matrix of the result's shape)."""
 
-    when: Condition = always
-    epilogue: bool = True
+    name: str = "cublaslt"
     symbols: tuple[str, ...] = ("tokens",)
+
+    def plan(self, call: Call, target: Target) -> Layout | Refusal:
+        """An empty layout, or what the library cannot add to a product."""
+        del target
+        if call.prologues:
+            return Refusal("the library reads rows as they are: it has no prologue")
+        if call.epilogue is None:
+            return Layout()
+        other = next((op for op in call.epilogue.ops if op != "add"), None)
+        if other:
+            return Refusal(f"the library can only add to a product, and {other} is no addition")
+        if call.epilogue.parts > 1:
+            return Refusal("the library adds to whole rows, and this is a sum of ranges of columns")
+        if len(call.epilogue.ops) != len(call.epilogue.reads):
+            return Refusal("the library adds each operand once, and a product is not added to itself")
+        vectors = [t for t in call.epilogue.reads if len(t.shape) == 1]
+        matrices = [t for t in call.epilogue.reads if len(t.shape) > 1]
+        for kind, reads in (("vector", vectors), ("matrix", matrices)):
+            if len(reads) > 1:
+                return Refusal(f"the library adds one {kind}, and these are {len(reads)}")
+        return Layout()
 
 
 KernelSpec = Template | Library
-
-
-class Cost(Protocol):
-    """FLOPs of one call, as a formula over symbols."""
-
-    def __call__(self, call: Call) -> Formula: ...
 
 
 @dataclass(frozen=True)
@@ -187,12 +282,15 @@ class Choice:
     passed_over: tuple[str, ...] = field(default=())
 
 
-def choose(kernels: tuple[KernelSpec, ...], call: Call, target: Target) -> Choice | str:
-    """The first kernel whose condition holds, or all the reasons why none does."""
+def choose(kernels: Sequence[KernelSpec], call: Call, target: Target) -> Choice | Refusal:
+    """The first kernel that serves a call, or all the reasons why none does.
+
+    The call is the op alone: what is absorbed later does not change which kernel computes it.
+    """
     reasons: list[str] = []
     for kernel in kernels:
-        reason = kernel.when(call, target)
-        if reason is None:
+        layout = kernel.plan(call, target)
+        if isinstance(layout, Layout):
             return Choice(kernel, tuple(reasons))
-        reasons.append(f"{kernel.name if isinstance(kernel, Template) else 'cublaslt'}: {reason}")
-    return "; ".join(reasons) if reasons else f"{call.op} has no kernel"
+        reasons.append(f"{kernel.name}: {layout.reason}")
+    return Refusal("; ".join(reasons) if reasons else f"{call.op} has no kernel")

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
-import networkx as nx
-
 from infernum.ir.graph import Graph, Node, Value
 from infernum.ir.op import Op
 
@@ -40,16 +38,19 @@ class Match:
         return Value(self.nodes[pattern_value.node], pattern_value.index)
 
 
-def find_matches(pattern: Graph, graph: Graph) -> Iterator[Match]:
-    """Every way the pattern fits, in graph order; ways that bind the same nodes and inputs alike count once."""
+def find_matches(pattern: Graph, graph: Graph, at: Node) -> Iterator[Match]:
+    """Every way the pattern fits with its first result computed by the call `at`, in graph order.
+
+    Ways that bind the same nodes and inputs alike count once.
+    """
     seen: set[tuple[frozenset[tuple[str, str]], frozenset[tuple[str, Value]]]] = set()
-    for match in _match_outputs(
-        pattern, graph, list(dict.fromkeys(v.node for v in pattern.outputs)), Match({}, {}, {})
-    ):
-        key = (frozenset(match.nodes.items()), frozenset(match.inputs.items()))
-        if key not in seen:
-            seen.add(key)
-            yield match
+    first, *others = dict.fromkeys(v.node for v in pattern.outputs)
+    for begun in _match_node(pattern, graph, pattern.node(first), at, Match({}, {}, {})):
+        for match in _match_outputs(pattern, graph, others, begun):
+            key = (frozenset(match.nodes.items()), frozenset(match.inputs.items()))
+            if key not in seen:
+                seen.add(key)
+                yield match
 
 
 def _match_outputs(pattern: Graph, graph: Graph, outputs: list[str], match: Match) -> Iterator[Match]:
@@ -60,9 +61,20 @@ def _match_outputs(pattern: Graph, graph: Graph, outputs: list[str], match: Matc
     if first in match.nodes:
         yield from _match_outputs(pattern, graph, rest, match)
         return
-    for candidate in graph.calls:
-        for grown in _match_node(pattern, graph, pattern.node(first), candidate, match):
+    wanted = pattern.node(first)
+    for candidate in _may_be(pattern, graph, wanted, match):
+        for grown in _match_node(pattern, graph, wanted, candidate, match):
             yield from _match_outputs(pattern, graph, rest, grown)
+
+
+def _may_be(pattern: Graph, graph: Graph, wanted: Node, match: Match) -> Iterator[Node]:
+    """Calls that may stand for a node of the pattern: readers of an operand that is bound, else all of its op."""
+    for operand in pattern.operands(wanted.name):
+        if operand.node in match.inputs or operand.node in match.nodes:
+            readers = dict.fromkeys(user for user, _ in graph.users(match.value(operand)))
+            yield from map(graph.node, readers)
+            return
+    yield from graph.calls_of(wanted.op.name)
 
 
 def _match_node(pattern: Graph, graph: Graph, wanted: Node, found: Node, match: Match) -> Iterator[Match]:
@@ -176,10 +188,19 @@ GUARDS: tuple[Guard, ...] = (reads_itself, is_used_outside, makes_a_cycle)
 
 def _between(graph: Graph, names: frozenset[str]) -> list[str]:
     """Nodes outside `names` that lie on a path from one of them to another."""
+    last = max(graph.rank[name] for name in names)
     after: set[str] = set()
-    for name in names:
-        after |= nx.descendants(graph.nx, name)
+    todo = list(names)
+    while todo:
+        for name in graph.nx.succ[todo.pop()]:
+            if name not in after and graph.rank[name] < last:
+                after.add(name)
+                todo.append(name)
     before: set[str] = set()
-    for name in names:
-        before |= nx.ancestors(graph.nx, name)
-    return [n for n in graph.order if n in (after & before) - names]
+    todo = [name for name in names if after]
+    while todo:
+        for name in graph.nx.pred[todo.pop()]:
+            if name in after and name not in before:
+                before.add(name)
+                todo.append(name)
+    return [n for n in graph.order if n in before - names]

@@ -1,4 +1,4 @@
-"""Ops: a NumPy function is the meaning, its signature the types, and a kernel list how it asks to be emitted.
+"""Ops: a NumPy function is the meaning, its signature the types, and a list of kernels how it is computed on a GPU.
 
     @op("tokens width, width -> tokens width", kernels=[...])
     def rms_norm(x, weight, *, eps): ...
@@ -21,7 +21,7 @@ from infernum.dims import Dim
 from infernum.dtypes import DTYPES, DType, round_to
 from infernum.errors import DTypeError, ShapeError
 from infernum.ir.graph import Graph, TensorType
-from infernum.ir.kernel import Call, Formula, KernelSpec, LoadTime, Pointwise, View
+from infernum.ir.kernel import Call, Formula, KernelSpec, LoadTime, Pointwise, Prologue, View
 
 if TYPE_CHECKING:
     from infernum.ir.block import Tensor
@@ -90,9 +90,10 @@ class Signature:
 class Op:
     """One primitive operation. Calling it with traced tensors adds a node to their graph.
 
-    `emit` is how it asks to be emitted; `in_place` maps a result to the operand whose memory it takes over; `flops`
-    gives the cost of a call as a formula. `touched` gives, for operands of which a call does not move every byte once,
-    the bytes that it does move, by parameter.
+    `emit` is how it is computed on a GPU; `prologue`, how another kernel computes it while it reads the result, for ops
+    over rows; `in_place` maps a result to the operand whose memory it takes over; `flops` gives the cost of a call as a
+    formula. `touched` gives, for operands of which a call does not move every byte once, the bytes that it does move,
+    by parameter.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Op:
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     variadic: bool = False
     commutative: bool = False
+    prologue: Prologue | None = None
     in_place: Mapping[int, int] = field(default_factory=dict[int, int])
     flops: Callable[[Call], Formula] = lambda call: 0
     touched: Callable[[Call], Mapping[str, Formula]] = lambda call: {}
@@ -150,9 +152,8 @@ class Op:
         problem = self._misuse(operands, attrs)
         if problem:
             raise ShapeError(f"{caller()}: {self.name} {problem}")
-        results = operands[0].trace.add(
-            self, operands, {a: attrs.get(a, self.defaults.get(a)) for a in self.attrs}
-        )
+        given = {a: _python(attrs.get(a, self.defaults.get(a))) for a in self.attrs}
+        results = operands[0].trace.add(self, operands, given)
         return results if len(self.results) > 1 else results[0]
 
     def _misuse(self, operands: Sequence[object], attrs: Mapping[str, Any]) -> str | None:
@@ -176,6 +177,9 @@ class Fused:
     """Several ops that one kernel computes. `body` is their meaning; its inputs, in order, are the node's operands.
 
     `kernels` are the fusion's own; when empty, the kernel is that of the body's host op with the rest in its slots.
+    Of a fusion with kernels, `operands` are the inputs of the body that these know by name, and `slots` the nodes of
+    the body that they compute while they read an operand, in order. The attributes of its node are the variables of
+    the pattern that it was made by.
     """
 
     name: str
@@ -183,6 +187,8 @@ class Fused:
     rules: tuple[str, ...]
     kernels: tuple[KernelSpec, ...] = ()
     result_names: tuple[str, ...] = ()
+    operands: tuple[str, ...] = ()
+    slots: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
     @property
     def params(self) -> tuple[str, ...]:
@@ -246,14 +252,23 @@ def op(
     infer: Infer | None = None,
     results: Sequence[str] = ("out",),
     commutative: bool = False,
+    prologue: Prologue | None = None,
     in_place: Mapping[int, int] | None = None,
     flops: Callable[[Call], Formula] = lambda call: 0,
     touched: Callable[[Call], Mapping[str, Formula]] = lambda call: {},
 ) -> Callable[[Callable[..., Any]], Op]:
-    """Declare an op from its NumPy meaning. `infer` is for types that a signature cannot say."""
+    """Declare an op from its NumPy meaning. `infer` is for types that a signature cannot say.
+
+    Raises ValueError for a norm that does not take the rows and a vector.
+    """
 
     def declare(meaning: Callable[..., Any]) -> Op:
         params, attrs, defaults, variadic = _parameters(meaning)
+        if prologue is not None and prologue.kind == "norm" and len(params) != 2:
+            raise ValueError(
+                f"{meaning.__name__} takes {', '.join(params)}; a norm that other kernels compute takes the rows and "
+                "the vector that scales them"
+            )
         parsed = Signature.parse(signature) if signature else None
 
         def from_signature(*types: TensorType, **_: Any) -> tuple[TensorType, ...]:
@@ -272,6 +287,7 @@ def op(
                 defaults=defaults,
                 variadic=variadic,
                 commutative=commutative,
+                prologue=prologue,
                 in_place=in_place or {},
                 flops=flops,
                 touched=touched,
@@ -318,6 +334,11 @@ def pointwise(
 def as_tuple(returned: Any) -> tuple[Any, ...]:
     """What a function returned, as the tuple of its results."""
     return cast("tuple[Any, ...]", returned) if isinstance(returned, tuple) else (returned,)
+
+
+def _python(value: Any) -> Any:
+    """A number of NumPy as one of Python, so that it can be printed in a graph; anything else as it is."""
+    return cast("np.generic[Any]", value).item() if isinstance(value, np.generic) else value
 
 
 def elements(tensor: TensorType) -> str:

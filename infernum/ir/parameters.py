@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass
 
-from infernum.ir.kernel import Call, Target, Template
+from infernum.ir.kernel import Call, Layout, Refusal, Target, Template
 
 MOST_CANDIDATES = 32
 """Combinations of values that are tried; of kernels with more, those that differ from the default in one parameter."""
@@ -31,44 +30,47 @@ class Parameters:
     why: str = ""
 
 
-def settle(spec: Template, call: Call, target: Target, ops: Sequence[str]) -> Parameters | None:
-    """What is chosen for a kernel that computes `ops`: as it was tuned, else the default; None: nothing to choose.
+def settle(
+    kernel: Template, call: Call, target: Target, ops: Sequence[str]
+) -> tuple[Layout | Refusal, Parameters | None]:
+    """The layout of a kernel that computes `ops`: as it was tuned, else the default; and what may be chosen of it.
 
-    Tuned values that the template offers no longer are passed over.
+    Tuned values that the template offers no longer are passed over. No parameters: there is nothing to choose.
     """
-    choices = {name: tuple(dict.fromkeys(values)) for name, values in spec.choices(call, target).items()}
-    if all(len(values) < 2 for values in choices.values()):
-        return None
-    candidates = tuple(_candidates(spec, call, target, choices))
-    default = candidates[0]
-    key = key_of(spec, call, target, ops)
+    default = kernel.plan(call, target)
+    if isinstance(default, Refusal) or not default.parameters:
+        return default, None
+    layouts = [each for each in kernel.layouts(call, target) if isinstance(each, Layout)]
+    by_values = {tuple(each.parameters.items()): each for each in reversed(layouts)}
+    candidates = tuple(_candidates(default.parameters, [dict(values) for values in reversed(by_values)]))
+    key = key_of(kernel, call, target, ops)
     tuned = target.tuned.get(key)
-    if tuned is None or dict(tuned.values) not in candidates:
-        return Parameters(key, default, default, candidates)
-    return Parameters(key, dict(tuned.values), default, candidates, tuned.why)
+    layout = default
+    if tuned is not None and dict(tuned.values) in candidates:
+        layout = next(each for each in layouts if each.parameters == dict(tuned.values))
+    if len(candidates) < 2:
+        return default, None
+    why = tuned.why if tuned is not None and layout.parameters == dict(tuned.values) else ""
+    return layout, Parameters(key, layout.parameters, default.parameters, candidates, why)
 
 
-def key_of(spec: Template, call: Call, target: Target, ops: Sequence[str]) -> str:
+def key_of(kernel: Template, call: Call, target: Target, ops: Sequence[str]) -> str:
     """Everything that the best values of a kernel's parameters may depend on, but for the GPU and the sources."""
     types = [f"{name}: {type_}" for name, type_ in (*call.operands.items(), *call.results.items())]
-    attrs = [f"{name}={value!r}" for name, value in sorted(call.attrs.items())]
+    rows = [row.attrs.items() for slot in call.prologues.values() for row in slot]
+    known = sorted(call.attrs.items()) + [item for items in rows for item in items]
+    attrs = [f"{name}={value!r}" for name, value in known]
     where = f"{target.variant} of {target.min_tokens} to {target.max_tokens} tokens, sm_{target.arch}"
-    text = f"{spec.name}: {' '.join(ops)} ({', '.join([*types, *attrs])}), {where}"
+    text = f"{kernel.name}: {' '.join(ops)} ({', '.join([*types, *attrs])}), {where}"
     return re.sub(r"\s+", " ", text)
 
 
 def _candidates(
-    spec: Template, call: Call, target: Target, choices: Mapping[str, tuple[int, ...]]
+    default: Mapping[str, int], combinations: Sequence[Mapping[str, int]]
 ) -> Iterator[Mapping[str, int]]:
-    """The default, whatever `feasible` says of it, and all that is feasible besides."""
-    default = {name: values[0] for name, values in choices.items()}
+    """The default and every other combination; of very many, those that differ from it in one parameter."""
     yield default
-    every = [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
-    feasible = [
-        each
-        for each in every
-        if each != default and spec.feasible(call, replace(target, chosen=each)) is None
-    ]
-    if len(feasible) >= MOST_CANDIDATES:
-        feasible = [each for each in feasible if sum(each[name] != default[name] for name in choices) == 1]
-    yield from feasible
+    others = [each for each in combinations if each != default]
+    if len(others) >= MOST_CANDIDATES:
+        others = [each for each in others if sum(each[name] != default[name] for name in default) == 1]
+    yield from others

@@ -2,23 +2,25 @@
 
     @rewrite   yields the pattern, then what takes its place
     @fusion    the body is both the pattern and the meaning of the kernel it becomes
-    @absorb    a fusion whose first input is the result of a host op, or whose result is read by one
 
-Every rule carries a name and a reason to exist; where it matches and is not applied, it says why.
+A rule without a pattern is any object that has what `Rule` asks for, as those of `infernum.fusion` that look at a host
+and whatever stands around it. Every rule carries a name and a reason to exist; where it matches and is not applied, it
+says why.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from functools import cached_property, wraps
+from typing import Any, Protocol
 
 from infernum.errors import CompileError
 from infernum.ir.block import Tensor, Trace
 from infernum.ir.fuse import fuse_nodes, lines_of, origins_of, rules_of
 from infernum.ir.graph import Graph, Input, Node, TensorType, Value
-from infernum.ir.kernel import KernelSpec, LoadTime, Target, View
+from infernum.ir.kernel import Call, KernelSpec, LoadTime, Refusal, Target, View, choose
 from infernum.ir.match import AttrVar, Match, find_matches, why_not_replaceable
 from infernum.ir.op import Op, as_tuple
 
@@ -53,6 +55,10 @@ class Candidate:
     apply: Callable[[], Graph]
 
 
+Examples = tuple[Callable[..., Any], ...]
+"""Functions as patterns are: positional parameters are values, keyword-only ones attributes of any value."""
+
+
 class Rule(Protocol):
     """A named change to a graph that keeps its meaning."""
 
@@ -64,9 +70,20 @@ class Rule(Protocol):
         """One line: the reason to have the rule."""
         ...
 
-    def candidates(self, graph: Graph, target: Target) -> Iterator[Candidate]:
-        """Every place where the rule's pattern is found, in graph order."""
+    @property
+    def examples(self) -> Examples:
+        """Functions over tensors around which `infernum verify` builds graphs in which the rule fires."""
         ...
+
+    def at(self, graph: Graph, node: Node, target: Target) -> Iterator[Candidate]:
+        """The ways to apply the rule at a call, so that every place in a graph belongs to one call of it."""
+        ...
+
+
+def candidates(rule: Rule, graph: Graph, target: Target) -> Iterator[Candidate]:
+    """Every place where a rule could be applied, in graph order."""
+    for node in graph.calls:
+        yield from rule.at(graph, node, target)
 
 
 @dataclass(frozen=True)
@@ -78,63 +95,89 @@ class Rewrite:
     function: Callable[..., Iterator[Any]]
     when: When
 
-    @property
+    @cached_property
     def pattern(self) -> Graph:
-        return _pattern(
-            self.name, lambda *tensors, **attrs: next(self.function(*tensors, **attrs)), self.function
-        )
+        return traced_pattern(self.name, self._before)
 
-    def candidates(self, graph: Graph, target: Target) -> Iterator[Candidate]:
+    @property
+    def _before(self) -> Callable[..., Any]:
+        """The function of the pattern, with the parameters of the rule's."""
+
+        @wraps(self.function)
+        def before(*tensors: Tensor, **attrs: Any) -> Any:
+            return next(self.function(*tensors, **attrs))
+
+        return before
+
+    @property
+    def examples(self) -> Examples:
+        return (self._before,)
+
+    def at(self, graph: Graph, node: Node, target: Target) -> Iterator[Candidate]:
         pattern = self.pattern
-        for match in find_matches(pattern, graph):
+        for match in find_matches(pattern, graph, node):
             kept = frozenset(match.value(v) for v in pattern.outputs)
             reason = why_not_replaceable(graph, match.names, kept, frozenset(match.inputs.values()))
             reason = reason or self.when(Site(graph, match, target))
             yield Candidate(
-                _place(graph, match.names), reason, lambda m=match: self._apply(graph, pattern, m)
+                place_of(graph, match.names), reason, lambda m=match: self._apply(graph, pattern, m)
             )
 
     def _apply(self, graph: Graph, pattern: Graph, match: Match) -> Graph:
-        where = lines_of(graph, match.names)
-        trace = Trace(where=where)
-        tensors = [_bound(trace, graph, match.inputs[p.name]) for p in pattern.inputs]
-        steps = self.function(*tensors, **match.attrs)
-        next(steps)
-        after: tuple[Tensor, ...] = as_tuple(next(steps))
-        bound = {t.value: match.inputs[p.name] for t, p in zip(tensors, pattern.inputs, strict=True)}
-        wanted = {
-            v.node for a in after for v in _with_operands(trace, a.value)
-        }  # not what was traced as the pattern
-        made = [
-            (n, operands) for n, operands in trace.entries.values() if not n.is_input and n.name in wanted
-        ]
-        names: dict[str, str] = {}
-        for node, _ in made:
-            names[node.name] = graph.fresh_call(node.op.name, names.values())
+        def after(*tensors: Tensor) -> Any:
+            steps = self.function(*tensors, **match.attrs)
+            next(steps)
+            return next(steps)
 
-        def outer(value: Value) -> Value:
-            return bound[value] if value in bound else Value(names[value.node], value.index)
+        inputs = [match.inputs[p.name] for p in pattern.inputs]
+        outputs = [match.value(v) for v in pattern.outputs]
+        return rewritten(graph, match.names, inputs, outputs, after, self.name)
 
-        stands_for = _stands_for(graph, match.names, [node for node, _ in made])
-        added = [
-            (
-                replace(
-                    node,
-                    name=names[node.name],
-                    where=lines_of(graph, stands_for[node.name]) or where,
-                    origin=origins_of(graph, stands_for[node.name]),
-                    rules=self._told(graph, stands_for[node.name]),
-                ),
-                [outer(v) for v in operands],
-            )
-            for node, operands in made
-        ]
-        values = {match.value(v): outer(a.value) for v, a in zip(pattern.outputs, after, strict=True)}
-        return graph.replaced(match.names, added, values)
 
-    def _told(self, graph: Graph, names: list[str]) -> tuple[str, ...]:
-        """The rules that made the nodes `names`, and this one; none where there are no nodes."""
-        return tuple(dict.fromkeys((*rules_of(graph, names), self.name))) if names else ()
+def rewritten(
+    graph: Graph,
+    names: frozenset[str],
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
+    build: Callable[..., Any],
+    rule: str,
+) -> Graph:
+    """The graph with what `build` traces over the values `inputs` in place of the nodes `names` and their `outputs`."""
+    where = lines_of(graph, names)
+    trace = Trace(where=where)
+    tensors = [_bound(trace, graph, value) for value in inputs]
+    after: tuple[Tensor, ...] = as_tuple(build(*tensors))
+    bound = {t.value: value for t, value in zip(tensors, inputs, strict=True)}
+    wanted = _computing(trace, (a.value for a in after))  # not what was traced as the pattern
+    made = [(n, operands) for n, operands in trace.entries.values() if not n.is_input and n.name in wanted]
+    new_names: dict[str, str] = {}
+    for node, _ in made:
+        new_names[node.name] = graph.fresh_call(node.op.name, new_names.values())
+
+    def outer(value: Value) -> Value:
+        return bound[value] if value in bound else Value(new_names[value.node], value.index)
+
+    stands_for = _stands_for(graph, names, [node for node, _ in made])
+    added = [
+        (
+            replace(
+                node,
+                name=new_names[node.name],
+                where=lines_of(graph, stands_for[node.name]) or where,
+                origin=origins_of(graph, stands_for[node.name]),
+                rules=_made_by(graph, stands_for[node.name], rule),
+            ),
+            [outer(v) for v in operands],
+        )
+        for node, operands in made
+    ]
+    values = {old: outer(new.value) for old, new in zip(outputs, after, strict=True)}
+    return graph.replaced(names, added, values)
+
+
+def _made_by(graph: Graph, names: list[str], rule: str) -> tuple[str, ...]:
+    """The rules that made the nodes `names`, and this one; none where there are no nodes."""
+    return tuple(dict.fromkeys((*rules_of(graph, names), rule))) if names else ()
 
 
 @dataclass(frozen=True)
@@ -148,77 +191,42 @@ class Fusion:
     results: tuple[str, ...]
     when: When
 
-    @property
+    @cached_property
     def pattern(self) -> Graph:
-        return _pattern(self.name, self.function, self.function)
+        return traced_pattern(self.name, self.function)
 
-    def candidates(self, graph: Graph, target: Target) -> Iterator[Candidate]:
+    @property
+    def examples(self) -> Examples:
+        return (self.function,)
+
+    def at(self, graph: Graph, node: Node, target: Target) -> Iterator[Candidate]:
         pattern = self.pattern
-        for match in find_matches(pattern, graph):
+        for match in find_matches(pattern, graph, node):
             outputs = [match.value(v) for v in pattern.outputs]
             reason = why_not_replaceable(
                 graph, match.names, frozenset(outputs), frozenset(match.inputs.values())
             )
-            reason = reason or self.when(Site(graph, match, target))
+            reason = reason or self.when(Site(graph, match, target)) or self._unserved(graph, match, target)
             names = {p.name: match.inputs[p.name] for p in pattern.inputs} if self.kernels else None
+            attrs = match.attrs if self.kernels else None
             yield Candidate(
-                _place(graph, match.names),
+                place_of(graph, match.names),
                 reason,
-                lambda m=match, n=names, o=outputs: fuse_nodes(
-                    graph, m.names, self.name, o, n, self.kernels, self.results
+                lambda m=match, n=names, o=outputs, a=attrs: fuse_nodes(
+                    graph, m.names, self.name, o, n, self.kernels, self.results, a
                 ),
             )
 
-
-@dataclass(frozen=True)
-class Absorb:
-    """Takes a pattern into the slot of a host op beside it.
-
-    side "epilogue": the pattern's first input is the host's result. side "prologue": the pattern's only output is
-    read by the host. `host` tells whether a node is one that can take the pattern; None means yes.
-    """
-
-    name: str
-    why: str
-    function: Callable[..., Any]
-    side: Literal["epilogue", "prologue"]
-    host: Callable[[Graph, Node, Target], str | None]
-    is_host: Callable[[Node], bool]
-    when: When
-
-    @property
-    def pattern(self) -> Graph:
-        return _pattern(self.name, self.function, self.function)
-
-    def candidates(self, graph: Graph, target: Target) -> Iterator[Candidate]:
-        pattern = self.pattern
-        for match in find_matches(pattern, graph):
-            host = self._host(graph, pattern, match)
-            if host is None or not self.is_host(host):
-                continue
-            names = match.names | {host.name}
-            outputs = [match.value(v) for v in pattern.outputs] if self.side == "epilogue" else []
-            if self.side == "prologue":
-                outputs = [Value(host.name, i) for i in range(len(host.types))]
-            read = pattern.inputs[1:] if self.side == "epilogue" else pattern.inputs
-            reason = (
-                why_not_replaceable(
-                    graph, names, frozenset(outputs), frozenset(match.inputs[p.name] for p in read)
-                )
-                or self.when(Site(graph, match, target))
-                or self.host(graph, host, target)
-            )
-            yield Candidate(
-                _place(graph, match.names),
-                reason,
-                lambda n=names, o=outputs: fuse_nodes(graph, n, self.name, o),
-            )
-
-    def _host(self, graph: Graph, pattern: Graph, match: Match) -> Node | None:
-        if self.side == "epilogue":
-            return graph.node(match.inputs[pattern.inputs[0].name].node)
-        users = graph.users(match.value(pattern.outputs[0]))
-        return graph.node(users[0][0]) if users else None
+    def _unserved(self, graph: Graph, match: Match, target: Target) -> str | None:
+        """Why none of the fusion's own kernels serves the place."""
+        if not self.kernels:
+            return None
+        operands = {name: graph.type(value) for name, value in match.inputs.items()}
+        types = [graph.type(match.value(v)) for v in self.pattern.outputs]
+        results = self.results or tuple(f"out{i}" for i in range(len(types)))
+        call = Call(self.name, operands, dict(zip(results, types, strict=True)), match.attrs)
+        choice = choose(self.kernels, call, target)
+        return choice.reason if isinstance(choice, Refusal) else None
 
 
 def rewrite(*, why: str, when: When = lambda site: None) -> Callable[[Callable[..., Iterator[Any]]], Rewrite]:
@@ -240,22 +248,10 @@ def fusion(
     return lambda function: Fusion(function.__name__, why, function, tuple(kernels), tuple(results), when)
 
 
-def absorb(
-    side: Literal["epilogue", "prologue"],
-    *,
-    why: str,
-    is_host: Callable[[Node], bool],
-    host: Callable[[Graph, Node, Target], str | None],
-    when: When = lambda site: None,
-) -> Callable[[Callable[..., Any]], Absorb]:
-    """Declare an absorption into a host op's slot."""
-    return lambda function: Absorb(function.__name__, why, function, side, host, is_host, when)
-
-
-def _pattern(name: str, build: Callable[..., Any], declared: Callable[..., Any]) -> Graph:
+def traced_pattern(name: str, build: Callable[..., Any]) -> Graph:
     """The untyped graph of a pattern function, its inputs in parameter order."""
     trace = Trace(typed=False, where=())
-    parameters = inspect.signature(declared).parameters.values()
+    parameters = inspect.signature(build).parameters.values()
     tensors = [trace.input(p.name, Input("stream"), None) for p in parameters if p.kind is not p.KEYWORD_ONLY]
     attrs = {p.name: AttrVar(p.name) for p in parameters if p.kind is p.KEYWORD_ONLY}
     outputs: tuple[Tensor, ...] = as_tuple(build(*tensors, **attrs))
@@ -295,12 +291,18 @@ def _bound(trace: Trace, graph: Graph, value: Value) -> Tensor:
     return trace.input(name, role, graph.type(value))
 
 
-def _with_operands(trace: Trace, value: Value) -> Iterator[Value]:
-    """A value and everything that it is computed from."""
-    yield value
-    for operand in trace.entries[value.node][1]:
-        yield from _with_operands(trace, operand)
+def _computing(trace: Trace, values: Iterable[Value]) -> set[str]:
+    """The nodes that values are computed from, their own among them."""
+    names: set[str] = set()
+    todo = list(values)
+    while todo:
+        name = todo.pop().node
+        if name not in names:
+            names.add(name)
+            todo += trace.entries[name][1]
+    return names
 
 
-def _place(graph: Graph, names: frozenset[str]) -> str:
+def place_of(graph: Graph, names: Iterable[str]) -> str:
+    """Names of nodes, in graph order, as a place is told."""
     return ", ".join(n for n in graph.order if n in names)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from infernum.dims import evaluate
 from infernum.ir.block import PAGE
-from infernum.ir.kernel import Call, Formula, Target, Template, chosen
-from infernum.ops.attention_split import FEW_TOKENS, MOST_HEADS, attend_limits, head_constants, heads_of
+from infernum.ir.kernel import Call, Formula, Layout, Refusal, Target, Template, alternatives
+from infernum.ops.attention_split import (
+    FEW_TOKENS,
+    HEAD_SLOTS,
+    MOST_HEADS,
+    attend_refusal,
+    head_constants,
+    heads_of,
+)
+from infernum.ops.rope import inv_freq
 from infernum.roofline import GPUS
 
 _UNIT = 16
@@ -21,55 +29,58 @@ _MOST_SPLITS = 16
 """Clusters among which a context is split at most."""
 
 
-def _refusal(call: Call, target: Target) -> str | None:
+def _refusal(call: Call, target: Target) -> Refusal | None:
     *_, dim = heads_of(call)
     dtype = call.operands["q"].dtype
     if target.arch < 90:
-        return "clusters of blocks exist from sm_90 on"
+        return Refusal("clusters of blocks exist from sm_90 on")
     if dtype.bytes != 2:
-        return f"tensor cores multiply bf16 and f16 here, not {dtype}"
+        return Refusal(f"tensor cores multiply bf16 and f16 here, not {dtype}")
     if dim % 16 or dim > 256:
-        return f"head size {dim} is not a multiple of 16 up to 256"
-    return attend_limits(dim, target.max_tokens)
+        return Refusal(f"head size {dim} is not a multiple of 16 up to 256")
+    return attend_refusal(call, target, turned_by=dim // 4)
 
 
-def _choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
+def _layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     """Warps of a block, units in the ring of each, most blocks of a cluster, and blocks of one of several splits.
 
     Rings take what the kernel before leaves room for beside them on an SM, 64 KiB. Several tokens have fewer SMs
     each, of which small clusters use more.
     """
+    if refusal := _refusal(call, target):
+        yield refusal
+        return
     *_, dim = heads_of(call)
     warps = 8 if dim <= 128 else 4
     depth = max(1, 1024 // (warps * dim))
-    return {
-        "WARPS": (warps, 12 - warps),
-        "DEPTH": (depth, *(d for d in (1, 2, 4, 8) if d != depth)),
-        "CLUSTER": (8, 4),
-        "SPLIT": (4, 2) if target.max_tokens == 1 else (2, 4),
-    }
+    every = alternatives(
+        WARPS=(warps, 12 - warps),
+        DEPTH=(depth, *(d for d in (1, 2, 4, 8) if d != depth)),
+        CLUSTER=(8, 4),
+        SPLIT=(4, 2) if target.max_tokens == 1 else (2, 4),
+    )
+    for values in every:
+        yield _does_not_fit(dim, target, values) or Layout(_constants(call, target, values), values)
 
 
-def _ring_bytes(call: Call, values: Mapping[str, int]) -> int:
-    *_, dim = heads_of(call)
+def _ring_bytes(dim: int, values: Mapping[str, int]) -> int:
     return values["WARPS"] * values["DEPTH"] * 2 * _UNIT * (dim + 8) * 2
 
 
-def _feasible(call: Call, target: Target) -> str | None:
-    *_, dim = heads_of(call)
-    gpu, values = GPUS[target.arch], chosen(_choices, call, target)
+def _does_not_fit(dim: int, target: Target, values: Mapping[str, int]) -> Refusal | None:
+    gpu = GPUS[target.arch]
     rows = (MOST_HEADS + 2 * FEW_TOKENS) * (dim + 8) * 2  # queries, new keys and values
     sums = (MOST_HEADS * dim + 4 * values["CLUSTER"]) * 4
     statistics = (values["WARPS"] + values["CLUSTER"]) * MOST_HEADS * 8
-    needed = _ring_bytes(call, values) + rows + sums + statistics + 8
+    needed = _ring_bytes(dim, values) + rows + sums + statistics + 8
     most = gpu.shared_per_sm - gpu.shared_reserved
-    return None if needed <= most else f"a block has {most} bytes of shared memory, not {needed}"
+    return None if needed <= most else Refusal(f"a block has {most} bytes of shared memory, not {needed}")
 
 
-def _constants(call: Call, target: Target) -> Mapping[str, Any]:
-    values, of_heads = chosen(_choices, call, target), head_constants(call)
-    clusters = of_heads["KV_HEADS"] * of_heads["HEAD_TILES"]
-    short, long, splits = _sizes(values, clusters, of_heads["HEAD_DIM"], target)
+def _constants(call: Call, target: Target, values: Mapping[str, int]) -> dict[str, Any]:
+    of_heads = head_constants(call)
+    clusters, dim = of_heads["KV_HEADS"] * of_heads["HEAD_TILES"], of_heads["HEAD_DIM"]
+    short, long, splits = _sizes(values, clusters, dim, target)
     steps = [{"tokens": tokens} for tokens in range(target.min_tokens, target.max_tokens + 1)]
     counts = [evaluate(splits, step) for step in steps]
     left = [(count - 1) * clusters * step["tokens"] for count, step in zip(counts, steps, strict=True)]
@@ -77,13 +88,12 @@ def _constants(call: Call, target: Target) -> Mapping[str, Any]:
     return {
         **of_heads,
         "VECTOR": 8,
-        **values,
         "THREADS": 32 * values["WARPS"],
         "BLOCKS": f"{long} if {is_long} else {short}",
         "Z": f"({long} * {splits} if {is_long} else {short})",
         "LEFT": max(1, *left),
-        "SHARED": _ring_bytes(call, values),
-        "INV_FREQ": [f"{f}f" for f in call.attrs["rope"].inv_freq(of_heads["HEAD_DIM"])],
+        "SHARED": _ring_bytes(dim, values),
+        "INV_FREQ": inv_freq(call, dim),
     }
 
 
@@ -126,15 +136,13 @@ ATTEND_CLUSTER = Template(
     block="THREADS",
     shared_bytes="SHARED",
     cluster="BLOCKS",
-    when=_refusal,
-    constants=_constants,
-    choices=_choices,
-    feasible=_feasible,
+    layouts=_layouts,
     includes=(
         "numeric.cuh",
         "programmatic.cuh",
         "kv_cache.cuh",
         "rope.cuh",
+        "heads.cuh",
         "softmax.cuh",
         "mma.cuh",
         "copy_groups.cuh",
@@ -143,6 +151,8 @@ ATTEND_CLUSTER = Template(
         "attend_cluster.cuh",
         "splits.cuh",
     ),
+    slots=HEAD_SLOTS,
+    ahead=("kv", "positions", "sequence", "query_start", "page_table"),
     symbols=("max_pages",),
 )
-"""Rope, append and attention of a few tokens in one kernel; operands, results and attributes as for `ATTEND`."""
+"""Append and attention of a few tokens in one kernel; operands, results and slots as for `ATTEND`."""

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from infernum.ir.block import PAGE
-from infernum.ir.kernel import Call, Target, Template, chosen
+from infernum.ir.kernel import Call, Layout, Refusal, Target, Template, alternatives
 from infernum.ops.attention_split import heads_of
 from infernum.roofline import GPUS
 
 
-def _prefill_refusal(call: Call, target: Target) -> str | None:
+def _prefill_refusal(call: Call, target: Target) -> Refusal | None:
     heads, kv_heads, dim = heads_of(call)
     dtype = call.operands["q"].dtype
     if target.max_tokens <= 64:
-        return f"with at most {target.max_tokens} tokens, splitting the context keeps more of the GPU busy"
+        return Refusal(
+            f"with at most {target.max_tokens} tokens, splitting the context keeps more of the GPU busy"
+        )
     if dtype.bytes != 2:
-        return f"tensor cores multiply bf16 and f16 here, not {dtype}"
+        return Refusal(f"tensor cores multiply bf16 and f16 here, not {dtype}")
     if dim % 16 or dim > 256:
-        return f"head size {dim} is not a multiple of 16 up to 256"
+        return Refusal(f"head size {dim} is not a multiple of 16 up to 256")
     group, rows = heads // kv_heads, _prefill_rows(dim, target)
     if group > rows:
-        return f"{group} query heads to a key head are more than the {rows} rows of a tile"
+        return Refusal(f"{group} query heads to a key head are more than the {rows} rows of a tile")
     return None
 
 
@@ -34,76 +35,81 @@ def _prefill_rows(dim: int, target: Target) -> int:
     return 128 if dim <= 96 or (dim <= 128 and target.arch == 90) else 64
 
 
-def _prefill_constants(call: Call, target: Target) -> Mapping[str, Any]:
+def _prefill_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
+    if refusal := _prefill_refusal(call, target):
+        yield refusal
+        return
     heads, kv_heads, dim = heads_of(call)
     rows, group, padded = _prefill_rows(dim, target), heads // kv_heads, dim + 8
-    return {
-        "HEADS": heads,
-        "KV_HEADS": kv_heads,
-        "GROUP": group,
-        "HEAD_DIM": dim,
-        "ROWS": rows,
-        "QUERIES": rows // group,
-        "SHARED_BYTES": (rows + 2 * PAGE) * padded * 2,
-    }
+    yield Layout(
+        {
+            "HEADS": heads,
+            "KV_HEADS": kv_heads,
+            "GROUP": group,
+            "HEAD_DIM": dim,
+            "ROWS": rows,
+            "QUERIES": rows // group,
+            "SHARED_BYTES": (rows + 2 * PAGE) * padded * 2,
+        }
+    )
 
 
-def _wgmma_refusal(call: Call, target: Target) -> str | None:
+def _wgmma_refusal(call: Call, target: Target) -> Refusal | None:
     heads, kv_heads, dim = heads_of(call)
     if refused := _prefill_refusal(call, target):
         return refused
     if target.arch != 90:
-        return "wgmma is an instruction of Hopper (sm_90a) only"
+        return Refusal("wgmma is an instruction of Hopper (sm_90a) only")
     if dim not in (64, 128):
-        return f"head size {dim} is not that of one or two tiles of 64 columns"
+        return Refusal(f"head size {dim} is not that of one or two tiles of 64 columns")
     if heads // kv_heads > 64:
-        return f"{heads // kv_heads} query heads to a key head are more than the 64 rows of a warpgroup"
+        return Refusal(
+            f"{heads // kv_heads} query heads to a key head are more than the 64 rows of a warpgroup"
+        )
     return None
 
 
-def _wgmma_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
-    """Warpgroups that multiply, keys of a block, blocks held at once, and whether warpgroups multiply in turn."""
-    del target
-    *_, dim = heads_of(call)
+def _wgmma_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
+    """Warpgroups that multiply, keys of a block, blocks held at once, and whether warpgroups multiply in turn.
+
+    The warpgroup that loads gives up registers, in eights, to those that multiply.
+    """
+    if refusal := _wgmma_refusal(call, target):
+        yield refusal
+        return
+    heads, kv_heads, dim = heads_of(call)
+    group, gpu = heads // kv_heads, GPUS[target.arch]
+    most = gpu.shared_per_sm - gpu.shared_reserved
     if dim == 64:
-        return {"MULTIPLYING": (3, 2), "KEYS": (128, 64), "SLOTS": (3, 2, 4), "TAKE_TURNS": (1, 0)}
-    return {"MULTIPLYING": (2, 3), "KEYS": (128, 64), "SLOTS": (2, 3), "TAKE_TURNS": (1, 0)}
+        every = alternatives(MULTIPLYING=(3, 2), KEYS=(128, 64), SLOTS=(3, 2, 4), TAKE_TURNS=(1, 0))
+    else:
+        every = alternatives(MULTIPLYING=(2, 3), KEYS=(128, 64), SLOTS=(2, 3), TAKE_TURNS=(1, 0))
+    for values in every:
+        multiplying, needed = values["MULTIPLYING"], _wgmma_bytes(dim, values)
+        if dim == 128 and multiplying == 3 and values["KEYS"] == 128:
+            yield Refusal(
+                "a thread of three warpgroups has 160 registers, which scores, weights and sums take up"
+            )
+        elif needed > most:
+            yield Refusal(f"a block has {most} bytes of shared memory, not {needed}")
+        else:
+            constants = {
+                "KV_HEADS": kv_heads,
+                "GROUP": group,
+                "HEAD_DIM": dim,
+                "QUERIES": multiplying * 64 // group,
+                "THREADS": 128 * (multiplying + 1),
+                "LOADING_REGISTERS": 40 if multiplying == 2 else 32,
+                "MULTIPLYING_REGISTERS": 232 if multiplying == 2 else 160,
+                "SHARED_BYTES": needed,
+            }
+            yield Layout(constants, values)
 
 
-def _wgmma_bytes(call: Call, target: Target) -> int:
+def _wgmma_bytes(dim: int, values: Mapping[str, int]) -> int:
     """Shared memory of a block: its queries, the ring of keys, the ring of values, and two barriers for each slot."""
-    *_, dim = heads_of(call)
-    values = chosen(_wgmma_choices, call, target)
     rows, slots = values["MULTIPLYING"] * 64, values["SLOTS"]
     return (rows + 2 * slots * values["KEYS"]) * dim * 2 + 2 * slots * 2 * 8
-
-
-def _wgmma_feasible(call: Call, target: Target) -> str | None:
-    *_, dim = heads_of(call)
-    values = chosen(_wgmma_choices, call, target)
-    if dim == 128 and values["MULTIPLYING"] == 3 and values["KEYS"] == 128:
-        return "a thread of three warpgroups has 160 registers, which scores, weights and sums take up"
-    gpu = GPUS[target.arch]
-    needed, most = _wgmma_bytes(call, target), gpu.shared_per_sm - gpu.shared_reserved
-    return None if needed <= most else f"a block has {most} bytes of shared memory, not {needed}"
-
-
-def _wgmma_constants(call: Call, target: Target) -> Mapping[str, Any]:
-    """The warpgroup that loads gives up registers, in eights, to those that multiply."""
-    heads, kv_heads, dim = heads_of(call)
-    values = chosen(_wgmma_choices, call, target)
-    multiplying, group = values["MULTIPLYING"], heads // kv_heads
-    return {
-        "KV_HEADS": kv_heads,
-        "GROUP": group,
-        "HEAD_DIM": dim,
-        **values,
-        "QUERIES": multiplying * 64 // group,
-        "THREADS": 128 * (multiplying + 1),
-        "LOADING_REGISTERS": 40 if multiplying == 2 else 32,
-        "MULTIPLYING_REGISTERS": 232 if multiplying == 2 else 160,
-        "SHARED_BYTES": _wgmma_bytes(call, target),
-    }
 
 
 PREFILL_WGMMA = Template(
@@ -111,10 +117,7 @@ PREFILL_WGMMA = Template(
     grid=("KV_HEADS", "tokens // QUERIES + seqs", 1),
     block="THREADS",
     shared_bytes="SHARED_BYTES",
-    when=_wgmma_refusal,
-    constants=_wgmma_constants,
-    choices=_wgmma_choices,
-    feasible=_wgmma_feasible,
+    layouts=_wgmma_layouts,
     includes=(
         "numeric.cuh",
         "programmatic.cuh",
@@ -135,8 +138,7 @@ PREFILL = Template(
     grid=("KV_HEADS", "tokens // QUERIES + seqs", 1),
     block=128,
     shared_bytes="SHARED_BYTES",
-    when=_prefill_refusal,
-    constants=_prefill_constants,
+    layouts=_prefill_layouts,
     includes=(
         "numeric.cuh",
         "programmatic.cuh",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from infernum.ir.kernel import Call, Target, Template, Workspace, chosen
+from infernum.ir.kernel import Call, Layout, Refusal, Target, Template, Workspace, alternatives
+from infernum.ops.rope import head_slots_refusal, inv_freq
 from infernum.roofline import GPUS
 
 FEW_TOKENS = 8
@@ -14,6 +15,9 @@ FEW_TOKENS = 8
 
 MOST_HEADS = 8
 """Query heads of one key head that a block attends for at most: on tensor cores, the columns of an mma."""
+
+HEAD_SLOTS = {"q": ("norm", "rotation"), "k": ("norm", "rotation")}
+"""What a kernel that stores keys and attends computes while it reads queries and keys."""
 
 _LEAST_THREADS = 128
 """Threads of the smallest block: four warps."""
@@ -40,7 +44,7 @@ def head_constants(call: Call) -> dict[str, int]:
     }
 
 
-def _split_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
+def _split_parameters(call: Call, target: Target) -> Iterator[dict[str, int]]:
     """Warps of a block, splits of a context, and positions that a split has at least.
 
     A few tokens: as was fastest on an H200. More: as many splits as give every SM of the architecture a block.
@@ -48,60 +52,77 @@ def _split_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
     heads, kv_heads, dim = heads_of(call)
     warps = (8, 4) if dim <= 128 else (4,)
     if target.max_tokens > 64:
-        return {"WARPS": warps, "SPLITS": (1,)}
+        return alternatives(WARPS=warps, SPLITS=(1,))
     if target.max_tokens <= FEW_TOKENS:
         narrow = dim <= 64
         first = (32 if narrow else 64) * (1 if target.max_tokens == 1 else 2)
         least = (first, *(each for each in (32, 64, 128) if each != first))
-        return {"WARPS": (4, 8) if narrow else warps, "SPLITS": (64, 32, 16), "LEAST": least}
+        return alternatives(WARPS=(4, 8) if narrow else warps, SPLITS=(64, 32, 16), LEAST=least)
     blocks = kv_heads * -(-heads // kv_heads // MOST_HEADS) * target.min_tokens
-    return {"WARPS": warps, "SPLITS": (max(4, min(32, GPUS[target.arch].sms // blocks)), 4, 8, 16, 24, 32)}
+    most = max(4, min(32, GPUS[target.arch].sms // blocks))
+    return alternatives(WARPS=warps, SPLITS=(most, 4, 8, 16, 24, 32))
 
 
-def _split_constants(call: Call, target: Target) -> Mapping[str, Any]:
+def _split_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     """How a block of the split kernel is laid out; each lane holds at most 8 elements of a row of keys."""
     *_, dim = heads_of(call)
+    if dim % 2 or dim > 256:
+        yield Refusal(f"head size {dim} is not an even number up to 256")
+        return
     widest = 16 // call.operands["q"].dtype.bytes
     vector = next(v for v in (8, 4, 2) if v <= widest and dim % v == 0)
     lanes = next((n for n in (1, 2, 4, 8, 16) if n * vector >= dim), 32)
-    values = chosen(_split_choices, call, target)
-    warps = values["WARPS"]
-    return {
+    constants = {
         **head_constants(call),
         "VECTOR": vector,
         "LANES": lanes,
         "CHUNKS": -(-dim // (lanes * vector)),
-        "WARPS": warps,
-        "THREADS": 32 * warps,
-        "SPLITS": values["SPLITS"],
-        "SPLIT_MIN": values.get("LEAST", warps * (32 // lanes)),
         "COMBINE_WARPS": -(-dim // 32),
-        "COMBINE_GROUPS": min(4, values["SPLITS"]),
     }
+    for values in _split_parameters(call, target):
+        warps, splits = values["WARPS"], values["SPLITS"]
+        of_values = {
+            "THREADS": 32 * warps,
+            "SPLIT_MIN": values.get("LEAST", warps * (32 // lanes)),
+            "COMBINE_GROUPS": min(4, splits),
+        }
+        yield Layout(constants | of_values, values)
 
 
-def _split_refusal(call: Call, target: Target) -> str | None:
-    del target
+def attend_refusal(call: Call, target: Target, turned_by: int) -> Refusal | None:
+    """Why one kernel cannot store and attend, and turn and normalise on the way.
+
+    `turned_by`: threads side by side that hold a head between them when it is turned.
+    """
     *_, dim = heads_of(call)
-    return None if dim % 2 == 0 and dim <= 256 else f"head size {dim} is not an even number up to 256"
+    if target.max_tokens > FEW_TOKENS:
+        return Refusal(
+            f"a block holds the new keys of up to {FEW_TOKENS} tokens, and a step has up to {target.max_tokens}"
+        )
+    if dim % 2 or _LEAST_THREADS % (dim // 2):
+        return Refusal(f"threads do not share out the {dim // 2} pairs of a head evenly")
+    return head_slots_refusal(call, turned_by)
 
 
-def _attend_constants(call: Call, target: Target) -> Mapping[str, Any]:
+def _attend_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     *_, dim = heads_of(call)
-    return {**_split_constants(call, target), "INV_FREQ": [f"{f}f" for f in call.attrs["rope"].inv_freq(dim)]}
-
-
-def attend_limits(dim: int, most: int) -> str | None:
-    """Why one kernel cannot turn, store and attend for heads of `dim` and `most` tokens; None when it can."""
-    if most > FEW_TOKENS:
-        return f"a block holds the new keys of up to {FEW_TOKENS} tokens, and a step has up to {most}"
-    half = dim // 2
-    return f"threads do not share out the {half} pairs of a head evenly" if _LEAST_THREADS % half else None
-
-
-def _attend_refusal(call: Call, target: Target) -> str | None:
-    *_, dim = heads_of(call)
-    return attend_limits(dim, target.max_tokens) or _split_refusal(call, target)
+    if refusal := attend_refusal(call, target, dim // 2):
+        yield refusal
+        return
+    frequencies: dict[str, Any] = {"INV_FREQ": inv_freq(call, dim)}
+    for layout in _split_layouts(call, target):
+        if isinstance(layout, Refusal):
+            yield layout
+            continue
+        warps, lanes = layout.parameters["WARPS"], layout.constants["LANES"]
+        at_once = warps * 32 // lanes
+        yield (
+            Refusal(
+                f"{warps} warps read {at_once} new keys of {dim} at once, and a step may have {FEW_TOKENS}"
+            )
+            if at_once < FEW_TOKENS
+            else Layout({**layout.constants, **frequencies}, layout.parameters)
+        )
 
 
 _WORKSPACES = (
@@ -115,8 +136,8 @@ _COMBINE = Template(
     "attention_combine",
     grid=("tokens", "HEADS", 1),
     block="32 * COMBINE_WARPS * COMBINE_GROUPS",
-    constants=_split_constants,
     includes=("numeric.cuh", "programmatic.cuh", "softmax.cuh", "attention_split.cuh"),
+    ahead=("positions",),
     takes=("positions", "out", "partial_out", "partial_stats"),
     symbols=(),
 )
@@ -125,9 +146,7 @@ SPLIT = Template(
     "attention_split",
     grid=_SPLIT_GRID,
     block="THREADS",
-    when=_split_refusal,
-    constants=_split_constants,
-    choices=_split_choices,
+    layouts=_split_layouts,
     includes=(
         "numeric.cuh",
         "programmatic.cuh",
@@ -154,17 +173,18 @@ ATTEND = Template(
     "attend",
     grid=_SPLIT_GRID,
     block="THREADS",
-    when=_attend_refusal,
-    constants=_attend_constants,
-    choices=_split_choices,
+    layouts=_attend_layouts,
     includes=(
         "numeric.cuh",
         "programmatic.cuh",
         "kv_cache.cuh",
         "rope.cuh",
+        "heads.cuh",
         "softmax.cuh",
         "attention_split.cuh",
     ),
+    slots=HEAD_SLOTS,
+    ahead=("kv", "positions", "sequence", "query_start", "page_table"),
     workspaces=_WORKSPACES,
     takes=(
         "q",
@@ -181,8 +201,8 @@ ATTEND = Template(
     symbols=("max_pages",),
     then=_COMBINE,
 )
-"""Rope, append and attention of a few tokens: one kernel, and one that sums the splits of the context.
+"""Append and attention of a few tokens: one kernel, and one that sums the splits of the context.
 
 Operands q [tokens, heads, dim], k and v [tokens, kv_heads, dim], positions, kv, sequence, query_start and page_table as
-for `attention`; results out, like q, and kv in place. The attributes are `rope`, that of both turns, and `scale`.
+for `attention`; results out, like q, and kv in place. Queries and keys may be normalised and turned on the way.
 """

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from infernum.ir.graph import TensorType
-from infernum.ir.kernel import Call, Target, Template
+from infernum.ir.kernel import Layout, Template
 from infernum.ir.op import op
 
 
-def _copy_constants(row: TensorType) -> Mapping[str, Any]:
+def _copy_layout(row: TensorType) -> Layout:
     """A block copies one row in accesses of at most 16 bytes."""
     vector = next(v for v in (8, 4, 2, 1) if v * row.dtype.bytes <= 16 and row.width % v == 0)
     threads = min(512, -(-row.width // vector // 32) * 32)
-    return {"WIDTH": row.width, "VECTOR": vector, "THREADS": threads}
-
-
-def _embedding_constants(call: Call, target: Target) -> Mapping[str, Any]:
-    del target
-    return _copy_constants(call.operands["weight"])
+    return Layout({"WIDTH": row.width, "VECTOR": vector, "THREADS": threads})
 
 
 def _row_bytes(tensor: TensorType) -> int:
     return tensor.width * tensor.dtype.bytes
-
-
-def _select_rows_constants(call: Call, target: Target) -> Mapping[str, Any]:
-    del target
-    return _copy_constants(call.operands["x"])
 
 
 @op(
@@ -40,7 +27,7 @@ def _select_rows_constants(call: Call, target: Target) -> Mapping[str, Any]:
             "embedding",
             grid=("tokens", 1, 1),
             block="THREADS",
-            constants=_embedding_constants,
+            layouts=lambda call, target: iter([_copy_layout(call.operands["weight"])]),
             includes=("numeric.cuh", "programmatic.cuh", "copy.cuh"),
             symbols=(),
         )
@@ -62,7 +49,7 @@ def embedding(token_ids: np.ndarray, weight: np.ndarray) -> np.ndarray:
             "select_rows",
             grid=("rows", 1, 1),
             block="THREADS",
-            constants=_select_rows_constants,
+            layouts=lambda call, target: iter([_copy_layout(call.operands["x"])]),
             includes=("numeric.cuh", "programmatic.cuh", "copy.cuh"),
             symbols=(),
         )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from infernum.dtypes import dtype as dtype_named
 from infernum.errors import DTypeError, ShapeError
 from infernum.ir.graph import TensorType
-from infernum.ir.kernel import Call, Library, Target, Template, chosen
+from infernum.ir.kernel import Call, Layout, Library, Refusal, Target, Template, alternatives
 from infernum.ir.op import op
 from infernum.ops.pointwise import add
 from infernum.roofline import GPUS
@@ -36,19 +36,19 @@ def _type(x: TensorType, weight: TensorType, *, out: str) -> tuple[TensorType, .
     return (TensorType((x.shape[0], weight.shape[0]), dtype_named(out) if out else x.dtype),)
 
 
-def _gemv_refusal(call: Call, target: Target) -> str | None:
-    if target.max_tokens > GEMV_TOKENS:
-        return f"a GEMV serves at most {GEMV_TOKENS} tokens, the variant {target.variant} up to {target.max_tokens}"
-    return None
+def _too_many_tokens(target: Target) -> Refusal | None:
+    if target.max_tokens <= GEMV_TOKENS:
+        return None
+    return Refusal(
+        f"a GEMV serves at most {GEMV_TOKENS} tokens, the variant {target.variant} up to {target.max_tokens}"
+    )
 
 
-def _mma_refusal(call: Call, target: Target) -> str | None:
-    weight = call.operands["weight"]
-    if weight.dtype.bytes != 2:
-        return f"tensor cores multiply bf16 and f16 here, not {weight.dtype}"
-    if weight.width % _PANEL:
-        return f"rows of {weight.width} are not whole panels of {_PANEL} columns"
-    return _gemv_refusal(call, target) or _does_not_fit(call, target, _mma_default(call, target))
+def _unfit_parts(call: Call) -> Refusal | None:
+    """A GEMV sums one row of weights, or two that lie half of all rows apart, for each output."""
+    if call.epilogue is None or call.epilogue.parts <= 2:
+        return None
+    return Refusal(f"its epilogue combines {call.epilogue.parts} ranges of columns, and a GEMV at most 2")
 
 
 def _token_slots(target: Target) -> int:
@@ -68,17 +68,15 @@ def _ring_bytes(call: Call, target: Target, values: Mapping[str, int]) -> int:
     return values["THREADS"] // 32 * values["DEPTH"] * panel
 
 
-def _does_not_fit(call: Call, target: Target, values: Mapping[str, int]) -> str | None:
+def _does_not_fit(call: Call, target: Target, values: Mapping[str, int]) -> Refusal | None:
     """Why a block has no room on an SM of the architecture."""
     gpu = GPUS[target.arch]
     sums = values["THREADS"] // 32 * (2 * _token_slots(target) * 16 + 1) * 4
     needed = _ring_bytes(call, target, values) + _staged_bytes(call, target) + sums
     most = gpu.shared_per_sm - gpu.shared_reserved
-    return (
-        None
-        if needed <= most
-        else f"{needed} bytes of shared memory a block are more than the {most} there are"
-    )
+    if needed <= most:
+        return None
+    return Refusal(f"{needed} bytes of shared memory a block are more than the {most} there are")
 
 
 def _mma_default(call: Call, target: Target) -> dict[str, int]:
@@ -109,69 +107,79 @@ def _mma_default(call: Call, target: Target) -> dict[str, int]:
     return next((each for each in found if _does_not_fit(call, target, each) is None), found[-1])
 
 
-def _mma_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
+def _mma_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     """Threads of a block, panels in a warp's ring, and how many of them are left empty ahead of the wait."""
-    others = {"THREADS": (512, 256), "DEPTH": (2, 3, 4, 5, 6, 7, 8), "EMPTY": (0, 1, 2)}
+    weight = call.operands["weight"]
+    if weight.dtype.bytes != 2:
+        yield Refusal(f"tensor cores multiply bf16 and f16 here, not {weight.dtype}")
+        return
+    if weight.width % _PANEL:
+        yield Refusal(f"rows of {weight.width} are not whole panels of {_PANEL} columns")
+        return
+    rows, staged = _token_slots(target), _staged_bytes(call, target)
+    if call.prologues and not staged:
+        needed = rows * weight.width * 2 // 1024
+        yield Refusal(
+            f"{rows} normalised rows of {weight.width} need {needed} KiB of shared memory, over "
+            f"{STAGED_LIMIT // 1024} KiB: room for {STAGED_LIMIT // (weight.width * 2)}"
+        )
+        return
     default = _mma_default(call, target)
-    return {
-        name: (default[name], *(v for v in values if v != default[name])) for name, values in others.items()
-    }
+    refusal = _too_many_tokens(target) or _unfit_parts(call) or _does_not_fit(call, target, default)
+    if refusal:
+        yield refusal
+        return
+    for values in (default, *alternatives(THREADS=(512, 256), DEPTH=(2, 3, 4, 5, 6, 7, 8), EMPTY=(0, 1, 2))):
+        if values["EMPTY"] >= values["DEPTH"]:
+            yield Refusal(f"{values['EMPTY']} of {values['DEPTH']} panels empty leave nothing to begin with")
+            continue
+        constants = {
+            "WIDTH": weight.width,
+            "COLUMNS": call.columns,
+            "VECTOR": 8,
+            "TOKENS": rows,
+            "STAGED": bool(staged),
+            "PREFILL": values["DEPTH"] - values["EMPTY"],
+            "SHARED": _ring_bytes(call, target, values) + staged,
+        }
+        yield _does_not_fit(call, target, values) or Layout(constants, values)
 
 
-def _mma_infeasible(call: Call, target: Target) -> str | None:
-    values = chosen(_mma_choices, call, target)
-    if values["EMPTY"] >= values["DEPTH"]:
-        return f"{values['EMPTY']} of {values['DEPTH']} panels empty leave nothing to begin with"
-    return _does_not_fit(call, target, values)
-
-
-def _mma_constants(call: Call, target: Target) -> Mapping[str, Any]:
-    values = chosen(_mma_choices, call, target)
-    staged = _staged_bytes(call, target)
-    return {
-        "WIDTH": call.operands["weight"].width,
-        "VECTOR": 8,
-        "TOKENS": _token_slots(target),
-        "STAGED": bool(staged),
-        "PREFILL": values["DEPTH"] - values["EMPTY"],
-        "SHARED": _ring_bytes(call, target, values) + staged,
-        **values,
-    }
-
-
-def _gemv_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
+def _gemv_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     """One token: all threads of an SM in one block, and two tiles of four 16-byte loads in flight in each.
 
     Measured on an H200 against 1 to 8 blocks of 128 to 512 threads and 2 to 16 loads; more tokens need registers for
     their sums.
     """
-    del call
-    if target.max_tokens == 1:
-        return {"THREADS": (512, 384, 256), "LOADS": (4, 8), "BLOCKS_PER_SM": (1, 2)}
-    return {"THREADS": (256, 512, 128), "LOADS": (4, 2), "BLOCKS_PER_SM": (2, 1)}
-
-
-def _gemv_infeasible(call: Call, target: Target) -> str | None:
-    values = chosen(_gemv_choices, call, target)
-    if values["THREADS"] * values["BLOCKS_PER_SM"] > 512:
-        return f"{values['BLOCKS_PER_SM']} blocks of {values['THREADS']} threads leave them too few registers"
-    return None
-
-
-def _gemv_constants(call: Call, target: Target) -> Mapping[str, Any]:
     weight = call.operands["weight"]
-    width = weight.width
-    vector = next(v for v in (16 // weight.dtype.bytes, 4, 2, 1) if width % v == 0)
-    staged = target.max_tokens * width * weight.dtype.bytes
-    values = chosen(_gemv_choices, call, target)
-    return {
-        "WIDTH": width,
-        "VECTOR": vector,
+    staged = target.max_tokens * weight.width * weight.dtype.bytes
+    refusal = _too_many_tokens(target) or _unfit_parts(call)
+    if call.prologues and staged > STAGED_LIMIT:
+        refusal = Refusal(
+            f"{target.max_tokens} normalised rows of {weight.width} need {staged // 1024} KiB of shared memory, over "
+            f"{STAGED_LIMIT // 1024} KiB: room for {STAGED_LIMIT // (weight.width * weight.dtype.bytes)}"
+        )
+    if refusal:
+        yield refusal
+        return
+    if target.max_tokens == 1:
+        every = alternatives(THREADS=(512, 384, 256), LOADS=(4, 8), BLOCKS_PER_SM=(1, 2))
+    else:
+        every = alternatives(THREADS=(256, 512, 128), LOADS=(4, 2), BLOCKS_PER_SM=(2, 1))
+    constants = {
+        "WIDTH": weight.width,
+        "COLUMNS": call.columns,
+        "VECTOR": next(v for v in (16 // weight.dtype.bytes, 4, 2, 1) if weight.width % v == 0),
         "TOKENS": target.max_tokens,
-        **values,
-        "WARPS": values["THREADS"] // 32,
         "SHARED": staged if staged <= STAGED_LIMIT else 0,
     }
+    for values in every:
+        if values["THREADS"] * values["BLOCKS_PER_SM"] > 512:
+            yield Refusal(
+                f"{values['BLOCKS_PER_SM']} blocks of {values['THREADS']} threads have too few registers"
+            )
+            continue
+        yield Layout({**constants, "WARPS": values["THREADS"] // 32}, values)
 
 
 @op(
@@ -182,10 +190,7 @@ def _gemv_constants(call: Call, target: Target) -> Mapping[str, Any]:
             grid=("min(ceildiv(COLUMNS, 8), sms)", 1, 1),
             block="THREADS",
             shared_bytes="SHARED",
-            when=_mma_refusal,
-            constants=_mma_constants,
-            choices=_mma_choices,
-            feasible=_mma_infeasible,
+            layouts=_mma_layouts,
             includes=(
                 "numeric.cuh",
                 "reduce.cuh",
@@ -194,7 +199,7 @@ def _gemv_constants(call: Call, target: Target) -> Mapping[str, Any]:
                 "copy_groups.cuh",
                 "weight_stream.cuh",
             ),
-            prologue="x",
+            slots={"x": ("norm",)},
             epilogue=True,
         ),
         Template(
@@ -202,12 +207,9 @@ def _gemv_constants(call: Call, target: Target) -> Mapping[str, Any]:
             grid=("min(ceildiv(COLUMNS, WARPS), BLOCKS_PER_SM * sms)", 1, 1),
             block="THREADS",
             shared_bytes="SHARED",
-            when=_gemv_refusal,
-            constants=_gemv_constants,
-            choices=_gemv_choices,
-            feasible=_gemv_infeasible,
+            layouts=_gemv_layouts,
             includes=("numeric.cuh", "reduce.cuh", "programmatic.cuh", "dot.cuh"),
-            prologue="x",
+            slots={"x": ("norm",)},
             epilogue=True,
         ),
         Library(),

@@ -6,7 +6,7 @@ The batch is ragged: see `infernum.step.Batch` for positions, sequence and page_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from infernum.errors import ShapeError
 from infernum.ir.block import PAGE
 from infernum.ir.graph import TensorType
-from infernum.ir.kernel import Call, Target, Template, chosen
+from infernum.ir.kernel import Call, Layout, Prologue, Refusal, Target, Template, alternatives
 from infernum.ir.op import Signature, elements, op
 from infernum.rope import Rope
 
@@ -58,16 +58,12 @@ def _thread_constants(x: TensorType, head_lanes: int, rope: Rope) -> dict[str, A
     }
 
 
-def _rope_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
+def _rope_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     del target
-    x = call.operands["x"]
-    return {"HEAD_LANES": _head_lanes(x, x.width // int(x.shape[-1]))}
-
-
-def _rope_constants(call: Call, target: Target) -> Mapping[str, Any]:
-    x, values = call.operands["x"], chosen(_rope_choices, call, target)
+    x, rope = call.operands["x"], call.attrs["rope"]
     heads = x.width // int(x.shape[-1])
-    return {"HEADS": heads, **_thread_constants(x, values["HEAD_LANES"], call.attrs["rope"])}
+    for values in alternatives(HEAD_LANES=_head_lanes(x, heads)):
+        yield Layout({"HEADS": heads, **_thread_constants(x, values["HEAD_LANES"], rope)}, values)
 
 
 @op(
@@ -78,12 +74,12 @@ def _rope_constants(call: Call, target: Target) -> Mapping[str, Any]:
             "rope",
             grid=("tokens", 1, 1),
             block="THREADS",
-            constants=_rope_constants,
-            choices=_rope_choices,
+            layouts=_rope_layouts,
             includes=("numeric.cuh", "programmatic.cuh", "rope.cuh"),
             symbols=(),
         )
     ],
+    prologue=Prologue("Rotation", "rope.cuh", "rotation"),
     flops=lambda call: f"3 * {elements(call.operands['x'])}",
 )
 def rope(x: np.ndarray, positions: np.ndarray, *, rope: Rope) -> np.ndarray:
@@ -99,13 +95,13 @@ def rope(x: np.ndarray, positions: np.ndarray, *, rope: Rope) -> np.ndarray:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def _append_constants(call: Call, target: Target) -> Mapping[str, Any]:
+def _append_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     del target
     k = call.operands["k"]
     kv_heads, dim = int(k.shape[1]), int(k.shape[2])
     vector = next(v for v in (8, 4, 2, 1) if v * k.dtype.bytes <= 16 and dim % v == 0)
     threads = min(256, -(-kv_heads * dim // vector // 32) * 32)
-    return {"KV_HEADS": kv_heads, "HEAD_DIM": dim, "VECTOR": vector, "THREADS": threads}
+    yield Layout({"KV_HEADS": kv_heads, "HEAD_DIM": dim, "VECTOR": vector, "THREADS": threads})
 
 
 @op(
@@ -116,7 +112,7 @@ def _append_constants(call: Call, target: Target) -> Mapping[str, Any]:
             "append",
             grid=("tokens", 1, 1),
             block="THREADS",
-            constants=_append_constants,
+            layouts=_append_layouts,
             includes=("numeric.cuh", "programmatic.cuh", "copy.cuh", "kv_cache.cuh"),
             symbols=("max_pages",),
         )
@@ -144,31 +140,63 @@ def append(
     return kv
 
 
-def _rope_append_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
+def head_slots_refusal(call: Call, turned_by: int) -> Refusal | None:
+    """Why a kernel cannot compute what it should on the heads of queries and keys while it reads them."""
+    rows = [row for slot in call.prologues.values() for row in slot]
+    rotations = [row for row in rows if row.prologue.kind == "rotation"]
+    for row in rotations:
+        if row.operands["positions"] != "positions":
+            return Refusal(f"{row.op} turns by other positions than those of the kernel's tokens")
+        if row.attrs != rotations[0].attrs:
+            return Refusal(
+                "queries and keys are turned by different frequencies, and the kernel has one table"
+            )
+    norms = [row for row in rows if row.prologue.kind == "norm"]
+    if norms and 32 % turned_by:
+        return Refusal(f"a head is held by {turned_by} threads, which cannot sum it within one warp")
+    if any(row.prologue != norms[0].prologue for row in norms):
+        return Refusal("queries and keys are normalised by different ops, and the kernel has one")
+    return None
+
+
+def inv_freq(call: Call, dim: int) -> list[str]:
+    """The frequencies that queries or keys are turned by, as C literals; none where nothing is turned."""
+    for slot in call.prologues.values():
+        for row in slot:
+            if row.prologue.kind == "rotation":
+                rope: Rope = row.attrs["rope"]
+                return [f"{f}f" for f in rope.inv_freq(dim)]
+    return []
+
+
+def _rope_append_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     del target
     q, k = call.operands["q"], call.operands["k"]
-    return {"HEAD_LANES": _head_lanes(q, q.width // int(q.shape[-1]) + 2 * (k.width // int(k.shape[-1])))}
-
-
-def _rope_append_constants(call: Call, target: Target) -> Mapping[str, Any]:
-    q, k = call.operands["q"], call.operands["k"]
+    if q.shape[-1] != k.shape[-1]:
+        yield Refusal(f"q is {q} and k {k}: one kernel has one head size")
+        return
     heads, kv_heads = q.width // int(q.shape[-1]), k.width // int(k.shape[-1])
-    values = chosen(_rope_append_choices, call, target)
-    shared = _thread_constants(q, values["HEAD_LANES"], call.attrs["rope"])
-    return {"HEADS": heads, "KV_HEADS": kv_heads, **shared}
+    _, pair_lanes = _pairs(q)
+    if refusal := head_slots_refusal(call, pair_lanes):
+        yield refusal
+        return
+    for values in alternatives(HEAD_LANES=_head_lanes(q, heads + 2 * kv_heads)):
+        shared = _thread_constants(q, values["HEAD_LANES"], call.attrs["rope"])
+        yield Layout({"HEADS": heads, "KV_HEADS": kv_heads, **shared}, values)
 
 
 ROPE_APPEND = Template(
     "rope_append",
+    layouts=_rope_append_layouts,
     grid=("tokens", 1, 1),
     block="THREADS",
-    constants=_rope_append_constants,
-    choices=_rope_append_choices,
-    includes=("numeric.cuh", "programmatic.cuh", "rope.cuh", "kv_cache.cuh"),
+    includes=("numeric.cuh", "programmatic.cuh", "rope.cuh", "heads.cuh", "kv_cache.cuh"),
+    slots={"q": ("norm",), "k": ("norm",)},
     symbols=("max_pages",),
 )
 """Queries and keys turned, keys and values stored in the cache, in one launch.
 
 Operands q [tokens, heads, dim], k and v [tokens, kv_heads, dim], positions, kv, sequence and page_table as for
-`append`; results q_out, like q, and kv in place. The attribute `rope` is that of both turns.
+`append`; results q_out, like q, and kv in place. The attribute `rope` is that of both turns. Queries and keys may be
+normalised on the way.
 """

@@ -9,13 +9,12 @@ part ways between them.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
 from infernum.dims import ceildiv
-from infernum.ir.kernel import Call, Target, Template, Workspace, chosen
+from infernum.ir.kernel import Call, Layout, Refusal, Target, Template, Workspace, alternatives
 from infernum.ir.op import elements, op
 
 ONE = 1 << 32
@@ -32,49 +31,38 @@ _BINS = 2048
 """Levels of likelihood that tokens are told apart by on the GPU, as in templates/include/sampling.cuh."""
 
 
-def _argmax_choices(call: Call, target: Target) -> Mapping[str, tuple[int, ...]]:
+def _argmax_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     """Logits of a block and its threads, each of which reads four at once."""
-    del call, target
-    return {"TILE": (2048, 1024, 4096), "THREADS": (256, 128, 512)}
+    del target
+    vocab = call.operands["logits"].width
+    for values in alternatives(TILE=(2048, 1024, 4096), THREADS=(256, 128, 512)):
+        tile, threads = values["TILE"], values["THREADS"]
+        if tile % (4 * threads):
+            yield Refusal(f"{threads} threads that read four logits each do not divide a tile of {tile}")
+        else:
+            yield Layout({"VOCAB": vocab, "SPLITS": ceildiv(vocab, tile), "FINISH_THREADS": 32}, values)
 
 
-def _argmax_refusal(call: Call, target: Target) -> str | None:
-    values = chosen(_argmax_choices, call, target)
-    if values["TILE"] % (4 * values["THREADS"]):
-        return (
-            f"{values['THREADS']} threads that read four logits each do not divide a tile of {values['TILE']}"
-        )
-    return None
-
-
-def _argmax_constants(call: Call, target: Target) -> Mapping[str, Any]:
-    vocab, values = call.operands["logits"].width, chosen(_argmax_choices, call, target)
-    return {
-        "VOCAB": vocab,
-        **values,
-        "SPLITS": ceildiv(vocab, values["TILE"]),
-        "FINISH_THREADS": 32,
-    }
-
-
-def _sample_constants(call: Call, target: Target) -> Mapping[str, Any]:
+def _sample_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     """The vocabulary in as many chunks as the block that draws has threads, each some accesses of a warp."""
     del target
     vocab, threads = call.operands["logits"].width, 1024
     chunk = 32 * ceildiv(vocab, 32 * threads)
-    return {
-        "VOCAB": vocab,
-        "THREADS": threads,
-        "CHUNK": chunk,
-        "CHUNKS": ceildiv(vocab, chunk),
-        "KEY_WARPS": 8,
-        "BINS": _BINS,
-    }
+    yield Layout(
+        {
+            "VOCAB": vocab,
+            "THREADS": threads,
+            "CHUNK": chunk,
+            "CHUNKS": ceildiv(vocab, chunk),
+            "KEY_WARPS": 8,
+            "BINS": _BINS,
+        }
+    )
 
 
-def _row_threads(call: Call, target: Target) -> Mapping[str, Any]:
+def _row_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     del call, target
-    return {"THREADS": 128}
+    yield Layout({"THREADS": 128})
 
 
 @op(
@@ -84,9 +72,7 @@ def _row_threads(call: Call, target: Target) -> Mapping[str, Any]:
             "argmax",
             grid=("SPLITS", "rows", 1),
             block="THREADS",
-            constants=_argmax_constants,
-            choices=_argmax_choices,
-            feasible=_argmax_refusal,
+            layouts=_argmax_layouts,
             includes=("programmatic.cuh", "argmax.cuh"),
             workspaces=(
                 Workspace("best_logit", ("rows", "SPLITS")),
@@ -98,7 +84,6 @@ def _row_threads(call: Call, target: Target) -> Mapping[str, Any]:
                 "argmax_finish",
                 grid=("rows", 1, 1),
                 block="FINISH_THREADS",
-                constants=_argmax_constants,
                 includes=("programmatic.cuh", "argmax.cuh"),
                 takes=("next_tokens", "best_logit", "best_token"),
                 symbols=(),
@@ -124,7 +109,7 @@ def argmax(logits: np.ndarray) -> np.ndarray:
             "sample_keys",
             grid=("ceildiv(CHUNKS, KEY_WARPS)", "rows", 1),
             block="32 * KEY_WARPS",
-            constants=_sample_constants,
+            layouts=_sample_layouts,
             includes=("programmatic.cuh", "sampling.cuh"),
             workspaces=(
                 Workspace("keys", ("rows", "VOCAB"), "u32"),
@@ -141,7 +126,6 @@ def argmax(logits: np.ndarray) -> np.ndarray:
                 "sample_weights",
                 grid=("ceildiv(CHUNKS, KEY_WARPS)", "rows", 1),
                 block="32 * KEY_WARPS",
-                constants=_sample_constants,
                 includes=("programmatic.cuh", "sampling.cuh"),
                 takes=(
                     *("keys", "chunk_keys", "temperature", "top_k", "top_p", "min_p"),
@@ -152,7 +136,6 @@ def argmax(logits: np.ndarray) -> np.ndarray:
                     "sample",
                     grid=("rows", 1, 1),
                     block="THREADS",
-                    constants=_sample_constants,
                     includes=("programmatic.cuh", "sampling.cuh"),
                     takes=(
                         *("keys", "chunk_keys", "chunk_weights", "level_weights"),
@@ -208,7 +191,7 @@ def sample(
             "advance",
             grid=("ceildiv(rows, THREADS)", 1, 1),
             block="THREADS",
-            constants=_row_threads,
+            layouts=_row_layouts,
             includes=("programmatic.cuh",),
             symbols=("rows",),
         )
@@ -238,7 +221,7 @@ def advance(
             "mark_seen",
             grid=("ceildiv(rows, THREADS)", 1, 1),
             block="THREADS",
-            constants=_row_threads,
+            layouts=_row_layouts,
             includes=("programmatic.cuh",),
             symbols=("rows",),
         )

@@ -50,7 +50,7 @@ def picture_of(graph: Graph, block: BlockVariant, *, before: bool) -> Picture:
         for node in kernel.origin if before else [kernel.node]:
             kernels.setdefault(node, []).append(kernel.name)
     hues = _hues(block)
-    at = {name: kernel.node for kernel in block.kernels for name in kernel.origin}
+    at = {name: kernel.node for kernel in reversed(block.kernels) for name in kernel.origin}
     minor = {n.name for n in graph.inputs if isinstance(n.op, Input) and n.op.role in ("weight", "batch")}
 
     def box(node: Node) -> Box:

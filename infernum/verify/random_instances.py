@@ -1,4 +1,4 @@
-"""Instances of a rule's own pattern: types and attributes that fit it are searched for, and ops put around it."""
+"""Instances of a rule's own examples: types and attributes that fit it are searched for, and ops put around it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from infernum.dtypes import F32, I32, DType
 from infernum.errors import InfernumError
 from infernum.ir.block import BATCH, PAGE, Tensor
 from infernum.ir.graph import Graph, Input, Node, TensorType, Value
-from infernum.ir.kernel import Template
 from infernum.ir.match import AttrVar
-from infernum.ir.op import OPS, Op
-from infernum.ir.rewrite import Absorb, Rule
+from infernum.ir.op import Op
 from infernum.rope import Rope
 from infernum.verify.random_graphs import Maker, width
 
@@ -68,60 +66,19 @@ def _note(known: list[Any], value: Any) -> None:
 
 
 def instances(
-    rule: Rule, pattern: Graph, dtype: DType, rng: np.random.Generator, found: Harvest
+    name: str, patterns: Sequence[Graph], dtype: DType, rng: np.random.Generator, found: Harvest
 ) -> Iterator[Graph]:
-    """Graphs that hold a rule's pattern, the plainest first; they end where no types can be found for it."""
-    patterns = list(_with_hosts(rule, pattern)) if isinstance(rule, Absorb) else [pattern]
+    """Graphs that hold a rule's examples by turns, the plainest first; they end where no types can be found."""
     misses = 0
     for number in count() if patterns else ():
         kind = F32 if number % 7 == 6 else dtype
         search = _Search(patterns[number % len(patterns)], kind, rng, found, real=number % 4 == 3)
         if search.run():
-            yield _embedded(search, f"{rule.name}_{number}", plain=number < 4 * len(patterns))
+            yield _embedded(search, f"{name}_{number}", plain=number < 4 * len(patterns))
             continue
         misses += 1
         if misses == MISSES:
             return
-
-
-def _with_hosts(rule: Absorb, pattern: Graph) -> Iterator[Graph]:
-    """The pattern of an absorption with each op beside it that may be its host."""
-    for op in OPS.values():
-        if op.variadic or not isinstance(op.emit, tuple) or not _may_host(rule, op):
-            continue
-        attrs = {a: op.defaults.get(a, AttrVar(f"host_{a}")) for a in op.attrs}
-        host = Node("host", op, (), attrs)
-        names = [f"host_{p}" for p in op.params]
-        inputs: list[tuple[Node, tuple[Value, ...]]] = [(Node(n, Input("stream"), ()), ()) for n in names]
-        entries = pattern.entries()
-        if rule.side == "epilogue":
-            first, into = pattern.inputs[0].name, Value("host")
-            inside = [
-                (n, tuple(into if v.node == first else v for v in read))
-                for n, read in entries
-                if n.name != first
-            ]
-            called = (host, tuple(map(Value, names)))
-            yield Graph.build(pattern.name, [*inputs, called, *inside], pattern.outputs)
-            continue
-        for slot in _prologue_slots(op):
-            read = [pattern.outputs[0] if i == slot else Value(name) for i, name in enumerate(names)]
-            others = [entry for i, entry in enumerate(inputs) if i != slot]
-            yield Graph.build(pattern.name, [*entries, *others, (host, tuple(read))], [Value("host")])
-
-
-def _may_host(rule: Absorb, op: Op) -> bool:
-    """Whether a rule takes a call of the op for a host; what it cannot say of a bare call, it says of none."""
-    try:
-        return rule.is_host(Node("host", op, ()))
-    except Exception:  # a rule is anybody's code
-        return False
-
-
-def _prologue_slots(op: Op) -> list[int]:
-    named = [k.prologue for k in op.emit if isinstance(k, Template)] if isinstance(op.emit, tuple) else []
-    slots = [i for i, p in enumerate(op.params) if p in named]
-    return slots or list(range(len(op.params)))
 
 
 class _Search:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from infernum.codegen.weights import fold_weights
 from infernum.ir.graph import Graph
 from infernum.ir.kernel import Target
-from infernum.ir.rewrite import Rule
+from infernum.ir.rewrite import Rule, candidates
 from infernum.verify.rule_change import Change, change_of
 
 
@@ -61,7 +61,7 @@ def firings(
 
 
 def _fire(rule: Rule, graph: Graph, target: Target) -> Fired | None:
-    chosen = next((c for c in rule.candidates(graph, target) if c.reason is None), None)
+    chosen = next((c for c in candidates(rule, graph, target) if c.reason is None), None)
     if chosen is None:
         return None
     after = fold_weights(chosen.apply())

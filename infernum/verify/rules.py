@@ -18,7 +18,7 @@ from infernum.dtypes import dtype as dtype_named
 from infernum.errors import BundleError
 from infernum.ir.graph import Graph
 from infernum.ir.kernel import Target
-from infernum.ir.rewrite import Rule
+from infernum.ir.rewrite import Fusion, Rewrite, Rule, traced_pattern
 from infernum.ir.text import parse_graph
 from infernum.verify.random_graphs import random_graph
 from infernum.verify.random_instances import Harvest, harvest, instances
@@ -201,7 +201,7 @@ def _in_random_graphs(
     check: _Check, rules: Sequence[Rule], targets: Sequence[Target], told: Progress
 ) -> None:
     """Apply all rules, or half of them, to random graphs; and rules that have no pattern each by itself."""
-    alone = [rule for rule in rules if rule.name in check.records and not hasattr(type(rule), "pattern")]
+    alone = [rule for rule in rules if rule.name in check.records and not isinstance(rule, Rewrite | Fusion)]
     for seed in range(RANDOM):
         told("random graphs", seed, RANDOM)
         graph, target = random_graph(seed, check.dtype), targets[seed % len(targets)]
@@ -222,19 +222,17 @@ def _in_graph(check: _Check, graph: Graph, rules: Sequence[Rule], target: Target
 
 
 def _in_instances(check: _Check, rule: Rule, targets: Sequence[Target], found: Harvest) -> None:
-    """Apply a rule by itself to graphs around its own pattern, until it has fired in enough of them."""
+    """Apply a rule by itself to graphs around its own examples, until it has fired in enough of them."""
     record = check.records[rule.name]
     try:
-        pattern = getattr(rule, "pattern", None)
+        patterns = [traced_pattern(rule.name, example) for example in rule.examples]
     except Exception as error:  # a rule is anybody's code
         said = f"its pattern cannot be traced: {type(error).__name__}: {error}"
         record.failures.append(Failure(0, said, ""))
         return
-    if not isinstance(pattern, Graph):
-        return
     rng = np.random.default_rng(zlib.crc32(rule.name.encode()))
     fired = 0
-    for graph in islice(instances(rule, pattern, check.dtype, rng, found), ATTEMPTS):
+    for graph in islice(instances(rule.name, patterns, check.dtype, rng, found), ATTEMPTS):
         if fired == INSTANCES or record.settled:
             break
         fired += any(_in_graph(check, graph, [rule], target) for target in targets)

@@ -23,8 +23,9 @@ from infernum.bundle import (
     spec_of,
 )
 from infernum.codegen.manifest import LIBRARY
-from infernum.codegen.places import Place, is_free, places_of
+from infernum.codegen.places import Place, places_of
 from infernum.ir.graph import Graph, Input, Node, Value
+from infernum.ir.host import is_free
 from infernum.ir.op import Fused, Op
 from infernum.ir.text import parse_graph
 

@@ -82,27 +82,28 @@ template <typename T, int WIDTH, int VECTOR, int THREADS> struct RowGain {
             if (column(v) < WIDTH) gains[v] = load_stream(reinterpret_cast<const Piece*>(weight + column(v)));
     }
 
-    // Copies rows to shared memory, each scaled to unit root-mean-square and by the weight, rounded as stored.
+    // Copies rows to shared memory, each normalised and rounded as stored.
+    template <typename Norm>
     __device__ __forceinline__ void stage_normalised(
-        T* shared, const T* x, int x_stride, int tokens, float eps) const {
+        T* shared, const T* x, int x_stride, int tokens, const Norm norm) const {
         for (int token = 0; token < tokens; token++) {
             float kept[VECTORS][VECTOR];
-            float squares = 0.0f;
+            float sum = 0.0f;
 #pragma unroll
             for (int v = 0; v < VECTORS; v++) {
                 if (column(v) >= WIDTH) break;
                 load_vector(kept[v], x + size_t(token) * x_stride + column(v));
 #pragma unroll
-                for (int i = 0; i < VECTOR; i++) squares += kept[v][i] * kept[v][i];
+                for (int i = 0; i < VECTOR; i++) sum += norm.summand(kept[v][i]);
             }
-            const float scale = 1.0f / sqrtf(block_sum<THREADS>(squares) / WIDTH + eps);
+            const float scale = norm.scale(block_sum<THREADS>(sum), WIDTH);
 #pragma unroll
             for (int v = 0; v < VECTORS; v++) {
                 if (column(v) >= WIDTH) break;
                 float gain[VECTOR];
                 unpack<VECTOR, T>(gain, gains[v]);
 #pragma unroll
-                for (int i = 0; i < VECTOR; i++) gain[i] *= kept[v][i] * scale;
+                for (int i = 0; i < VECTOR; i++) gain[i] = norm.apply(kept[v][i], scale, gain[i]);
                 store_vector(shared + token * WIDTH + column(v), gain);
             }
         }

@@ -169,27 +169,27 @@ template <typename T, int WIDTH, int TOKENS, int THREADS, int VECTOR> struct Sta
             if (column(i) < WIDTH) store_shared(rows + row() * STRIDE + column(i) * sizeof(T), pieces[i]);
     }
 
-    // Scale each row to unit root-mean-square and by the weight, rounded as stored.
-    __device__ __forceinline__ void normalise(float eps) {
-        float squares = 0.0f;
+    // Each row becomes its norm, rounded as stored.
+    template <typename Norm> __device__ __forceinline__ void normalise(const Norm norm) {
+        float sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {
             if (column(i) >= WIDTH) break;
             float x[8];
             unpack<8, T>(x, pieces[i]);
 #pragma unroll
-            for (int e = 0; e < 8; e++) squares += x[e] * x[e];
+            for (int e = 0; e < 8; e++) sum += norm.summand(x[e]);
         }
-        squares = warp_sum(squares);
+        sum = warp_sum(sum);
         if constexpr (LANES > 32) {
             __shared__ float partial[THREADS / 32];
-            if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = squares;
+            if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
             __syncthreads();
-            squares = 0.0f;
+            sum = 0.0f;
 #pragma unroll
-            for (int warp = 0; warp < LANES / 32; warp++) squares += partial[row() * (LANES / 32) + warp];
+            for (int warp = 0; warp < LANES / 32; warp++) sum += partial[row() * (LANES / 32) + warp];
         }
-        const float scale = 1.0f / sqrtf(squares / WIDTH + eps);
+        const float scale = norm.scale(sum, WIDTH);
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {
             if (column(i) >= WIDTH) break;
@@ -198,7 +198,7 @@ template <typename T, int WIDTH, int TOKENS, int THREADS, int VECTOR> struct Sta
             unpack<8, T>(x, pieces[i]);
             unpack<8, T>(gain, gains[i]);
 #pragma unroll
-            for (int e = 0; e < 8; e++) pack.items[e] = from_float<T>(x[e] * (scale * gain[e]));
+            for (int e = 0; e < 8; e++) pack.items[e] = from_float<T>(norm.apply(x[e], scale, gain[e]));
             pieces[i] = pack.raw;
         }
     }

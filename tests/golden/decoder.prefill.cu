@@ -22,7 +22,7 @@
 //   %heads_1 = heads(%columns_1) {dim = 16} : bf16[tokens, 4, 16]  # models/llama.py:82
 //   %heads_2 = heads(%columns_2) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:83
 //   %heads_3 = heads(%columns_3) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:84
-//   %rope_1, %rope_1.1 = fused rope_append(%q = %heads_1, %k = %heads_2, %v = %heads_3, %kv = %kv, %positions = %positions, %sequence = %sequence, %page_table = %page_table) by rope_append : bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {  # models/llama.py:85, models/llama.py:86
+//   %rope_1, %rope_1.1 = fused rope_append(%q = %heads_1, %k = %heads_2, %v = %heads_3, %kv = %kv, %positions = %positions, %sequence = %sequence, %page_table = %page_table) {rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=0)} by rope_append : bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {  # models/llama.py:85, models/llama.py:86
 //     %rope_1 = rope(%q, %positions) {rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=0)} : bf16[tokens, 4, 16]  # models/llama.py:85
 //     %rope_2 = rope(%k, %positions) {rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=0)} : bf16[tokens, 2, 16]  # models/llama.py:85
 //     %append_1 = append(%kv, %rope_2, %v, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # models/llama.py:86
@@ -31,21 +31,21 @@
 //   %attention_1 = attention(%rope_1, %rope_1.1, %positions, %sequence, %query_start, %page_table) {scale = 0.25} : bf16[tokens, 4, 16]  # models/llama.py:94
 //   %flatten_1 = flatten(%attention_1) : bf16[tokens, 64]  # models/llama.py:97
 //   %linear_4 = linear(%flatten_1, %o_proj) {out = ''} : bf16[tokens, 64]  # models/llama.py:97
-//   %add_1, %add_1.1 = fused add_rms_norm(%x = %x, %linear_4 = %linear_4, %post_attention_layernorm = %post_attention_layernorm) by add_rms_norm : bf16[tokens, 64], bf16[tokens, 64] {  # models/llama.py:75, models/llama.py:76
+//   %add_1, %add_1.1 = fused into_norm(%x = %x, %linear_4 = %linear_4, %post_attention_layernorm = %post_attention_layernorm) by into_norm : bf16[tokens, 64], bf16[tokens, 64] {  # models/llama.py:75, models/llama.py:76
 //     %add_1 = add(%x, %linear_4) : bf16[tokens, 64]  # models/llama.py:75
 //     %rms_norm_2 = rms_norm(%add_1, %post_attention_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:76
 //     return %add_1, %rms_norm_2
 //   }
 //   %linear_1 = linear(%add_1.1, %gate_up_proj) {out = ''} : bf16[tokens, 192]  # models/llama.py:101, models/llama.py:102
-//   %columns_4 = columns(%linear_1) {start = 0, stop = 96} : bf16[tokens, 96]  # models/llama.py:101, models/llama.py:102, models/llama.py:103
-//   %columns_5 = columns(%linear_1) {start = 96, stop = 192} : bf16[tokens, 96]  # models/llama.py:101, models/llama.py:102, models/llama.py:103
-//   %mul_2 = fused merge_pointwise(%columns_4 = %columns_4, %columns_5 = %columns_5) by merge_gate_up, merge_pointwise : bf16[tokens, 96] {  # models/llama.py:103
-//     %silu_2 = silu(%columns_4) : bf16[tokens, 96]  # models/llama.py:103
-//     %mul_2 = mul(%silu_2, %columns_5) : bf16[tokens, 96]  # models/llama.py:103
-//     return %mul_2
+//   %columns_4 = columns(%linear_1) {start = 0, stop = 96} : bf16[tokens, 96]  # models/llama.py:101, models/llama.py:102
+//   %columns_5 = columns(%linear_1) {start = 96, stop = 192} : bf16[tokens, 96]  # models/llama.py:101, models/llama.py:102
+//   %mul_1 = fused merge_pointwise(%columns_4 = %columns_4, %columns_5 = %columns_5) by merge_pointwise : bf16[tokens, 96] {  # models/llama.py:103
+//     %silu_1 = silu(%columns_4) : bf16[tokens, 96]  # models/llama.py:103
+//     %mul_1 = mul(%silu_1, %columns_5) : bf16[tokens, 96]  # models/llama.py:103
+//     return %mul_1
 //   }
-//   %add_2 = fused residual_into_gemm(%mul_2 = %mul_2, %down_proj = %down_proj, %add_1 = %add_1) by residual_into_gemm : bf16[tokens, 64] {  # models/llama.py:103, models/llama.py:77
-//     %linear_7 = linear(%mul_2, %down_proj) {out = ''} : bf16[tokens, 64]  # models/llama.py:103
+//   %add_2 = fused into_library(%mul_1 = %mul_1, %down_proj = %down_proj, %add_1 = %add_1) by into_library : bf16[tokens, 64] {  # models/llama.py:103, models/llama.py:77
+//     %linear_7 = linear(%mul_1, %down_proj) {out = ''} : bf16[tokens, 64]  # models/llama.py:103
 //     %add_2 = add(%add_1, %linear_7) : bf16[tokens, 64]  # models/llama.py:77
 //     return %add_2
 //   }
@@ -167,6 +167,19 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
+// ---- rms_norm.cuh
+// Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467), for any kernel that has a row at hand.
+//
+// A norm is a struct of its attributes. The kernel adds up `summand` of every element of a row, asks for the row's
+// `scale`, and gets each normalised element from `apply`.
+struct RmsNorm {
+    float eps;
+
+    static __device__ __forceinline__ float summand(float x) { return x * x; }
+    __device__ __forceinline__ float scale(float sum, int width) const { return 1.0f / sqrtf(sum / width + eps); }
+    static __device__ __forceinline__ float apply(float x, float scale, float gain) { return x * (scale * gain); }
+};
+
 // ---- rope.cuh
 // Rotary position embedding (Su et al. 2021, arXiv:2104.09864) of pairs (i, i + HEAD_DIM / 2).
 
@@ -202,6 +215,33 @@ template <int N> struct Rotation {
         }
     }
 };
+
+// ---- heads.cuh
+// Heads of queries and keys that neighbouring threads of a warp hold between them, LANES threads to a head.
+
+// The sum over a head's threads; each of them gets it.
+template <int LANES> __device__ __forceinline__ float head_sum(float x) {
+    static_assert(32 % LANES == 0, "a head is held within one warp");
+    const unsigned own = LANES == 32 ? 0xffffffffu : ((1u << (LANES % 32)) - 1) << threadIdx.x % 32 / LANES * LANES;
+#pragma unroll
+    for (int lane = LANES / 2; lane > 0; lane >>= 1) x += __shfl_xor_sync(own, x, lane);
+    return x;
+}
+
+// A head becomes its norm, rounded as stored in T. A thread has N pairs of its elements, and their gains.
+template <typename T, int HEAD_DIM, int LANES, typename Norm, int N>
+__device__ __forceinline__ void normalise_head(float (&first)[N], float (&second)[N], const float (&first_gain)[N],
+                                               const float (&second_gain)[N], const Norm norm) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < N; i++) sum += norm.summand(first[i]) + norm.summand(second[i]);
+    const float scale = norm.scale(head_sum<LANES>(sum), HEAD_DIM);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        first[i] = round_to<T>(norm.apply(first[i], scale, first_gain[i]));
+        second[i] = round_to<T>(norm.apply(second[i], scale, second_gain[i]));
+    }
+}
 
 // ---- kv_cache.cuh
 // The paged cache kv [pages, 2, KV_HEADS, PAGE, HEAD_DIM]: in a page, all keys and then all values, head by head.
@@ -464,18 +504,19 @@ extern "C" __global__ void __launch_bounds__(32) rms_norm_input_layernorm(
     let_next_kernel_start();
     wait_for_previous_kernel();
     const size_t token = blockIdx.x;
+    constexpr RmsNorm norm{1e-05f};
 
     float kept[VECTORS][VECTOR];
-    float squares = 0.0f;
+    float sum = 0.0f;
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
         const int column = (v * THREADS + threadIdx.x) * VECTOR;
         if (column >= WIDTH) break;
         load_vector(kept[v], x + token * 64 + column);
 #pragma unroll
-        for (int i = 0; i < VECTOR; i++) squares += kept[v][i] * kept[v][i];
+        for (int i = 0; i < VECTOR; i++) sum += norm.summand(kept[v][i]);
     }
-    const float scale = 1.0f / sqrtf(block_sum<THREADS>(squares) / WIDTH + 1e-05f);
+    const float scale = norm.scale(block_sum<THREADS>(sum), WIDTH);
 
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
@@ -484,7 +525,7 @@ extern "C" __global__ void __launch_bounds__(32) rms_norm_input_layernorm(
         float gain[VECTOR];
         load_vector(gain, input_layernorm + column);
 #pragma unroll
-        for (int i = 0; i < VECTOR; i++) gain[i] *= kept[v][i] * scale;
+        for (int i = 0; i < VECTOR; i++) gain[i] = norm.apply(kept[v][i], scale, gain[i]);
         store_vector(out + token * 64 + column, gain);
     }
 }
@@ -660,7 +701,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(
 }
 
 // ---- add_rms_norm_post_attention_layernorm
-// add -> rms_norm, by add_rms_norm
+// add -> rms_norm, by into_norm
 // from models/llama.py:75, models/llama.py:76
 // 512 token(s): 262 kB, 164 kFLOP; at least 0.06 us on one H200
 // One block per row; each thread keeps its elements in registers between the sum of squares and the scaling.
@@ -676,9 +717,10 @@ extern "C" __global__ void __launch_bounds__(32) add_rms_norm_post_attention_lay
     let_next_kernel_start();
     wait_for_previous_kernel();
     const size_t token = blockIdx.x;
+    constexpr RmsNorm norm{1e-05f};
 
     float kept[VECTORS][VECTOR];
-    float squares = 0.0f;
+    float sum = 0.0f;
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
         const int column = (v * THREADS + threadIdx.x) * VECTOR;
@@ -696,9 +738,9 @@ extern "C" __global__ void __launch_bounds__(32) add_rms_norm_post_attention_lay
         }
         store_vector(out_add_1 + token * 64 + column, kept[v]);
 #pragma unroll
-        for (int i = 0; i < VECTOR; i++) squares += kept[v][i] * kept[v][i];
+        for (int i = 0; i < VECTOR; i++) sum += norm.summand(kept[v][i]);
     }
-    const float scale = 1.0f / sqrtf(block_sum<THREADS>(squares) / WIDTH + 1e-05f);
+    const float scale = norm.scale(block_sum<THREADS>(sum), WIDTH);
 
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
@@ -707,13 +749,13 @@ extern "C" __global__ void __launch_bounds__(32) add_rms_norm_post_attention_lay
         float gain[VECTOR];
         load_vector(gain, post_attention_layernorm + column);
 #pragma unroll
-        for (int i = 0; i < VECTOR; i++) gain[i] *= kept[v][i] * scale;
+        for (int i = 0; i < VECTOR; i++) gain[i] = norm.apply(kept[v][i], scale, gain[i]);
         store_vector(out_rms_norm_2 + token * 64 + column, gain);
     }
 }
 
 // ---- silu_mul
-// silu -> mul, by merge_gate_up, merge_pointwise
+// silu -> mul, by merge_pointwise
 // from models/llama.py:103
 // 512 token(s): 295 kB, 246 kFLOP; at least 0.06 us on one H200
 // Each thread computes 8 consecutive elements of a row.
@@ -741,9 +783,9 @@ extern "C" __global__ void __launch_bounds__(256) silu_mul(
         const float columns_4_value = columns_4_values[i];
         const float columns_5_value = columns_5_values[i];
         // models/llama.py:103
-        const float silu_2 = round_to<bf16_t>(columns_4_value / (1.0f + expf(-columns_4_value)));
-        const float mul_2 = silu_2 * columns_5_value;  // models/llama.py:103
-        out_values[i] = mul_2;
+        const float silu_1 = round_to<bf16_t>(columns_4_value / (1.0f + expf(-columns_4_value)));
+        const float mul_1 = silu_1 * columns_5_value;  // models/llama.py:103
+        out_values[i] = mul_1;
     }
     store_vector(out + token * 96 + column, out_values);
 }

@@ -156,6 +156,19 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
+// ---- rms_norm.cuh
+// Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467), for any kernel that has a row at hand.
+//
+// A norm is a struct of its attributes. The kernel adds up `summand` of every element of a row, asks for the row's
+// `scale`, and gets each normalised element from `apply`.
+struct RmsNorm {
+    float eps;
+
+    static __device__ __forceinline__ float summand(float x) { return x * x; }
+    __device__ __forceinline__ float scale(float sum, int width) const { return 1.0f / sqrtf(sum / width + eps); }
+    static __device__ __forceinline__ float apply(float x, float scale, float gain) { return x * (scale * gain); }
+};
+
 // ---- mma.cuh
 // Tensor cores of one warp, and what feeds them: mma, ldmatrix, cp.async. A fragment is a warp's share of a matrix:
 // lane l holds elements 2 * (l % 4) and 2 * (l % 4) + 1 of row l / 4 of each 8 x 8 part, packed in a register.
@@ -405,27 +418,27 @@ template <typename T, int WIDTH, int TOKENS, int THREADS, int VECTOR> struct Sta
             if (column(i) < WIDTH) store_shared(rows + row() * STRIDE + column(i) * sizeof(T), pieces[i]);
     }
 
-    // Scale each row to unit root-mean-square and by the weight, rounded as stored.
-    __device__ __forceinline__ void normalise(float eps) {
-        float squares = 0.0f;
+    // Each row becomes its norm, rounded as stored.
+    template <typename Norm> __device__ __forceinline__ void normalise(const Norm norm) {
+        float sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {
             if (column(i) >= WIDTH) break;
             float x[8];
             unpack<8, T>(x, pieces[i]);
 #pragma unroll
-            for (int e = 0; e < 8; e++) squares += x[e] * x[e];
+            for (int e = 0; e < 8; e++) sum += norm.summand(x[e]);
         }
-        squares = warp_sum(squares);
+        sum = warp_sum(sum);
         if constexpr (LANES > 32) {
             __shared__ float partial[THREADS / 32];
-            if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = squares;
+            if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
             __syncthreads();
-            squares = 0.0f;
+            sum = 0.0f;
 #pragma unroll
-            for (int warp = 0; warp < LANES / 32; warp++) squares += partial[row() * (LANES / 32) + warp];
+            for (int warp = 0; warp < LANES / 32; warp++) sum += partial[row() * (LANES / 32) + warp];
         }
-        const float scale = 1.0f / sqrtf(squares / WIDTH + eps);
+        const float scale = norm.scale(sum, WIDTH);
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {
             if (column(i) >= WIDTH) break;
@@ -434,7 +447,7 @@ template <typename T, int WIDTH, int TOKENS, int THREADS, int VECTOR> struct Sta
             unpack<8, T>(x, pieces[i]);
             unpack<8, T>(gain, gains[i]);
 #pragma unroll
-            for (int e = 0; e < 8; e++) pack.items[e] = from_float<T>(x[e] * (scale * gain[e]));
+            for (int e = 0; e < 8; e++) pack.items[e] = from_float<T>(norm.apply(x[e], scale, gain[e]));
             pieces[i] = pack.raw;
         }
     }
@@ -798,27 +811,28 @@ template <typename T, int WIDTH, int VECTOR, int THREADS> struct RowGain {
             if (column(v) < WIDTH) gains[v] = load_stream(reinterpret_cast<const Piece*>(weight + column(v)));
     }
 
-    // Copies rows to shared memory, each scaled to unit root-mean-square and by the weight, rounded as stored.
+    // Copies rows to shared memory, each normalised and rounded as stored.
+    template <typename Norm>
     __device__ __forceinline__ void stage_normalised(
-        T* shared, const T* x, int x_stride, int tokens, float eps) const {
+        T* shared, const T* x, int x_stride, int tokens, const Norm norm) const {
         for (int token = 0; token < tokens; token++) {
             float kept[VECTORS][VECTOR];
-            float squares = 0.0f;
+            float sum = 0.0f;
 #pragma unroll
             for (int v = 0; v < VECTORS; v++) {
                 if (column(v) >= WIDTH) break;
                 load_vector(kept[v], x + size_t(token) * x_stride + column(v));
 #pragma unroll
-                for (int i = 0; i < VECTOR; i++) squares += kept[v][i] * kept[v][i];
+                for (int i = 0; i < VECTOR; i++) sum += norm.summand(kept[v][i]);
             }
-            const float scale = 1.0f / sqrtf(block_sum<THREADS>(squares) / WIDTH + eps);
+            const float scale = norm.scale(block_sum<THREADS>(sum), WIDTH);
 #pragma unroll
             for (int v = 0; v < VECTORS; v++) {
                 if (column(v) >= WIDTH) break;
                 float gain[VECTOR];
                 unpack<VECTOR, T>(gain, gains[v]);
 #pragma unroll
-                for (int i = 0; i < VECTOR; i++) gain[i] *= kept[v][i] * scale;
+                for (int i = 0; i < VECTOR; i++) gain[i] = norm.apply(kept[v][i], scale, gain[i]);
                 store_vector(shared + token * WIDTH + column(v), gain);
             }
         }
@@ -840,18 +854,19 @@ extern "C" __global__ void __launch_bounds__(32) rms_norm_input_layernorm(
     let_next_kernel_start();
     wait_for_previous_kernel();
     const size_t token = blockIdx.x;
+    constexpr RmsNorm norm{1e-05f};
 
     float kept[VECTORS][VECTOR];
-    float squares = 0.0f;
+    float sum = 0.0f;
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
         const int column = (v * THREADS + threadIdx.x) * VECTOR;
         if (column >= WIDTH) break;
         load_vector(kept[v], x + token * 64 + column);
 #pragma unroll
-        for (int i = 0; i < VECTOR; i++) squares += kept[v][i] * kept[v][i];
+        for (int i = 0; i < VECTOR; i++) sum += norm.summand(kept[v][i]);
     }
-    const float scale = 1.0f / sqrtf(block_sum<THREADS>(squares) / WIDTH + 1e-05f);
+    const float scale = norm.scale(block_sum<THREADS>(sum), WIDTH);
 
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
@@ -860,7 +875,7 @@ extern "C" __global__ void __launch_bounds__(32) rms_norm_input_layernorm(
         float gain[VECTOR];
         load_vector(gain, input_layernorm + column);
 #pragma unroll
-        for (int i = 0; i < VECTOR; i++) gain[i] *= kept[v][i] * scale;
+        for (int i = 0; i < VECTOR; i++) gain[i] = norm.apply(kept[v][i], scale, gain[i]);
         store_vector(out + token * 64 + column, gain);
     }
 }
@@ -1296,10 +1311,10 @@ extern "C" __global__ void __launch_bounds__(128) attention_combine(
     const int length = split_length<SPLITS, SPLIT_MIN>(context);
     const int splits = (context + length - 1) / length;  // the others were never written
     const size_t part = (size_t(token) * HEADS + head) * SPLITS;
-    const float2* stats = reinterpret_cast<const float2*>(partial_stats) + part;
-    const float* sums = partial_out + part * HEAD_DIM + column;
 
     wait_for_previous_kernel();
+    const float2* stats = reinterpret_cast<const float2*>(partial_stats) + part;
+    const float* sums = partial_out + part * HEAD_DIM + column;
     Part share = {0.0f, NO_SCORE, 0.0f};
     for (int first = group; first < splits; first += GROUPS * AT_ONCE) {
         Part parts[AT_ONCE + 1];
@@ -1448,18 +1463,19 @@ extern "C" __global__ void __launch_bounds__(32) rms_norm_post_attention_layerno
     let_next_kernel_start();
     wait_for_previous_kernel();
     const size_t token = blockIdx.x;
+    constexpr RmsNorm norm{1e-05f};
 
     float kept[VECTORS][VECTOR];
-    float squares = 0.0f;
+    float sum = 0.0f;
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
         const int column = (v * THREADS + threadIdx.x) * VECTOR;
         if (column >= WIDTH) break;
         load_vector(kept[v], add_1 + token * 64 + column);
 #pragma unroll
-        for (int i = 0; i < VECTOR; i++) squares += kept[v][i] * kept[v][i];
+        for (int i = 0; i < VECTOR; i++) sum += norm.summand(kept[v][i]);
     }
-    const float scale = 1.0f / sqrtf(block_sum<THREADS>(squares) / WIDTH + 1e-05f);
+    const float scale = norm.scale(block_sum<THREADS>(sum), WIDTH);
 
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
@@ -1468,7 +1484,7 @@ extern "C" __global__ void __launch_bounds__(32) rms_norm_post_attention_layerno
         float gain[VECTOR];
         load_vector(gain, post_attention_layernorm + column);
 #pragma unroll
-        for (int i = 0; i < VECTOR; i++) gain[i] *= kept[v][i] * scale;
+        for (int i = 0; i < VECTOR; i++) gain[i] = norm.apply(kept[v][i], scale, gain[i]);
         store_vector(out + token * 64 + column, gain);
     }
 }

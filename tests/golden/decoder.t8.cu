@@ -14,7 +14,7 @@
 //   weight %gate_up_proj : bf16[192, 64] = "model.layers.{layer}.mlp.gate_proj.weight" [96, 64], "model.layers.{layer}.mlp.up_proj.weight" [96, 64]
 //   weight %down_proj : bf16[64, 96] = "model.layers.{layer}.mlp.down_proj.weight"
 //
-//   %linear_8 = fused norm_into_gemv(%x = %x, %input_layernorm = %input_layernorm, %q_k_v_proj = %q_k_v_proj) by merge_qkv, norm_into_gemv : bf16[tokens, 128] {  # models/llama.py:74, models/llama.py:82, models/llama.py:83, models/llama.py:84
+//   %linear_8 = fused into_prologue(%x = %x, %input_layernorm = %input_layernorm, %q_k_v_proj = %q_k_v_proj) by merge_products, into_prologue : bf16[tokens, 128] {  # models/llama.py:74, models/llama.py:82, models/llama.py:83, models/llama.py:84
 //     %rms_norm_1 = rms_norm(%x, %input_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:74
 //     %linear_8 = linear(%rms_norm_1, %q_k_v_proj) {out = ''} : bf16[tokens, 128]  # models/llama.py:82, models/llama.py:83, models/llama.py:84
 //     return %linear_8
@@ -25,30 +25,30 @@
 //   %heads_1 = heads(%columns_1) {dim = 16} : bf16[tokens, 4, 16]  # models/llama.py:82
 //   %heads_2 = heads(%columns_2) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:83
 //   %heads_3 = heads(%columns_3) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:84
-//   %attention_1, %attention_1.1 = fused attend(%q = %heads_1, %k = %heads_2, %v = %heads_3, %kv = %kv, %positions = %positions, %sequence = %sequence, %query_start = %query_start, %page_table = %page_table) by attend : bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {  # models/llama.py:85, models/llama.py:86, models/llama.py:94
-//     %rope_1 = rope(%q, %positions) {rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=0)} : bf16[tokens, 4, 16]  # models/llama.py:85
+//   %attention_1, %attention_1.1 = fused attend(%q = %heads_1, %k = %heads_2, %v = %heads_3, %kv = %kv, %positions = %positions, %sequence = %sequence, %query_start = %query_start, %page_table = %page_table) {scale = 0.25} by attend, into_prologue : bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {  # models/llama.py:85, models/llama.py:86, models/llama.py:94
 //     %rope_2 = rope(%k, %positions) {rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=0)} : bf16[tokens, 2, 16]  # models/llama.py:85
+//     %rope_1 = rope(%q, %positions) {rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=0)} : bf16[tokens, 4, 16]  # models/llama.py:85
 //     %append_1 = append(%kv, %rope_2, %v, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # models/llama.py:86
 //     %attention_1 = attention(%rope_1, %append_1, %positions, %sequence, %query_start, %page_table) {scale = 0.25} : bf16[tokens, 4, 16]  # models/llama.py:94
 //     return %attention_1, %append_1
 //   }
 //   %flatten_1 = flatten(%attention_1) : bf16[tokens, 64]  # models/llama.py:97
-//   %add_1 = fused residual_into_gemv(%flatten_1 = %flatten_1, %o_proj = %o_proj, %x = %x) by residual_into_gemv : bf16[tokens, 64] {  # models/llama.py:97, models/llama.py:75
+//   %add_1 = fused into_epilogue(%flatten_1 = %flatten_1, %o_proj = %o_proj, %x = %x) by into_epilogue : bf16[tokens, 64] {  # models/llama.py:97, models/llama.py:75
 //     %linear_4 = linear(%flatten_1, %o_proj) {out = ''} : bf16[tokens, 64]  # models/llama.py:97
 //     %add_1 = add(%x, %linear_4) : bf16[tokens, 64]  # models/llama.py:75
 //     return %add_1
 //   }
-//   %mul_2 = fused norm_into_gemv(%add_1 = %add_1, %post_attention_layernorm = %post_attention_layernorm, %gate_up_proj = %gate_up_proj) by merge_gate_up, swiglu_into_gemv, norm_into_gemv : bf16[tokens, 96] {  # models/llama.py:76, models/llama.py:101, models/llama.py:102, models/llama.py:103
+//   %mul_1 = fused into_prologue(%add_1 = %add_1, %post_attention_layernorm = %post_attention_layernorm, %gate_up_proj = %gate_up_proj) by merge_products, into_epilogue, into_prologue : bf16[tokens, 96] {  # models/llama.py:76, models/llama.py:101, models/llama.py:102, models/llama.py:103
 //     %rms_norm_2 = rms_norm(%add_1, %post_attention_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:76
 //     %linear_1 = linear(%rms_norm_2, %gate_up_proj) {out = ''} : bf16[tokens, 192]  # models/llama.py:101, models/llama.py:102
-//     %columns_4 = columns(%linear_1) {start = 0, stop = 96} : bf16[tokens, 96]  # models/llama.py:101, models/llama.py:102, models/llama.py:103
-//     %columns_5 = columns(%linear_1) {start = 96, stop = 192} : bf16[tokens, 96]  # models/llama.py:101, models/llama.py:102, models/llama.py:103
-//     %silu_2 = silu(%columns_4) : bf16[tokens, 96]  # models/llama.py:103
-//     %mul_2 = mul(%silu_2, %columns_5) : bf16[tokens, 96]  # models/llama.py:103
-//     return %mul_2
+//     %columns_4 = columns(%linear_1) {start = 0, stop = 96} : bf16[tokens, 96]  # models/llama.py:101, models/llama.py:102
+//     %columns_5 = columns(%linear_1) {start = 96, stop = 192} : bf16[tokens, 96]  # models/llama.py:101, models/llama.py:102
+//     %silu_1 = silu(%columns_4) : bf16[tokens, 96]  # models/llama.py:103
+//     %mul_1 = mul(%silu_1, %columns_5) : bf16[tokens, 96]  # models/llama.py:103
+//     return %mul_1
 //   }
-//   %add_2 = fused residual_into_gemv(%mul_2 = %mul_2, %down_proj = %down_proj, %add_1 = %add_1) by residual_into_gemv : bf16[tokens, 64] {  # models/llama.py:103, models/llama.py:77
-//     %linear_7 = linear(%mul_2, %down_proj) {out = ''} : bf16[tokens, 64]  # models/llama.py:103
+//   %add_2 = fused into_epilogue(%mul_1 = %mul_1, %down_proj = %down_proj, %add_1 = %add_1) by into_epilogue : bf16[tokens, 64] {  # models/llama.py:103, models/llama.py:77
+//     %linear_7 = linear(%mul_1, %down_proj) {out = ''} : bf16[tokens, 64]  # models/llama.py:103
 //     %add_2 = add(%add_1, %linear_7) : bf16[tokens, 64]  # models/llama.py:77
 //     return %add_2
 //   }
@@ -419,27 +419,27 @@ template <typename T, int WIDTH, int TOKENS, int THREADS, int VECTOR> struct Sta
             if (column(i) < WIDTH) store_shared(rows + row() * STRIDE + column(i) * sizeof(T), pieces[i]);
     }
 
-    // Scale each row to unit root-mean-square and by the weight, rounded as stored.
-    __device__ __forceinline__ void normalise(float eps) {
-        float squares = 0.0f;
+    // Each row becomes its norm, rounded as stored.
+    template <typename Norm> __device__ __forceinline__ void normalise(const Norm norm) {
+        float sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {
             if (column(i) >= WIDTH) break;
             float x[8];
             unpack<8, T>(x, pieces[i]);
 #pragma unroll
-            for (int e = 0; e < 8; e++) squares += x[e] * x[e];
+            for (int e = 0; e < 8; e++) sum += norm.summand(x[e]);
         }
-        squares = warp_sum(squares);
+        sum = warp_sum(sum);
         if constexpr (LANES > 32) {
             __shared__ float partial[THREADS / 32];
-            if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = squares;
+            if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
             __syncthreads();
-            squares = 0.0f;
+            sum = 0.0f;
 #pragma unroll
-            for (int warp = 0; warp < LANES / 32; warp++) squares += partial[row() * (LANES / 32) + warp];
+            for (int warp = 0; warp < LANES / 32; warp++) sum += partial[row() * (LANES / 32) + warp];
         }
-        const float scale = 1.0f / sqrtf(squares / WIDTH + eps);
+        const float scale = norm.scale(sum, WIDTH);
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {
             if (column(i) >= WIDTH) break;
@@ -448,10 +448,23 @@ template <typename T, int WIDTH, int TOKENS, int THREADS, int VECTOR> struct Sta
             unpack<8, T>(x, pieces[i]);
             unpack<8, T>(gain, gains[i]);
 #pragma unroll
-            for (int e = 0; e < 8; e++) pack.items[e] = from_float<T>(x[e] * (scale * gain[e]));
+            for (int e = 0; e < 8; e++) pack.items[e] = from_float<T>(norm.apply(x[e], scale, gain[e]));
             pieces[i] = pack.raw;
         }
     }
+};
+
+// ---- rms_norm.cuh
+// Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467), for any kernel that has a row at hand.
+//
+// A norm is a struct of its attributes. The kernel adds up `summand` of every element of a row, asks for the row's
+// `scale`, and gets each normalised element from `apply`.
+struct RmsNorm {
+    float eps;
+
+    static __device__ __forceinline__ float summand(float x) { return x * x; }
+    __device__ __forceinline__ float scale(float sum, int width) const { return 1.0f / sqrtf(sum / width + eps); }
+    static __device__ __forceinline__ float apply(float x, float scale, float gain) { return x * (scale * gain); }
 };
 
 // ---- kv_cache.cuh
@@ -506,6 +519,33 @@ template <int N> struct Rotation {
         }
     }
 };
+
+// ---- heads.cuh
+// Heads of queries and keys that neighbouring threads of a warp hold between them, LANES threads to a head.
+
+// The sum over a head's threads; each of them gets it.
+template <int LANES> __device__ __forceinline__ float head_sum(float x) {
+    static_assert(32 % LANES == 0, "a head is held within one warp");
+    const unsigned own = LANES == 32 ? 0xffffffffu : ((1u << (LANES % 32)) - 1) << threadIdx.x % 32 / LANES * LANES;
+#pragma unroll
+    for (int lane = LANES / 2; lane > 0; lane >>= 1) x += __shfl_xor_sync(own, x, lane);
+    return x;
+}
+
+// A head becomes its norm, rounded as stored in T. A thread has N pairs of its elements, and their gains.
+template <typename T, int HEAD_DIM, int LANES, typename Norm, int N>
+__device__ __forceinline__ void normalise_head(float (&first)[N], float (&second)[N], const float (&first_gain)[N],
+                                               const float (&second_gain)[N], const Norm norm) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < N; i++) sum += norm.summand(first[i]) + norm.summand(second[i]);
+    const float scale = norm.scale(head_sum<LANES>(sum), HEAD_DIM);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        first[i] = round_to<T>(norm.apply(first[i], scale, first_gain[i]));
+        second[i] = round_to<T>(norm.apply(second[i], scale, second_gain[i]));
+    }
+}
 
 // ---- softmax.cuh
 // What every online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867) needs.
@@ -898,27 +938,28 @@ template <typename T, int WIDTH, int VECTOR, int THREADS> struct RowGain {
             if (column(v) < WIDTH) gains[v] = load_stream(reinterpret_cast<const Piece*>(weight + column(v)));
     }
 
-    // Copies rows to shared memory, each scaled to unit root-mean-square and by the weight, rounded as stored.
+    // Copies rows to shared memory, each normalised and rounded as stored.
+    template <typename Norm>
     __device__ __forceinline__ void stage_normalised(
-        T* shared, const T* x, int x_stride, int tokens, float eps) const {
+        T* shared, const T* x, int x_stride, int tokens, const Norm norm) const {
         for (int token = 0; token < tokens; token++) {
             float kept[VECTORS][VECTOR];
-            float squares = 0.0f;
+            float sum = 0.0f;
 #pragma unroll
             for (int v = 0; v < VECTORS; v++) {
                 if (column(v) >= WIDTH) break;
                 load_vector(kept[v], x + size_t(token) * x_stride + column(v));
 #pragma unroll
-                for (int i = 0; i < VECTOR; i++) squares += kept[v][i] * kept[v][i];
+                for (int i = 0; i < VECTOR; i++) sum += norm.summand(kept[v][i]);
             }
-            const float scale = 1.0f / sqrtf(block_sum<THREADS>(squares) / WIDTH + eps);
+            const float scale = norm.scale(block_sum<THREADS>(sum), WIDTH);
 #pragma unroll
             for (int v = 0; v < VECTORS; v++) {
                 if (column(v) >= WIDTH) break;
                 float gain[VECTOR];
                 unpack<VECTOR, T>(gain, gains[v]);
 #pragma unroll
-                for (int i = 0; i < VECTOR; i++) gain[i] *= kept[v][i] * scale;
+                for (int i = 0; i < VECTOR; i++) gain[i] = norm.apply(kept[v][i], scale, gain[i]);
                 store_vector(shared + token * WIDTH + column(v), gain);
             }
         }
@@ -926,7 +967,7 @@ template <typename T, int WIDTH, int VECTOR, int THREADS> struct RowGain {
 };
 
 // ---- gemv_mma_q_k_v_proj
-// rms_norm -> linear, by merge_qkv, norm_into_gemv
+// rms_norm -> linear, by merge_products, into_prologue
 // from models/llama.py:74, models/llama.py:82, models/llama.py:83, models/llama.py:84
 // 8 token(s): 19.6 kB, 133 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
@@ -962,7 +1003,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_q_k_v_proj(
     rows.load(x, 64, tokens);
 #pragma unroll
     for (int i = PREFILL; i < DEPTH; i++) stream.load();
-    rows.normalise(1e-05f);
+    rows.normalise(RmsNorm{1e-05f});
     rows.store();
     __syncthreads();
     const unsigned row = rows.rows + (TOKENS == 1 ? 0 : lane / 4 * rows.STRIDE) + lane % 4 * 16;
@@ -1007,7 +1048,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_q_k_v_proj(
 }
 
 // ---- attend_cluster
-// rope -> rope -> append -> attention, by attend
+// rope -> rope -> append -> attention, by attend, into_prologue
 // from models/llama.py:85, models/llama.py:86, models/llama.py:94
 // 8 token(s) at context 1024: 1.05 MB, 2.1 MFLOP; at least 0.22 us on one H200
 // Clusters of blocks, one or several splits per token and HEAD_TILE query heads of one key head. Their warps share out
@@ -1200,7 +1241,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) attend_cluster(
 }
 
 // ---- gemv_mma_o_proj
-// linear -> add, by residual_into_gemv
+// linear -> add, by into_epilogue
 // from models/llama.py:97, models/llama.py:75
 // 8 token(s): 11.3 kB, 66 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
@@ -1284,7 +1325,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_o_proj(
 }
 
 // ---- gemv_mma_gate_up_proj
-// rms_norm -> linear -> columns -> columns -> silu -> mul, by merge_gate_up, swiglu_into_gemv, norm_into_gemv
+// rms_norm -> linear -> columns -> columns -> silu -> mul, by merge_products, into_epilogue, into_prologue
 // from models/llama.py:76, models/llama.py:101, models/llama.py:102, models/llama.py:103
 // 8 token(s): 27.3 kB, 202 kFLOP; at least 0.01 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
@@ -1320,7 +1361,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_gate_up_proj(
     rows.load(add_1, 64, tokens);
 #pragma unroll
     for (int i = PREFILL; i < DEPTH; i++) stream.load();
-    rows.normalise(1e-05f);
+    rows.normalise(RmsNorm{1e-05f});
     rows.store();
     __syncthreads();
     const unsigned row = rows.rows + (TOKENS == 1 ? 0 : lane / 4 * rows.STRIDE) + lane % 4 * 16;
@@ -1363,21 +1404,21 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_gate_up_proj(
         }
         const float part_0 = round_to<bf16_t>(whole_0);
         const float part_1 = round_to<bf16_t>(whole_1);
-        const float silu_2 = round_to<bf16_t>(part_0 / (1.0f + expf(-part_0)));  // models/llama.py:103
-        const float mul_2 = silu_2 * part_1;  // models/llama.py:103
-        out[token * 96 + column] = from_float<bf16_t>(mul_2);
+        const float silu_1 = round_to<bf16_t>(part_0 / (1.0f + expf(-part_0)));  // models/llama.py:103
+        const float mul_1 = silu_1 * part_1;  // models/llama.py:103
+        out[token * 96 + column] = from_float<bf16_t>(mul_1);
     }
 }
 
 // ---- gemv_down_proj
-// linear -> add, by residual_into_gemv
+// linear -> add, by into_epilogue
 // from models/llama.py:103, models/llama.py:77
 // 8 token(s): 15.9 kB, 98.8 kFLOP; at least 0.00 us on one H200
 // Each warp computes whole output columns, for all tokens at once, and strides over the columns with the grid. Its
 // lanes share a row of weights in chunks of 8; two tiles of them are on their way ahead of the sum.
 extern "C" __global__ void __launch_bounds__(256, 2) gemv_down_proj(
     const bf16_t* __restrict__ down_proj,
-    const bf16_t* mul_2,
+    const bf16_t* mul_1,
     const bf16_t* add_1,
     bf16_t* out,
     int tokens) {
@@ -1408,7 +1449,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) gemv_down_proj(
     extern __shared__ __align__(16) unsigned char dynamic_shared[];
     T* rows = reinterpret_cast<T*>(dynamic_shared);
     constexpr int ROW_STRIDE = WIDTH;
-    stage_rows<WIDTH, VECTOR, THREADS>(rows, mul_2, 96, tokens);
+    stage_rows<WIDTH, VECTOR, THREADS>(rows, mul_1, 96, tokens);
     __syncthreads();
 
     const int token = lane;  // one lane finishes each token

@@ -7,7 +7,7 @@
 //   weight %lm_head : bf16[96, 64] = "lm_head.weight"
 //
 //   %select_rows_1 = select_rows(%x, %output_rows) : bf16[rows, 64]  # models/llama.py:108
-//   %linear_1 = fused norm_into_gemv(%select_rows_1 = %select_rows_1, %model_norm = %model_norm, %lm_head = %lm_head) by norm_into_gemv : f32[rows, 96] {  # models/llama.py:109, models/llama.py:111
+//   %linear_1 = fused into_prologue(%select_rows_1 = %select_rows_1, %model_norm = %model_norm, %lm_head = %lm_head) by into_prologue : f32[rows, 96] {  # models/llama.py:109, models/llama.py:111
 //     %rms_norm_1 = rms_norm(%select_rows_1, %model_norm) {eps = 1e-05} : bf16[rows, 64]  # models/llama.py:109
 //     %linear_1 = linear(%rms_norm_1, %lm_head) {out = 'f32'} : f32[rows, 96]  # models/llama.py:111
 //     return %linear_1
@@ -397,27 +397,27 @@ template <typename T, int WIDTH, int TOKENS, int THREADS, int VECTOR> struct Sta
             if (column(i) < WIDTH) store_shared(rows + row() * STRIDE + column(i) * sizeof(T), pieces[i]);
     }
 
-    // Scale each row to unit root-mean-square and by the weight, rounded as stored.
-    __device__ __forceinline__ void normalise(float eps) {
-        float squares = 0.0f;
+    // Each row becomes its norm, rounded as stored.
+    template <typename Norm> __device__ __forceinline__ void normalise(const Norm norm) {
+        float sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {
             if (column(i) >= WIDTH) break;
             float x[8];
             unpack<8, T>(x, pieces[i]);
 #pragma unroll
-            for (int e = 0; e < 8; e++) squares += x[e] * x[e];
+            for (int e = 0; e < 8; e++) sum += norm.summand(x[e]);
         }
-        squares = warp_sum(squares);
+        sum = warp_sum(sum);
         if constexpr (LANES > 32) {
             __shared__ float partial[THREADS / 32];
-            if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = squares;
+            if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
             __syncthreads();
-            squares = 0.0f;
+            sum = 0.0f;
 #pragma unroll
-            for (int warp = 0; warp < LANES / 32; warp++) squares += partial[row() * (LANES / 32) + warp];
+            for (int warp = 0; warp < LANES / 32; warp++) sum += partial[row() * (LANES / 32) + warp];
         }
-        const float scale = 1.0f / sqrtf(squares / WIDTH + eps);
+        const float scale = norm.scale(sum, WIDTH);
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {
             if (column(i) >= WIDTH) break;
@@ -426,10 +426,23 @@ template <typename T, int WIDTH, int TOKENS, int THREADS, int VECTOR> struct Sta
             unpack<8, T>(x, pieces[i]);
             unpack<8, T>(gain, gains[i]);
 #pragma unroll
-            for (int e = 0; e < 8; e++) pack.items[e] = from_float<T>(x[e] * (scale * gain[e]));
+            for (int e = 0; e < 8; e++) pack.items[e] = from_float<T>(norm.apply(x[e], scale, gain[e]));
             pieces[i] = pack.raw;
         }
     }
+};
+
+// ---- rms_norm.cuh
+// Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467), for any kernel that has a row at hand.
+//
+// A norm is a struct of its attributes. The kernel adds up `summand` of every element of a row, asks for the row's
+// `scale`, and gets each normalised element from `apply`.
+struct RmsNorm {
+    float eps;
+
+    static __device__ __forceinline__ float summand(float x) { return x * x; }
+    __device__ __forceinline__ float scale(float sum, int width) const { return 1.0f / sqrtf(sum / width + eps); }
+    static __device__ __forceinline__ float apply(float x, float scale, float gain) { return x * (scale * gain); }
 };
 
 // ---- select_rows
@@ -452,7 +465,7 @@ extern "C" __global__ void __launch_bounds__(32) select_rows(
 }
 
 // ---- gemv_mma_lm_head
-// rms_norm -> linear, by norm_into_gemv
+// rms_norm -> linear, by into_prologue
 // from models/llama.py:109, models/llama.py:111
 // 1 token(s): 12.9 kB, 12.5 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
@@ -485,7 +498,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_lm_head(
     rows.load_gain(model_norm);  // models/llama.py:109
     wait_for_previous_kernel();
     rows.load(select_rows_1, 64, tokens);
-    rows.normalise(1e-05f);
+    rows.normalise(RmsNorm{1e-05f});
     rows.store();
     __syncthreads();
     const unsigned row = rows.rows + (TOKENS == 1 ? 0 : lane / 4 * rows.STRIDE) + lane % 4 * 16;

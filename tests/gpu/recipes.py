@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import composed
 from oracle.configs import CASES
 
 from infernum.bundle import Bundle
@@ -34,59 +35,76 @@ class Recipe:
         return f"{self.model}-{self.dtype}-{'fused' if self.fuse else 'unfused'}"
 
 
-MODELS: dict[str, dict[str, Any]] = {
-    "odd": {
-        "model_type": "llama",
-        "hidden_size": 90,
-        "intermediate_size": 77,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 5,
-        "num_key_value_heads": 5,
-        "head_dim": 30,
-        "vocab_size": 133,
-        "max_position_embeddings": 512,
-        "rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 10000.0},
-    },
-    "llama_layer": {
-        "model_type": "llama",
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "vocab_size": 4099,
-        "max_position_embeddings": 2048,
-        "rope_parameters": {
-            "rope_type": "llama3",
-            "rope_theta": 500000.0,
-            "factor": 32.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
+MODELS: dict[str, dict[str, Any]] = (
+    {
+        "odd": {
+            "model_type": "llama",
+            "hidden_size": 90,
+            "intermediate_size": 77,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 5,
+            "head_dim": 30,
+            "vocab_size": 133,
+            "max_position_embeddings": 512,
+            "rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 10000.0},
         },
-        "tie_word_embeddings": True,
-    },
-} | {
-    f"heads_{heads}_{kv_heads}_{dim}": {
-        "model_type": "llama",
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": dim,
-        "vocab_size": 133,
-        "max_position_embeddings": 4160,
+        "llama_layer": {
+            "model_type": "llama",
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "vocab_size": 4099,
+            "max_position_embeddings": 2048,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 32.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+            "tie_word_embeddings": True,
+        },
     }
-    for heads, kv_heads, dim in (
-        *((2, 2, 64), (8, 2, 64), (16, 2, 64), (2, 2, 128), (8, 2, 128), (16, 2, 128)),
-        (64, 64, 16),
-    )
-}
+    | {
+        f"heads_{heads}_{kv_heads}_{dim}": {
+            "model_type": "llama",
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "head_dim": dim,
+            "vocab_size": 133,
+            "max_position_embeddings": 4160,
+        }
+        for heads, kv_heads, dim in (
+            *((2, 2, 64), (8, 2, 64), (16, 2, 64), (2, 2, 128), (8, 2, 128), (16, 2, 128)),
+            (64, 64, 16),
+        )
+    }
+    | {
+        config.model_type: {
+            "model_type": config.model_type,
+            "hidden_size": 256,
+            "intermediate_size": 512,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+            "vocab_size": 133,
+            "max_position_embeddings": 512,
+        }
+        for config in composed.LAYERS
+    }
+)
 """Sizes that are multiples of nothing, one layer of Llama 3.2 1B with a vocabulary cut short, and layers that are
 little but attention: heads, key heads and head size of those that wgmma serves, in groups of 1, 4 and 8; and so many
-key heads that a cluster has two blocks."""
+key heads that a cluster has two blocks; and a layer of each family of `composed`."""
 
 
 class Bundles:
@@ -98,6 +116,7 @@ class Bundles:
         self._pool = ThreadPoolExecutor(_AT_ONCE)
         self._made: dict[Recipe, Future[Bundle]] = {}
         self._sources: dict[str, ModelSource] = {}
+        composed.register()
         nvrtc_version()  # loads NVRTC before the threads that share it start
 
     def prepare(self, recipes: Iterable[Recipe]) -> None:

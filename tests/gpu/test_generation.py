@@ -16,6 +16,7 @@ import pytest
 from gpu.recipes import PAGES, Bundles, Recipe
 from infernum.bundle import Bundle
 from infernum.checkpoint import Checkpoint
+from infernum.dtypes import relative_error
 from infernum.engine.engine import Engine
 from infernum.llm import LLM
 from infernum.resources import demo_folder
@@ -127,6 +128,17 @@ def test_a_seed_gives_the_same_text_on_the_gpu_as_in_numpy(bundles: Bundles) -> 
         with demo(bundle, device) as llm:
             texts[device] = [llm.generate(prompt, sampled(24, seed=3))[0].text for prompt in PROMPTS[:2]]
     assert texts["cuda"] == texts["cpu"]
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_random_weights_are_the_same_on_the_gpu_as_in_numpy(fuse: bool, bundles: Bundles) -> None:
+    bundle = bundles.get(Recipe("dante", "float32", fuse))
+    logits: dict[str, np.ndarray] = {}
+    for device in ("cpu", "cuda"):
+        made = LLM("dante", device=device, bundle=bundle, load_format="dummy", max_pages_total=PAGES)
+        with made as llm:
+            logits[device] = llm.logits(range(1, 90))
+    assert relative_error(logits["cuda"], logits["cpu"]) <= 1e-4
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from infernum.errors import InfernumError
 from infernum.fusion import RULES
 from infernum.ir.kernel import Template
 from infernum.ir.op import OPS
+from infernum.ir.rewrite import Fusion
 from infernum.runtime.layout import block_variant
 from infernum.verify.bench import Bench
 from infernum.verify.check import check_unit
@@ -42,8 +43,16 @@ RECIPES = [
     Recipe("seven_to_one", F16, True),
     *(Recipe(f"heads_{heads}_2_{dim}", BF16, True) for heads in (2, 8, 16) for dim in (64, 128)),
     Recipe("heads_64_64_16", BF16, True),
+    Recipe("composed_normed", BF16, True),
+    Recipe("composed_normed", F16, False),
+    Recipe("composed_normed", F32, True),
+    Recipe("composed_unturned", BF16, True),
+    Recipe("composed_unturned", F32, True),
+    Recipe("composed_geglu", BF16, True),
+    Recipe("composed_geglu", F32, True),
 ]
-"""Groups of 1, 2, 4, 7 and 8 query heads; heads of 16, 30, 64, 80 and 128; biases nowhere, somewhere, everywhere."""
+"""Groups of 1, 2, 4, 7 and 8 query heads; heads of 16, 30, 64, 80 and 128; biases nowhere, somewhere, everywhere; norms
+of queries and keys, no turn, and a GeGLU between norms of a plugin."""
 
 VARIANTS = ("t1", "t8", "t64", "prefill")
 
@@ -89,13 +98,13 @@ def test_every_op_and_rule_with_a_kernel_is_among_what_is_checked(bundles: Bundl
         unit for recipe in RECIPES for variant in VARIANTS for unit in units(bundles.get(recipe), variant)
     ]
     ops_with_kernels = {name: op.emit for name, op in OPS.items() if isinstance(op.emit, tuple) and op.emit}
-    rules_with_kernels = {rule.name for rule in RULES if getattr(rule, "kernels", ())}
+    of_rules = {rule.name: rule.kernels for rule in RULES if isinstance(rule, Fusion) and rule.kernels}
     assert {op for unit in checked for op in unit.ops} >= set(ops_with_kernels)
-    assert {rule for unit in checked for rule in unit.rules} >= rules_with_kernels
+    assert {rule for unit in checked for rule in unit.rules} >= set(of_rules)
 
     templates = {"pointwise"}
-    for emit in ops_with_kernels.values():
-        for spec in emit:
+    for kernels in (*ops_with_kernels.values(), *of_rules.values()):
+        for spec in kernels:
             while isinstance(spec, Template):
                 templates.add(spec.name)
                 spec = spec.then
