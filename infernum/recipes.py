@@ -155,17 +155,33 @@ def stack(recipes: Iterable[Recipe]) -> Recipe:
     return parts[0] if len(parts) == 1 else Stack(tuple(parts))
 
 
+def parts_of(recipe: Recipe) -> tuple[Recipe, ...]:
+    """The recipes directly within a recipe."""
+    match recipe:
+        case Read():
+            return ()
+        case Stack(of=parts) | Either(of=parts):
+            return parts
+        case _:
+            return (recipe.of,)
+
+
+def map_parts(recipe: Recipe, change: Callable[[Recipe], Recipe]) -> Recipe:
+    """The recipe with every recipe directly within it changed."""
+    match recipe:
+        case Read():
+            return recipe
+        case Stack(of=parts) | Either(of=parts):
+            return msgspec.structs.replace(recipe, of=tuple(map(change, parts)))
+        case _:
+            return msgspec.structs.replace(recipe, of=change(recipe.of))
+
+
 def steps(recipe: Recipe) -> Iterator[Recipe]:
     """The recipe and every recipe within it, outermost first."""
     yield recipe
-    match recipe:
-        case Read():
-            pass
-        case Stack(of=parts) | Either(of=parts):
-            for part in parts:
-                yield from steps(part)
-        case _:
-            yield from steps(recipe.of)
+    for part in parts_of(recipe):
+        yield from steps(part)
 
 
 def reads(recipe: Recipe) -> Iterator[Read]:
@@ -178,14 +194,17 @@ def tensors_of(recipe: Recipe) -> Iterator[Read]:
     match recipe:
         case Read():
             yield recipe
-        case Stack(of=parts) | Either(of=parts):
-            for part in parts:
-                yield from tensors_of(part)
         case Each(of=of, count=count):
             for expert in range(count):
                 yield from tensors_of(filled(of, "expert", expert))
         case _:
-            yield from tensors_of(recipe.of)
+            for part in parts_of(recipe):
+                yield from tensors_of(part)
+
+
+def all_names(recipe: Recipe) -> list[str]:
+    """The names of the tensors that the recipe reads, or may read, each once."""
+    return list(dict.fromkeys(name for tensor in reads(recipe) for name in tensor.names))
 
 
 def tensor_names(recipe: Recipe) -> list[str]:
@@ -193,47 +212,32 @@ def tensor_names(recipe: Recipe) -> list[str]:
     match recipe:
         case Read(names=names):
             return [names[0]]
-        case Stack(of=parts):
-            return list(dict.fromkeys(name for part in parts for name in tensor_names(part)))
         case Either(of=options):
             return tensor_names(options[0])
         case _:
-            return tensor_names(recipe.of)
+            return list(dict.fromkeys(name for part in parts_of(recipe) for name in tensor_names(part)))
 
 
-def map_reads(recipe: Recipe, change: Callable[[Read], Read]) -> Recipe:
-    """The recipe with every `Read` in it changed."""
-    match recipe:
-        case Read():
-            return change(recipe)
-        case Stack(of=parts) | Either(of=parts):
-            return msgspec.structs.replace(recipe, of=tuple(map_reads(part, change) for part in parts))
-        case _:
-            return msgspec.structs.replace(recipe, of=map_reads(recipe.of, change))
+def renamed(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
+    """The recipe with every name of a tensor changed."""
+    if isinstance(recipe, Read):
+        return msgspec.structs.replace(recipe, names=tuple(map(change, recipe.names)))
+    return map_parts(recipe, lambda part: renamed(part, change))
 
 
 def filled(recipe: Recipe, field: str, number: int) -> Recipe:
     """The recipe with `{layer}` or `{expert}`, the given field, replaced by a number in all names."""
-    pattern = f"{{{field}}}"
-    return map_reads(
-        recipe,
-        lambda tensor: msgspec.structs.replace(
-            tensor, names=tuple(name.replace(pattern, str(number)) for name in tensor.names)
-        ),
-    )
+    return renamed(recipe, lambda name: name.replace(f"{{{field}}}", str(number)))
 
 
 def prefixed(recipe: Recipe, prefix: str) -> Recipe:
     """The recipe with a prefix before all names."""
-    return map_reads(
-        recipe,
-        lambda tensor: msgspec.structs.replace(tensor, names=tuple(prefix + name for name in tensor.names)),
-    )
+    return renamed(recipe, lambda name: prefix + name)
 
 
 def has_field(recipe: Recipe, field: str) -> bool:
     """True when a name holds `{layer}` or `{expert}`, the given field."""
-    return any(f"{{{field}}}" in name for tensor in reads(recipe) for name in tensor.names)
+    return any(f"{{{field}}}" in name for name in all_names(recipe))
 
 
 def size_of(recipe: Recipe, ranks: int = 1) -> int:
@@ -297,4 +301,4 @@ def _stack_shape(shapes: list[Shape], recipe: Stack) -> Shape:
 
 def _named(recipe: Recipe) -> str:
     """The tensors of a recipe, for errors."""
-    return ", ".join(dict.fromkeys(name for tensor in reads(recipe) for name in tensor.names)) or "a weight"
+    return ", ".join(all_names(recipe)) or "a weight"

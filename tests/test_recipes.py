@@ -176,7 +176,7 @@ def test_no_more_is_read_at_a_time_than_was_allowed(monkeypatch: pytest.MonkeyPa
 TEXTS: dict[str, Recipe] = {
     '"q" [2, 3]': q,
     '"q" | "wq" | "attn.\\"q\\"#" [2, 3]': Read(("q", "wq", 'attn."q"#'), (2, 3)),
-    '"words" i32[4, 2]': Read(("words",), (4, 2), "i32"),
+    'i32("words" [4, 2])': Read(("words",), (4, 2), "i32"),
     '"q" [2, 3], "k" [1, 3]': Stack((q, k)),
     'rows("qkv" [4, 3], 0, 2), "k" [1, 3]': Stack((Rows(qkv, 0, 2), k)),
     'rows(stack("q" [2, 3], "k" [1, 3]), 1, 3)': Rows(Stack((q, k)), 1, 3),
@@ -204,7 +204,8 @@ def test_the_shape_of_a_tensor_that_is_the_whole_weight_is_left_out() -> None:
 
 
 WRONG_TEXT = [
-    "", '"q"', '"q" [2', '"q" [2] [3]', '"q" [a]', '"q" i32', 'rows("q" [2], 0)', "rows(0, 1)", 'turn("q" [2])',
+    "", '"q"', '"q" [2', '"q" [2] [3]', '"q" [a]', 'rows("q" [2], 0)', "rows(0, 1)", 'turn("q" [2])',
+    'i32("q")', 'f7("q" [2])', 'i32(rows("q" [2], 0, 1))', '"q" [2.5]', '"q", "k" [2]', 'rows("q" [2], 0, -1)',
     '"q" | k [2]', 'each("q" [2], "k" [2])', 'stack()', '"q" [2],', 'packed("q" [2, 2] transpose)',
 ]  # fmt: skip
 

@@ -2,149 +2,119 @@
 
 "norm.weight"                                  a tensor of the checkpoint, of the shape of the weight
 "norm.weight" | "ln.weight" [64]               alternative names, and the shape
-"words" i32[64, 8]                             the type that it must be stored in
+i32("words" [64, 8])                           the type that it must be stored in
 "q" [64, 64], "k" [32, 64]                     a stack
 rows("qkv" [128, 64], 0, 64)                   rows 0 to 63
 share("q" [64, 64], 0)                         this rank's part of axis 0
 each("experts.{expert}.up" [96, 64], 8)        one after the other on a new first axis
 packed("up" [64, 96], transpose)               in another order
 either("q" [64, 64], rows("qkv" [128, 64], 0, 64))
+
+All of it has the syntax of a Python expression, and Python's parser reads it.
 """
 
 from __future__ import annotations
 
+import ast
 import json
-import re
 
-from infernum.recipes import Each, Either, Packed, Read, Recipe, Rows, Shape, Share, Stack
+import msgspec
 
-_TOKEN = re.compile(r"""\s*("(?:\\.|[^"\\])*"|\w+|.)""")
+from infernum.dtypes import DTYPES
+from infernum.recipes import Each, Either, Packed, Read, Recipe, Rows, Shape, Share, Stack, parts_of
 
 
 def recipe_text(recipe: Recipe, whole: tuple[object, ...] | None = None) -> str:
     """The text of a recipe. The shape of a single tensor is left out where it is `whole`, that of the weight."""
     match recipe:
         case Read(names=names, dtype=None) if recipe.shape == whole:
-            return _names(names)
+            return _names_text(names)
         case Stack(of=parts) if len(parts) > 1:
-            return ", ".join(_nested(part) for part in parts)
+            return ", ".join(map(_text, parts))
         case _:
-            return _nested(recipe)
+            return _text(recipe)
 
 
 def parse_recipe(text: str, whole: tuple[object, ...]) -> Recipe:
     """The recipe that `recipe_text` wrote. Raises ValueError saying what is wrong."""
-    return _Parser(text).whole(whole)
+    try:
+        parsed = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(error.msg) from error
+    match parsed:
+        case ast.Tuple([_, _, *_] as parts):
+            return Stack(tuple(map(_recipe, parts)))
+        case _:
+            return _recipe(parsed, whole)
 
 
-def _names(names: tuple[str, ...]) -> str:
+def _names_text(names: tuple[str, ...]) -> str:
     return " | ".join(json.dumps(name, ensure_ascii=False) for name in names)
 
 
-def _nested(recipe: Recipe) -> str:
-    match recipe:
-        case Read(names=names, shape=shape, dtype=dtype):
-            return f"{_names(names)} {dtype or ''}{list(shape)}"
-        case Rows(of=of, start=start, stop=stop):
-            return f"rows({_nested(of)}, {start}, {stop})"
-        case Share(of=of, axis=axis):
-            return f"share({_nested(of)}, {axis})"
-        case Each(of=of, count=count):
-            return f"each({_nested(of)}, {count})"
-        case Packed(of=of, by=by):
-            return f"packed({_nested(of)}, {by})"
-        case Stack(of=parts) | Either(of=parts):
-            kind = "stack" if isinstance(recipe, Stack) else "either"
-            return f"{kind}({', '.join(map(_nested, parts))})"
+def _text(recipe: Recipe) -> str:
+    if isinstance(recipe, Read):
+        text = f"{_names_text(recipe.names)} {list(recipe.shape)}"
+        return f"{recipe.dtype}({text})" if recipe.dtype else text
+    _, *settings = recipe.__struct_fields__  # the first is `of`
+    arguments = [*map(_text, parts_of(recipe)), *(str(getattr(recipe, name)) for name in settings)]
+    return f"{type(recipe).__name__.lower()}({', '.join(arguments)})"
 
 
-class _Parser:
-    """A place among the tokens of a text."""
+def _recipe(node: ast.expr, whole: tuple[object, ...] | None = None) -> Recipe:
+    """The recipe of an expression; `whole` is the shape of a tensor that states none."""
+    match node:
+        case ast.Call(ast.Name("rows"), [of, ast.Constant(int(start)), ast.Constant(int(stop))], []):
+            return Rows(_recipe(of), start, stop)
+        case ast.Call(ast.Name("share"), [of, ast.Constant(int(axis))], []):
+            return Share(_recipe(of), axis)
+        case ast.Call(ast.Name("each"), [of, ast.Constant(int(count))], []):
+            return Each(_recipe(of), count)
+        case ast.Call(ast.Name("packed"), [of, ast.Name(by)], []):
+            return Packed(_recipe(of), by)
+        case ast.Call(ast.Name("stack"), [_, *_] as parts, []):
+            return Stack(tuple(map(_recipe, parts)))
+        case ast.Call(ast.Name("either"), [_, *_] as parts, []):
+            return Either(tuple(map(_recipe, parts)))
+        case ast.Call(ast.Name(dtype), [tensor], []) if dtype in DTYPES:
+            return msgspec.structs.replace(_read(tensor), dtype=dtype)
+        case ast.Call():
+            raise ValueError(f"{ast.unparse(node)} is no rows, share, each, packed, stack, either or dtype")
+        case _:
+            return _read(node, whole)
 
-    def __init__(self, text: str) -> None:
-        self.text = text.strip()
-        self.tokens = [*_TOKEN.findall(self.text), ""]
-        self.at = 0
 
-    @property
-    def token(self) -> str:
-        return self.tokens[self.at]
+def _read(node: ast.expr, whole: tuple[object, ...] | None = None) -> Read:
+    match node:
+        case ast.BinOp(names, ast.BitOr(), last):
+            tensor = _read(last, whole)
+            return msgspec.structs.replace(tensor, names=(*_names(names), *tensor.names))
+        case ast.Subscript(names, shape):
+            return Read(_names(names), _dims(shape))
+        case _ if whole is not None:
+            return Read(_names(node), _static(whole))
+        case _:
+            raise ValueError(f"{ast.unparse(node)} needs a shape such as [64, 64]")
 
-    def take(self, wanted: str | None = None) -> str:
-        token = self.token
-        if not token or (wanted is not None and token != wanted):
-            raise ValueError(f"expected {wanted or 'more'}, found {token or 'the end'}")
-        self.at += 1
-        return token
 
-    def accept(self, wanted: str) -> bool:
-        if self.token != wanted:
-            return False
-        self.at += 1
-        return True
+def _names(node: ast.expr) -> tuple[str, ...]:
+    match node:
+        case ast.Constant(str(name)):
+            return (name,)
+        case ast.BinOp(left, ast.BitOr(), right):
+            return (*_names(left), *_names(right))
+        case _:
+            raise ValueError(f'expected a name such as "q_proj.weight", found {ast.unparse(node)}')
 
-    def number(self) -> int:
-        return int(self.take())
 
-    def whole(self, shape: tuple[object, ...]) -> Recipe:
-        parts = [self.recipe(shape)]
-        while self.accept(","):
-            parts.append(self.recipe())
-        if self.token:
-            raise ValueError(f"expected nothing more, found {self.token}")
-        return parts[0] if len(parts) == 1 else Stack(tuple(parts))
-
-    def recipe(self, shape: tuple[object, ...] | None = None) -> Recipe:
-        """A recipe; `shape` is that of a tensor which names none."""
-        if self.token.startswith('"'):
-            return self.read(shape)
-        kind = self.take()
-        self.take("(")
-        first = self.recipe()
-        match kind:
-            case "rows":
-                recipe: Recipe = Rows(first, self.argument(), self.argument())
-            case "share":
-                recipe = Share(first, self.argument())
-            case "each":
-                recipe = Each(first, self.argument())
-            case "packed":
-                self.take(",")
-                recipe = Packed(first, self.take())
-            case "stack" | "either":
-                parts = [first]
-                while self.accept(","):
-                    parts.append(self.recipe())
-                recipe = Stack(tuple(parts)) if kind == "stack" else Either(tuple(parts))
-            case _:
-                raise ValueError(f"{kind} is no recipe; use rows, share, each, packed, stack or either")
-        self.take(")")
-        return recipe
-
-    def argument(self) -> int:
-        self.take(",")
-        return self.number()
-
-    def read(self, whole: tuple[object, ...] | None) -> Read:
-        names = [self.name()]
-        while self.accept("|"):
-            names.append(self.name())
-        dtype = self.take() if self.token.isidentifier() else None
-        if self.accept("["):
-            dims = [self.number()]
-            while self.accept(","):
-                dims.append(self.number())
-            self.take("]")
-            return Read(tuple(names), tuple(dims), dtype)
-        if whole is None or dtype is not None:
-            raise ValueError(f"{names[0]} needs a shape such as [64, 64]")
-        return Read(tuple(names), _static(whole))
-
-    def name(self) -> str:
-        token = self.take()
-        if not token.startswith('"'):
-            raise ValueError(f'expected a name such as "q_proj.weight", found {token}')
-        return json.loads(token)
+def _dims(node: ast.expr) -> tuple[int, ...]:
+    match node:
+        case ast.Constant(int(dim)):
+            return (dim,)
+        case ast.Tuple(dims):
+            return tuple(number for dim in dims for number in _dims(dim))
+        case _:
+            raise ValueError(f"expected a shape such as [64, 64], found [{ast.unparse(node)}]")
 
 
 def _static(shape: tuple[object, ...]) -> Shape:

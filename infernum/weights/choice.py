@@ -7,7 +7,7 @@ from collections.abc import Collection
 import msgspec
 
 from infernum.errors import CheckpointError
-from infernum.recipes import Either, Read, Recipe, Stack, reads
+from infernum.recipes import Either, Read, Recipe, all_names, map_parts, parts_of
 
 
 def choose(recipe: Recipe, names: Collection[str]) -> Recipe:
@@ -19,46 +19,28 @@ def choose(recipe: Recipe, names: Collection[str]) -> Recipe:
     match recipe:
         case Read(names=(_,)):
             return recipe
-        case Read(names=options):
-            present = next((name for name in options if _is_present(name, names)), None)
-            if present is None:
-                raise _missing(list(options))
-            return msgspec.structs.replace(recipe, names=(present,))
+        case Read(names=alternatives):
+            options = tuple(msgspec.structs.replace(recipe, names=(name,)) for name in alternatives)
         case Either(of=options):
-            option = next((option for option in options if _is_complete(option, names)), None)
-            if option is None:
-                raise _missing([_listed(option) for option in options])
-            return choose(option, names)
-        case Stack(of=parts):
-            return Stack(tuple(choose(part, names) for part in parts))
+            pass
         case _:
-            return msgspec.structs.replace(recipe, of=choose(recipe.of, names))
+            return map_parts(recipe, lambda part: choose(part, names))
+    for option in options:
+        if _is_complete(option, names):
+            return choose(option, names)
+    first, *others = (", ".join(all_names(option)) for option in options)
+    raise CheckpointError(
+        f"{first}: the checkpoint has no such tensor, nor {' or '.join(others)} in its place;"
+        " were these weights made for this config.json?"
+    )
 
 
 def _is_complete(recipe: Recipe, names: Collection[str]) -> bool:
     """True when the checkpoint has every tensor that the recipe needs."""
     match recipe:
         case Read(names=options):
-            return any(_is_present(name, names) for name in options)
+            return any(name.replace("{expert}", "0") in names for name in options)
         case Either(of=options):
             return any(_is_complete(option, names) for option in options)
-        case Stack(of=parts):
-            return all(_is_complete(part, names) for part in parts)
         case _:
-            return _is_complete(recipe.of, names)
-
-
-def _is_present(name: str, names: Collection[str]) -> bool:
-    return name.replace("{expert}", "0") in names
-
-
-def _listed(recipe: Recipe) -> str:
-    return ", ".join(dict.fromkeys(name for tensor in reads(recipe) for name in tensor.names))
-
-
-def _missing(alternatives: list[str]) -> CheckpointError:
-    first, *others = alternatives
-    return CheckpointError(
-        f"{first}: the checkpoint has no such tensor, nor {' or '.join(others)} in its place;"
-        " were these weights made for this config.json?"
-    )
+            return all(_is_complete(part, names) for part in parts_of(recipe))
