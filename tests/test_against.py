@@ -22,7 +22,7 @@ from infernum.measure.shared_weights import NotingDevice, shared_tensors
 from infernum.measure.workload import page_table, random_prompts
 from infernum.models.presets import resolve
 from infernum.runtime.device import Device, DeviceMemory
-from infernum.runtime.weights import fill_from_checkpoint
+from infernum.runtime.weights import fill_weights
 from infernum.weights.plan import plan_weights
 
 PROMPT, TOKENS, BATCH = 20, 9, 2
@@ -48,7 +48,7 @@ class Case:
         gpu, plan = FakeGpu({}, total=2**26), plan_weights(bundle.manifest)
         self.memory = gpu.alloc(plan.total_bytes, "the weights")
         device: Any = gpu
-        fill_from_checkpoint(plan, checkpoint, self.memory.address, device, device.stream())
+        fill_weights(plan, checkpoint, self.memory.address, device, device.stream())
         self.tensors = shared_tensors(bundle.manifest, self.memory.address, wrap_on_host)
         prompts = random_prompts(BATCH, PROMPT, self.config.vocab_size, 0)
         pages = page_table(BATCH, PROMPT + TOKENS, bundle.manifest.page_size, 0)

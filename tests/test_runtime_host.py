@@ -442,8 +442,13 @@ def test_a_tensor_longer_than_two_chunks_arrives_whole(gpu: FakeGpu) -> None:
     memory: FakeMemory = gpu.alloc(plan.total_bytes, "")
     device: Any = gpu
     stream: Any = gpu.stream()
-    weights.fill_from_checkpoint(
-        plan, checkpoint, memory.address, device, stream, lambda done, total: reports.append((done, total))
+    weights.fill_weights(
+        plan,
+        checkpoint,
+        memory.address,
+        device,
+        stream,
+        progress=lambda done, total: reports.append((done, total)),
     )
     for stored in plan.stored:
         assert isinstance(stored.recipe, Read)
@@ -462,7 +467,7 @@ def test_random_weights_depend_on_name_and_seed_and_not_on_where_they_lie(gpu: F
     filled: list[dict[Recipe, bytes]] = []
     for order, seed in ((plan, 1), (turned, 1), (plan, 2)):
         memory: FakeMemory = gpu.alloc(plan.total_bytes, "")
-        weights.fill_with_dummies(order, memory.address, device, stream, seed=seed)
+        weights.fill_weights(order, None, memory.address, device, stream, seed=seed)
         filled.append(
             {w.recipe: at(memory.address + w.offset, np.uint8, w.nbytes).tobytes() for w in order.stored}
         )

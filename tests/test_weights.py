@@ -38,7 +38,7 @@ from infernum.recipes import (
     shape_of,
 )
 from infernum.runtime import weights as gpu_weights
-from infernum.runtime.weights import fill_from_checkpoint, fill_with_dummies
+from infernum.runtime.weights import fill_weights
 from infernum.weights import dummy, values
 from infernum.weights.dummy import POOL, DummyTensors, is_norm, pool_of, pool_runs
 from infernum.weights.plan import WeightPlan, plan_weights
@@ -112,10 +112,7 @@ def on_gpu(plan: WeightPlan, source: TensorSource | None, seed: int = 0) -> tupl
     gpu: Any = FakeGpu({})
     memory: FakeMemory = gpu.alloc(plan.total_bytes, "the weights")
     at(memory.address, np.uint8, plan.total_bytes)[:] = 0xFF
-    if source is None:
-        fill_with_dummies(plan, memory.address, gpu, gpu.stream(), seed=seed)
-    else:
-        fill_from_checkpoint(plan, source, memory.address, gpu, gpu.stream())
+    fill_weights(plan, source, memory.address, gpu, gpu.stream(), seed=seed)
     assert gpu.live == [memory], "staging and pools are given back"
     return gpu, memory.address
 
@@ -208,7 +205,7 @@ def test_a_dummy_element_depends_on_its_tensor_and_not_on_its_buffer_or_dtype() 
 def test_ranks_get_their_shares_of_the_same_dummy_weights(axis: int) -> None:
     recipe = filled(FUSED, "layer", 0)
     tensors: dict[str, Read] = {recipe.names[0]: recipe} if isinstance(recipe, Read) else {}
-    source = DummyTensors(tensors, 1, BF16)
+    source = DummyTensors(tensors, 1)
     shares = [values.values(Share(recipe, axis), source, Rank(index, 4)) for index in range(4)]
     assert np.array_equal(np.concatenate(shares, axis=axis), values.values(recipe, source, ALONE))
 
@@ -428,7 +425,7 @@ def test_pool_runs_go_round_the_pool() -> None:
 def test_no_two_rows_of_a_dummy_matrix_are_alike() -> None:
     assert all(POOL % divisor for divisor in range(2, int(POOL**0.5) + 1)), "a prime"
     table = read("table", 3 * POOL // 64, 64)
-    source = DummyTensors({"table": table}, 0, F32)
+    source = DummyTensors({"table": table}, 0)
     places = (np.arange(table.shape[0]) * 64 + pool_runs("table", 0, 1).__next__()[0]) % POOL
     assert len(np.unique(places)) == len(places)
     assert np.array_equal(source.rows("table", 100, 101), source.rows("table", 0, 200)[100:101])

@@ -13,12 +13,12 @@ import infernum.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # regi
 from infernum import dims, dtypes
 from infernum.bundle import ANY, Bundle, Manifest, Stage
 from infernum.cpu.routine import Routine
-from infernum.cpu.weights import HostWeights, Progress
+from infernum.cpu.weights import HostWeights
 from infernum.dtypes import F32
 from infernum.errors import BundleError, CompileError, DeviceError
 from infernum.ir.text import parse_graph
 from infernum.step import BATCH_INPUTS, SEEN, Batch, Float32, Int32, Sampling, check_input
-from infernum.weights.source import TensorSource
+from infernum.weights.source import Progress, TensorSource
 
 Array = np.ndarray[Any, Any]
 

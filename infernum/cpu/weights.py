@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,13 +11,10 @@ from infernum.bundle import Manifest, Stage, Weight
 from infernum.dtypes import F32, round_to
 from infernum.dtypes import dtype as dtype_named
 from infernum.errors import DeviceError
-from infernum.weights.dummy import DummyTensors, dummy_plan
-from infernum.weights.plan import WeightPlan, plan_for, plan_weights
-from infernum.weights.source import Array, TensorSource
+from infernum.weights.dummy import settle
+from infernum.weights.plan import WeightPlan, plan_weights
+from infernum.weights.source import Array, Progress, TensorSource
 from infernum.weights.values import pieces
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes done and the bytes in all."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +38,22 @@ class HostWeights:
         Raises CheckpointError for what is missing or cannot be read, before anything is, and DeviceError when the
         machine has too little memory.
         """
-        plan = plan_weights(manifest)
-        chosen, tensors = (plan_for(plan, source), {}) if source is not None else dummy_plan(plan)
-        total, done = F32.bytes * sum(weight.size for weight in chosen.stored), 0
+        plan, tensors = settle(plan_weights(manifest), source, seed)
+        done, total = 0, F32.bytes * sum(weight.size for weight in plan.stored)
         _check_memory(total)
         stored: list[Array] = []
-        for weight in chosen.stored:
+        for weight in plan.stored:
             dtype = dtype_named(weight.dtype)
             array = np.empty(weight.size, np.float32 if dtype.is_float else dtype.numpy)
             first = 0
-            for piece in pieces(weight.recipe, source or DummyTensors(tensors, seed, dtype), chosen.rank):
+            for piece in pieces(weight.recipe, tensors, plan.rank):
                 array[first : first + piece.size] = round_to(piece, dtype)
                 first += piece.size
             stored.append(array)
             done += array.nbytes
             if progress is not None:
                 progress(done, total)
-        return cls(chosen, stored)
+        return cls(plan, stored)
 
     def array(self, weight: Weight, stage: Stage) -> Array:
         """The weight as applied in one stage of the program, in its own shape."""

@@ -22,9 +22,8 @@ from infernum.runtime.prepared import PreparedStep
 from infernum.runtime.product import Product
 from infernum.runtime.sampled import SampledTokens, TokenRing
 from infernum.runtime.stream import Graph
-from infernum.runtime.weights import Progress
 from infernum.step import Batch, Float32, Sampling
-from infernum.weights.source import TensorSource
+from infernum.weights.source import Progress, TensorSource
 
 MAX_GRAPH_TOKENS = 64
 """Larger decodes keep the GPU busy for longer than their launches take the host."""

@@ -16,9 +16,9 @@ from infernum.runtime.layout import Limits, StreamPlan, block_variant, check_arc
 from infernum.runtime.modules import Module
 from infernum.runtime.sampled import TURNS
 from infernum.runtime.stream import Stream
-from infernum.runtime.weights import Progress, fill_from_checkpoint, fill_with_dummies
+from infernum.runtime.weights import fill_weights
 from infernum.weights.plan import WeightPlan, plan_weights
-from infernum.weights.source import TensorSource
+from infernum.weights.source import Progress, TensorSource
 
 OpenLibrary = Callable[[Device, Stream], ProductLibrary]
 
@@ -179,10 +179,9 @@ class _Loader:
     ) -> DeviceMemory:
         memory = self._device.alloc(plan.total_bytes, "the weights")
         self._stack.callback(memory.free)
-        if checkpoint is None:
-            fill_with_dummies(plan, memory.address, self._device, self._stream, seed=seed, progress=progress)
-        else:
-            fill_from_checkpoint(plan, checkpoint, memory.address, self._device, self._stream, progress)
+        fill_weights(
+            plan, checkpoint, memory.address, self._device, self._stream, seed=seed, progress=progress
+        )
         return memory
 
     def poisoned(self, nbytes: int, what: str) -> DeviceMemory:

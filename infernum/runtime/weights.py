@@ -6,54 +6,59 @@ being filled while the other is on its way to the GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
 
 from infernum import dtypes
 from infernum.dtypes import DType
-from infernum.recipes import Recipe, size_of
+from infernum.recipes import Rank, Recipe, size_of
 from infernum.runtime.device import Device, PinnedMemory
 from infernum.runtime.stream import Event, Stream
-from infernum.weights.dummy import DummyTensors, dummy_plan, is_norm, pool_of, pool_runs
-from infernum.weights.plan import StoredWeight, WeightPlan, plan_for
-from infernum.weights.source import TensorSource
+from infernum.weights.dummy import is_norm, pool_of, pool_runs, settle
+from infernum.weights.plan import StoredWeight, WeightPlan
+from infernum.weights.source import Array, Progress, TensorSource
 from infernum.weights.values import pieces, run_of, sections
 
 CHUNK_BYTES = 8 * 2**20
 _CAST_ELEMENTS = 2**20
 """Elements cast at a time, so that the float32 values in between stay in the processor's cache."""
 
-Progress = Callable[[int, int], None]
-"""Called with the bytes done and the bytes in all."""
 
-
-def fill_from_checkpoint(
+def fill_weights(
     plan: WeightPlan,
-    source: TensorSource,
+    source: TensorSource | None,
     base: int,
     device: Device,
     stream: Stream,
+    *,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Copy every planned weight to `base` on the GPU, cast to its dtype. Returns when all are there.
+    """Fill every planned weight at `base` on the GPU, cast to its dtype. Returns when all are there.
 
-    Raises CheckpointError before anything is copied when a tensor is missing or misshapen.
+    Without a checkpoint the weights are those of `infernum.weights.dummy`: what is a run of a tensor is copied from
+    pools on the GPU, and anything else is put together on the host. Raises CheckpointError before anything is copied
+    when a tensor is missing or misshapen.
     """
-    chosen = plan_for(plan, source)
+    chosen, tensors = settle(plan, source, seed)
     done, total = 0, sum(weight.nbytes for weight in chosen.stored)
+    report: Progress = progress or (lambda done, total: None)
     with ExitStack() as stack:
         staging = Staging(device, stream, stack)
+        pools = _Pools(device, stream, staging, seed, stack) if source is None else None
         for weight in chosen.stored:
-            dtype, at = dtypes.dtype(weight.dtype), base + weight.offset
-            for piece in pieces(weight.recipe, source, chosen.rank):
-                staging.send(piece, dtype, at)
-                at += piece.size * dtype.bytes
-                done += piece.size * dtype.bytes
-                if progress is not None:
-                    progress(done, total)
+            dtype = dtypes.dtype(weight.dtype)
+            for section, offset in placed_sections(weight, chosen.rank.count):
+                if pools is not None and pools.copy(section, chosen.rank, dtype, base + offset):
+                    continue
+                for piece in pieces(section, tensors, chosen.rank):
+                    staging.send(piece, dtype, base + offset)
+                    offset += piece.size * dtype.bytes
+                    report(done + offset - weight.offset, total)
+            done += weight.nbytes
+            report(done, total)
         stream.synchronize()
 
 
@@ -72,13 +77,13 @@ class Staging:
             stack.callback(self._sent[-1].close)
         stack.callback(stream.synchronize)
 
-    def send(self, values: np.ndarray, dtype: DType, to: int) -> None:
+    def send(self, values: Array, dtype: DType, to: int) -> None:
         """Queue the copy of flat `values`, cast to `dtype`, to the GPU; they may change once this returns."""
         at_once = CHUNK_BYTES // dtype.bytes
         for start in range(0, values.size, at_once):
             self._send(values[start : start + at_once], dtype, to + start * dtype.bytes)
 
-    def _send(self, values: np.ndarray, dtype: DType, to: int) -> None:
+    def _send(self, values: Array, dtype: DType, to: int) -> None:
         self._turn = 1 - self._turn
         chunk, sent = self._chunks[self._turn], self._sent[self._turn]
         sent.wait()
@@ -87,57 +92,15 @@ class Staging:
         self._stream.record(sent)
 
 
-def cast_into(out: np.ndarray, values: np.ndarray) -> None:
+def cast_into(out: Array, values: Array) -> None:
     """Write flat `values` to flat `out`, rounding through float32 when their element types differ."""
     if out.dtype == values.dtype:
-        out.view(np.uint8)[:] = np.ascontiguousarray(values).view(
-            np.uint8
-        )  # bytes: bf16 has no fast copy loop
+        out.view(np.uint8)[:] = np.ascontiguousarray(values).view(np.uint8)  # bf16 has no fast copy loop
         return
     for start in range(0, values.size, _CAST_ELEMENTS):
         piece = slice(start, start + _CAST_ELEMENTS)
         with np.errstate(over="ignore"):
             out[piece] = values[piece].astype(np.float32).astype(out.dtype)
-
-
-def fill_with_dummies(
-    plan: WeightPlan,
-    base: int,
-    device: Device,
-    stream: Stream,
-    *,
-    seed: int,
-    progress: Progress | None = None,
-) -> None:
-    """Fill every planned weight with the numbers of `infernum.weights.dummy`; no checkpoint is needed.
-
-    What is a run of a tensor is copied from pools on the GPU; anything else is put together on the host.
-    """
-    chosen, tensors = dummy_plan(plan)
-    done, total = 0, sum(weight.nbytes for weight in chosen.stored)
-    with ExitStack() as stack:
-        staging = Staging(device, stream, stack)
-        pools = _Pools(device, stream, staging, seed, stack)
-        for weight in chosen.stored:
-            dtype = dtypes.dtype(weight.dtype)
-            source = DummyTensors(tensors, seed, dtype)
-            for section, offset in placed_sections(weight, chosen.rank.count):
-                run = run_of(section, chosen.rank)
-                if run is not None and source.dtype(run[0].names[0]) is dtype:
-                    (name,), shape = run[0].names, run[0].shape
-                    pool, at = pools.address(dtype, norm=is_norm(name, shape)), base + offset
-                    for first, count in pool_runs(name, run[1], size_of(section, chosen.rank.count)):
-                        stream.copy(at, pool + first * dtype.bytes, count * dtype.bytes)
-                        at += count * dtype.bytes
-                    continue
-                at = base + offset
-                for piece in pieces(section, source, chosen.rank):
-                    staging.send(piece, dtype, at)
-                    at += piece.size * dtype.bytes
-            done += weight.nbytes
-            if progress is not None:
-                progress(done, total)
-        stream.synchronize()
 
 
 def placed_sections(weight: StoredWeight, ranks: int = 1) -> Iterator[tuple[Recipe, int]]:
@@ -156,10 +119,26 @@ class _Pools:
         self._seed, self._stack = seed, stack
         self._addresses: dict[tuple[str, bool], int] = {}
 
-    def address(self, dtype: DType, *, norm: bool) -> int:
+    def copy(self, section: Recipe, rank: Rank, dtype: DType, to: int) -> bool:
+        """Queue the copy of a section that is a run of a tensor stored in `dtype`; False for any other."""
+        run = run_of(section, rank)
+        if run is None:
+            return False
+        tensor, first = run
+        (name,) = tensor.names
+        is_stored_so = tensor.dtype == dtype.name if tensor.dtype else dtype.is_float
+        if not is_stored_so:
+            return False
+        pool = self._address(dtype, norm=is_norm(name, tensor.shape))
+        for start, count in pool_runs(name, first, size_of(section, rank.count)):
+            self._stream.copy(to, pool + start * dtype.bytes, count * dtype.bytes)
+            to += count * dtype.bytes
+        return True
+
+    def _address(self, dtype: DType, *, norm: bool) -> int:
         key = (dtype.name, norm)
         if key not in self._addresses:
-            pool: np.ndarray[Any, Any] = pool_of(self._seed, dtype, norm=norm)
+            pool = pool_of(self._seed, dtype, norm=norm)
             memory = self._device.alloc(pool.nbytes, "random weights")
             self._stack.callback(memory.free)
             self._stack.callback(self._stream.synchronize)

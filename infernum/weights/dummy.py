@@ -14,11 +14,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from infernum.dtypes import DType
+from infernum.dtypes import F32, DType
 from infernum.dtypes import dtype as dtype_named
 from infernum.recipes import Read, Shape
-from infernum.weights.plan import WeightPlan
-from infernum.weights.source import Array
+from infernum.weights.plan import WeightPlan, plan_for
+from infernum.weights.source import Array, TensorSource
 
 POOL = 4_000_037
 """A prime: 16 MB of float32, made in a fraction of a second."""
@@ -31,14 +31,13 @@ _AT_ONCE = 1 << 17
 
 @dataclass(frozen=True)
 class DummyTensors:
-    """A source of random tensors for the buffers of one dtype: of that type, unless they must be stored in another.
+    """A source of random tensors: float32, unless they must be stored in another type.
 
     Matrices and biases have mean 0 and deviation 0.02, norm weights 1 and 0.1. Integers have random bits.
     """
 
     tensors: Mapping[str, Read]
     seed: int
-    buffer: DType
 
     @property
     def names(self) -> frozenset[str]:
@@ -49,7 +48,7 @@ class DummyTensors:
 
     def dtype(self, name: str) -> DType:
         stored = self.tensors[name].dtype
-        return dtype_named(stored) if stored else self.buffer
+        return dtype_named(stored) if stored else F32
 
     def rows(self, name: str, start: int, stop: int) -> Array:
         shape = self.shape(name)
@@ -61,10 +60,15 @@ class DummyTensors:
         return flat.reshape(stop - start, *shape[1:])
 
 
-def dummy_plan(plan: WeightPlan) -> tuple[WeightPlan, dict[str, Read]]:
-    """The plan with the first of all alternatives, and the tensors that it then reads, by name."""
+def settle(plan: WeightPlan, source: TensorSource | None, seed: int) -> tuple[WeightPlan, TensorSource]:
+    """The plan without alternatives, and the tensors to fill it from.
+
+    Without a checkpoint they are random, and the first of all alternatives. Raises CheckpointError as `plan_for`.
+    """
+    if source is not None:
+        return plan_for(plan, source), source
     chosen = plan.chosen({name for tensor in plan.tensors() for name in tensor.names})
-    return chosen, {tensor.names[0]: tensor for tensor in chosen.tensors()}
+    return chosen, DummyTensors({tensor.names[0]: tensor for tensor in chosen.tensors()}, seed)
 
 
 def is_norm(name: str, shape: Shape) -> bool:

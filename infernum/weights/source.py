@@ -1,7 +1,8 @@
-"""What is needed of a checkpoint."""
+"""What is needed of a checkpoint, and how the progress of loading it is reported."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,6 +10,9 @@ import numpy as np
 from infernum.dtypes import DType
 
 Array = np.ndarray[Any, Any]
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes done and the bytes in all."""
 
 
 class TensorSource(Protocol):
