@@ -149,10 +149,13 @@ def read(name: str, *shape: int) -> Read:
 
 def stack(recipes: Iterable[Recipe]) -> Recipe:
     """The recipes stacked along the rows; a stack among them is taken apart, so that equal stacks are equal."""
-    parts: list[Recipe] = []
-    for recipe in recipes:
-        parts += recipe.of if isinstance(recipe, Stack) else (recipe,)
-    return parts[0] if len(parts) == 1 else Stack(tuple(parts))
+    parts = tuple(part for recipe in recipes for part in stacked(recipe))
+    return parts[0] if len(parts) == 1 else Stack(parts)
+
+
+def stacked(recipe: Recipe) -> tuple[Recipe, ...]:
+    """The parts of a stack; of anything else itself."""
+    return recipe.of if isinstance(recipe, Stack) else (recipe,)
 
 
 def parts_of(recipe: Recipe) -> tuple[Recipe, ...]:

@@ -36,8 +36,7 @@ from infernum.recipes import (
     tensor_names,
 )
 from infernum.weights import values as values_module
-from infernum.weights.choice import choose
-from infernum.weights.values import pieces, run_of, values
+from infernum.weights.values import choose, pieces, run_of, values
 
 TYPES = {np.dtype(t.numpy): t for t in (F32, F16, BF16, I32)}
 

@@ -17,8 +17,7 @@ from infernum.ir.graph import Input, Node, TensorType
 from infernum.recipes import Read, Recipe, tensors_of
 from infernum.sampling_params import PARAMETERS
 from infernum.step import BATCH_INPUTS, SEEN
-from infernum.weights.choice import choose
-from infernum.weights.values import values
+from infernum.weights.values import choose, values
 
 Array = np.ndarray[Any, Any]
 

@@ -14,17 +14,17 @@ from infernum.recipes import (
     Read,
     Recipe,
     Shape,
-    Stack,
     filled,
     has_field,
     reads,
     shape_of,
     size_of,
     stack,
+    stacked,
     tensors_of,
 )
-from infernum.weights.choice import choose
 from infernum.weights.source import TensorSource
+from infernum.weights.values import choose
 
 ALIGNMENT = 256
 """Bytes."""
@@ -96,11 +96,6 @@ def weight_key(weight: Weight, stage: Stage) -> WeightKey:
     return filled(weight.recipe, "layer", stage.layer), weight.spec.dtype
 
 
-def stages(manifest: Manifest) -> list[Stage]:
-    """The program followed by the samplers: everything a step may run."""
-    return [*manifest.program, *(Stage(block=name) for name in manifest.samplers)]
-
-
 def plan_weights(manifest: Manifest, rank: Rank = ALONE) -> WeightPlan:
     """Lay out every distinct weight of a rank once, however many blocks, variants and layers use it.
 
@@ -111,7 +106,7 @@ def plan_weights(manifest: Manifest, rank: Rank = ALONE) -> WeightPlan:
     places: dict[WeightKey, Place] = {}
     stored: list[StoredWeight] = []
     end = 0
-    for recipe, dtype in sorted(keys, key=lambda key: -len(_parts(key[0]))):  # stable: then by first use
+    for recipe, dtype in sorted(keys, key=lambda key: -len(stacked(key[0]))):  # stable: then by first use
         if (recipe, dtype) in places:
             continue
         weight = StoredWeight(recipe, dtype, end, size_of(recipe, rank.count))
@@ -155,7 +150,7 @@ def _distinct(manifest: Manifest, rank: Rank) -> list[WeightKey]:
     """What all stages need, each once, in order of first use."""
     keys: dict[WeightKey, None] = {}
     shapes: dict[str, Shape] = {}
-    for stage in stages(manifest):
+    for stage in (*manifest.program, *(Stage(block=name) for name in manifest.samplers)):
         for variant in manifest.blocks[stage.block].values():
             for weight in variant.weights.values():
                 key = weight_key(weight, stage)
@@ -181,14 +176,9 @@ def _check(weight: Weight, recipe: Recipe, where: str, rank: Rank, shapes: dict[
                 raise BundleError(f"{where}: {name} has two shapes; compile the model again")
 
 
-def _parts(recipe: Recipe) -> tuple[Recipe, ...]:
-    """The parts of a stack; of anything else itself."""
-    return recipe.of if isinstance(recipe, Stack) else (recipe,)
-
-
 def _aligned_runs(weight: StoredWeight, rank: Rank) -> Iterator[tuple[Recipe, int]]:
     """Every run of consecutive parts that begins at an aligned element, and which that is; the whole first."""
-    parts = _parts(weight.recipe)
+    parts = stacked(weight.recipe)
     starts = [0]
     for part in parts:
         starts.append(starts[-1] + size_of(part, rank.count))

@@ -1,12 +1,14 @@
-"""The values of a weight, piece by piece, as its recipe says."""
+"""What a recipe gives from a checkpoint: its alternatives are settled, and then its values read piece by piece."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
+import msgspec
 import numpy as np
 
+from infernum.errors import CheckpointError
 from infernum.recipes import (
     ALONE,
     Each,
@@ -18,8 +20,11 @@ from infernum.recipes import (
     Rows,
     Share,
     Stack,
+    all_names,
     filled,
     find_packing,
+    map_parts,
+    parts_of,
     shape_of,
     size_of,
     steps,
@@ -28,6 +33,31 @@ from infernum.weights.source import Array, TensorSource
 
 PIECE = 2**21
 """Elements read at a time: at most 8 MiB, which malloc gives again and again without asking the system."""
+
+
+def choose(recipe: Recipe, names: Collection[str]) -> Recipe:
+    """The recipe without alternatives, for a checkpoint with tensors of these names.
+
+    All experts follow the first. A tensor without alternatives stays as it is, there or not. Raises CheckpointError
+    naming all alternatives where there is none of them.
+    """
+    match recipe:
+        case Read(names=(_,)):
+            return recipe
+        case Read(names=alternatives):
+            options = tuple(msgspec.structs.replace(recipe, names=(name,)) for name in alternatives)
+        case Either(of=options):
+            pass
+        case _:
+            return map_parts(recipe, lambda part: choose(part, names))
+    for option in options:
+        if _is_complete(option, names):
+            return choose(option, names)
+    first, *others = (", ".join(all_names(option)) for option in options)
+    raise CheckpointError(
+        f"{first}: the checkpoint has no such tensor, nor {' or '.join(others)} in its place;"
+        " were these weights made for this config.json?"
+    )
 
 
 def pieces(recipe: Recipe, source: TensorSource, rank: Rank = ALONE) -> Iterator[Array]:
@@ -79,6 +109,17 @@ def run_of(recipe: Recipe, rank: Rank = ALONE) -> tuple[Read, int] | None:
         return None
     rows, *_ = shape_of(of, rank.count)
     return inner[0], inner[1] + row * (size_of(of, rank.count) // rows)
+
+
+def _is_complete(recipe: Recipe, names: Collection[str]) -> bool:
+    """True when the checkpoint has every tensor that the recipe needs."""
+    match recipe:
+        case Read(names=options):
+            return any(name.replace("{expert}", "0") in names for name in options)
+        case Either(of=options):
+            return any(_is_complete(option, names) for option in options)
+        case _:
+            return all(_is_complete(part, names) for part in parts_of(recipe))
 
 
 def _rows(recipe: Recipe, start: int, stop: int, source: TensorSource, rank: Rank) -> Array:
