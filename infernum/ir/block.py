@@ -137,30 +137,31 @@ class Weights:
             type_ = TensorType(shape_of(recipe), dtype or self.dtype)
         except ShapeError as error:
             raise ShapeError(f"{caller()}: {error}") from error
-        role = Input("weight", prefixed(recipe, self.prefix))
-        return self.trace.input(self._called(called, role), role, type_)
+        recipe = prefixed(recipe, self.prefix)
+        return self.trace.input(self._called(called, recipe), Input("weight", recipe), type_)
 
-    def _called(self, name: str, role: Input) -> str:
+    def _called(self, name: str, recipe: Recipe) -> str:
         """What the graph calls a weight: its name, with as much of the prefix as tells it from everything else."""
         before = [part for part in self.prefix.split(".") if part.isidentifier()]
-        called = _identifier(name)
-        while not self._is_free(called, role) and before:
-            called = f"{before.pop()}_{called}"
-        while not self._is_free(called, role):
-            called = f"w_{called}"
+        called = name.removesuffix(".weight").replace(".", "_")
+        while not self._is_free(called, recipe):
+            called = f"{before.pop() if before else 'w'}_{called}"
         return called
 
-    def _is_free(self, called: str, role: Input) -> bool:
+    def _is_free(self, called: str, recipe: Recipe) -> bool:
         if not called.isidentifier() or called in RESERVED:
             return False
         if called not in self.trace.entries:
             return True
-        found = self.trace.entries[called][0].op
-        return (
-            isinstance(found, Input)
-            and found.role == "weight"
-            and (found.recipe == role.recipe or _names_alike(found.recipe, role.recipe))
-        )
+        match self.trace.entries[called][0].op, recipe:
+            case Input(
+                "weight", Read(names=names)
+            ), Read():  # of two shapes, which is a mistake and not two weights
+                return names == recipe.names
+            case Input("weight", other), _:
+                return other == recipe
+            case _:
+                return False
 
     def under(self, prefix: str) -> Weights:
         """The same weights with a longer prefix."""
@@ -301,18 +302,9 @@ def _stream_type(text: str, cfg: Any, dtype: DType) -> TensorType:
     )
 
 
-def _names_alike(one: Recipe | None, other: Recipe | None) -> bool:
-    """True for one tensor of the checkpoint under two shapes, which is a mistake and not two weights."""
-    return isinstance(one, Read) and isinstance(other, Read) and one.names == other.names
-
-
 def _stored(dtype: DType | None) -> str | None:
     """The type that a tensor must be stored in for a buffer of `dtype`."""
     return dtype.name if dtype and not dtype.is_float else None
-
-
-def _identifier(name: str) -> str:
-    return name.removesuffix(".weight").replace(".", "_")
 
 
 _PACKAGE = Path(__file__).resolve().parents[1]
