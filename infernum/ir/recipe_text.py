@@ -28,7 +28,7 @@ def recipe_text(recipe: Recipe, whole: tuple[object, ...] | None = None) -> str:
     """The text of a recipe. The shape of a single tensor is left out where it is `whole`, that of the weight."""
     match recipe:
         case Read(names=names, dtype=None) if recipe.shape == whole:
-            return _names_text(names)
+            return _names(names)
         case Stack(of=parts) if len(parts) > 1:
             return ", ".join(map(_text, parts))
         case _:
@@ -45,24 +45,25 @@ def parse_recipe(text: str, whole: tuple[object, ...]) -> Recipe:
         case ast.Tuple([_, _, *_] as parts):
             return Stack(tuple(map(_recipe, parts)))
         case _:
-            return _recipe(parsed, whole)
+            static = tuple(dim for dim in whole if isinstance(dim, int))
+            return _recipe(parsed, static if static == whole else ())
 
 
-def _names_text(names: tuple[str, ...]) -> str:
+def _names(names: tuple[str, ...]) -> str:
     return " | ".join(json.dumps(name, ensure_ascii=False) for name in names)
 
 
 def _text(recipe: Recipe) -> str:
     if isinstance(recipe, Read):
-        text = f"{_names_text(recipe.names)} {list(recipe.shape)}"
+        text = f"{_names(recipe.names)} {list(recipe.shape)}"
         return f"{recipe.dtype}({text})" if recipe.dtype else text
     _, *settings = recipe.__struct_fields__  # the first is `of`
     arguments = [*map(_text, parts_of(recipe)), *(str(getattr(recipe, name)) for name in settings)]
     return f"{type(recipe).__name__.lower()}({', '.join(arguments)})"
 
 
-def _recipe(node: ast.expr, whole: tuple[object, ...] | None = None) -> Recipe:
-    """The recipe of an expression; `whole` is the shape of a tensor that states none."""
+def _recipe(node: ast.expr, whole: Shape = ()) -> Recipe:
+    """The recipe of an expression; `whole` is the shape of a tensor that states none, or () where each must."""
     match node:
         case ast.Call(ast.Name("rows"), [of, ast.Constant(int(start)), ast.Constant(int(stop))], []):
             return Rows(_recipe(of), start, stop)
@@ -84,30 +85,28 @@ def _recipe(node: ast.expr, whole: tuple[object, ...] | None = None) -> Recipe:
             return _read(node, whole)
 
 
-def _read(node: ast.expr, whole: tuple[object, ...] | None = None) -> Read:
-    match node:
-        case ast.BinOp(names, ast.BitOr(), last):
-            tensor = _read(last, whole)
-            return msgspec.structs.replace(tensor, names=(*_names(names), *tensor.names))
-        case ast.Subscript(names, shape):
-            return Read(_names(names), _dims(shape))
-        case _ if whole is not None:
-            return Read(_names(node), _static(whole))
-        case _:
-            raise ValueError(f"{ast.unparse(node)} needs a shape such as [64, 64]")
+def _read(node: ast.expr, whole: Shape = ()) -> Read:
+    tensor = _tensor(node)
+    if not tensor.shape and not whole:
+        raise ValueError(f"{ast.unparse(node)} needs a shape without symbols, such as [64, 64]")
+    return msgspec.structs.replace(tensor, shape=tensor.shape or whole)
 
 
-def _names(node: ast.expr) -> tuple[str, ...]:
+def _tensor(node: ast.expr) -> Read:
+    """A tensor with its alternative names; its shape is () where the text states none."""
     match node:
         case ast.Constant(str(name)):
-            return (name,)
-        case ast.BinOp(left, ast.BitOr(), right):
-            return (*_names(left), *_names(right))
+            return Read((name,), ())
+        case ast.Subscript(ast.Constant(str(name)), shape):
+            return Read((name,), _dims(shape))
+        case ast.BinOp(left, ast.BitOr(), right) if not (first := _tensor(left)).shape:
+            last = _tensor(right)
+            return Read((*first.names, *last.names), last.shape)
         case _:
-            raise ValueError(f'expected a name such as "q_proj.weight", found {ast.unparse(node)}')
+            raise ValueError(f'expected a tensor such as "q_proj.weight" [64, 64], found {ast.unparse(node)}')
 
 
-def _dims(node: ast.expr) -> tuple[int, ...]:
+def _dims(node: ast.expr) -> Shape:
     match node:
         case ast.Constant(int(dim)):
             return (dim,)
@@ -115,9 +114,3 @@ def _dims(node: ast.expr) -> tuple[int, ...]:
             return tuple(number for dim in dims for number in _dims(dim))
         case _:
             raise ValueError(f"expected a shape such as [64, 64], found [{ast.unparse(node)}]")
-
-
-def _static(shape: tuple[object, ...]) -> Shape:
-    if not shape or not all(isinstance(dim, int) for dim in shape):
-        raise ValueError("a weight needs a type without symbols")
-    return tuple(dim for dim in shape if isinstance(dim, int))
