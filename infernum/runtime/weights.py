@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import cycle
 
 import numpy as np
 
@@ -67,29 +68,26 @@ class Staging:
 
     def __init__(self, device: Device, stream: Stream, stack: ExitStack) -> None:
         self._stream = stream
-        self._turn = 0
-        self._chunks: list[PinnedMemory] = []
-        self._sent: list[Event] = []
+        chunks: list[tuple[PinnedMemory, Event]] = []
         for _ in range(2):
-            self._chunks.append(device.alloc_pinned(CHUNK_BYTES))
-            stack.callback(self._chunks[-1].free)
-            self._sent.append(device.event())
-            stack.callback(self._sent[-1].close)
+            chunk = device.alloc_pinned(CHUNK_BYTES)
+            stack.callback(chunk.free)
+            sent = device.event()
+            stack.callback(sent.close)
+            chunks.append((chunk, sent))
+        self._chunks = cycle(chunks)
         stack.callback(stream.synchronize)
 
     def send(self, values: Array, dtype: DType, to: int) -> None:
         """Queue the copy of flat `values`, cast to `dtype`, to the GPU; they may change once this returns."""
         at_once = CHUNK_BYTES // dtype.bytes
         for start in range(0, values.size, at_once):
-            self._send(values[start : start + at_once], dtype, to + start * dtype.bytes)
-
-    def _send(self, values: Array, dtype: DType, to: int) -> None:
-        self._turn = 1 - self._turn
-        chunk, sent = self._chunks[self._turn], self._sent[self._turn]
-        sent.wait()
-        cast_into(chunk.array(dtype.numpy, values.size), values)
-        self._stream.upload(to, chunk.address, values.size * dtype.bytes)
-        self._stream.record(sent)
+            part = values[start : start + at_once]
+            chunk, sent = next(self._chunks)
+            sent.wait()
+            cast_into(chunk.array(dtype.numpy, part.size), part)
+            self._stream.upload(to + start * dtype.bytes, chunk.address, part.size * dtype.bytes)
+            self._stream.record(sent)
 
 
 def cast_into(out: Array, values: Array) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from itertools import accumulate, combinations
 
 from infernum import dims, dtypes
 from infernum.bundle import Manifest, Stage, Weight
@@ -177,12 +178,9 @@ def _check(weight: Weight, recipe: Recipe, where: str, rank: Rank, shapes: dict[
 
 
 def _aligned_runs(weight: StoredWeight, rank: Rank) -> Iterator[tuple[Recipe, int]]:
-    """Every run of consecutive parts that begins at an aligned element, and which that is; the whole first."""
+    """Every run of consecutive parts that begins at an aligned element, and which that is."""
     parts = stacked(weight.recipe)
-    starts = [0]
-    for part in parts:
-        starts.append(starts[-1] + size_of(part, rank.count))
-    for length in range(len(parts), 0, -1):
-        for first in range(len(parts) - length + 1):
-            if starts[first] * dtypes.dtype(weight.dtype).bytes % ALIGNMENT == 0:
-                yield stack(parts[first : first + length]), starts[first]
+    starts = [0, *accumulate(size_of(part, rank.count) for part in parts)]
+    for first, end in combinations(range(len(starts)), 2):
+        if starts[first] * dtypes.dtype(weight.dtype).bytes % ALIGNMENT == 0:
+            yield stack(parts[first:end]), starts[first]
