@@ -268,7 +268,10 @@ def shape_of(recipe: Recipe, ranks: int = 1) -> Shape:
                 )
             return (*whole[:axis], whole[axis] // ranks, *whole[axis + 1 :])
         case Stack(of=parts):
-            return _stack_shape([shape_of(part, ranks) for part in parts], recipe)
+            shapes = [shape_of(part, ranks) for part in parts]
+            if len(shapes) < 2 or len({whole[1:] for whole in shapes}) != 1:
+                raise ShapeError(f"{_named(recipe)}: shapes {[list(whole) for whole in shapes]} do not stack")
+            return (sum(whole[0] for whole in shapes), *shapes[0][1:])
         case Each(of=of, count=count):
             if count < 1 or not has_field(of, "expert"):
                 raise ShapeError(f"{_named(of)}: `each` needs a count above 0 and {{expert}} in a name")
@@ -294,12 +297,6 @@ def _read_shape(tensor: Read) -> Shape:
     if tensor.dtype is not None and tensor.dtype not in DTYPES:
         raise ShapeError(f"{_named(tensor)}: unknown dtype {tensor.dtype!r}; use one of {', '.join(DTYPES)}")
     return tensor.shape
-
-
-def _stack_shape(shapes: list[Shape], recipe: Stack) -> Shape:
-    if len(shapes) < 2 or len({shape[1:] for shape in shapes}) != 1:
-        raise ShapeError(f"{_named(recipe)}: shapes {[list(shape) for shape in shapes]} do not stack")
-    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
 def _named(recipe: Recipe) -> str:

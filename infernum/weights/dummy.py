@@ -91,12 +91,10 @@ def pool_of(seed: int, dtype: DType, *, norm: bool) -> Array:
     pool = np.empty(POOL, dtype.numpy)
     for start in range(0, POOL, _AT_ONCE):
         piece = pool[start : start + _AT_ONCE]
-        bits = _hash(seed, start, len(piece))
+        numbers = _hash(seed, start, len(piece))
         if dtype.is_float:
-            numbers = _normal(bits) * np.float32(0.1 if norm else 0.02) + np.float32(1.0 if norm else 0.0)
-            piece[:] = numbers.astype(dtype.numpy)
-        else:
-            piece[:] = bits.astype(dtype.numpy)
+            numbers = _normal(numbers) * np.float32(0.1 if norm else 0.02) + np.float32(1.0 if norm else 0.0)
+        piece[:] = numbers.astype(dtype.numpy)
     pool.flags.writeable = False
     return pool
 
