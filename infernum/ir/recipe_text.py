@@ -80,7 +80,10 @@ def _recipe(node: ast.expr, whole: Shape = ()) -> Recipe:
         case ast.Call(ast.Name(dtype), [tensor], []) if dtype in DTYPES:
             return msgspec.structs.replace(_read(tensor), dtype=dtype)
         case ast.Call():
-            raise ValueError(f"{ast.unparse(node)} is no rows, share, each, packed, stack, either or dtype")
+            raise ValueError(
+                f"{ast.unparse(node)} is no recipe; use rows(…, start, stop), share(…, axis), each(…, count),"
+                " packed(…, by), stack(…), either(…) or a dtype such as i32(…)"
+            )
         case _:
             return _read(node, whole)
 
