@@ -75,7 +75,9 @@ def understand(fields: Fields, generation: Fields | None = None) -> ModelConfig:
     _check_architectures(fields, config_type)
     config = config_type.from_hf(fields)
     defaults = _read_generation(_with_nested_ids(fields, config_type), generation)
-    fields.warn_unread(HARMLESS | {parameter.name for parameter in _GENERATION_PARAMETERS})
+    fields.warn_unread(
+        HARMLESS | config_type.ignored | {parameter.name for parameter in _GENERATION_PARAMETERS}
+    )
     if not defaults.eos_token_ids:
         fields.warn("eos_token_id is missing; generation will only stop at its length limit")
     return ModelConfig(family, config, defaults, fields.warnings)

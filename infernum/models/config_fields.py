@@ -16,16 +16,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypedDict, Unpack, cast
 
 from infernum.dtypes import BF16, F16, F32, dtype
 from infernum.errors import CompileError, ConfigError, DTypeError
 from infernum.models.fields import (
+    Check,
     Fields,
     flag_problem,
     integer_problem,
     number_problem,
+    same,
     show,
     text_problem,
 )
@@ -33,16 +35,14 @@ from infernum.models.fields import (
 Default = Callable[[Any], Any] | object
 """What an absent field means: a value, or a function of the fields that are declared above it."""
 
-REQUIRED = object()
-"""The default of a field that has none."""
-NULL_IS_ABSENT = object()
-"""What null means unless a field says otherwise: the default, as if the field were not there."""
+Misfit = Callable[[Any, Any], str | None]
+"""Why a value does not fit the other fields of a configuration; None if it does."""
+
+UNSET = object()
+"""As a default: the field is required. As what null means: the same as an absent field."""
 
 STORED = (F32, F16, BF16)
 """The types that weights may be stored in."""
-
-Check = Callable[[object], str | None]
-"""What is wrong with a value; None if nothing is."""
 
 
 class Common(TypedDict, total=False):
@@ -65,50 +65,27 @@ class Common(TypedDict, total=False):
 class ConfigField:
     """Where the value of a field comes from, and what it may be.
 
-    problem      what is wrong with a value by itself
-    convert      from a JSON value to the value of the dataclass
-    multiple_of  another field that divides this one
-    even         why the value must be even
-    length       another field that counts the elements of this one
-    reader       reads the field from config.json by itself, given the fields declared above it
+    problem   what is wrong with a value by itself
+    convert   from a JSON value to the value of the dataclass
+    misfit    why a value that is right by itself does not fit the other fields of the configuration
+    reader    reads the field from config.json by itself, given the fields declared above it
+    optional  the value may be None
     """
 
     problem: Check
     convert: Callable[[Any], Any] = lambda value: value
-    default: Default = REQUIRED
-    multiple_of: str = ""
-    even: str = ""
-    length: str = ""
+    default: Default = UNSET
+    misfit: Misfit = lambda value, config: None
     reader: Callable[[Fields, Any], Any] | None = None
     spelled: tuple[str, ...] = ()
-    null: object = NULL_IS_ABSENT
+    null: object = UNSET
     when: str = ""
     outside: bool = False
     optional: bool = False
 
-    def wrong(self, value: object) -> str | None:
-        """What is wrong with `value` by itself; None if nothing is."""
-        return None if value is None and self.optional else self.problem(value)
-
-    def misfit(self, value: Any, config: Any) -> str | None:
-        """Why a value that is right by itself does not fit the other fields of `config`; None if it does."""
-        if value is None:
-            return None
-        if self.multiple_of:
-            divisor: int = getattr(config, self.multiple_of)
-            if value % divisor:
-                return f"must be a multiple of {self.multiple_of} = {divisor}"
-        if self.even and value % 2:
-            return f"must be even: {self.even}"
-        if self.length:
-            count: int = getattr(config, self.length)
-            if len(value) != count:
-                return f"has {len(value)} elements; it must have {self.length} = {count}"
-        return None
-
 
 def integer(
-    default: Default = REQUIRED,
+    default: Default = UNSET,
     *,
     minimum: int = 1,
     multiple_of: str = "",
@@ -116,44 +93,49 @@ def integer(
     **common: Unpack[Common],
 ) -> Any:
     """An integer from `minimum` to 2³¹ − 1: a multiple of the field `multiple_of`, or even, for the reason given."""
+
+    def misfit(value: int, config: Any) -> str | None:
+        divisor: int = getattr(config, multiple_of) if multiple_of else 1
+        if value % divisor:
+            return f"must be a multiple of {multiple_of} = {divisor}"
+        return f"must be even: {even}" if even and value % 2 else None
+
     check = partial(integer_problem, minimum=minimum)
-    return _declare(ConfigField(check, default=default, multiple_of=multiple_of, even=even, **common))
+    return _declare(ConfigField(check, default=default, misfit=misfit, **common))
 
 
-def number(default: Default = REQUIRED, *, zero: bool = False, **common: Unpack[Common]) -> Any:
+def number(default: Default = UNSET, *, zero: bool = False, **common: Unpack[Common]) -> Any:
     """A number greater than 0; with `zero`, 0 or more."""
     return _declare(ConfigField(partial(number_problem, zero=zero), float, default, **common))
 
 
-def flag(default: Default = REQUIRED, **common: Unpack[Common]) -> Any:
+def flag(default: Default = UNSET, **common: Unpack[Common]) -> Any:
     """True or false."""
     return _declare(ConfigField(flag_problem, default=default, **common))
 
 
-def text(default: Default = REQUIRED, *, one_of: tuple[str, ...] = (), **common: Unpack[Common]) -> Any:
+def text(default: Default = UNSET, *, one_of: tuple[str, ...] = (), **common: Unpack[Common]) -> Any:
     """A string; with `one_of`, one of these."""
     return _declare(ConfigField(partial(_choice_problem, choices=one_of), default=default, **common))
 
 
 def integers(
-    default: Default = REQUIRED, *, minimum: int = 0, length: str = "", **common: Unpack[Common]
+    default: Default = UNSET, *, minimum: int = 0, length: str = "", **common: Unpack[Common]
 ) -> Any:
     """A list of integers from `minimum` on, a tuple in the dataclass; as many as the field `length` says."""
-    check = partial(_list_problem, each=partial(integer_problem, minimum=minimum))
-    return _declare(ConfigField(check, tuple, default, length=length, **common))
+    each = partial(integer_problem, minimum=minimum)
+    return _declare_list(each, default, length, **common)
 
 
 def texts(
-    default: Default = REQUIRED, *, one_of: tuple[str, ...] = (), length: str = "", **common: Unpack[Common]
+    default: Default = UNSET, *, one_of: tuple[str, ...] = (), length: str = "", **common: Unpack[Common]
 ) -> Any:
     """A list of strings, a tuple in the dataclass, each `one_of` these; as many as the field `length` says."""
-    check = partial(_list_problem, each=partial(_choice_problem, choices=one_of))
-    return _declare(ConfigField(check, tuple, default, length=length, **common))
+    each = partial(_choice_problem, choices=one_of)
+    return _declare_list(each, default, length, **common)
 
 
-def read_by(
-    reader: Callable[[Fields, Any], Any], default: Default = REQUIRED, **common: Unpack[Common]
-) -> Any:
+def read_by(reader: Callable[[Fields, Any], Any], default: Default = UNSET, **common: Unpack[Common]) -> Any:
     """What `reader(fields, config)` returns, where `config` has the fields declared above. The reader checks the value.
 
     `default` is the value where `when` turns the field off.
@@ -163,7 +145,8 @@ def read_by(
 
 def fixed(value: object) -> Any:
     """`value`, and config.json may hold no other: a field that other model types of the same blocks read."""
-    return _declare(ConfigField(partial(_other_problem, only=value), default=value))
+    problem = f"must be {show(value)} in a model of this type"
+    return _declare(ConfigField(lambda found: None if same(found, value) else problem, default=value))
 
 
 def stored_dtype() -> Any:
@@ -171,15 +154,9 @@ def stored_dtype() -> Any:
 
     transformers 5 writes `dtype`, which wins; transformers 4 wrote `torch_dtype`.
     """
-    names = tuple(d.name for d in STORED)
-    return _declare(
-        ConfigField(
-            partial(_choice_problem, choices=names),
-            reader=lambda fields, config: _read_dtype(fields),
-            spelled=("dtype", "torch_dtype"),
-            outside=True,
-        )
-    )
+    check = partial(_choice_problem, choices=tuple(d.name for d in STORED))
+    spelled = ("dtype", "torch_dtype")
+    return _declare(ConfigField(check, reader=_read_dtype, spelled=spelled, outside=True))
 
 
 def width_per_head(config: Any) -> int:
@@ -192,6 +169,7 @@ def width_per_head(config: Any) -> int:
     return width // heads
 
 
+@cache
 def declared(config: type[Any]) -> dict[str, ConfigField]:
     """The fields of a configuration, in order. Raises CompileError for a class that is not declared as it should be."""
     for owner in config.__mro__:
@@ -213,12 +191,29 @@ def declared(config: type[Any]) -> dict[str, ConfigField]:
                 f"{config.__module__}.{config.__name__}: {field.name} does not say what config.json may hold;"
                 f" write {field.name}: {field.type} = integer() or another function of infernum.models.config_fields"
             )
-        specs[field.name] = dataclasses.replace(spec, optional="None" in str(field.type))
+        spelled, optional = spec.spelled or (field.name,), "None" in str(field.type)
+        specs[field.name] = dataclasses.replace(spec, spelled=spelled, optional=optional)
     return specs
 
 
 def _declare(spec: ConfigField) -> Any:
     return dataclasses.field(metadata={ConfigField: spec})
+
+
+def _declare_list(each: Check, default: Default, length: str, **common: Unpack[Common]) -> Any:
+    """A field that holds a JSON array, or the tuple that it becomes."""
+
+    def problem(value: object) -> str | None:
+        if not isinstance(value, list | tuple):
+            return "must be a list"
+        problems = ((element, each(element)) for element in cast("list[object]", value))
+        return next((f"has {show(element)}, which {wrong}" for element, wrong in problems if wrong), None)
+
+    def misfit(value: tuple[object, ...], config: Any) -> str | None:
+        count: int = getattr(config, length) if length else len(value)
+        return None if len(value) == count else f"has {len(value)} elements; it must have {length} = {count}"
+
+    return _declare(ConfigField(problem, tuple, default, misfit, **common))
 
 
 def _choice_problem(value: object, choices: tuple[str, ...] = ()) -> str | None:
@@ -227,22 +222,8 @@ def _choice_problem(value: object, choices: tuple[str, ...] = ()) -> str | None:
     return None if not choices or value in choices else f"must be one of {', '.join(choices)}"
 
 
-def _other_problem(value: object, only: object) -> str | None:
-    same = value == only and isinstance(value, bool) == isinstance(only, bool)
-    return None if same else f"must be {show(only)} in a model of this type"
-
-
-def _list_problem(value: object, each: Check) -> str | None:
-    """What is wrong with a list: a JSON array, or the tuple that it becomes."""
-    if not isinstance(value, list | tuple):
-        return "must be a list"
-    for element in cast("list[object]", value):
-        if problem := each(element):
-            return f"has {show(element)}, which {problem}"
-    return None
-
-
-def _read_dtype(fields: Fields) -> str:
+def _read_dtype(fields: Fields, config: Any) -> str:
+    del config
     names = [name for name in ("dtype", "torch_dtype") if fields.get(name) is not None]
     if not names:
         return F32.name

@@ -7,17 +7,16 @@ differs from another by some defaults is a subclass that declares these fields a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import dataclass
+from itertools import chain
 from types import SimpleNamespace
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 import msgspec
 
 from infernum.errors import ConfigError
-from infernum.models.config_fields import ConfigField, declared
-from infernum.models.config_reading import find_problem, read_field
-from infernum.models.fields import Fields, Unsupported, show
+from infernum.models.config_fields import UNSET, ConfigField, declared
+from infernum.models.fields import Fields, Unsupported, same, show
 from infernum.models.known_fields import ARCHITECTURE, HARMLESS, UNSUPPORTED
 
 
@@ -53,80 +52,114 @@ class FamilyConfig:
     """Short name of the type the weights are stored in (f32, f16, bf16)."""
 
     def __post_init__(self) -> None:
-        if wrong := find_problem(_declared(type(self)), self):
-            name, problem = wrong
-            raise ConfigError(f"{name} = {show(getattr(self, name))} {problem}")
+        _check(declared(type(self)), self)
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, object]) -> Self:
         """Understand a config.json. Raises ConfigError for what is missing, malformed or not supported."""
-        outer = Fields.of(fields)
-        inner = _inner(cls.nested, outer)
-        _refuse(cls, inner, outer)
+        outer = fields if isinstance(fields, Fields) else Fields(fields, "config.json")
+        inner = cls.holder(outer)
+        specs = declared(cls)
+        understood = cls.ignored.union(*((*spec.spelled, spec.when) for spec in specs.values()))
+        inner.refuse(UNSUPPORTED | dict(cls.refused), understood)
+        if cls.nested is not None:
+            outer.refuse(UNSUPPORTED, understood | {cls.nested.name})
         config, shown = SimpleNamespace(), dict[str, str]()
-        specs = _declared(cls)
         for name, spec in specs.items():
-            value, shown[name] = read_field(name, spec, inner, outer, config)
+            value, shown[name] = _read(spec, inner, outer, config)
             setattr(config, name, value)
-        if wrong := find_problem(specs, config):
-            name, problem = wrong
-            raise ConfigError(f"{outer.where}: {shown[name]} = {show(getattr(config, name))} {problem}")
+        _check(specs, config, shown, f"{outer.where}: ")
         if inner is not outer:
-            inner.warn_unread(HARMLESS, to=outer)
+            inner.warn_unread(HARMLESS | cls.ignored, to=outer)
         try:
             return cls(**vars(config))
         except ConfigError as error:  # a check of the family's own
             raise ConfigError(f"{outer.where}: {inner.path(str(error))}") from None
 
     @classmethod
+    def holder(cls, outer: Fields) -> Fields:
+        """The object that holds the fields: all of config.json, unless the configuration is nested."""
+        if cls.nested is None:
+            return outer
+        inner = outer.child(cls.nested.name)
+        if inner is None:
+            raise outer.missing(cls.nested.name)
+        supported = cls.nested.model_types
+        if supported and inner.text("model_type") not in supported:
+            raise inner.error("model_type", f"is not supported here; supported: {', '.join(supported)}")
+        return inner
+
+    @classmethod
     def from_json(cls, data: Mapping[str, object]) -> Self:
         """Undo `to_json`. Raises ConfigError when fields are missing, unknown or of the wrong type."""
-        if odd := set(data) ^ set(_declared(cls)):
-            names = ", ".join(sorted(odd))
-            raise ConfigError(f"model configuration: missing or unknown: {names}; compile the model again")
         try:
+            if odd := set(data) ^ set(declared(cls)):
+                raise ConfigError(f"missing or unknown: {', '.join(sorted(odd))}")
             return msgspec.convert(dict(data), cls)
         except (msgspec.ValidationError, ConfigError) as error:
             raise ConfigError(f"model configuration: {error}; compile the model again") from None
 
     def to_json(self) -> dict[str, object]:
         """All fields as plain JSON values: a tuple as a list, a record such as `rope` as an object."""
-        fields: dict[str, object] = asdict(cast("Any", self))
-        return {
-            name: list(cast("tuple[object, ...]", value)) if isinstance(value, tuple) else value
-            for name, value in fields.items()
-        }
+        return msgspec.json.decode(msgspec.json.encode(self))
 
 
-@lru_cache
-def _declared(config: type[FamilyConfig]) -> dict[str, ConfigField]:
-    return declared(config)
+def _read(spec: ConfigField, inner: Fields, outer: Fields, config: Any) -> tuple[Any, str]:
+    """The value of a field, and the name by which an error should call it.
+
+    `inner` is the object that holds the configuration, and `outer` the whole of config.json. `config` has the fields
+    read before. Looking at a field marks it as understood, also where its switch turns it off.
+    """
+    around = (inner, outer) if spec.outside else (inner,)
+    places = [(fields, name) for fields in around for name in spec.spelled]
+    present = [(fields, name) for fields, name in places if fields.get(name) is not None]
+    on = not spec.when or _is_on(spec.when, inner, config)
+    if on and spec.reader is not None:
+        fields = present[0][0] if present else inner
+        return spec.reader(fields, config), fields.path(spec.spelled[0])
+    if not on or not present:
+        is_null = on and any(name in fields for fields, name in places)
+        value = spec.null if is_null and spec.null is not UNSET else _default(spec, inner, config)
+        return value, inner.path(spec.spelled[0])
+    (fields, shown), *others = present
+    value = fields[shown]
+    if problem := spec.problem(value):
+        raise fields.error(shown, problem)
+    for other, name in others:
+        if not same(other[name], value):
+            raise other.error(
+                name, f"contradicts {fields.path(shown)} = {show(value)}; keep only the right one"
+            )
+    return spec.convert(value), fields.path(shown)
 
 
-def _inner(nested: Nested | None, outer: Fields) -> Fields:
-    """The object that holds the configuration's fields."""
-    if nested is None:
-        return outer
-    inner = outer.child(nested.name)
-    if inner is None:
-        raise outer.missing(nested.name)
-    if nested.model_types and inner.text("model_type") not in nested.model_types:
-        raise inner.error("model_type", f"is not supported here; supported: {', '.join(nested.model_types)}")
-    return inner
+def _is_on(switch: str, fields: Fields, config: Any) -> bool:
+    """The value of a switch: a field declared above, or else a field of config.json that is false when absent."""
+    return getattr(config, switch) if hasattr(config, switch) else fields.flag(switch, False)
 
 
-def _refuse(config: type[FamilyConfig], inner: Fields, outer: Fields) -> None:
-    """Raise ConfigError for a field that would change the mathematics; what the class ignores counts as read."""
-    understood = {*config.ignored}
-    for name, spec in _declared(config).items():
-        understood |= {*(spec.spelled or (name,)), spec.when}
-    for fields in (inner, outer):
-        for name in config.ignored:
-            fields.get(name)
-    inner.refuse(_without(UNSUPPORTED | dict(config.refused), understood))
-    if config.nested is not None:
-        outer.refuse(_without(UNSUPPORTED, understood | {config.nested.name}))
+def _default(spec: ConfigField, fields: Fields, config: Any) -> Any:
+    if spec.default is UNSET:
+        raise fields.missing(spec.spelled[0])
+    if not callable(spec.default):
+        return spec.default
+    try:
+        return spec.default(config)
+    except ConfigError as error:
+        raise ConfigError(f"{fields.where}: {fields.path(str(error))}") from None
 
 
-def _without(table: Mapping[str, Unsupported], names: set[str]) -> dict[str, Unsupported]:
-    return {name: unsupported for name, unsupported in table.items() if name not in names}
+def _check(
+    specs: Mapping[str, ConfigField], config: Any, shown: Mapping[str, str] | None = None, where: str = ""
+) -> None:
+    """Raise ConfigError if a value is wrong by itself, or else if one does not fit the others.
+
+    `shown` has the names by which the error calls the fields, where these are not their own.
+    """
+    values = ((name, spec, getattr(config, name)) for name, spec in specs.items())
+    given = [(name, spec, value) for name, spec, value in values if value is not None or not spec.optional]
+    alone = ((name, value, spec.problem(value)) for name, spec, value in given)
+    together = ((name, value, spec.misfit(value, config)) for name, spec, value in given)
+    for name, value, problem in chain(alone, together):
+        if problem:
+            raise ConfigError(f"{where}{(shown or {}).get(name, name)} = {show(value)} {problem}")

@@ -3,43 +3,50 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from infernum.errors import ConfigError
 
 LARGEST = 2**31 - 1
 LARGEST_NUMBER = 1e30
 
+Check = Callable[[object], str | None]
+"""What is wrong with a value; None if nothing is."""
+
 
 def read_json(path: Path) -> dict[str, object]:
     """The JSON object in the file `path`. Raises ConfigError when it is missing, not UTF-8 or no object."""
     try:
-        text = path.read_text(encoding="utf-8")
+        value: object = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(value, dict):
+            return cast("dict[str, object]", value)
+        problem = f"holds {show(value)}, not a JSON object"
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give the folder of a Hugging Face model") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); download it again") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    try:
-        value: object = json.loads(text)
+    except UnicodeDecodeError as error:
+        problem = f"is not UTF-8 text (byte {error.start})"
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise ConfigError(f"{path}: is not valid JSON ({error.msg}, {place}); download it again") from error
+        problem = f"is not valid JSON ({error.msg}, line {error.lineno}, column {error.colno})"
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: is not usable JSON ({error}); download it again") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: holds {show(value)}, not a JSON object; download it again")
-    return cast("dict[str, object]", value)
+        problem = f"is not usable JSON ({error})"
+    raise ConfigError(f"{path}: {problem}; download it again")
 
 
 def show(value: object, longest: int = 60) -> str:
     """`value` as JSON, cut to a length that fits an error message."""
     text = json.dumps(value, default=str)
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def same(a: object, b: object) -> bool:
+    """True for equal JSON values; true is not 1, false is not 0."""
+    return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 
 def integer_problem(value: object, minimum: int = 1) -> str | None:
@@ -83,15 +90,13 @@ class Unsupported:
 
     def allows(self, value: object) -> bool:
         """True for null and for values that change nothing; true is not 1, false is not 0."""
-        if value is None or _among(value, self.inert):
-            return True
-        if not self.each or not isinstance(value, list):
-            return False
-        return all(_among(element, self.each) for element in cast("list[object]", value))
+        if self.each and isinstance(value, list):
+            return all(_among(element, self.each) for element in cast("list[object]", value))
+        return value is None or _among(value, self.inert)
 
 
 def _among(value: object, values: tuple[object, ...]) -> bool:
-    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
+    return any(same(value, one) for one in values)
 
 
 class Fields(Mapping[str, object]):
@@ -107,11 +112,6 @@ class Fields(Mapping[str, object]):
         self._read: set[str] = set()
         self._warnings: list[str] = []
 
-    @classmethod
-    def of(cls, values: Mapping[str, object], where: str = "config.json") -> Fields:
-        """`values` itself when it is a Fields already, so that what it remembers is kept."""
-        return values if isinstance(values, Fields) else cls(values, where)
-
     def __getitem__(self, name: str) -> object:
         self._read.add(name)
         return self._values[name]
@@ -124,27 +124,19 @@ class Fields(Mapping[str, object]):
 
     def integer(self, name: str, default: int | None = None, minimum: int = 1) -> int:
         """The integer called `name`, between `minimum` and 2³¹ − 1. Without a default it is required."""
-        value = self._value(name, default)
-        self._raise(name, integer_problem(value, minimum))
-        return cast("int", value)
+        return self._checked(name, default, partial(integer_problem, minimum=minimum))
 
     def number(self, name: str, default: float | None = None, *, zero: bool = False) -> float:
         """The positive number called `name` (`zero`: it may be 0). Without a default it is required."""
-        value = self._value(name, default)
-        self._raise(name, number_problem(value, zero=zero))
-        return float(cast("float", value))
+        return float(self._checked(name, default, partial(number_problem, zero=zero)))
 
     def flag(self, name: str, default: bool) -> bool:
         """The true or false called `name`."""
-        value = self._value(name, default)
-        self._raise(name, flag_problem(value))
-        return cast("bool", value)
+        return self._checked(name, default, flag_problem)
 
     def text(self, name: str, default: str | None = None) -> str:
         """The string called `name`. Without a default it is required."""
-        value = self._value(name, default)
-        self._raise(name, text_problem(value))
-        return cast("str", value)
+        return self._checked(name, default, text_problem)
 
     def child(self, name: str) -> Fields | None:
         """The object called `name`; None when it is absent, null or empty."""
@@ -159,10 +151,13 @@ class Fields(Mapping[str, object]):
         """The name of the first field that holds an object; looking does not count as reading."""
         return next((name for name, value in self._values.items() if isinstance(value, dict)), None)
 
-    def refuse(self, table: Mapping[str, Unsupported]) -> None:
-        """Raise ConfigError if a field of `table` has a value that would change the mathematics."""
+    def refuse(self, table: Mapping[str, Unsupported], understood: Set[str] = frozenset()) -> None:
+        """Raise ConfigError if a field of `table` has a value that would change the mathematics.
+
+        Fields that are `understood` are not refused.
+        """
         for name, unsupported in table.items():
-            if name not in self._values or unsupported.allows(self[name]):
+            if name in understood or name not in self._values or unsupported.allows(self[name]):
                 continue
             if unsupported.switch and self.get(unsupported.switch) is False:
                 continue
@@ -196,14 +191,11 @@ class Fields(Mapping[str, object]):
     def warnings(self) -> tuple[str, ...]:
         return tuple(self._warnings)
 
-    def _value(self, name: str, default: object) -> object:
+    def _checked(self, name: str, default: object, check: Check) -> Any:
         value = self.get(name)
-        if value is not None:
-            return value
-        if default is None:
+        value = default if value is None else value
+        if value is None:
             raise self.missing(name)
-        return default
-
-    def _raise(self, name: str, problem: str | None) -> None:
-        if problem is not None:
+        if problem := check(value):
             raise self.error(name, problem)
+        return value
