@@ -11,7 +11,7 @@ import pytest
 
 from infernum.errors import ConfigError, InfernumError
 from infernum.models import presets
-from infernum.models.config import ModelConfig, config_hash, families, find_config, find_family, read_model
+from infernum.models.config import ModelSource, config_hash, families, find_family, read_model
 from infernum.models.llama import LlamaConfig
 from infernum.models.presets import PRESETS, resolve
 from infernum.resources import demo_folder, templates_folder
@@ -246,7 +246,7 @@ def model_folder(folder: Path, config: object, generation: object = None) -> Pat
     return folder
 
 
-def read(folder: Path, generation: object = None, **changes: object) -> ModelConfig:
+def read(folder: Path, generation: object = None, **changes: object) -> ModelSource:
     """The tiny model with `changes`; a field changed to Ellipsis is left out."""
     fields = {k: v for k, v in (TINY | changes).items() if v is not ...}
     return read_model(model_folder(folder, fields, generation))
@@ -565,10 +565,9 @@ def test_the_hash_changes_with_the_mathematics_and_not_with_the_stored_type(tmp_
 
 def test_a_family_is_found_by_its_model_type() -> None:
     assert "llama" in families()
-    assert find_config("llama") is LlamaConfig
-    for find in (find_config, find_family):
-        with pytest.raises(ConfigError, match="supported: llama"):
-            find("config")
+    assert find_family("llama").config_of("llama") is LlamaConfig
+    with pytest.raises(ConfigError, match="supported: llama"):
+        find_family("config")
 
 
 @pytest.mark.parametrize("wrong", ["lama", "Llama", "llama3.1-8b"])

@@ -11,7 +11,7 @@ import pytest
 
 from infernum.errors import CompileError, ConfigError
 from infernum.models import llama
-from infernum.models.config import config_hash, families, find_config, find_family, understand
+from infernum.models.config import config_hash, families, find_family, understand
 from infernum.models.config_fields import (
     fixed,
     flag,
@@ -386,7 +386,7 @@ def test_one_family_may_serve_several_model_types(monkeypatch: pytest.MonkeyPatc
     mine = family(WideConfig, NarrowConfig, InsideConfig)
     assert mine.model_types == ("wide", "narrow", "inside")
     monkeypatch.setattr("infernum.models.config.ADDED", dict.fromkeys(mine.model_types, mine))
-    assert find_family("narrow") is mine and find_config("narrow") is NarrowConfig
+    assert find_family("narrow") is mine and mine.config_of("narrow") is NarrowConfig
     assert {"wide", "narrow", "llama"} <= {*families()}
 
 

@@ -45,16 +45,21 @@ class GenerationDefaults:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """A model folder's settings, and the sentences to print on stderr about what was ignored in them."""
+class ModelSource:
+    """A model that was asked for: its settings and, unless it is a preset of shapes only, its folder.
 
+    `warnings` are sentences to print on stderr about what was ignored in the settings.
+    """
+
+    name: str
     family: str
     config: FamilyConfig
+    folder: Path | None
     generation: GenerationDefaults
     warnings: tuple[str, ...]
 
 
-def read_model(folder: Path) -> ModelConfig:
+def read_model(folder: Path) -> ModelSource:
     """Read `config.json` and, where there is one, `generation_config.json`. Raises ConfigError."""
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; give the folder of a Hugging Face model")
@@ -65,22 +70,21 @@ def read_model(folder: Path) -> ModelConfig:
         )
     generation = folder / GENERATION
     generation_fields = Fields(read_json(generation), str(generation)) if generation.is_file() else None
-    return understand(Fields(read_json(path), str(path)), generation_fields)
+    return understand(Fields(read_json(path), str(path)), generation_fields, folder)
 
 
-def understand(fields: Fields, generation: Fields | None = None) -> ModelConfig:
+def understand(fields: Fields, generation: Fields | None = None, folder: Path | None = None) -> ModelSource:
     """The settings in a config.json, given its fields. Raises ConfigError."""
-    family = fields.text("model_type")
-    config_type = find_config(family, fields.where)
+    model_type = fields.text("model_type")
+    config_type = find_family(model_type, fields.where).config_of(model_type)
     _check_architectures(fields, config_type)
     config = config_type.from_hf(fields)
-    defaults = _read_generation(_with_nested_ids(fields, config_type), generation)
-    fields.warn_unread(
-        HARMLESS | config_type.ignored | {parameter.name for parameter in _GENERATION_PARAMETERS}
-    )
+    defaults = _read_generation(generation or Fields({}, GENERATION), fields, config_type.holder(fields))
+    fields.warn_unread(HARMLESS | config_type.ignored | {p.name for p in _GENERATION_PARAMETERS})
     if not defaults.eos_token_ids:
         fields.warn("eos_token_id is missing; generation will only stop at its length limit")
-    return ModelConfig(family, config, defaults, fields.warnings)
+    name = fields.where if folder is None else folder.resolve().name
+    return ModelSource(name, model_type, config, folder, defaults, fields.warnings)
 
 
 ADDED: dict[str, Family] = {}
@@ -103,11 +107,6 @@ def families() -> tuple[str, ...]:
     """The model types there is a family for: those of the package, and those of plugins."""
     own = (model_type for family in _own_families() for model_type in family.model_types)
     return tuple(sorted({*own, *ADDED}))
-
-
-def find_config(model_type: str, where: str = CONFIG) -> type[FamilyConfig]:
-    """The class that reads a config.json of this model_type. Raises ConfigError for an unknown one."""
-    return find_family(model_type, where).config_of(model_type)
 
 
 def find_family(model_type: str, where: str = CONFIG) -> Family:
@@ -160,27 +159,15 @@ def _check_architectures(fields: Fields, config_type: type[FamilyConfig]) -> Non
         )
 
 
-def _with_nested_ids(fields: Fields, config_type: type[FamilyConfig]) -> Fields:
-    """The fields, with the token ids of a nested configuration where they have none themselves."""
-    inner = fields.child(config_type.nested.name) if config_type.nested else None
-    if inner is None:
-        return fields
-    ids = {name: inner[name] for name in ("eos_token_id", "bos_token_id") if name in inner}
-    return Fields(ids | {name: value for name, value in fields.items() if value is not None}, fields.where)
-
-
-def _read_generation(fields: Fields, generation: Fields | None) -> GenerationDefaults:
-    """`generation` (generation_config.json) overrides config.json, for the token ids field by field."""
-    said = generation or Fields({}, GENERATION)
-    eos = _token_ids(said, "eos_token_id")
-    if eos is None:
-        eos = _token_ids(fields, "eos_token_id")
-    bos = _token_ids(said, "bos_token_id") or _token_ids(fields, "bos_token_id")
+def _read_generation(generation: Fields, *config: Fields) -> GenerationDefaults:
+    """`generation` (generation_config.json) overrides `config`, for the token ids field by field."""
+    eos, bos = (_token_ids(name, generation, *config) for name in ("eos_token_id", "bos_token_id"))
+    given = {name for name, value in generation.items() if value is not None}
     return GenerationDefaults(
-        eos_token_ids=eos or (),
+        eos_token_ids=eos,
         bos_token_id=bos[0] if bos else None,
-        do_sample=said.flag("do_sample", False) if said.get("do_sample") is not None else None,
-        sampling={p.name: _number(said, p) for p in _GENERATION_PARAMETERS if said.get(p.name) is not None},
+        do_sample=generation.flag("do_sample", False) if "do_sample" in given else None,
+        sampling={p.name: _number(generation, p) for p in _GENERATION_PARAMETERS if p.name in given},
     )
 
 
@@ -190,11 +177,12 @@ def _number(fields: Fields, parameter: SamplingParameter) -> float:
     return fields.number(parameter.name, zero=True)
 
 
-def _token_ids(fields: Fields, name: str) -> tuple[int, ...] | None:
-    """A token id or a list of them; None when the field is absent or null."""
-    value = fields.get(name)
-    if value is None:
-        return None
+def _token_ids(name: str, *places: Fields) -> tuple[int, ...]:
+    """A token id or a list of them, in the first of `places` that has the field; () when none has."""
+    fields = next((fields for fields in places if fields.get(name) is not None), None)
+    if fields is None:
+        return ()
+    value = fields[name]
     ids = cast("list[object]", value) if isinstance(value, list) else [value]
     if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
         raise fields.error(name, "must be a token id (an integer, 0 or more) or a list of them")

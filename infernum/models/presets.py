@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from infernum.errors import ConfigError
-from infernum.models.config import FamilyConfig, GenerationDefaults, ModelConfig, read_model, understand
+from infernum.models.config import ModelSource, read_model, understand
 from infernum.models.fields import Fields
 from infernum.resources import demo_folder
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """A model that was asked for: its settings and, unless it is a preset of shapes only, its folder.
-
-    `warnings` are sentences to print on stderr.
-    """
-
-    name: str
-    family: str
-    config: FamilyConfig
-    folder: Path | None
-    generation: GenerationDefaults
-    warnings: tuple[str, ...]
 
 
 def resolve(model: str) -> ModelSource:
@@ -33,20 +16,16 @@ def resolve(model: str) -> ModelSource:
 
     A preset wins over a folder of the same name (`./llama` is the folder). Raises ConfigError.
     """
-    preset = PRESETS.get(model)
-    if preset is not None:
-        folder, found = preset()
-        return _source(model, found, folder)
+    if model == _DEMO:
+        return read_model(demo_folder())
+    if model in _SHAPES:
+        return understand(Fields(_LLAMA_3_2_1B | _SHAPES[model], model))
     folder = _expand(model)
     if folder is None or not folder.exists():
         raise _unknown(model)
     if not folder.is_dir():
         raise ConfigError(f"{model}: is a file; give the folder that holds it and config.json")
-    return _source(folder.resolve().name, read_model(folder), folder)
-
-
-def _source(name: str, found: ModelConfig, folder: Path | None) -> ModelSource:
-    return ModelSource(name, found.family, found.config, folder, found.generation, found.warnings)
+    return read_model(folder)
 
 
 def _expand(model: str) -> Path | None:
@@ -68,20 +47,6 @@ def _unknown(model: str) -> ConfigError:
     near = difflib.get_close_matches(model.lower(), PRESETS, n=1)
     hint = f"did you mean {near[0]!r}? ({presets})" if near else presets
     return ConfigError(f"{model!r} is neither a folder nor a preset; {hint}")
-
-
-def _shape(name: str, **differences: object) -> Callable[[], tuple[None, ModelConfig]]:
-    """A preset that is Llama 3.2 1B with other numbers."""
-
-    def build() -> tuple[None, ModelConfig]:
-        return None, understand(Fields(_LLAMA_3_2_1B | differences, name))
-
-    return build
-
-
-def _demo() -> tuple[Path, ModelConfig]:
-    folder = demo_folder()
-    return folder, read_model(folder)
 
 
 def _llama3_rope(factor: float) -> dict[str, object]:
@@ -114,25 +79,26 @@ _LLAMA_3_2_1B: dict[str, object] = {
     "eos_token_id": 128001,
 }
 
-PRESETS: dict[str, Callable[[], tuple[Path | None, ModelConfig]]] = {
-    "llama": _shape("llama"),
-    "llama-3.2-1b": _shape("llama-3.2-1b"),
-    "llama-3.2-3b": _shape(
-        "llama-3.2-3b",
-        hidden_size=3072,
-        num_hidden_layers=28,
-        num_attention_heads=24,
-        head_dim=128,
-    ),
-    "llama-3.1-8b": _shape(
-        "llama-3.1-8b",
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        head_dim=128,
-        rope_parameters=_llama3_rope(8.0),
-        tie_word_embeddings=False,
-    ),
-    "dante": _demo,
+_SHAPES: dict[str, dict[str, object]] = {
+    "llama": {},
+    "llama-3.2-1b": {},
+    "llama-3.2-3b": {
+        "hidden_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "head_dim": 128,
+    },
+    "llama-3.1-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "head_dim": 128,
+        "rope_parameters": _llama3_rope(8.0),
+        "tie_word_embeddings": False,
+    },
 }
-"""What a user can call a model besides giving its folder. "llama" is Llama 3.2 1B."""
+"""Presets without weights, and how each differs from Llama 3.2 1B."""
+
+_DEMO = "dante"
+PRESETS = (*_SHAPES, _DEMO)
+"""What a user can call a model besides giving its folder."""
