@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from infernum import dims
 from infernum.dims import Dim
 from infernum.dtypes import F32, I32, DType
 from infernum.errors import BundleError
-from infernum.sampling_params import GREEDY, PARAMETERS, SamplingParameter, SamplingParams
+from infernum.sampling_params import GREEDY, PARAMETERS, SamplingParams
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
@@ -30,22 +30,18 @@ class StepInput:
     """An array of 32-bit numbers that changes from step to step.
 
     dims       symbols and formulas over them; besides the symbols of `infernum.dims`, `vocab` is the vocabulary's size
-    filled_by  the record from which the host fills it: `Batch` or `Sampling`
     default    value of all elements where nobody chooses one; None: every step chooses them
     updated    True where a sampler overwrites it in place, as the input of the next step
     ahead      True where kernels may read it before they wait for the one before; whatever writes it on the GPU
                lets no kernel start before it has ended
-    parameter  the sampling parameter whose values it holds
     """
 
     name: str
     dtype: DType
     dims: tuple[Dim, ...]
-    filled_by: Literal["batch", "sampling"] = "batch"
     default: float | None = None
     updated: bool = False
     ahead: bool = False
-    parameter: SamplingParameter | None = None
 
     def shape(self, symbols: Mapping[str, int]) -> tuple[int, ...]:
         """The shape in numbers, under the given values of symbols."""
@@ -57,28 +53,28 @@ class StepInput:
         return np.full(self.shape(symbols), self.default, self.dtype.numpy)
 
 
-def _sampling_input(parameter: SamplingParameter) -> StepInput:
-    dtype = I32 if parameter.kind is int else F32
-    return StepInput(parameter.name, dtype, ("rows",), "sampling", default=parameter.off, parameter=parameter)
-
-
-SEEN = StepInput("seen", I32, ("rows", "ceildiv(vocab, 32)"), filled_by="sampling", default=0, updated=True)
-"""A set of tokens for each row, a bit for each token. The only input whose shape depends on the model."""
-
-INPUTS = (
+BATCH_INPUTS = (
     StepInput("token_ids", I32, ("tokens",), updated=True),
     StepInput("positions", I32, ("tokens",), updated=True, ahead=True),
     StepInput("sequence", I32, ("tokens",), ahead=True),
     StepInput("query_start", I32, ("seqs + 1",), ahead=True),
     StepInput("page_table", I32, ("seqs", "max_pages"), ahead=True),
     StepInput("output_rows", I32, ("rows",)),
-    *map(_sampling_input, PARAMETERS),
-    SEEN,
 )
+"""The inputs that a `Batch` fills; a `Sampling` fills the others."""
+
+PARAMETER_INPUTS = tuple(
+    StepInput(parameter.name, I32 if parameter.kind is int else F32, ("rows",), default=parameter.off)
+    for parameter in PARAMETERS
+)
+"""An input for each of the sampling parameters."""
+
+SEEN = StepInput("seen", I32, ("rows", "ceildiv(vocab, 32)"), default=0, updated=True)
+"""A set of tokens for each row, a bit for each token. The only input whose shape depends on the model."""
+
+INPUTS = (*BATCH_INPUTS, *PARAMETER_INPUTS, SEEN)
 """Every input of a step."""
 
-BATCH_INPUTS = tuple(item for item in INPUTS if item.filled_by == "batch")
-PARAMETER_INPUTS = tuple(item for item in INPUTS if item.parameter is not None)
 _BY_NAME = {item.name: item for item in INPUTS}
 
 

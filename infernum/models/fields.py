@@ -152,10 +152,7 @@ class Fields(Mapping[str, object]):
         return next((name for name, value in self._values.items() if isinstance(value, dict)), None)
 
     def refuse(self, table: Mapping[str, Unsupported], understood: Set[str] = frozenset()) -> None:
-        """Raise ConfigError if a field of `table` has a value that would change the mathematics.
-
-        Fields that are `understood` are not refused.
-        """
+        """Raise ConfigError if a field of `table`, unless `understood`, has a value that changes the mathematics."""
         for name, unsupported in table.items():
             if name in understood or name not in self._values or unsupported.allows(self[name]):
                 continue

@@ -11,8 +11,8 @@ import numpy as np
 from infernum import dims
 from infernum.bundle import VariantSpec
 from infernum.ir.block import PAGE
-from infernum.sampling_params import SamplingParameter
-from infernum.step import BATCH_INPUTS, INPUTS, SEEN, StepInput
+from infernum.sampling_params import PARAMETERS, SamplingParameter
+from infernum.step import BATCH_INPUTS, PARAMETER_INPUTS, SEEN, StepInput
 
 Array = np.ndarray[Any, Any]
 Chunk = tuple[int, int]
@@ -155,5 +155,6 @@ def _sampling(rows: int, vocab: int, rng: np.random.Generator) -> dict[str, Arra
     seen &= rng.integers(0, 2**32, seen.shape, np.uint32)  # a quarter of the tokens
     if vocab % 32:
         seen[:, -1] &= np.uint32((1 << vocab % 32) - 1)
-    parameters = {item.name: values(item, item.parameter) for item in INPUTS if item.parameter}
+    inputs = zip(PARAMETER_INPUTS, PARAMETERS, strict=True)
+    parameters = {item.name: values(item, parameter) for item, parameter in inputs}
     return parameters | {SEEN.name: seen.view(np.int32)}
