@@ -44,16 +44,12 @@ def compile_here(arch: str, dtypes: list[str]) -> dict[str, str]:
     from infernum.compiler import Options, emit_sources
     from infernum.models.config import understand
     from infernum.models.fields import Fields
-    from infernum.models.presets import ModelSource, resolve
+    from infernum.models.presets import resolve
 
     hashes: dict[str, str] = {}
     for name, config in SHAPES.items():
         for dtype in dtypes:
-            if isinstance(config, str):
-                source = resolve(config)
-            else:
-                model = understand(Fields(config, name))
-                source = ModelSource(name, model.family, model.config, None, model.generation, model.warnings)
+            source = resolve(config) if isinstance(config, str) else understand(Fields(config, name))
             blocks = emit_sources(source, Options(arch=arch, dtype=dtype)).blocks
             with ThreadPoolExecutor() as pool:
                 cubins = pool.map(

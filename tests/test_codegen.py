@@ -58,8 +58,7 @@ needs_nvrtc = pytest.mark.skipif(not NVRTC_ARCHS, reason="needs NVRTC")
 
 
 def source(config: dict[str, Any], name: str = "tiny") -> ModelSource:
-    found = understand(Fields(config, name))
-    return ModelSource(name, found.family, found.config, None, found.generation, found.warnings)
+    return understand(Fields(config, name))
 
 
 TINY = case("plain").config | {

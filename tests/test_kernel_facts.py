@@ -24,14 +24,13 @@ from infernum.ir.host import is_free
 from infernum.ir.op import Fused
 from infernum.models.config import understand
 from infernum.models.fields import Fields
-from infernum.models.presets import ModelSource, resolve
+from infernum.models.presets import resolve
 
 CASES = ("plain", "all_biases", "fourteen_to_two", "llama32_tied")
 
 
 def sources_of(name: str, rules: tuple[str, ...] = ()) -> Sources:
-    known = understand(Fields(case(name).config, f"{name}/config.json"))
-    source = ModelSource(name, known.family, known.config, None, known.generation, known.warnings)
+    source = understand(Fields(case(name).config, name))
     return emit_sources(source, Options(rules=rules))
 
 

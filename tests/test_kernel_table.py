@@ -21,10 +21,7 @@ GOLDEN = Path(__file__).parent / "golden" / "kernels.txt"
 
 
 def source(config: dict[str, Any] | str, name: str) -> ModelSource:
-    if isinstance(config, str):
-        return resolve(config)
-    found = understand(Fields(config, name))
-    return ModelSource(name, found.family, found.config, None, found.generation, found.warnings)
+    return resolve(config) if isinstance(config, str) else understand(Fields(config, name))
 
 
 def table() -> Iterator[str]:
