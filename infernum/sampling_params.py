@@ -14,10 +14,9 @@ from typing import cast
 from infernum.errors import RequestError
 
 LARGEST_SEED = 2**32 - 1
-LARGEST_INT = 2**31 - 1
 
 
-def _is_int(value: object, least: int, most: int = LARGEST_INT) -> bool:
+def _is_int(value: object, least: int, most: int = 2**31 - 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 

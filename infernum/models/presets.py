@@ -49,17 +49,14 @@ def _unknown(model: str) -> ConfigError:
     return ConfigError(f"{model!r} is neither a folder nor a preset; {hint}")
 
 
-def _llama3_rope(factor: float) -> dict[str, object]:
-    return {
-        "rope_type": "llama3",
-        "rope_theta": 500000.0,
-        "factor": factor,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-
-
+_ROPE: dict[str, object] = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 # The public config.json of meta-llama/Llama-3.2-1B.
 _LLAMA_3_2_1B: dict[str, object] = {
     "model_type": "llama",
@@ -71,7 +68,7 @@ _LLAMA_3_2_1B: dict[str, object] = {
     "num_key_value_heads": 8,
     "head_dim": 64,
     "rms_norm_eps": 1e-5,
-    "rope_parameters": _llama3_rope(32.0),
+    "rope_parameters": _ROPE,
     "tie_word_embeddings": True,
     "max_position_embeddings": 131072,
     "dtype": "bfloat16",
@@ -93,7 +90,7 @@ _SHAPES: dict[str, dict[str, object]] = {
         "intermediate_size": 14336,
         "num_hidden_layers": 32,
         "head_dim": 128,
-        "rope_parameters": _llama3_rope(8.0),
+        "rope_parameters": _ROPE | {"factor": 8.0},
         "tie_word_embeddings": False,
     },
 }
