@@ -25,7 +25,7 @@ class Maker:
 
     def __init__(self, rng: np.random.Generator, dtype: DType) -> None:
         self.rng, self.dtype, self.trace = rng, dtype, Trace(where=())
-        self.values: list[Tensor] = [self.stream(self.pick(WIDTHS)) for _ in range(2)]
+        self.values: list[Tensor] = []
 
     def pick(self, options: Sequence[_T]) -> _T:
         """One of the options."""
@@ -35,10 +35,9 @@ class Maker:
         """True in that share of all cases."""
         return bool(self.rng.random() < share)
 
-    def stream(self, *dims: int) -> Tensor:
-        """A new input of the graph, [tokens, …]."""
-        name = f"x{len(self.trace.entries)}"
-        return self.trace.input(name, Input("stream"), TensorType(("tokens", *dims), self.dtype))
+    def stream(self, type_: TensorType) -> Tensor:
+        """A new input of the graph."""
+        return self.trace.input(f"x{len(self.trace.entries)}", Input("stream"), type_)
 
     def weight(self, *shape: int) -> Tensor:
         """A new weight, one checkpoint tensor."""
@@ -134,6 +133,7 @@ def random_graph(seed: int, dtype: DType) -> Graph:
     Its outputs are what was computed last, and now and then values in between.
     """
     maker = Maker(np.random.default_rng(seed), dtype)
+    maker.values += [maker.stream(TensorType(("tokens", maker.pick(WIDTHS)), dtype)) for _ in range(2)]
     inputs = len(maker.values)
     for _ in range(1 + min(seed // 8, LARGEST - 1)):
         maker.grow()

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, product
 from typing import Any
 
 import numpy as np
 
 from infernum import ops
-from infernum.dtypes import F32, I32, DType
+from infernum.dtypes import F32, DType
 from infernum.errors import InfernumError
 from infernum.ir.block import BATCH, PAGE, Tensor
 from infernum.ir.graph import Graph, Input, Node, TensorType, Value
 from infernum.ir.match import AttrVar
 from infernum.ir.op import Op
 from infernum.rope import Rope
-from infernum.verify.random_graphs import Maker, width
+from infernum.verify.random_graphs import Maker
 
 TRIES = 1500
 """Calls of type inference that the search for one instance may take."""
 
 MISSES = 60
 """Searches without a result after which there will be no more."""
+
+LARGEST = 1 << 20
+"""Elements a token of the largest type of a bundle that an instance may have."""
 
 BY_ANNOTATION: dict[str, list[Any]] = {
     "int": [1, 2, 4, 8, 16],
@@ -35,34 +39,30 @@ BY_ANNOTATION: dict[str, list[Any]] = {
 }
 """Attributes to try, by the annotation of the parameter that takes them."""
 
+Solution = tuple[Mapping[Value, TensorType], Mapping[str, Any]]
+"""Types of a pattern's values, and values of its attributes."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class Harvest:
-    """What occurs in the graphs of a bundle: attributes by op and name, and operand types by op and slot."""
+    """What occurs in the graphs of a bundle: attributes by op and name, and floating types of modest size."""
 
     attrs: dict[tuple[str, str], list[Any]] = field(default_factory=dict[tuple[str, str], list[Any]])
-    types: dict[tuple[str, int], list[TensorType]] = field(
-        default_factory=dict[tuple[str, int], list[TensorType]]
-    )
+    types: list[TensorType] = field(default_factory=list[TensorType])
 
 
-def harvest(graphs: Sequence[Graph], largest: int = 1 << 20) -> Harvest:
-    """Collect attributes, and types of at most `largest` elements a token, from the graphs of a bundle."""
+def harvest(graphs: Sequence[Graph]) -> Harvest:
+    """Collect attributes and types from the graphs of a bundle."""
     found = Harvest()
-    for graph in graphs:
-        for node in graph.calls:
-            for name, value in node.attrs.items():
-                _note(found.attrs.setdefault((node.op.name, name), []), value)
-            for slot, operand in enumerate(graph.operands(node.name)):
-                kind = graph.type(operand)
-                if int(np.prod([d for d in kind.shape if isinstance(d, int)])) <= largest:
-                    _note(found.types.setdefault((node.op.name, slot), []), kind)
+    for node in (node for graph in graphs for node in graph.nodes):
+        for name, value in node.attrs.items():
+            known = found.attrs.setdefault((node.op.name, name), [])
+            known += [value] if value not in known else []
+        for type_ in node.types:
+            small = math.prod(dim for dim in type_.shape if isinstance(dim, int)) <= LARGEST
+            if small and type_.dtype.is_float and type_ not in found.types:
+                found.types.append(type_)
     return found
-
-
-def _note(known: list[Any], value: Any) -> None:
-    if value not in known:
-        known.append(value)
 
 
 def instances(
@@ -71,12 +71,12 @@ def instances(
     """Graphs that hold a rule's examples by turns, the plainest first; they end where no types can be found."""
     misses = 0
     for number in count() if patterns else ():
-        kind = F32 if number % 7 == 6 else dtype
-        search = _Search(patterns[number % len(patterns)], kind, rng, found, real=number % 4 == 3)
-        if search.run():
-            yield _embedded(search, f"{name}_{number}", plain=number < 4 * len(patterns))
-            continue
-        misses += 1
+        maker = Maker(rng, F32 if rng.random() < 1 / 7 else dtype)
+        search = _Search(patterns[number % len(patterns)], maker, found)
+        solution = search.solve()
+        if solution:
+            yield _embedded(search, solution, f"{name}_{number}", plain=number < 4 * len(patterns))
+        misses += not solution
         if misses == MISSES:
             return
 
@@ -84,219 +84,185 @@ def instances(
 class _Search:
     """Looks for types of a pattern's inputs and values of its attributes that every op of it accepts."""
 
-    def __init__(
-        self, pattern: Graph, dtype: DType, rng: np.random.Generator, found: Harvest, *, real: bool
-    ) -> None:
-        self.pattern, self.dtype, self.rng, self.found, self.real = pattern, dtype, rng, found, real
-        self.types: dict[Value, TensorType] = {}
-        self.attrs: dict[str, Any] = {}
-        self.facts: dict[str, str] = {}
-        self.tidy = rng.random() < 0.6
-        self.left = TRIES
+    def __init__(self, pattern: Graph, maker: Maker, found: Harvest) -> None:
+        self.pattern, self.maker, self.found = pattern, maker, found
         self.calls = pattern.calls
         self.read = {node.name: pattern.operands(node.name) for node in self.calls}
-        self.pool = self._pool()
+        self.facts = dict(self._facts())
+        self.pool = [*_few_types(maker), *(found.types if maker.chance(0.25) else [])]
+        self.cuts = self._cuts(maker.pick(("equal", "unequal", "none")))
+        self.tries = TRIES
 
-    def run(self) -> bool:
-        """True when types and attributes were found: they are in `types` and `attrs`."""
-        return self._call(0)
-
-    def _pool(self) -> list[TensorType]:
-        """Types of a few sizes, so that they often agree: rows, heads, vectors, matrices."""
-        a, b, c = self.rng.permutation([4, 8, 12, 16, 24])[:3].tolist()
-        dim, some, few = (int(self.rng.choice(sizes)) for sizes in ([4, 8], [2, 4], [1, 2]))
-        shapes: list[tuple[int | str, ...]] = [
-            *(("tokens", n) for n in (a, b, 2 * a, a + b + c)),
-            *(("tokens", n, dim) for n in (some, few)),
-            *((n,) for n in (a, b, c, dim, a + b + c)),
-            *((n, m) for n in (a, b, c) for m in (a, b)),
-        ]
-        return [TensorType(shape, self.dtype) for shape in shapes]
-
-    def _call(self, at: int) -> bool:
+    def solve(
+        self, at: int = 0, types: Mapping[Value, TensorType] = {}, attrs: Mapping[str, Any] = {}
+    ) -> Solution | None:
+        """The first types and attributes found, beside those given, that the calls from number `at` on accept."""
         if at == len(self.calls):
-            return True
-        node = self.calls[at]
-        read = self.read[node.name]
-        free = [v for v in dict.fromkeys(read) if v not in self.types]
-        return self._operands(at, node, free)
+            return types, attrs
+        node, read = self.calls[at], self.read[self.calls[at].name]
+        inputs = [v for v in dict.fromkeys(read) if v not in types]
+        named = {v.name: k for k, v in node.attrs.items() if isinstance(v, AttrVar)}
+        variables = {variable: k for variable, k in named.items() if variable not in attrs}
+        for kinds in product(*(self._types(node, value) for value in inputs)):
+            typed = {**types, **dict(zip(inputs, kinds, strict=True))}
+            operands = [typed[v] for v in read]
+            for values in product(*(self._values(node, name, operands[0]) for name in variables.values())):
+                if self.tries == 0:
+                    return None
+                self.tries -= 1
+                bound = {**attrs, **dict(zip(variables, values, strict=True))}
+                made = _results(node, operands, bound)
+                solution = self.solve(at + 1, typed | made, bound) if made else None
+                if solution:
+                    return solution
+        return None
 
-    def _operands(self, at: int, node: Node, free: list[Value]) -> bool:
-        if not free:
-            variables = [
-                v for v in node.attrs.values() if isinstance(v, AttrVar) and v.name not in self.attrs
-            ]
-            return self._attrs(at, node, variables)
-        value, rest = free[0], free[1:]
-        for kind in self._shuffled(self._choices(node, value)):
-            if self.left <= 0:
-                break
-            self.types[value] = kind
-            if self._operands(at, node, rest):
-                return True
-        self.types.pop(value, None)
-        return False
+    def _facts(self) -> Iterator[tuple[Value, str]]:
+        """Inputs of the pattern that are inputs of the step, by their own name or by an operand's."""
+        for node in self.calls:
+            for slot, value in enumerate(self.read[node.name]):
+                names = [name for name in (_param(node, slot), value.node) if name in BATCH]
+                if names and self.pattern.node(value.node).is_input:
+                    yield value, names[0]
 
-    def _attrs(self, at: int, node: Node, free: list[AttrVar]) -> bool:
-        if free:
-            variable, rest = free[0], free[1:]
-            for value in self._values(node, variable):
-                if self.left <= 0:
-                    break
-                self.attrs[variable.name] = value
-                if self._attrs(at, node, rest):
-                    return True
-            self.attrs.pop(variable.name, None)
-            return False
-        self.left -= 1
-        assert isinstance(node.op, Op), "patterns hold primitive ops"
-        operands = [self.types[v] for v in self.read[node.name]]
-        try:
-            results = node.op.infer_types(*operands, **self.bound(node))
-        except (InfernumError, ArithmeticError, LookupError, TypeError, ValueError, AssertionError):
-            return False
-        if any(isinstance(dim, str) for kind in results for dim in kind.shape[1:]):
-            return False
-        made = {Value(node.name, i): kind for i, kind in enumerate(results)}
-        self.types |= made
-        if self._call(at + 1):
-            return True
-        for value in made:
-            del self.types[value]
-        return False
+    def _cuts(self, how: str) -> dict[str, tuple[float, float]]:
+        """Where slices that share out a whole value begin and end, as parts of it, by the name of the call."""
+        cuts: dict[str, tuple[float, float]] = {}
+        sliced = [node.name for node in self.calls if node.op is ops.columns and how != "none"]
+        for value in dict.fromkeys(self.read[name][0] for name in sliced):
+            names = [name for name in sliced if self.read[name][0] == value]
+            parts = len(names) if how == "equal" else max(4, len(names))
+            inner = sorted(self.maker.rng.permutation(parts - 1)[: len(names) - 1] + 1)
+            ends = [0.0, *(cut / parts for cut in inner), 1.0]
+            cuts |= {name: (ends[i], ends[i + 1]) for i, name in enumerate(names)}
+        return cuts
 
-    def bound(self, node: Node) -> dict[str, Any]:
-        """The attributes of a call, variables replaced by what was found for them."""
-        return {k: self.attrs[v.name] if isinstance(v, AttrVar) else v for k, v in node.attrs.items()}
-
-    def _choices(self, node: Node, value: Value) -> list[TensorType]:
+    def _types(self, node: Node, value: Value) -> list[TensorType]:
         """Types that an input of the pattern may have as an operand of the call that reads it first."""
         assert isinstance(node.op, Op), "patterns hold primitive ops"
+        if value in self.facts:
+            return [BATCH[self.facts[value]]]
         slot = self.read[node.name].index(value)
-        param = node.op.params[0 if node.op.variadic else slot]
-        name = param if param in BATCH else value.node if value.node in BATCH else ""
-        if name:
-            self.facts[value.node] = name
-            return [BATCH[name]]
-        if self.real:
-            seen = self.found.types.get((node.op.name, slot), [])
-            if seen:
-                return seen
-        term = None if node.op.signature is None or node.op.variadic else node.op.signature.operands[slot]
-        if param == "kv" or (term is not None and len(term.dims) == 5):
-            dims = [(k.shape[1], k.shape[2]) for k in self.pool if len(k.shape) == 3]
-            return [TensorType(("pages", 2, n, PAGE, d), self.dtype) for n, d in dims]
-        if term is None:
-            return self.pool
+        if node.op.signature is None:
+            of_cache = _param(node, slot) == "kv"
+            return self._shuffled([t for t in self.pool if (t.shape[0] == "pages") == of_cache])
+        term = node.op.signature.operands[slot]
         if term.dtype is not None and not term.dtype.is_float:
-            return [TensorType(("tokens",) * len(term.dims), I32)]
-        wanted = [k for k in self.pool if len(k.shape) == len(term.dims)]
-        return [replace(k, dtype=term.dtype) for k in wanted] if term.dtype else wanted
+            return [TensorType(("tokens",) * len(term.dims), term.dtype)]
+        fitting = [t for t in self.pool if len(t.shape) == len(term.dims)]
+        return self._shuffled([replace(t, dtype=term.dtype or t.dtype) for t in fitting])
 
-    def _values(self, node: Node, variable: AttrVar) -> list[Any]:
-        """Values that an attribute may have: by its operand, from the bundle, by its annotation."""
+    def _values(self, node: Node, name: str, first: TensorType) -> list[Any]:
+        """Values that an attribute may have: from the bundle, by its annotation, and parts of the first operand."""
         assert isinstance(node.op, Op), "patterns hold primitive ops"
-        name = next(k for k, v in node.attrs.items() if v == variable)
-        first = self._columns(node, name) if node.op is ops.columns else []
-        seen = self.found.attrs.get((node.op.name, name), [])
+        annotation = inspect.signature(node.op.meaning).parameters[name].annotation
+        kind = getattr(annotation, "__name__", annotation)
         default = [node.op.defaults[name]] if name in node.op.defaults else []
-        parameter = inspect.signature(node.op.meaning).parameters.get(name)
-        kind = "" if parameter is None else str(parameter.annotation)
-        known = BY_ANNOTATION.get(kind.removeprefix("<class '").removesuffix("'>"), [])
-        rest = self._shuffled([*seen[:6], *default, *known])
-        return first if first and self.tidy else self._shuffled([*first, *rest])
-
-    def _columns(self, node: Node, name: str) -> list[Any]:
-        """Columns side by side, as many as there are slices of one value: most often all of it is used."""
-        value = self.read[node.name][0]
-        every = [n for n in self.calls if n.op is ops.columns and self.read[n.name][0] == value]
-        place = [n.name for n in every].index(node.name)
-        if any(isinstance(dim, str) for dim in self.types[value].shape[1:]):
-            return []
-        start = int(self.bound(every[place - 1])["stop"]) if place else 0
-        if name == "start":
-            return [start]
-        rows = self.types[value].width
-        if place == len(every) - 1:
-            return [rows]
-        sizes = {k.shape[0] for k in self.pool if len(k.shape) == 1}
-        return [rows * (place + 1) // len(every), *(start + int(n) for n in self._shuffled(sorted(sizes)))]
+        seen = self.found.attrs.get((node.op.name, name), [])[:6]
+        width = first.shape[-1]
+        parts = [width * part // 4 for part in range(5)] if kind == "int" and isinstance(width, int) else []
+        values = self._shuffled([*seen, *default, *BY_ANNOTATION.get(kind, []), *parts])
+        if node.name in self.cuts and isinstance(width, int):
+            start, stop = self.cuts[node.name]
+            values.insert(0, int(width * (start if name == "start" else stop)))
+        return values
 
     def _shuffled(self, options: Sequence[Any]) -> list[Any]:
-        return [options[i] for i in self.rng.permutation(len(options))]
+        return [options[i] for i in self.maker.rng.permutation(len(options))]
 
 
-def _embedded(found: _Search, name: str, *, plain: bool) -> Graph:
+def _few_types(maker: Maker) -> list[TensorType]:
+    """Types of a few sizes, so that they often agree: rows, heads, vectors, matrices, and caches of the heads."""
+    a, b, c = maker.rng.permutation([4, 8, 12, 16, 24])[:3].tolist()
+    dim, some, few = maker.pick([4, 8]), maker.pick([2, 4]), maker.pick([1, 2])
+    shapes: list[tuple[int | str, ...]] = [
+        *(("tokens", n) for n in (a, b, 2 * a, a + b + c)),
+        *(("tokens", n, dim) for n in (some, few)),
+        *((n,) for n in (a, b, c, dim, a + b + c)),
+        *((n, m) for n in (a, b, c) for m in (a, b)),
+        *(("pages", 2, n, PAGE, dim) for n in (some, few)),
+    ]
+    return [TensorType(shape, maker.dtype) for shape in shapes]
+
+
+def _param(node: Node, slot: int) -> str:
+    """The name of a call's operand."""
+    assert isinstance(node.op, Op), "patterns hold primitive ops"
+    return node.op.params[0 if node.op.variadic else slot]
+
+
+def _bound(node: Node, attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a call, variables replaced by their values."""
+    return {k: attrs[v.name] if isinstance(v, AttrVar) else v for k, v in node.attrs.items()}
+
+
+def _results(
+    node: Node, operands: Sequence[TensorType], attrs: Mapping[str, Any]
+) -> dict[Value, TensorType] | None:
+    """The types of a call's results, static but for a first dim; None where an op refuses its operands."""
+    assert isinstance(node.op, Op), "patterns hold primitive ops"
+    try:
+        types = node.op.infer_types(*operands, **_bound(node, attrs))
+    except (InfernumError, ArithmeticError, LookupError, TypeError, ValueError, AssertionError):
+        return None
+    if any(isinstance(dim, str) for type_ in types for dim in type_.shape[1:]):
+        return None
+    return {Value(node.name, i): type_ for i, type_ in enumerate(types)}
+
+
+def _embedded(search: _Search, solution: Solution, name: str, *, plain: bool) -> Graph:
     """The instance with ops around it, which read what it gives and, unless `plain`, compute what it reads."""
-    maker = Maker(found.rng, found.dtype)
-    maker.trace.entries.clear()
-    maker.values.clear()
-    pattern, tensors = found.pattern, dict[Value, Tensor]()
-    for node in pattern.inputs:
-        value = Value(node.name)
-        if value in found.types:
-            tensors[value] = _input(maker, found, node.name, plain=plain)
-    for node in pattern.calls:
+    maker, pattern, (types, attrs) = search.maker, search.pattern, solution
+    tensors: dict[Value, Tensor] = {}
+    for value in (Value(node.name) for node in pattern.inputs):
+        if value in search.facts:
+            tensors[value] = maker.trace.input(search.facts[value], Input("batch"), types[value])
+        elif value in types:
+            tensors[value] = _input(maker, types[value], plain=plain)
+    for node in search.calls:
         assert isinstance(node.op, Op), "patterns hold primitive ops"
-        read = [tensors[v] for v in pattern.operands(node.name)]
-        for i, made in enumerate(maker.trace.add(node.op, read, found.bound(node))):
-            tensors[Value(node.name, i)] = made
-    how = maker.pick(("given", "read", "read", "mixed"))
+        made = maker.trace.add(node.op, [tensors[v] for v in search.read[node.name]], _bound(node, attrs))
+        tensors |= {Value(node.name, i): result for i, result in enumerate(made)}
+    given = maker.pick((0.0, 0.0, 0.2, 1.0))
     ends: list[Tensor] = []
     for output in dict.fromkeys(pattern.outputs):
-        ends += [tensors[output]] if how == "given" else _used(maker, tensors[output], how)
+        ends += [tensors[output]] if maker.chance(given) else _using(maker, tensors[output])
     if not plain and maker.chance(0.1):
         ends.append(maker.pick(list(tensors.values())))
     calls = [v for v in dict.fromkeys(t.value for t in ends) if not maker.trace.entries[v.node][0].is_input]
     return Graph.build(name, maker.trace.entries.values(), calls).live()
 
 
-def _input(maker: Maker, found: _Search, name: str, *, plain: bool) -> Tensor:
-    """A value for an input of the pattern: a weight, a fact of the step, a stream, or something computed."""
-    kind = found.types[Value(name)]
-    if name in found.facts:
-        return maker.trace.input(found.facts[name], Input("batch"), kind)
-    if kind.shape[0] == "pages":
-        return maker.trace.input("kv", Input("state"), kind)
-    static = tuple(d for d in kind.shape if isinstance(d, int))
-    if len(static) == len(kind.shape) and kind.dtype is maker.dtype and (plain or maker.chance(0.9)):
-        return maker.weight(*static)
-    same = [v for v in maker.values if v.type == kind]
-    if same and not plain and maker.chance(0.2):
+def _input(maker: Maker, type_: TensorType, *, plain: bool) -> Tensor:
+    """A value for an input of the pattern: a cache, a weight, a stream, or something computed."""
+    if type_.shape[0] == "pages":
+        return maker.trace.input("kv", Input("state"), type_)
+    first, *rest = type_.shape
+    own, static = type_.dtype is maker.dtype, [dim for dim in rest if isinstance(dim, int)]
+    if isinstance(first, int) and own and (plain or maker.chance(0.9)):
+        return maker.weight(first, *static)
+    same = [] if plain else [v for v in maker.values if v.type == type_]
+    if same and maker.chance(0.2):
         return maker.pick(same)
-    if plain or maker.chance() or kind.dtype is not maker.dtype or kind.shape[0] != "tokens":
-        given = maker.trace.input(f"x{len(maker.trace.entries)}", Input("stream"), kind)
-    else:
-        given = _computed(maker, static)
-    maker.values.append(given)
-    return given
+    value = maker.stream(type_)
+    if not plain and own and first == "tokens" and len(static) in (1, 2) and maker.chance():
+        value = _computed(maker, value, static)
+    maker.values.append(value)
+    return value
 
 
-def _computed(maker: Maker, dims: tuple[int, ...]) -> Tensor:
-    """[tokens, *dims], computed by one of several ops."""
-    if len(dims) == 2:
-        flat = _computed(maker, (dims[0] * dims[1],))
-        return ops.heads(flat, dim=dims[1])
-    x = maker.stream(*dims)
-    if len(dims) != 1:
-        return ops.silu(x)
-    makers: list[Callable[[Tensor], list[Tensor]]] = [maker.silu, maker.bias, maker.norm]
-    wide = maker.pick([*makers, _projected(maker)])
-    return wide(x)[0]
+def _computed(maker: Maker, like: Tensor, static: Sequence[int]) -> Tensor:
+    """A value of the type of `like`, computed from it or by a product."""
+    if maker.chance():
+        return maker.pick((maker.silu, maker.bias, maker.norm))(like)[0]
+    x = maker.stream(TensorType(("tokens", 8), maker.dtype))
+    wide = ops.linear(x, maker.weight(math.prod(static), 8))
+    return wide if len(static) == 1 else ops.heads(wide, dim=static[-1])
 
 
-def _projected(maker: Maker) -> Callable[[Tensor], list[Tensor]]:
-    return lambda x: [ops.linear(maker.stream(8), maker.weight(width(x), 8))]
-
-
-def _used(maker: Maker, value: Tensor, how: str) -> list[Tensor]:
-    """What is computed from a result, and where uses are mixed perhaps the result too, or it alone."""
-    if (
-        value.dtype is not maker.dtype
-        or len(value.shape) not in (2, 3)
-        or (how == "mixed" and maker.chance(0.2))
-    ):
+def _using(maker: Maker, value: Tensor) -> list[Tensor]:
+    """What an op computes from a result; the result itself where none can."""
+    if value.dtype is not maker.dtype or len(value.shape) not in (2, 3):
         return [value]
     makers = [maker.silu, maker.bias, *([maker.norm, maker.linear] if len(value.shape) == 2 else [])]
-    used = maker.pick(makers)(value)
-    return [value, *used] if how == "mixed" and maker.chance(0.2) else used
+    return maker.pick(makers)(value)
