@@ -12,7 +12,7 @@ from infernum.bundle import Launch, Pointer
 from infernum.dtypes import dtype, round_to
 from infernum.runtime.gemm import Product
 from infernum.verify.bench import Bench, Time
-from infernum.verify.image import Image, sizes
+from infernum.verify.image import Image
 from infernum.verify.trials import meaning
 from infernum.verify.values import bits_of, from_bits, to_bits
 
@@ -97,7 +97,7 @@ class NumpyBench(Bench):
     def _evaluate(self, image: Image, memory: np.ndarray) -> None:
         program = image.program
         operands = [
-            from_bits(image.value(place, memory), place.type.dtype).reshape(sizes(place.type, image.facts))
+            from_bits(image.value(place, memory), place.type.dtype).reshape(image.facts.sizes(place.type))
             for place in program.operands
         ]
         for place, result in zip(program.results, meaning(program.node, operands), strict=True):

@@ -44,7 +44,7 @@ from infernum.step import (
     check_input,
 )
 from infernum.verify.facts import ragged_step
-from infernum.verify.rule_values import Round, Values, shape_of
+from infernum.verify.rule_values import Round, Values
 
 NAMES = [parameter.name for parameter in PARAMETERS]
 
@@ -124,7 +124,7 @@ def test_checks_of_rules_draw_values_that_a_user_may_ask_for() -> None:
     for parameter in PARAMETERS:
         node = nodes[parameter.name]
         array = Values(chosen).of(node)
-        assert (array.dtype, array.shape) == (node.types[0].dtype.numpy, shape_of(node.types[0], chosen))
+        assert (array.dtype, array.shape) == (node.types[0].dtype.numpy, chosen.facts.sizes(node.types[0]))
         if parameter.tried:
             assert all(parameter.allows(parameter.kind(value)) for value in array.tolist())
 

@@ -11,6 +11,7 @@ import numpy as np
 from infernum import dims
 from infernum.bundle import VariantSpec
 from infernum.ir.block import PAGE
+from infernum.ir.graph import TensorType
 from infernum.sampling_params import PARAMETERS, SamplingParameter
 from infernum.step import BATCH_INPUTS, PARAMETER_INPUTS, SEEN, StepInput
 
@@ -72,6 +73,10 @@ class Facts:
     @property
     def ends(self) -> tuple[int, ...]:
         return tuple(start + new for start, new in self.chunks)
+
+    def sizes(self, type_: TensorType) -> tuple[int, ...]:
+        """The dims of a type in this step."""
+        return tuple(dims.evaluate(dim, self.symbols) for dim in type_.shape)
 
     def __str__(self) -> str:
         ends = ", ".join(map(str, self.ends[:4])) + (", …" if len(self.ends) > 4 else "")

@@ -10,7 +10,6 @@ import numpy as np
 
 from infernum import dims, dtypes
 from infernum.codegen.places import Place
-from infernum.ir.graph import TensorType
 from infernum.verify.facts import Facts
 from infernum.verify.units import Program
 from infernum.verify.values import bits_of, to_bits
@@ -52,7 +51,7 @@ class Image:
         """The same, given the bytes of the place's tensor alone."""
         dtype = dtypes.dtype(self.program.spec(place.tensor).dtype)
         rows = tensor.view(bits_of(dtype)).reshape(self._shapes[place.tensor])
-        return rows[:, place.offset : place.offset + math.prod(sizes(place.type, self.facts)[1:])]
+        return rows[:, place.offset : place.offset + math.prod(self.facts.sizes(place.type)[1:])]
 
     def write(self, place: Place, values: Array) -> None:
         """Store the values of a place, in its shape; NaN keeps the bytes it was poisoned with."""
@@ -70,8 +69,3 @@ class Image:
         starts = [self.spans[name][0] for name in names[1:]] + [len(self.bytes)]
         for name, start in zip(names, starts, strict=True):
             yield name, slice(self.spans[name][1], start)
-
-
-def sizes(type_: TensorType, facts: Facts) -> tuple[int, ...]:
-    """The dims of a type in a step."""
-    return tuple(dims.evaluate(dim, facts.symbols) for dim in type_.shape)

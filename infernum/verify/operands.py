@@ -15,7 +15,6 @@ from infernum.ir.block import PAGE
 from infernum.ir.op import Fused, Op
 from infernum.recipes import tensor_names
 from infernum.verify.facts import Facts
-from infernum.verify.image import sizes
 from infernum.verify.units import Unit
 from infernum.verify.values import Kind, draw
 
@@ -64,7 +63,7 @@ class _Operands:
         self.weights = weights
 
     def values(self, slot: int, place: Place) -> Array:
-        shape, dtype = sizes(place.type, self.facts), place.type.dtype
+        shape, dtype = self.facts.sizes(place.type), place.type.dtype
         source = self.unit.source(place)
         match self.unit.role(place):
             case "batch":

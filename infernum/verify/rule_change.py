@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ from infernum.dtypes import DType
 from infernum.errors import CompileError
 from infernum.ir.graph import Graph, Input, Node, TensorType, Value
 from infernum.ir.op import Fused
-from infernum.verify.rule_values import Round, shape_of
+from infernum.verify.rule_values import Round
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Change:
 
     def bytes(self, tokens: int) -> int:
         """Bytes of all inputs as float32."""
-        return 4 * sum(_elements(node.types[0], tokens) for node in self.before.inputs)
+        facts = Round(tokens).facts
+        return 4 * sum(math.prod(facts.sizes(node.types[0])) for node in self.before.inputs)
 
     def mistyped(self) -> str | None:
         """Which output has another type than before; None when all have theirs."""
@@ -139,10 +141,3 @@ def _typed(graph: Graph, old: DType, new: DType) -> Graph:
         return replace(node, op=op, types=types, attrs=attrs)
 
     return Graph.build(graph.name, [(typed(n), operands) for n, operands in graph.entries()], graph.outputs)
-
-
-def _elements(kind: TensorType, tokens: int) -> int:
-    count = 1
-    for dim in shape_of(kind, Round(tokens)):
-        count *= dim
-    return count

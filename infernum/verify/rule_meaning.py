@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from infernum import ops
-from infernum.dtypes import F16, F32, DType, round_to
+from infernum.dtypes import F32, DType, round_to
 from infernum.errors import ShapeError
 from infernum.ir.graph import Graph, Input, Node, Value
 from infernum.ir.op import Fused
+from infernum.verify.compare import row_errors
 from infernum.verify.rule_change import Change
-from infernum.verify.rule_values import Round, Values, shape_of
+from infernum.verify.rule_values import Round, Values
+from infernum.verify.values import smallest_normal
 
 Array = np.ndarray[Any, Any]
 
@@ -126,7 +128,7 @@ def _product(x: Array, weight: Array) -> Array:
 
 
 def _check_shape(node: Node, index: int, array: Array, chosen: Round) -> None:
-    wanted = shape_of(node.types[index], chosen)
+    wanted = chosen.facts.sizes(node.types[index])
     if array.shape != wanted:
         raise ShapeError(
             f"{Value(node.name, index)} is {node.types[index]}, and its array {list(array.shape)}"
@@ -145,23 +147,15 @@ def _error(out: Array, ref: Array, dtype: DType) -> tuple[float, str]:
         return (0.0, "") if same else (math.inf, "other integers")
     if np.array_equal(out, ref, equal_nan=True):
         return 0.0, ""
-    checks: list[tuple[str, Callable[[Array], Array]]] = [
-        ("NaN", np.isnan),
-        ("+inf", np.isposinf),
-        ("-inf", np.isneginf),
-    ]
-    for what, is_there in checks:
+    for what, is_there in {"NaN": np.isnan, "+inf": np.isposinf, "-inf": np.isneginf}.items():
         differs = is_there(out) != is_there(ref)
         if differs.any():
             count = int(differs.sum())
             return math.inf, f"{what} in one of the two and not in the other, at {count} element(s)"
     width = ref.shape[-1] if ref.ndim else 1
     known = np.isfinite(ref)
-    wide_ref = np.where(known, ref, 0).astype(np.float64).reshape(-1, width)
-    wide_out = np.where(known, out, 0).astype(np.float64).reshape(-1, width)
-    smallest = 6e-5 if dtype is F16 else 1.2e-38  # what is smaller is denormal and has no relative precision
-    size = np.maximum(np.linalg.norm(wide_ref, axis=1), smallest)
-    errors: Array = np.linalg.norm(wide_out - wide_ref, axis=1) / size
+    got, wanted = (np.where(known, array, 0).reshape(-1, width) for array in (out, ref))
+    errors = row_errors(got, wanted, smallest_normal(dtype))
     if dtype is not F32:  # roundings of single rows scatter, all the more in short ones
         return float(np.sqrt(np.mean(np.square(errors)))), " on average"
     row = int(errors.argmax())

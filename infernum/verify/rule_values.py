@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from infernum import dims
 from infernum.dtypes import F16, DType, round_to
 from infernum.ir.block import PAGE
 from infernum.ir.graph import Input, Node, TensorType
 from infernum.recipes import Read, Recipe, tensors_of
-from infernum.sampling_params import PARAMETERS
-from infernum.step import BATCH_INPUTS, SEEN
+from infernum.step import SEEN
+from infernum.verify.facts import Facts, ragged_step
 from infernum.weights.values import choose, values
 
 Array = np.ndarray[Any, Any]
@@ -24,9 +24,11 @@ Array = np.ndarray[Any, Any]
 KINDS = ("normal", "large", "tiny", "zeros", "equal")
 """What the rows of a stream are, in turn. Tiny ones are denormal in part, zeros have both signs."""
 
-MAX_PAGES = 3
+POOL = 1_000_003
+"""Random numbers: a prime number of them, so that no two rows of a large array are the same."""
 
-_TRIED = {parameter.name: parameter.tried for parameter in PARAMETERS if parameter.tried}
+VOCAB = 4
+"""Tokens, fewer than any table of a random graph has rows."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,9 @@ class Round:
     first: int = 0
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """What the symbols of a shape stand for."""
-        seqs = min(2, self.tokens)
-        pages = MAX_PAGES * seqs
-        return {
-            "tokens": self.tokens,
-            "seqs": seqs,
-            "rows": self.tokens,
-            "max_pages": MAX_PAGES,
-            "context_pages": dims.round_pages(MAX_PAGES),
-            "pages": pages,
-            "sms": 1,
-        }
+    def facts(self) -> Facts:
+        """The step: one sequence, or two of which the first begins near the end of a page."""
+        return _facts(self.tokens)
 
 
 @dataclass
@@ -76,14 +68,12 @@ class Values:
         return values(choose(recipe, tensors), _Tensors(tensors, dtype, self.made))
 
     def _array(self, name: str, kind: TensorType) -> Array:
-        facts = _facts(self.round)
-        if name in facts:
-            return facts[name]
-        shape = shape_of(kind, self.round)
-        if name in _TRIED:
-            return round_to(np.resize(np.array(_TRIED[name], np.float32), shape), kind.dtype)
+        facts = self.round.facts
+        if name in facts.arrays and name != SEEN.name:
+            return facts.arrays[name]
+        shape = facts.sizes(kind)
         if not kind.dtype.is_float:
-            return _integers(name, kind, shape, self.round)
+            return _integers(name, kind, shape, facts)
         return round_to(self._rows(name, _normal(name, shape), kind.dtype), kind.dtype)
 
     def _rows(self, name: str, numbers: Array, dtype: DType) -> Array:
@@ -134,49 +124,28 @@ class _Tensors:
         return self.made[name][start:stop]
 
 
-def shape_of(kind: TensorType, chosen: Round) -> tuple[int, ...]:
-    """The shape of a type in numbers."""
-    return tuple(dims.evaluate(dim, chosen.sizes) for dim in kind.shape)
+@cache
+def _facts(tokens: int) -> Facts:
+    half = tokens // 2
+    chunks = ((PAGE - 2, half), (3, tokens - half)) if half else ((PAGE - 2, tokens),)
+    return ragged_step(chunks, VOCAB, np.random.default_rng(tokens))
 
 
-def _facts(chosen: Round) -> dict[str, Array]:
-    """One sequence, or two of which the first begins near the end of a page."""
-    tokens, seqs = chosen.tokens, min(2, chosen.tokens)
-    lengths = [tokens] if seqs == 1 else [tokens // 2, tokens - tokens // 2]
-    starts = (PAGE - 2, 3)[:seqs]
-    facts = {
-        "positions": np.concatenate([np.arange(n) + start for n, start in zip(lengths, starts, strict=True)]),
-        "sequence": np.repeat(np.arange(seqs), lengths),
-        "query_start": np.cumsum([0, *lengths]),
-        "page_table": np.arange(MAX_PAGES * seqs)[::-1].reshape(seqs, MAX_PAGES),
-        "output_rows": np.arange(tokens)[::-1],
-    }
-    return {
-        item.name: facts[item.name].astype(item.dtype.numpy) for item in BATCH_INPUTS if item.name in facts
-    }
-
-
-def _integers(name: str, kind: TensorType, shape: tuple[int, ...], chosen: Round) -> Array:
+def _integers(name: str, kind: TensorType, shape: tuple[int, ...], facts: Facts) -> Array:
     """Bits for what holds a set, and otherwise numbers that can stand for a row or a token."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    below = 2**31 if name == SEEN.name else min(chosen.sizes["rows"], 8)
+    below = 2**31 if name == SEEN.name else min(facts.symbols["rows"], 8)
     return rng.integers(0, below, shape).astype(kind.dtype.numpy)
 
 
 @cache
 def _pool() -> Array:
-    """Random numbers that all arrays are cut from: drawing them anew would take most of a check's time."""
-    pool = np.random.default_rng(7).standard_normal(1_000_003).astype(np.float32)
-    pool.flags.writeable = False
-    return pool
+    """Random numbers, twice, that all arrays are cut from: drawing them anew would take most of a check's time."""
+    return np.tile(np.random.default_rng(7).standard_normal(POOL).astype(np.float32), 2)
 
 
 def _normal(name: str, shape: tuple[int, ...]) -> Array:
     """Normally distributed numbers, others for another name."""
-    count, pool = int(np.prod(shape)), _pool()
-    start = zlib.crc32(name.encode()) % len(pool)
-    first = pool[start : start + count]
-    rest = count - len(first)
-    return (
-        np.concatenate([first, np.resize(pool, rest)]).reshape(shape) if rest else first.reshape(shape).copy()
-    )
+    numbers = _pool()
+    start, most = zlib.crc32(name.encode()) % POOL, min(math.prod(shape), POOL)
+    return np.resize(numbers[start : start + most], shape)

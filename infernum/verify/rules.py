@@ -184,17 +184,18 @@ def _in_bundle(check: _Check, bundle: Bundle, rules: Sequence[Rule], told: Progr
 
 
 def _rounds(target: Target, change: Change) -> list[Round]:
-    """The fewest tokens of a variant and an odd number of them, at most 69; a single row is of every kind in turn."""
-    odd = min(target.max_tokens, 69)
-    odd -= odd > target.min_tokens and odd % 2 == 0
-    rounds = [Round(tokens) for tokens in dict.fromkeys((target.min_tokens, odd))]
+    """The fewest tokens of a variant and an even number, at most 70; a single row is of every kind in turn."""
+    even = max(target.min_tokens, min(target.max_tokens, 70) // 2 * 2)
+    rounds = [Round(tokens) for tokens in dict.fromkeys((target.min_tokens, even))]
     if target.min_tokens < len(KINDS) and change.bytes(target.min_tokens) <= SMALL:
         rounds += [Round(target.min_tokens, first) for first in range(1, len(KINDS))]
     return rounds
 
 
-SMALL_ROUNDS = (Round(13), Round(1))
-"""Rounds for random graphs: every kind of row, alike in all streams and mixed, and a single token."""
+SMALL_ROUNDS = (Round(14), Round(1))
+"""Rounds for random graphs: every kind of row, alike in all streams and mixed, and a single token.
+
+Numbers of tokens are even where there are several: then a step has a row of logits for each."""
 
 
 def _in_random_graphs(
