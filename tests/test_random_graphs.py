@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -19,17 +19,19 @@ from infernum.codegen.weights import fold_weights
 from infernum.dtypes import BF16, F32, DType, relative_error
 from infernum.fusion import RULES
 from infernum.ir.apply import apply_rules
-from infernum.ir.block import Block, Tensor, Trace
+from infernum.ir.block import Block, Tensor
 from infernum.ir.fuse import decomposed
-from infernum.ir.graph import Graph, Input, TensorType
+from infernum.ir.graph import Graph
 from infernum.ir.host import is_free
 from infernum.ir.interpret import interpret
 from infernum.ir.kernel import Target
 from infernum.ir.rewrite import Rule
 from infernum.ir.text import parse_graph, print_graph
 from infernum.models.llama import LlamaConfig, decoder, embed, head
-from infernum.ops import add, columns, flatten, heads, linear, mul, rms_norm, silu
-from infernum.recipes import read
+from infernum.ops import add, columns, linear, silu
+from infernum.verify.random_graphs import Maker, width
+
+T = TypeVar("T")
 
 RANDOM = settings(
     derandomize=True,
@@ -84,113 +86,36 @@ def check_same_meaning(before: Graph, after: Graph, dtype: DType, *, exact: bool
 # ---- random graphs
 
 
-class Maker:
-    """Grows a graph of [tokens, width] values, in the shapes that rules look for and in all others."""
+class DrawnMaker(Maker):
+    """Draws its choices from Hypothesis, which looks for the smallest graph that fails."""
 
     def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any], dtype: DType) -> None:
-        self.draw, self.dtype, self.trace = draw, dtype, Trace(where=("test.py:1",))
-        self.values: list[Tensor] = []
-        for name in "xy":
-            kind = TensorType(("tokens", self.draw(st.sampled_from([8, 16]))), dtype)
-            self.values.append(self.trace.input(name, Input("stream"), kind))
+        super().__init__(np.random.default_rng(0), dtype)
+        self.draw = draw
 
-    def weight(self, *shape: int) -> Tensor:
-        name = f"w{len(self.trace.entries)}"
-        role = Input("weight", read(f"{name}.weight", *shape))
-        return self.trace.input(name, role, TensorType(shape, self.dtype))
+    def pick(self, options: Sequence[T]) -> T:
+        return self.draw(st.sampled_from(options))
 
-    def any(self) -> Tensor:
-        return self.draw(st.sampled_from(self.values))
+    def chance(self, share: float = 0.5) -> bool:
+        del share
+        return self.draw(st.booleans())
 
-    def like(self, value: Tensor) -> Tensor:
-        return self.draw(st.sampled_from([v for v in self.values if v.type == value.type]))
-
-    def width(self, value: Tensor) -> int:
-        width = value.shape[-1]
-        assert isinstance(width, int)
-        return width
-
-    def grow(self) -> None:
-        kinds = (
-            "add",
-            "mul",
-            "silu",
-            "bias",
-            "norm",
-            "product",
-            "halves",
-            "turn",
-            "gate",
-            "three",
-            "residual",
-            "itself",
-            "normed",
-        )
-        x, kind = self.any(), self.draw(st.sampled_from(kinds))
-        made: list[Tensor] = getattr(self, kind)(x)
-        self.values += made
-
-    def add(self, x: Tensor) -> list[Tensor]:
-        return [add(x, self.like(x))]
-
-    def mul(self, x: Tensor) -> list[Tensor]:
-        return [mul(self.like(x), x)]
-
-    def silu(self, x: Tensor) -> list[Tensor]:
-        return [silu(x)]
-
-    def bias(self, x: Tensor) -> list[Tensor]:
-        return [add(x, self.weight(self.width(x)))]
-
-    def norm(self, x: Tensor) -> list[Tensor]:
-        return [rms_norm(x, self.weight(self.width(x)), eps=1e-5)]
-
-    def product(self, x: Tensor) -> list[Tensor]:
-        return [linear(x, self.weight(self.draw(st.sampled_from([8, 16])), self.width(x)))]
-
-    def halves(self, x: Tensor) -> list[Tensor]:
-        half = self.width(x) // 2
-        if half < 4:
-            return []
-        first, second = columns(x, start=0, stop=half), columns(x, start=half, stop=2 * half)
-        joined = self.draw(st.sampled_from(["gated", "added", "apart"]))
-        return {"gated": [mul(silu(first), second)], "added": [add(first, second)]}.get(
-            joined, [first, second]
-        )
-
-    def turn(self, x: Tensor) -> list[Tensor]:
-        turned, vector = heads(x, dim=self.width(x) // 2), self.weight(self.width(x) // 2)
-        normed = self.draw(st.booleans())
-        return [flatten(rms_norm(turned, vector, eps=1e-3) if normed else add(turned, vector))]
+    def kinds(self) -> list[Callable[[Tensor], list[Tensor]]]:
+        return [*super().kinds(), self.itself, self.normed]
 
     def itself(self, x: Tensor) -> list[Tensor]:
-        y = linear(x, self.weight(8, self.width(x)))
-        return [add(add(y, y) if self.draw(st.booleans()) else silu(y), columns(y, start=0, stop=8))]
+        y = linear(x, self.weight(8, width(x)))
+        return [add(add(y, y) if self.chance() else silu(y), columns(y, start=0, stop=8))]
 
     def normed(self, x: Tensor) -> list[Tensor]:
-        h = rms_norm(x, self.weight(self.width(x)), eps=1e-5)
+        (h,) = self.norm(x)
         return [*self.three(h), *self.gate(h)]
-
-    def gate(self, x: Tensor) -> list[Tensor]:
-        width = self.draw(st.sampled_from([8, 16]))
-        gate, up = (linear(x, self.weight(width, self.width(x))) for _ in range(2))
-        if self.draw(st.booleans()):
-            gate, up = add(gate, self.weight(width)), add(self.weight(width), up)
-        return [mul(silu(gate), up)]
-
-    def three(self, x: Tensor) -> list[Tensor]:
-        made = [linear(x, self.weight(width, self.width(x))) for width in (16, 8, 8)]
-        return [add(y, self.weight(self.width(y))) for y in made] if self.draw(st.booleans()) else made
-
-    def residual(self, x: Tensor) -> list[Tensor]:
-        y = self.any()
-        total = add(x, linear(y, self.weight(self.width(x), self.width(y))))
-        return [total, *(self.norm(total) if self.draw(st.booleans()) else [])]
 
 
 @st.composite
 def graphs(draw: Callable[[st.SearchStrategy[Any]], Any], dtype: DType) -> Graph:
-    maker = Maker(draw, dtype)
+    maker = DrawnMaker(draw, dtype)
+    maker.begin()
     for _ in range(draw(st.integers(1, 8))):
         maker.grow()
     computed = [v.value for v in maker.values[2:]]

@@ -45,6 +45,11 @@ class Maker:
         role = Input("weight", read(f"{name}.weight", *shape))
         return self.trace.input(name, role, TensorType(shape, self.dtype))
 
+    def begin(self) -> None:
+        """Two inputs to grow from."""
+        types = [TensorType(("tokens", self.pick(WIDTHS)), self.dtype) for _ in range(2)]
+        self.values += [self.stream(type_) for type_ in types]
+
     def like(self, value: Tensor) -> Tensor:
         """Some value of the same type, perhaps the same."""
         return self.pick([v for v in self.values if v.type == value.type])
@@ -82,7 +87,8 @@ class Maker:
 
     def turn(self, x: Tensor) -> list[Tensor]:
         half = width(x) // 2
-        return [flatten(add(heads(x, dim=half), self.weight(half)))]
+        turned, vector = heads(x, dim=half), self.weight(half)
+        return [flatten(rms_norm(turned, vector, eps=1e-3) if self.chance() else add(turned, vector))]
 
     def halves(self, x: Tensor) -> list[Tensor]:
         half = width(x) // 2
@@ -91,7 +97,10 @@ class Maker:
         first, second = columns(x, start=0, stop=half), columns(x, start=half, stop=2 * half)
         if self.chance(0.3):
             first, second = add(first, self.weight(half)), add(self.weight(half), second)
-        return [mul(silu(first), second)] if self.chance() else [first, second]
+        joined = self.pick(("gated", "added", "apart"))
+        if joined == "apart":
+            return [first, second]
+        return [mul(silu(first), second) if joined == "gated" else add(first, second)]
 
     def gate(self, x: Tensor) -> list[Tensor]:
         inner = self.pick(WIDTHS)
@@ -133,7 +142,7 @@ def random_graph(seed: int, dtype: DType) -> Graph:
     Its outputs are what was computed last, and now and then values in between.
     """
     maker = Maker(np.random.default_rng(seed), dtype)
-    maker.values += [maker.stream(TensorType(("tokens", maker.pick(WIDTHS)), dtype)) for _ in range(2)]
+    maker.begin()
     inputs = len(maker.values)
     for _ in range(1 + min(seed // 8, LARGEST - 1)):
         maker.grow()
