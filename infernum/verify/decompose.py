@@ -10,17 +10,15 @@ from infernum.cache import cache_folder
 from infernum.codegen.cubin import Cubin
 from infernum.codegen.emit import emit_block
 from infernum.codegen.manifest import CompiledBlock, describe_block
-from infernum.codegen.nvrtc import compile_all, parse_arch
+from infernum.codegen.nvrtc import compile_all
 from infernum.codegen.places import Place
 from infernum.codegen.plan import plan_block
 from infernum.codegen.steps import Kernel
-from infernum.dtypes import dtype
 from infernum.errors import CompileError
 from infernum.ir.apply import apply_rules
 from infernum.ir.graph import Graph, Input, Node
-from infernum.ir.kernel import Target
 from infernum.ir.op import Fused
-from infernum.verify.units import Program, Unit
+from infernum.verify.units import Program, Unit, target_of
 
 Progress = Callable[[str, int, int], None]
 _NOTHING = Cubin(b"", {})
@@ -89,11 +87,7 @@ def decomposed_graph(unit: Unit) -> Graph:
 
 def _emit(unit: Unit) -> _Emitted:
     """Raises CompileError when some op has no kernel of its own, or a result would be a view."""
-    manifest = unit.bundle.manifest
-    variant = spec_of(manifest.variants, unit.variant.variant)
-    target = Target(
-        parse_arch(manifest.arch), variant.name, variant.min_tokens, variant.max_tokens, dtype(manifest.dtype)
-    )
+    target = target_of(unit.bundle, spec_of(unit.bundle.manifest.variants, unit.variant.variant))
     graph = decomposed_graph(unit)
     plan = plan_block(graph, target)
     source = emit_block(plan, f"{unit}, taken apart into its ops.")

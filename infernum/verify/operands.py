@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,35 +33,28 @@ def operands_of(
     factor   what "large" multiplies by
     weights  those that are the same in every trial, kept from one to the next
     """
-    maker, made = _Operands(unit, facts, kind, factor, seed, weights), dict[Place, Array]()
+    rng, made = np.random.default_rng([*seed, 1]), dict[Place, Array]()
+    maker = _Operands(unit, facts, kind, factor, weights, rng)
     for slot, place in enumerate(unit.program.operands):
         if place not in made:
             made[place] = maker.values(slot, place)
     return [made[place] for place in unit.program.operands]
 
 
+@dataclass
 class _Operands:
     """Makes the operands of one unit for one trial."""
 
-    def __init__(
-        self,
-        unit: Unit,
-        facts: Facts,
-        kind: Kind,
-        factor: float,
-        seed: list[int],
-        weights: dict[Place, Array],
-    ) -> None:
-        self.unit = unit
-        self.facts = facts
-        self.kind: Kind = kind
-        self.factor = factor
-        self.rng = np.random.default_rng([*seed, 1])
-        self.copies = unit.copies
-        self.queries = set(_read_by(unit, "attention", 0))
-        self.attends = bool(self.queries)
-        self.keys = set(_read_by(unit, "append", 1)) if self.attends else set[int]()
-        self.weights = weights
+    unit: Unit
+    facts: Facts
+    kind: Kind
+    factor: float
+    weights: dict[Place, Array]
+    rng: np.random.Generator
+
+    def __post_init__(self) -> None:
+        self.queries = set(_read_by(self.unit, "attention", 0))
+        self.keys = set(_read_by(self.unit, "append", 1)) if self.queries else set[int]()
 
     def values(self, slot: int, place: Place) -> Array:
         shape, dtype = self.facts.sizes(place.type), place.type.dtype
@@ -101,7 +95,7 @@ class _Operands:
                 return draw(kind, shape, dtype, self.rng)
 
     def _key_kind(self) -> Kind:
-        return "normal" if self.attends and self.kind in ("large", "denormal") else self.kind
+        return "normal" if self.queries and self.kind in ("large", "denormal") else self.kind
 
     def _cache(self, shape: tuple[int, ...], dtype: DType, filled: Sequence[int]) -> Array:
         """A KV cache [pages, 2, kv_heads, 64, dim]: the first `filled[s]` positions of sequence s, NaN elsewhere."""
@@ -123,7 +117,7 @@ class _Operands:
         Biases are of the trial's kind, since they are added to what is, and so are weights that are copied.
         """
         name = tensor_names(self.unit.variant.weights[place.tensor].recipe)[0]
-        if self.copies or name.endswith("bias"):
+        if self.unit.copies or name.endswith("bias"):
             return draw(self.kind, shape, dtype, self.rng, self.factor)
         if place not in self.weights:
             self.weights[place] = _unit_gain(name, shape, dtype)

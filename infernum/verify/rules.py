@@ -11,8 +11,7 @@ import numpy as np
 
 import infernum.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers the ops that graphs name
 from infernum import fusion, plugins
-from infernum.bundle import Bundle, VariantSpec, spec_of
-from infernum.codegen.nvrtc import parse_arch
+from infernum.bundle import Bundle, spec_of
 from infernum.dtypes import BF16, F32, DType
 from infernum.dtypes import dtype as dtype_named
 from infernum.errors import BundleError
@@ -27,6 +26,7 @@ from infernum.verify.rule_firings import Broken, Fired, firings
 from infernum.verify.rule_meaning import Finding, compare
 from infernum.verify.rule_values import KINDS, Round
 from infernum.verify.rule_verdict import LARGEST, Failure, Record, RuleVerdict
+from infernum.verify.units import target_of
 
 RANDOM = 96
 """Random graphs to which all rules are applied."""
@@ -67,14 +67,14 @@ def verify_rules(
     if not tested:
         return []
     applied = [rule for rule in fusion.RULES if rule.name in tested | used]
-    told = progress or _silent
+    told: Progress = progress or (lambda what, done, total: None)
     dtype = dtype_named(bundle.manifest.dtype)
     records = {rule.name: Record(rule.name in used) for rule in applied if rule.name in tested}
     check = _Check(dtype, records)
     graphs = _in_bundle(check, bundle, applied, told)
     for record in check.records.values():
         record.enough += len(record.failures)
-    targets = [_target(bundle, spec) for spec in bundle.manifest.variants]
+    targets = [target_of(bundle, spec) for spec in bundle.manifest.variants]
     _in_random_graphs(check, applied, targets, told)
     found = harvest(graphs)
     for done, rule in enumerate(r for r in applied if r.name in tested):
@@ -83,10 +83,6 @@ def verify_rules(
     told("patterns", len(tested), len(tested))
     check.finish()
     return [record.verdict(name) for name, record in check.records.items()]
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    del what, done, total
 
 
 @dataclass
@@ -103,10 +99,6 @@ class _Check:
     def half(self) -> DType:
         return BF16 if self.dtype is F32 else self.dtype
 
-    def wants(self, rule: str) -> bool:
-        """True for a rule that is being checked and not known to be wrong."""
-        return rule in self.records and not self.records[rule].settled
-
     def look(self, graph: Graph, rules: Sequence[Rule], target: Target) -> Iterator[tuple[str, Fired]]:
         """Every firing that is to be compared; what is broken is recorded."""
         known = {name: len(record.failures) for name, record in self.records.items()}
@@ -114,7 +106,8 @@ class _Check:
         def goes_on(rule: str) -> bool:
             return rule not in known or known[rule] == len(self.records[rule].failures)
 
-        wanted = [rule for rule in rules if rule.name not in self.records or self.wants(rule.name)]
+        settled = {name for name, record in self.records.items() if record.settled}
+        wanted = [rule for rule in rules if rule.name not in settled]
         for step in firings(graph, wanted, target, goes_on):
             if step.rule not in self.records:
                 continue
@@ -128,8 +121,10 @@ class _Check:
     def compare(self, place: str, fired: Fired, rounds: Sequence[Round]) -> bool:
         """Compare the graphs of one firing and record what was found. False where they could not be evaluated."""
         record = self.records[fired.rule]
-        found = self._compare(fired, rounds)
-        change = fired.change
+        key, change = (fired.text, tuple(rounds)), fired.change
+        if key not in self.known:
+            self.known[key] = compare(change, self.dtype, self.half, rounds)
+        found = self.known[key]
         if found.wrong and change.computed and fired.whole.bytes(rounds[0].tokens) <= LARGEST:
             whole = compare(fired.whole, self.dtype, self.half, rounds)
             if not whole.wrong and not whole.unusable:
@@ -143,12 +138,6 @@ class _Check:
         record.worst, record.half = max(record.worst, found.error), max(record.half, found.half_error)
         return True
 
-    def _compare(self, fired: Fired, rounds: Sequence[Round]) -> Finding:
-        key = (fired.text, tuple(rounds))
-        if key not in self.known:
-            self.known[key] = compare(fired.change, self.dtype, self.half, rounds)
-        return self.known[key]
-
     def finish(self) -> None:
         """A rule that fired only where operands are large is checked at the smallest of those places, for one token."""
         for record in self.records.values():
@@ -156,12 +145,6 @@ class _Check:
                 fired, place = min(record.skipped, key=lambda skipped: skipped[0].change.bytes(1))
                 record.skipped.remove((fired, place))
                 record.sites += self.compare(place, fired, [Round(1)])
-
-
-def _target(bundle: Bundle, spec: VariantSpec) -> Target:
-    """What blocks of the bundle were compiled for, for one class of steps."""
-    arch, dtype = parse_arch(bundle.manifest.arch), dtype_named(bundle.manifest.dtype)
-    return Target(arch, spec.name, spec.min_tokens, spec.max_tokens, dtype)
 
 
 def _in_bundle(check: _Check, bundle: Bundle, rules: Sequence[Rule], told: Progress) -> list[Graph]:
@@ -172,7 +155,7 @@ def _in_bundle(check: _Check, bundle: Bundle, rules: Sequence[Rule], told: Progr
         told("blocks", done, len(variants))
         if variant.traced not in graphs:
             graphs[variant.traced] = parse_graph(bundle.read(variant.traced).decode())
-        target = _target(bundle, spec_of(bundle.manifest.variants, variant.variant))
+        target = target_of(bundle, spec_of(bundle.manifest.variants, variant.variant))
         for place, fired in check.look(graphs[variant.traced], rules, target):
             record = check.records[fired.rule]
             if fired.change.bytes(target.min_tokens) > LARGEST:

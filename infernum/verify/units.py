@@ -23,9 +23,12 @@ from infernum.bundle import (
     spec_of,
 )
 from infernum.codegen.manifest import LIBRARY
+from infernum.codegen.nvrtc import parse_arch
 from infernum.codegen.places import Place, places_of
+from infernum.dtypes import dtype as dtype_named
 from infernum.ir.graph import Graph, Input, Node, Value
 from infernum.ir.host import is_free
+from infernum.ir.kernel import Target
 from infernum.ir.op import Fused, Op
 from infernum.ir.text import parse_graph
 
@@ -187,6 +190,14 @@ def units_of(bundle: Bundle, variant: BlockVariant, serving: str | None = None) 
         assert not strangers, f"{unit}: names {strangers}, which its node knows nothing of"
         units.append(unit)
     return units
+
+
+def target_of(bundle: Bundle, spec: VariantSpec) -> Target:
+    """What blocks of the bundle were compiled for, for one class of steps."""
+    manifest = bundle.manifest
+    return Target(
+        parse_arch(manifest.arch), spec.name, spec.min_tokens, spec.max_tokens, dtype_named(manifest.dtype)
+    )
 
 
 def _named(step: Step) -> Iterator[str]:
