@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from infernum.dims import ceildiv
 from infernum.runtime.binding import BoundProgram, Symbols
 from infernum.runtime.timing import median_ms
 from infernum.verify.facts import Facts
-from infernum.verify.image import Image
+from infernum.verify.image import ALIGNMENT, Image
 
 Array = np.ndarray[Any, Any]
 
@@ -20,8 +21,6 @@ REPETITIONS = 20
 
 CACHE_BYTES = 2 * 64 * 2**20
 """Memory to pass over before the same bytes are read again: twice the L2 cache of an H200, of which it keeps little."""
-
-_ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ class Bench:
 
     def time(self, image: Image) -> Time:
         """The median time of one run, among runs that follow each other over several copies of the image."""
-        nbytes = -(-len(image.bytes) // _ALIGNMENT) * _ALIGNMENT
-        copies = min(REPETITIONS, -(-CACHE_BYTES // nbytes) + 1)
+        nbytes = ceildiv(len(image.bytes), ALIGNMENT) * ALIGNMENT
+        copies = min(REPETITIONS, ceildiv(CACHE_BYTES, nbytes) + 1)
         base = self._room(copies * nbytes)
         bases = [base + i * nbytes for i in range(copies)]
         for to in bases:

@@ -73,11 +73,8 @@ def change_of(before: Graph, after: Graph) -> Change:
     read = {n.name for n in parts[0].inputs}
     own = {n.name for n in before.nodes}
     foreign = any(n.name in own - read and not before.node(n.name).is_input for n in parts[1].inputs)
-    if (
-        foreign
-    ):  # it reads what the part that went did not: only the whole graphs tell how the two are related
-        return Change(before, after)
-    return Change(parts[0], parts[1], computed)
+    # where it reads what the part that went did not, only the whole graphs tell how the two are related
+    return Change(before, after) if foreign else Change(parts[0], parts[1], computed)
 
 
 def _kept(before: Graph, after: Graph) -> set[str]:

@@ -72,16 +72,13 @@ class Record:
 
     def verdict(self, rule: str) -> RuleVerdict:
         """The verdict on the rule of that name."""
-        if not self.failures:
-            tolerance = F32.tolerance
-            return self._verdict(rule, self.worst, tolerance, ())
-        smallest = min(self.failures, key=lambda failure: failure.size)
-        others = dict.fromkeys(f.sentence for f in self.failures if f.sentence != smallest.sentence)
-        wrong = (*others, f"{smallest.sentence}\n{smallest.text}")
-        worst = max(self.failures, key=lambda failure: failure.error / failure.tolerance)
-        return self._verdict(rule, worst.error, worst.tolerance, wrong)
-
-    def _verdict(self, rule: str, error: float, tolerance: float, wrong: tuple[str, ...]) -> RuleVerdict:
+        error, tolerance, wrong = self.worst, F32.tolerance, tuple[str, ...]()
+        if self.failures:
+            smallest = min(self.failures, key=lambda failure: failure.size)
+            others = dict.fromkeys(f.sentence for f in self.failures if f.sentence != smallest.sentence)
+            worst = max(self.failures, key=lambda failure: failure.error / failure.tolerance)
+            error, tolerance = worst.error, worst.tolerance
+            wrong = (*others, f"{smallest.sentence}\n{smallest.text}")
         return RuleVerdict(
             rule, self.sites, self.graphs, error, tolerance, not wrong, wrong, self._note(), self.in_bundle
         )

@@ -11,7 +11,6 @@ import numpy as np
 
 import infernum.ops  # noqa: F401 - fills the registry
 from infernum.codegen.places import Place
-from infernum.dtypes import DType
 from infernum.ir.graph import Node
 from infernum.ir.op import Fused, Op
 from infernum.verify.facts import Chunks, Facts, ragged_step
@@ -64,11 +63,10 @@ def _factors(unit: Unit, kind: Kind) -> Sequence[float]:
     if kind != "large":
         return (1.0,)
     floats = [place.type.dtype for place in unit.program.operands if place.type.dtype.is_float]
-    return tuple(2.0**exponent for exponent in LARGE[min(floats, key=_range).name]) if floats else (1.0,)
-
-
-def _range(dtype: DType) -> float:
-    return float(LARGE[dtype.name][0])
+    if not floats:
+        return (1.0,)
+    narrowest = min(floats, key=lambda dtype: LARGE[dtype.name][0])
+    return tuple(2.0**exponent for exponent in LARGE[narrowest.name])
 
 
 def _fingerprint(operands: Sequence[Array]) -> bytes:
