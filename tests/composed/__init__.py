@@ -13,7 +13,7 @@ from infernum import ops
 from infernum.codegen.templates import add_folder
 from infernum.ir.block import BatchInputs, Block, Tensor, Weights, block
 from infernum.ir.kernel import Prologue
-from infernum.ir.op import OPS, Op, op, pointwise
+from infernum.ir.op import OPS, Op, elements, op, pointwise
 from infernum.models.config import add_family, families
 from infernum.models.family import Family
 from infernum.models.llama import LlamaConfig, embed, head
@@ -42,7 +42,12 @@ def add_three(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     return x + y + z
 
 
-@op(infer=norm.norm_types, kernels=[norm.NORM], prologue=Prologue("OffsetNorm", "offset_norm.cuh"))
+@op(
+    infer=norm.norm_types,
+    kernels=[norm.NORM],
+    prologue=Prologue("OffsetNorm", "offset_norm.cuh"),
+    flops=lambda call: f"5 * {elements(call.operands['x'])}",
+)
 def offset_norm(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:
     """Each row scaled to unit root-mean-square, then by 1 + weight."""
     scale = 1.0 / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps))
