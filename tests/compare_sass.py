@@ -42,14 +42,14 @@ def compile_here(arch: str, dtypes: list[str]) -> dict[str, str]:
     from infernum.cache import cache_folder
     from infernum.codegen.nvrtc import compile_cuda
     from infernum.compiler import Options, emit_sources
-    from infernum.models.config import understand
-    from infernum.models.fields import Fields
     from infernum.models.presets import resolve
 
     hashes: dict[str, str] = {}
     for name, config in SHAPES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "config.json").write_text(json.dumps(config))
+            source = resolve(config if isinstance(config, str) else folder)
         for dtype in dtypes:
-            source = resolve(config) if isinstance(config, str) else understand(Fields(config, name))
             blocks = emit_sources(source, Options(arch=arch, dtype=dtype)).blocks
             with ThreadPoolExecutor() as pool:
                 cubins = pool.map(

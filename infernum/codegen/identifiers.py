@@ -37,12 +37,12 @@ def identifiers(template: str, arch: int, names: Iterable[str], code: Iterable[s
     text = " ".join(
         (_JINJA.sub(" ", source_of(template, arch=arch)), *(_PLACEHOLDER.sub(" ", each) for each in code))
     )
-    taken = set(_WORD.findall(text)) | _KEYWORDS | _OF_SLOTS
+    in_use = set(_WORD.findall(text)) | _KEYWORDS | _OF_SLOTS
     chosen: dict[str, str] = {}
     for name in dict.fromkeys(names):
         identifier = f"in_{name}" if _DERIVED.match(name) else name
-        while identifier in taken:
+        while identifier in in_use:
             identifier += "_"
         chosen[name] = identifier
-        taken |= {identifier, f"{identifier}_value", f"{identifier}_values"}
+        in_use |= {identifier, f"{identifier}_value", f"{identifier}_values"}
     return chosen

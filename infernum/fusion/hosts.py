@@ -45,7 +45,7 @@ class IntoEpilogue:
         for region, fused in self.fused(graph, node, target):
             place = place_of(graph, region.names - {node.name})
             if isinstance(fused, Graph):
-                yield Candidate(place, None, lambda made=fused: made)
+                yield Candidate(place, None, lambda graph=fused: graph)
                 return
             refused.append((region.obstacle is None, Candidate(place, fused, lambda: graph)))
         # Of the reasons, a kernel's own says most, and of several that of the smallest region.

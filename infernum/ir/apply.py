@@ -115,14 +115,14 @@ def _apply_one(
                 refused[name] = [Refused(rule.name, c.at, c.reason) for c in candidates if c.reason]
                 continue
             before, graph = graph, normalise(chosen.apply())
-            made = _not_in(before, graph)
-            firings.append(Fired(rule.name, ", ".join(_not_in(graph, before)), ", ".join(made)))
+            new_calls = _not_in(before, graph)
+            firings.append(Fired(rule.name, ", ".join(_not_in(graph, before)), ", ".join(new_calls)))
             log.info("%s: %s fired at %s -> %s", block, rule.name, firings[-1].at, firings[-1].made)
             if len(firings) == MOST_FIRINGS:
                 raise CompileError(
                     f"{rule.name} fired {MOST_FIRINGS} times at {chosen.at}: does it match what it makes?"
                 )
-            todo.extendleft(reversed(list(dict.fromkeys((*made, name)))))
+            todo.extendleft(reversed(list(dict.fromkeys((*new_calls, name)))))
         if len(firings) == fired_before:
             break
     refusals = tuple(dict.fromkeys(each for name in graph.order for each in refused.get(name, ())))

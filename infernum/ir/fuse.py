@@ -100,15 +100,15 @@ def into_slot(graph: Graph, host: Node, operand: str, row: Node, rule: str) -> G
     fused = host.op
     assert isinstance(fused, Fused) and fused.kernels, f"{host.name} has no kernels of its own"
     outer = dict(zip(fused.params, graph.operands(host.name), strict=True))
-    taken = {n.name for n in fused.body.nodes}
-    name = _unlike(row.name, taken)
+    in_use = {n.name for n in fused.body.nodes}
+    name = _unlike(row.name, in_use)
     inputs = {value: inner for inner, value in reversed(list(outer.items())) if inner != operand}
     rows, *others = graph.operands(row.name)
     added: dict[str, Value] = {}
     read = [Value(operand)]
     for value in others:
         if value not in inputs:
-            inputs[value] = _unlike(value.node, taken | {name} | set(added))
+            inputs[value] = _unlike(value.node, in_use | {name} | set(added))
             added[inputs[value]] = value
         read.append(Value(inputs[value]))
     calls: list[tuple[Node, list[Value]]] = [(renamed(row, name), read)]
@@ -124,7 +124,7 @@ def into_slot(graph: Graph, host: Node, operand: str, row: Node, rule: str) -> G
     slots = {**fused.slots, operand: (name, *fused.slots.get(operand, ()))}
     names = frozenset((row.name, host.name))
     rules = tuple(dict.fromkeys((*rules_of(graph, names), rule)))
-    made = replace(
+    absorbing = replace(
         host,
         op=replace(fused, body=body, rules=rules, slots=slots),
         where=lines_of(graph, names),
@@ -132,7 +132,7 @@ def into_slot(graph: Graph, host: Node, operand: str, row: Node, rule: str) -> G
     )
     operands = [*({**outer, operand: rows}).values(), *added.values()]
     values = {Value(host.name, i): Value(host.name, i) for i in range(len(host.types))}
-    return graph.replaced(names, [(made, operands)], values)
+    return graph.replaced(names, [(absorbing, operands)], values)
 
 
 @dataclass(frozen=True)

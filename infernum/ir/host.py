@@ -204,7 +204,7 @@ def regions(graph: Graph, node: Node) -> list[Region]:
     if host is None or len(node.types) != 1:
         return []
     above = {node.name: frozenset((node.name,))}
-    found: list[Region] = []
+    behind: list[Region] = []
     for each in graph.calls[graph.calls.index(node) + 1 :]:
         read = graph.operands(each.name)
         inside = [v.node for v in read if v.node in above]
@@ -215,8 +215,8 @@ def regions(graph: Graph, node: Node) -> list[Region]:
             names = above[each.name] = frozenset((each.name,)).union(*(above[name] for name in inside))
             if not sliced:
                 output = Value(each.name)
-                found.append(Region(names, output, _obstacle(graph, node, names, output)))
-    return found
+                behind.append(Region(names, output, _obstacle(graph, node, names, output)))
+    return behind
 
 
 def _obstacle(graph: Graph, host: Node, names: frozenset[str], output: Value) -> str | None:
@@ -285,11 +285,11 @@ def is_pointwise_kernel(node: Node) -> bool:
 
 def ancestors_of(body: Graph, name: str) -> set[str]:
     """The nodes that a node is computed from."""
-    found: set[str] = set()
+    ancestors: set[str] = set()
     todo = [name]
     while todo:
         for value in body.operands(todo.pop()):
-            if value.node not in found:
-                found.add(value.node)
+            if value.node not in ancestors:
+                ancestors.add(value.node)
                 todo.append(value.node)
-    return found
+    return ancestors

@@ -235,10 +235,6 @@ class Template:
             for row in rows:
                 if row.prologue.kind not in kinds:
                     return Refusal(f"{self.name} does not compute {row.op} while it reads {operand}")
-                if row.prologue.kind == "norm" and len(row.operands) != 1:
-                    return Refusal(
-                        f"{self.name} scales by one vector, and {row.op} reads {len(row.operands)}"
-                    )
         return None
 
 

@@ -152,8 +152,8 @@ class Op:
         problem = self._misuse(operands, attrs)
         if problem:
             raise ShapeError(f"{caller()}: {self.name} {problem}")
-        given = {a: _python(attrs.get(a, self.defaults.get(a))) for a in self.attrs}
-        results = operands[0].trace.add(self, operands, given)
+        settings = {a: _python(attrs.get(a, self.defaults.get(a))) for a in self.attrs}
+        results = operands[0].trace.add(self, operands, settings)
         return results if len(self.results) > 1 else results[0]
 
     def _misuse(self, operands: Sequence[object], attrs: Mapping[str, Any]) -> str | None:

@@ -148,16 +148,18 @@ def rewritten(
     tensors = [_bound(trace, graph, value) for value in inputs]
     after: tuple[Tensor, ...] = as_tuple(build(*tensors))
     bound = {t.value: value for t, value in zip(tensors, inputs, strict=True)}
-    wanted = _computing(trace, (a.value for a in after))  # not what was traced as the pattern
-    made = [(n, operands) for n, operands in trace.entries.values() if not n.is_input and n.name in wanted]
+    computing = _computing(trace, (a.value for a in after))  # not what was traced as the pattern
+    new_calls = [
+        (n, operands) for n, operands in trace.entries.values() if not n.is_input and n.name in computing
+    ]
     new_names: dict[str, str] = {}
-    for node, _ in made:
+    for node, _ in new_calls:
         new_names[node.name] = graph.fresh_call(node.op.name, new_names.values())
 
     def outer(value: Value) -> Value:
         return bound[value] if value in bound else Value(new_names[value.node], value.index)
 
-    stands_for = _stands_for(graph, names, [node for node, _ in made])
+    stands_for = _stands_for(graph, names, [node for node, _ in new_calls])
     added = [
         (
             replace(
@@ -169,7 +171,7 @@ def rewritten(
             ),
             [outer(v) for v in operands],
         )
-        for node, operands in made
+        for node, operands in new_calls
     ]
     values = {old: outer(new.value) for old, new in zip(outputs, after, strict=True)}
     return graph.replaced(names, added, values)
