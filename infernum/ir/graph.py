@@ -251,11 +251,6 @@ class Graph:
         """This graph without the calls and weights that no output depends on."""
         return Graph.build(self.name, _live(self.entries(), self.outputs), self.outputs)
 
-    def with_nodes(self, changed: Mapping[str, Node]) -> Graph:
-        """This graph with some nodes replaced by others of the same name, operands and result types."""
-        entries = [(changed.get(node.name, node), operands) for node, operands in self.entries()]
-        return Graph.build(self.name, entries, self.outputs)
-
     def renamed(self, name: str) -> Graph:
         return Graph(name, self.nx, self.outputs)
 
