@@ -140,11 +140,11 @@ def open_bundle(folder: Path) -> Bundle:
     checksums = _read_checksums(folder)
     raw = _read_checked(folder, MANIFEST, checksums)
     try:
-        schema = msgspec.json.decode(raw, type=_SchemaOnly).schema
-        if schema != SCHEMA:
+        known = msgspec.json.decode(raw, type=_AnySchema)
+        if known.schema != SCHEMA:
             raise BundleError(
-                f"{folder}/{MANIFEST}: schema {schema}, this version reads {SCHEMA}; compile the model again:"
-                f" `infernum compile MODEL -o {folder}`"
+                f"{folder}/{MANIFEST}: schema {known.schema}, this version reads {SCHEMA}; compile the model again:"
+                f" `infernum compile {known.model.name} -o {folder}`"
             )
         manifest = msgspec.json.decode(raw, type=Manifest)
     except msgspec.DecodeError as error:
@@ -203,8 +203,15 @@ def not_rebuilt(bundle: Bundle) -> list[str]:
     return [name for name in sources if file_state(bundle, name) == "edited"]
 
 
-class _SchemaOnly(msgspec.Struct):
+class _Model(msgspec.Struct, frozen=True):
+    name: str = "MODEL"
+
+
+class _AnySchema(msgspec.Struct):
+    """What can be read of a manifest whatever its schema."""
+
     schema: int
+    model: _Model = _Model()
 
 
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:

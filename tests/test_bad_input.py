@@ -194,7 +194,7 @@ CASES: dict[str, Case] = {
     ),
     "another-schema": (
         lambda w: ("inspect", rewrite_manifest(w.bundle(), lambda m: m.update(schema=99))),
-        ["schema 99", "infernum compile MODEL -o "],
+        ["schema 99", "infernum compile dante -o "],
     ),
     "manifest-lacks-a-field": (
         lambda w: ("inspect", rewrite_manifest(w.bundle(), lambda m: m.pop("program"))),
