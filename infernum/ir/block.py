@@ -241,10 +241,10 @@ class Block:
 
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
         """The parameters of the function that are settings, in the order of its signature."""
-        given = {*self.streams, "batch", "w", "cfg"}
+        passed = {*self.streams, "batch", "w", "cfg"}
         parameters = inspect.signature(self.function).parameters
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        return {name: p for name, p in parameters.items() if name not in given and p.kind in named}
+        return {name: p for name, p in parameters.items() if name not in passed and p.kind in named}
 
     def _check_bound(self) -> None:
         """Raise CompileError for a setting that has no default and that `of` has not bound."""

@@ -61,9 +61,9 @@ def _match_outputs(pattern: Graph, graph: Graph, outputs: list[str], match: Matc
     if first in match.nodes:
         yield from _match_outputs(pattern, graph, rest, match)
         return
-    wanted = pattern.node(first)
-    for candidate in _may_be(pattern, graph, wanted, match):
-        for grown in _match_node(pattern, graph, wanted, candidate, match):
+    pattern_node = pattern.node(first)
+    for candidate in _may_be(pattern, graph, pattern_node, match):
+        for grown in _match_node(pattern, graph, pattern_node, candidate, match):
             yield from _match_outputs(pattern, graph, rest, grown)
 
 

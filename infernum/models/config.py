@@ -94,11 +94,11 @@ ADDED: dict[str, Family] = {}
 def add_family(family: Family) -> None:
     """Make a plugin's family known by its model types. Raises ConfigError when one of them is taken."""
     for model_type in family.model_types:
-        taken = _look_up(model_type)
-        if taken is not None:
+        known = _look_up(model_type)
+        if known is not None:
             raise ConfigError(
                 f"a family of model_type {show(model_type)} exists already, in"
-                f" {taken.config_of(model_type).__module__}; choose another name"
+                f" {known.config_of(model_type).__module__}; choose another name"
             )
     ADDED.update(dict.fromkeys(family.model_types, family))
 
@@ -162,12 +162,12 @@ def _check_architectures(fields: Fields, config_type: type[FamilyConfig]) -> Non
 def _read_generation(generation: Fields, *config: Fields) -> GenerationDefaults:
     """`generation` (generation_config.json) overrides `config`, for the token ids field by field."""
     eos, bos = (_token_ids(name, generation, *config) for name in ("eos_token_id", "bos_token_id"))
-    given = {name for name, value in generation.items() if value is not None}
+    present = {name for name, value in generation.items() if value is not None}
     return GenerationDefaults(
         eos_token_ids=eos,
         bos_token_id=bos[0] if bos else None,
-        do_sample=generation.flag("do_sample", False) if "do_sample" in given else None,
-        sampling={p.name: _number(generation, p) for p in _GENERATION_PARAMETERS if p.name in given},
+        do_sample=generation.flag("do_sample", False) if "do_sample" in present else None,
+        sampling={p.name: _number(generation, p) for p in _GENERATION_PARAMETERS if p.name in present},
     )
 
 

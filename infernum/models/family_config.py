@@ -157,9 +157,9 @@ def _check(
     `shown` has the names by which the error calls the fields, where these are not their own.
     """
     values = ((name, spec, getattr(config, name)) for name, spec in specs.items())
-    given = [(name, spec, value) for name, spec, value in values if value is not None or not spec.optional]
-    alone = ((name, value, spec.problem(value)) for name, spec, value in given)
-    together = ((name, value, spec.misfit(value, config)) for name, spec, value in given)
+    present = [(name, spec, value) for name, spec, value in values if value is not None or not spec.optional]
+    alone = ((name, value, spec.problem(value)) for name, spec, value in present)
+    together = ((name, value, spec.misfit(value, config)) for name, spec, value in present)
     for name, value, problem in chain(alone, together):
         if problem:
             raise ConfigError(f"{where}{(shown or {}).get(name, name)} = {show(value)} {problem}")

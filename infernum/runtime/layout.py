@@ -65,12 +65,12 @@ def check_arch(bundle: Bundle, gpu_arch: tuple[int, int], gpu_name: str) -> None
 def block_variant(manifest: Manifest, block: str, variant: str) -> BlockVariant:
     """What steps of class `variant` run of a block. Raises BundleError when the bundle lacks it."""
     compiled = manifest.blocks.get(block, {})
-    found = compiled.get(variant, compiled.get(ANY))
-    if found is None:
+    serving = compiled.get(variant, compiled.get(ANY))
+    if serving is None:
         raise BundleError(
             f"the bundle has no block {block!r} for variant {variant!r}; compile the model again"
         )
-    return found
+    return serving
 
 
 def tensor_bytes(spec: TensorSpec, symbols: Mapping[str, int]) -> int:
