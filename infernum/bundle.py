@@ -94,10 +94,12 @@ __all__ = [
     "file_state",
     "not_rebuilt",
     "open_bundle",
+    "open_kernels",
     "sections",
     "shared_code",
     "source_hash",
     "spec_of",
+    "traced_name",
     "update_bundle",
     "variant_names",
     "write_bundle",
@@ -123,6 +125,21 @@ class Bundle:
             if variant.min_tokens <= tokens <= variant.max_tokens:
                 return variant
         raise BundleError(f"{self.folder}: no variant serves {tokens} tokens in one step")
+
+    @property
+    def arch(self) -> str:
+        """The architecture that the kernels were compiled for. Raises BundleError where there are only graphs."""
+        self.check_kernels()
+        assert self.manifest.arch is not None, "kernels are compiled for an architecture"
+        return self.manifest.arch
+
+    def check_kernels(self) -> None:
+        """Raises BundleError for a bundle for NumPy, which holds graphs only."""
+        if self.manifest.arch is None:
+            raise BundleError(
+                f"{self.folder}: holds graphs for NumPy and no kernels; run it with --device cpu,"
+                f" or compile the model for a GPU: `infernum compile {self.manifest.model.name} -o DIR`"
+            )
 
     def read(self, name: str) -> bytes:
         """The bytes of one file, verified. Raises BundleError when it is missing or altered."""
@@ -150,6 +167,18 @@ def open_bundle(folder: Path) -> Bundle:
     except msgspec.DecodeError as error:
         raise BundleError(f"{folder}/{MANIFEST}: {error}; compile the model again") from error
     return Bundle(folder, manifest, checksums)
+
+
+def open_kernels(folder: Path) -> Bundle:
+    """Open the bundle in `folder` for what works on its kernels. Raises BundleError, also for a bundle for NumPy."""
+    bundle = open_bundle(folder)
+    bundle.check_kernels()
+    return bundle
+
+
+def traced_name(block: str) -> str:
+    """The file of a block's graph before any rule."""
+    return f"{block}.traced.ir"
 
 
 def sections(source: str) -> dict[str, str]:

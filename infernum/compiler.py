@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import infernum.ops  # noqa: F401 - fills the registry
-from infernum import __version__, bundle, logs, plugins
-from infernum.cache import cache_folder, locked
+from infernum import __version__, bundle, logs
+from infernum.bundle_cache import cached
+from infernum.cache import cache_folder
 from infernum.codegen.cubin import Cubin
 from infernum.codegen.emit import emit_block
-from infernum.codegen.manifest import CompiledBlock, describe_block, traced_name
+from infernum.codegen.manifest import CompiledBlock, describe_block
 from infernum.codegen.nvrtc import compile_all, nvrtc_version, parse_arch
 from infernum.codegen.plan import plan_block
 from infernum.codegen.weights import fold_weights
-from infernum.dtypes import DType
-from infernum.dtypes import dtype as dtype_named
-from infernum.errors import CompileError
 from infernum.fusion import select_rules
 from infernum.ir.apply import apply_rules
-from infernum.ir.block import PAGE, Block
 from infernum.ir.graph import Graph
 from infernum.ir.kernel import Target, Tuned
 from infernum.ir.rewrite import Rule
 from infernum.ir.text import print_graph
 from infernum.models import sampler
-from infernum.models.config import config_hash, find_family
 from infernum.models.presets import ModelSource
 from infernum.passes import Passes, record_passes
+from infernum.program import MAX_BATCH_TOKENS, Program, describe_program, read_program
 from infernum.roofline import MAX_ROWS
 
-log = logging.getLogger(__name__)
-cache_log, kernel_log = logs.channel("cache"), logs.channel("kernels")
+kernel_log = logs.channel("kernels")
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -54,7 +45,7 @@ class Options:
     dtype: str = "auto"
     fuse: bool = True
     rules: tuple[str, ...] = ()
-    max_batch_tokens: int = 4096
+    max_batch_tokens: int = MAX_BATCH_TOKENS
     dump: Path | None = None
     tuned: Mapping[str, Tuned] = field(default_factory=dict[str, Tuned], hash=False)
 
@@ -63,12 +54,10 @@ class Options:
 class Sources:
     """Everything that is known of a bundle before NVRTC runs."""
 
-    source: ModelSource
+    program: Program
     options: Options
-    dtype: DType
     variants: list[bundle.VariantSpec]
     rules: list[Rule]
-    program: list[tuple[Block, int | None]]
     blocks: list[CompiledBlock] = field(default_factory=list[CompiledBlock])
     passes: Passes = field(default_factory=Passes)
 
@@ -109,7 +98,7 @@ def texts(sources: Sources) -> dict[str, bytes]:
     """The files of a bundle that a person reads, by name."""
     contents = {"rules.txt": _rules_text(sources)}
     for block in sources.blocks:
-        contents[traced_name(block.block)] = print_graph(block.traced)
+        contents[bundle.traced_name(block.block)] = print_graph(block.traced)
         contents[f"{block.stem}.ir"] = print_graph(block.plan.graph)
         contents[f"{block.stem}.cu"] = block.source
     return {name: text.encode() for name, text in contents.items()}
@@ -119,35 +108,10 @@ def cached_bundle(
     source: ModelSource, options: Options, *, progress: Progress | None = None
 ) -> bundle.Bundle:
     """The bundle of a model in the user's cache, compiled now unless the very same one is there already."""
-    key = _cache_key(source, options)
-    folder = cache_folder() / "bundles" / f"{source.name.replace('/', '_')}-{key[:16]}"
-    with locked(folder):
-        found = _usable(folder)
-        if found is None:
-            if folder.exists() and not bundle.is_bundle(folder):  # part of one
-                shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
-            cache_log.info("bundle miss, compiling %s", folder)
-            return compile_model(source, options, folder, progress=progress)
-    cache_log.info("bundle hit %s", folder)
-    if found.manifest.edits:
-        log.warning(
-            "%s: its kernels were edited by hand, and that is what runs; delete it for the compiler's own",
-            folder,
-        )
-    return found
-
-
-def _usable(folder: Path) -> bundle.Bundle | None:
-    """The bundle in a folder of the cache, if all of it is there."""
-    if not (folder / bundle.MANIFEST).is_file():
-        return None
-    try:
-        found = bundle.open_bundle(folder)
-        bundle.check_whole(found)
-    except bundle.BundleError as error:
-        cache_log.info("the bundle is damaged and made anew: %s", error)
-        return None
-    return found
+    tuned = sorted((key, sorted(chosen.values.items()), chosen.why) for key, chosen in options.tuned.items())
+    facts = [options.arch, options.dtype, options.fuse, options.rules, tuned]
+    facts += [options.max_batch_tokens, nvrtc_version()]
+    return cached(source, facts, lambda folder: compile_model(source, options, folder, progress=progress))
 
 
 def emit_sources(source: ModelSource, options: Options, passes: Passes | None = None) -> Sources:
@@ -163,14 +127,9 @@ def emit_sources(source: ModelSource, options: Options, passes: Passes | None = 
 
 def prepare(source: ModelSource, options: Options, passes: Passes | None = None) -> Sources:
     """What is to be compiled, no block of it emitted yet. Raises CompileError or ConfigError."""
-    family = find_family(source.family)
-    dtype = dtype_named(source.config.dtype if options.dtype == "auto" else options.dtype)
-    if not dtype.is_float:
-        raise CompileError(f"--dtype {options.dtype}: use float32, float16 or bfloat16")
+    program = read_program(source, options.dtype, options.max_batch_tokens)
     rules = select_rules(options.fuse, options.rules)
-    program = family.program(source.config)
-    variants = variants_for(options, source.config)
-    return Sources(source, options, dtype, variants, rules, program, passes=passes or Passes())
+    return Sources(program, options, variants_for(program.max_tokens), rules, passes=passes or Passes())
 
 
 def emit_blocks(sources: Sources) -> Iterator[CompiledBlock]:
@@ -178,14 +137,13 @@ def emit_blocks(sources: Sources) -> Iterator[CompiledBlock]:
 
     `sample` comes first: NVRTC takes longest for it, and can begin while the others are emitted.
     """
-    options = sources.options
-    blocks = distinct_blocks([*(block for block, _ in sources.program), *sampler.SAMPLERS])
-    samplers = [block for block in blocks if block in sampler.SAMPLERS]
-    model = [block for block in blocks if block not in samplers]
+    program, options = sources.program, sources.options
+    samplers = [block for block in program.blocks if block in sampler.SAMPLERS]
+    model = [block for block in program.blocks if block not in samplers]
     for block in [*reversed(samplers), *model]:
         classes = [bundle.any_step(sources.variants)] if block in samplers else sources.variants
         begin = time.perf_counter()
-        traced = block.trace(sources.source.config, sources.dtype)
+        traced = block.trace(program.source.config, program.dtype)
         sources.passes.traced(traced, time.perf_counter() - begin)
         for variant in classes:
             target = Target(
@@ -193,32 +151,13 @@ def emit_blocks(sources: Sources) -> Iterator[CompiledBlock]:
                 variant.name,
                 variant.min_tokens,
                 variant.max_tokens,
-                sources.dtype,
+                program.dtype,
                 options.tuned,
             )
             sources.blocks.append(compile_block(traced, target, sources.rules, sources))
             yield sources.blocks[-1]
     order = [block.name for block in (*model, *samplers)]
     sources.blocks.sort(key=lambda compiled: order.index(compiled.block))
-
-
-def distinct_blocks(blocks: Iterable[Block]) -> list[Block]:
-    """Each block once, in order of first use. Raises CompileError for two different blocks of one name."""
-    by_name: dict[str, Block] = {}
-    for block in blocks:
-        first = by_name.setdefault(block.name, block)
-        if first != block:
-            raise CompileError(
-                f"two different blocks are called {block.name}: {_definition(first)} and {_definition(block)};"
-                " rename one, or bind what differs by Block.of, which names a block after its settings"
-            )
-    return list(by_name.values())
-
-
-def _definition(block: Block) -> str:
-    """Where a block was declared, and with which settings: `models/llama.py:31 (kind='sliding')`."""
-    settings = ", ".join(f"{name}={value!r}" for name, value in block.settings.items())
-    return f"{block.where} ({settings})" if settings else block.where
 
 
 def compile_block(traced: Graph, target: Target, rules: Sequence[Rule], sources: Sources) -> CompiledBlock:
@@ -230,7 +169,7 @@ def compile_block(traced: Graph, target: Target, rules: Sequence[Rule], sources:
     passes.kernels = len(plan.steps)
     before = plan_block(traced, target)
     title = (
-        f"{sources.source.name}: block {traced.name}, {target.min_tokens} to {target.max_tokens} token(s), "
+        f"{sources.program.source.name}: block {traced.name}, {target.min_tokens} to {target.max_tokens} token(s), "
         f"{target.dtype.long_name}, {sources.options.arch}. Emitted by Infernum {__version__}."
     )
     with passes.timed("emit", "The kernels rendered from their templates."):
@@ -238,9 +177,8 @@ def compile_block(traced: Graph, target: Target, rules: Sequence[Rule], sources:
     return CompiledBlock(traced.name, target, traced, outcome, plan, before, emitted)
 
 
-def variants_for(options: Options, cfg: Any) -> list[bundle.VariantSpec]:
-    """The classes of token counts: one token, a few (GEMV), decoding many sequences, and prompts."""
-    largest = max(1, min(options.max_batch_tokens, cfg.max_position_embeddings))
+def variants_for(largest: int) -> list[bundle.VariantSpec]:
+    """The classes of token counts up to `largest`: one token, a few (GEMV), decoding many sequences, and prompts."""
     classes = [("t1", 1, 1), ("t8", 2, 8), ("t64", 9, 64), ("prefill", 65, largest)]
     return [
         bundle.VariantSpec(
@@ -253,35 +191,19 @@ def variants_for(options: Options, cfg: Any) -> list[bundle.VariantSpec]:
 
 def describe(sources: Sources, cubins: Mapping[str, Cubin]) -> bundle.Manifest:
     """The manifest of a bundle."""
-    source, options = sources.source, sources.options
+    options = sources.options
     blocks: dict[str, dict[str, bundle.BlockVariant]] = {}
     for block in sources.blocks:
         variant = bundle.spec_of(sources.variants, block.target.variant)
         blocks.setdefault(block.block, {})[variant.name] = describe_block(block, variant, cubins[block.stem])
-    return bundle.Manifest(
-        schema=bundle.SCHEMA,
-        infernum=__version__,
-        nvrtc=nvrtc_version(),
+    return describe_program(
+        sources.program,
+        blocks,
+        sources.variants,
         arch=options.arch,
-        dtype=sources.dtype.name,
+        nvrtc=nvrtc_version(),
         fuse=options.fuse,
         rules=[rule.name for rule in sources.rules],
-        page_size=PAGE,
-        model=bundle.ModelInfo(
-            family=source.family,
-            name=source.name,
-            config=source.config.to_json(),
-            config_hash=config_hash(source.config),
-            vocab_size=source.config.vocab_size,
-            context=source.config.max_position_embeddings,
-            num_layers=source.config.num_hidden_layers,
-        ),
-        variants=sources.variants,
-        program=[bundle.Stage(block=block.name, layer=layer) for block, layer in sources.program],
-        samplers=[block.name for block in sampler.SAMPLERS],
-        plugins=[bundle.Plugin(name=p.name, sha256=p.sha256) for p in plugins.loaded()],
-        edits={},
-        blocks=blocks,
     )
 
 
@@ -309,34 +231,3 @@ def _log_kernels(manifest: bundle.Manifest) -> None:
             if step.registers:
                 facts.append(f"{step.registers} registers, {step.spill_bytes} bytes spilled")
             kernel_log.info("%s.%s: %s: %s", variant.block, variant.variant, step.name, "; ".join(facts))
-
-
-def _cache_key(source: ModelSource, options: Options) -> str:
-    """A hash of everything that a bundle depends on: model, options, compiler, and Infernum's own sources."""
-    digest = hashlib.sha256()
-    facts = [
-        config_hash(source.config),
-        source.config.dtype,
-        options.arch,
-        options.dtype,
-        options.fuse,
-        options.rules,
-        sorted((key, sorted(kept.values.items()), kept.why) for key, kept in options.tuned.items()),
-    ]
-    facts += [options.max_batch_tokens, nvrtc_version(), __version__, bundle.SCHEMA, plugins.loaded()]
-    digest.update(repr(facts).encode())
-    digest.update(_own_sources())
-    return digest.hexdigest()
-
-
-def _own_sources() -> bytes:
-    """A fingerprint of the package's code and templates: name, size and time of every file."""
-    from infernum.resources import templates_folder
-
-    package = Path(__file__).parent
-    digest = hashlib.sha256()
-    for folder, pattern in ((package, "**/*.py"), (templates_folder(), "**/*")):
-        for path in sorted(p for p in folder.glob(pattern) if p.is_file()):
-            stat = path.stat()
-            digest.update(f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.digest()

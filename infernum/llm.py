@@ -20,8 +20,8 @@ from infernum.bundle import Bundle, not_rebuilt, open_bundle
 from infernum.checkpoint import Checkpoint
 from infernum.engine.engine import Completion, Engine, Event, Statistics
 from infernum.engine.tokenizer import Tokenizer, load_tokenizer
-from infernum.errors import BundleError, CheckpointError, DeviceError, RequestError
-from infernum.machine import DEFAULT_ARCH, Device, choose_device, native_arch, tuned_here
+from infernum.errors import BundleError, CheckpointError, CompileError, DeviceError, RequestError
+from infernum.machine import Device, choose_device, native_arch, tuned_here
 from infernum.models.config import GenerationDefaults, config_hash
 from infernum.models.presets import ModelSource, resolve
 from infernum.sampling_params import SamplingParams
@@ -53,7 +53,8 @@ class LLM:
     model                   a folder in Hugging Face's format, or a preset such as "dante", the demo
     device                  "auto": the GPU where there is one; "cuda" or "cpu"
     dtype                   "auto": as the weights are stored; "bfloat16", "float16" or "float32"
-    fuse, rules             which rules the compiler applies (`infernum compile`); of no effect on a given bundle
+    fuse, rules             which rules the compiler applies (`infernum compile`); of no effect on a given bundle, nor
+                            in NumPy, which runs the graphs as they were traced
     bundle                  a compiled bundle of this model; None: compiled now, or taken from the cache
     load_format             "auto": the model's weights; "dummy": random ones, made from `seed`
     gpu_memory_utilization  share of the GPU's memory that weights and KV cache may take
@@ -208,12 +209,21 @@ def compile_for(
 ) -> Bundle:
     """A bundle of the model for this device, from the cache or compiled now, with what was tuned on this GPU.
 
-    Raises CompileError.
+    In NumPy the graphs run as they were traced, and `fuse` has no effect. Raises CompileError.
     """
+    if device == "cpu":
+        from infernum.graph_bundle import cached_graphs
+
+        if rules:
+            raise CompileError(
+                "--rules: no rule is applied in NumPy, which runs the graphs as they were traced;"
+                " `infernum compile MODEL --rules …` and `infernum verify` show what a rule does"
+            )
+        return cached_graphs(source, dtype)
     from infernum.compiler import Options, cached_bundle
 
-    arch = native_arch() if device == "cuda" else DEFAULT_ARCH
-    tuned = tuned_here(config_hash(source.config), arch) if device == "cuda" else {}
+    arch = native_arch()
+    tuned = tuned_here(config_hash(source.config), arch)
     options = Options(arch=arch, dtype=dtype, fuse=fuse, rules=tuple(rules), tuned=tuned)
     return cached_bundle(source, options, progress=progress)
 

@@ -8,7 +8,7 @@ import msgspec
 
 from infernum.recipes import Recipe
 
-SCHEMA = 7
+SCHEMA = 8
 """Raised with every change that an older version could not read."""
 
 Formula = int | str
@@ -205,24 +205,24 @@ class BlockVariant(Record, frozen=True):
 
     block: str
     variant: str
-    source: str
-    shared_hash: str
-    cubin: str
     traced: str
     graph: str
     stream_in: list[TensorSpec]
     stream_out: list[TensorSpec]
     batch: list[TensorSpec]
     state: list[TensorSpec]
-    buffers: dict[str, Buffer]
     weights: dict[str, Weight]
-    arena_bytes: int
-    steps: list[Step]
-    kernels: list[Kernel]
-    kernels_before_fusion: int
-    fired: dict[str, int]
-    firings: list[Firing]
-    refused: list[Refusal]
+    source: str = ""
+    shared_hash: str = ""
+    cubin: str = ""
+    buffers: dict[str, Buffer] = {}
+    arena_bytes: int = 0
+    steps: list[Step] = []
+    kernels: list[Kernel] = []
+    kernels_before_fusion: int = 0
+    fired: dict[str, int] = {}
+    firings: list[Firing] = []
+    refused: list[Refusal] = []
 
     def serves(self, variant: str | None) -> bool:
         """Whether steps of the class `variant` run this block variant; None stands for any class."""
@@ -276,13 +276,14 @@ class Manifest(Record, frozen=True):
     """The whole bundle, but for the contents of its files.
 
     `variants` are the classes of steps; every step belongs to one of them. `blocks[block]` holds a block variant for
-    each class, or a single one for ANY. `edits` tells, by file, what a person changed by hand.
+    each class, or a single one for ANY. `edits` tells, by file, what a person changed by hand. A bundle for NumPy holds
+    graphs only: `arch` and `nvrtc` are None, and the block variants have neither source nor steps.
     """
 
     schema: int
     infernum: str
-    nvrtc: str
-    arch: str
+    nvrtc: str | None
+    arch: str | None
     dtype: str
     fuse: bool
     rules: list[str]

@@ -195,7 +195,7 @@ def broken_bundles(bundle: Bundle, breakages: Iterable[Breakage], folder: Path) 
     files = {name: bundle.read(name) for name in bundle.checksums if name != "manifest.json"}
     chosen = {f"{breakage}.cu": breakage for breakage in breakages}
     sources = {name: broken_source(bundle, breakage) for name, breakage in chosen.items()}
-    cubins = compile_all(sources.items(), bundle.manifest.arch, cache=None)
+    cubins = compile_all(sources.items(), bundle.arch, cache=None)
     broken: dict[str, Bundle] = {}
     for name, breakage in chosen.items():
         cubin_name = bundle.manifest.blocks[breakage.block][breakage.variant].cubin

@@ -117,7 +117,7 @@ def test_the_embedding_moves_the_rows_it_takes_and_not_the_table() -> None:
 
 def test_attention_is_counted_the_cache_that_it_reads_and_its_two_products() -> None:
     sources = emit_sources(resolve("llama"), Options())
-    cfg: Any = sources.source.config
+    cfg: Any = sources.program.source.config
     steps = {b.stem: [s for s in b.plan.steps if s.name.startswith("att")] for b in sources.blocks}
     heads, kv_heads, dim = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
     (attend,) = steps["decoder.t1"]

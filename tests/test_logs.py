@@ -163,7 +163,7 @@ def test_the_cache_says_whether_it_had_the_bundle(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("INFERNUM_CACHE", str(tmp_path))
-    monkeypatch.setattr("infernum.compiler._own_sources", lambda: b"the code as it is")
+    monkeypatch.setattr("infernum.bundle_cache._own_sources", lambda: b"the code as it is")
 
     def said() -> list[str]:
         caplog.clear()
@@ -192,7 +192,7 @@ def test_a_cached_bundle_whose_kernels_were_edited_is_used_and_said_to_be_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("INFERNUM_CACHE", str(tmp_path))
-    monkeypatch.setattr("infernum.compiler._own_sources", lambda: b"the code as it is")
+    monkeypatch.setattr("infernum.bundle_cache._own_sources", lambda: b"the code as it is")
     options = Options(max_batch_tokens=1)
     made = cached_bundle(resolve("dante"), options)
     assert not caplog.messages

@@ -155,7 +155,7 @@ def test_every_candidate_can_be_planned(model: str, fuse: bool) -> None:
     sources = emit_sources(resolve(model), Options(fuse=fuse, max_batch_tokens=512))
     seen = 0
     for variant in ("t1", "t8", "prefill"):
-        blocks = {block.name for block, _ in sources.program} | {"greedy"}
+        blocks = {block.name for block, _ in sources.program.stages} | {"greedy"}
         for tunable in tunables(sources, variant, blocks):
             for candidate in candidates_of(tunable, seen):
                 values = candidate.changes[tunable.parameters.key]

@@ -50,14 +50,19 @@ def check_bundle(folder: Path, *, gpu_works: bool, numpy_works: bool) -> BundleC
     every = [v for variants in manifest.blocks.values() for v in variants.values()]
     arch, plugins = _arch(bundle), _plugins(bundle)
     manifest_look = Look(
-        "manifest", True, f"schema {manifest.schema}, {manifest.model.name}, {manifest.arch}"
+        "manifest", True, f"schema {manifest.schema}, {manifest.model.name}, {manifest.arch or 'NumPy'}"
     )
     looks = [manifest_look, *_files(folder, files), _edits(bundle), arch, plugins, _spills(every)]
-    on_gpu = gpu_works and arch.fine and all(files.get(v.cubin) == "ok" for v in every)
+    on_gpu = (
+        gpu_works
+        and arch.fine
+        and manifest.arch is not None
+        and all(files.get(v.cubin) == "ok" for v in every)
+    )
     graphs = {v.graph for v in every}
     in_numpy = numpy_works and plugins.fine and all(files.get(name) == "ok" for name in graphs)
     works = {"run the bundle in NumPy": in_numpy, "run the bundle on the GPU": on_gpu}
-    return BundleCheck(folder, files, looks, works, on_gpu if _has_gpu() else in_numpy)
+    return BundleCheck(folder, files, looks, works, on_gpu if _has_gpu() and manifest.arch else in_numpy)
 
 
 def _has_gpu() -> bool:
@@ -99,6 +104,8 @@ def _arch(bundle: Bundle) -> Look:
     from infernum.runtime.layout import check_arch
 
     arch = bundle.manifest.arch
+    if arch is None:
+        return Look("architecture", True, "none: graphs for NumPy, which `infernum run --device cpu` runs")
     if not _has_gpu():
         return Look("architecture", True, f"{arch}; there is no GPU here to run it on")
     try:

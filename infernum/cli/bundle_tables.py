@@ -19,10 +19,7 @@ def print_overview(bundle: Bundle) -> None:
         ("model", f"{model.name} ({model.family}), {model.num_layers} layers, vocabulary {model.vocab_size}"),
         ("context", f"{model.context} tokens, in pages of {manifest.page_size}"),
         ("configuration", model.config_hash[:16]),
-        (
-            "compiled for",
-            f"{manifest.arch}, {manifest.dtype}, by Infernum {manifest.infernum}, NVRTC {manifest.nvrtc}",
-        ),
+        ("compiled for", f"{compiled_for(manifest)}, by Infernum {manifest.infernum}"),
         ("rules", ", ".join(manifest.rules) or "none"),
         ("samplers", ", ".join(manifest.samplers)),
         ("plugins", ", ".join(f"{p.name} {p.sha256[:16]}" for p in manifest.plugins) or "none"),
@@ -52,6 +49,13 @@ def print_overview(bundle: Bundle) -> None:
         "rules that fired",
     )
     print_table("Blocks", columns, rows, numbers=columns[2:7])
+
+
+def compiled_for(manifest: Manifest) -> str:
+    """Architecture, dtype and compiler: `sm_90a, bf16, NVRTC 12.9`."""
+    if manifest.arch is None:
+        return f"NumPy, {manifest.dtype}, graphs only"
+    return f"{manifest.arch}, {manifest.dtype}, NVRTC {manifest.nvrtc}"
 
 
 def edits_text(manifest: Manifest) -> str:

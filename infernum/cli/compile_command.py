@@ -12,16 +12,21 @@ from infernum.cli import options
 
 if TYPE_CHECKING:
     from infernum.bundle import BlockVariant, Bundle
+    from infernum.models.presets import ModelSource
+
+NUMPY = "numpy"
+"""The `--arch` of a bundle that holds graphs only."""
 
 
 @click.command("compile", short_help="Compile a model into a bundle.")
 @click.argument("model")
-@click.option("--fuse/--no-fuse", default=True, show_default=True, help="Apply the fusion rules.")
+@click.option("--fuse/--no-fuse", default=None, help="Apply the fusion rules.  [default: fuse]")
 @options.rules
 @click.option(
     "--arch",
     metavar="ARCH",
-    help="sm_80, sm_86, sm_89, sm_90a, sm_100a or native; by default the GPU at hand, else sm_90a.",
+    help="sm_80, sm_86, sm_89, sm_90a, sm_100a or native; by default the GPU at hand, else sm_90a."
+    " numpy: graphs only, for --device cpu.",
 )
 @options.dtype
 @click.option(
@@ -46,7 +51,7 @@ if TYPE_CHECKING:
 @options.verbose
 def command(
     model: str,
-    fuse: bool,
+    fuse: bool | None,
     rules: str,
     arch: str | None,
     dtype: str,
@@ -58,7 +63,6 @@ def command(
 ) -> None:
     """Compile MODEL, a preset or a folder in Hugging Face's format, into a bundle."""
     from infernum.cli.console import print_json, progress_bar, warn
-    from infernum.compiler import Options, compile_model
     from infernum.errors import CompileError
     from infernum.machine import default_arch, native_arch, tuned_here
     from infernum.models.config import config_hash
@@ -68,14 +72,24 @@ def command(
         raise CompileError(f"--max-batch-tokens is {max_batch_tokens}; it must be 1 or more")
     source = resolve(model)
     warn(source.warnings)
-    out = output or Path("build") / (source.name if fuse else f"{source.name}-nofuse")
+    if arch == NUMPY:
+        if fuse or rules or dump_passes:
+            raise CompileError(
+                f"--arch {NUMPY}: takes no --fuse, --rules or --dump-passes; its graphs stay as they were traced"
+            )
+        folder = output or Path("build") / f"{source.name}-numpy"
+        _trace(source, folder, dtype, max_batch_tokens, as_json=as_json)
+        return
+    from infernum.compiler import Options, compile_model
+
+    out = output or Path("build") / (f"{source.name}-nofuse" if fuse is False else source.name)
     if dump_passes and not out.name:
         raise CompileError(f"-o {out}: --dump-passes writes beside that folder, by its name; name the folder")
     compiled_for = default_arch() if arch is None else native_arch() if arch == "native" else arch
     chosen = Options(
         arch=compiled_for,
         dtype=dtype,
-        fuse=fuse,
+        fuse=fuse is not False,
         rules=options.split_rules(rules),
         max_batch_tokens=max_batch_tokens,
         dump=out.with_name(f"{out.name}-passes") if dump_passes else None,
@@ -98,6 +112,24 @@ def command(
         click.echo(f"{chosen.dump}: what each pass changed, and how long it took")
 
 
+def _trace(source: ModelSource, out: Path, dtype: str, max_batch_tokens: int, *, as_json: bool) -> None:
+    """A bundle for NumPy: graphs only."""
+    from infernum.cli.console import print_json
+    from infernum.graph_bundle import trace_model
+
+    begin = time.perf_counter()
+    bundle = trace_model(source, out, dtype=dtype, max_batch_tokens=max_batch_tokens)
+    seconds = time.perf_counter() - begin
+    if as_json:
+        variants = [variant for block in bundle.manifest.blocks.values() for variant in block.values()]
+        print_json(_summary(bundle, variants, {}, seconds))
+        return
+    click.echo(
+        f"{out}: {len(bundle.manifest.blocks)} graphs for NumPy, traced in {seconds:.1f} s;"
+        f" run them with `infernum run PROMPT --model {source.folder or source.name} --bundle {out} --device cpu`"
+    )
+
+
 def _summary(
     bundle: Bundle, variants: list[BlockVariant], took: dict[str, float], seconds: float
 ) -> dict[str, object]:
@@ -118,7 +150,7 @@ def _summary(
                 "kernels": len(v.steps),
                 "registers": max((k.registers for k in v.kernels), default=0),
                 "spill_bytes": sum(k.spill_bytes for k in v.kernels),
-                "seconds": round(took[f"{v.block}.{v.variant}"], 3),
+                "seconds": round(took.get(f"{v.block}.{v.variant}", 0.0), 3),
             }
             for v in variants
         ],

@@ -48,7 +48,7 @@ def command(
     """Show what differs between the bundles A and B: facts, rules, graphs, kernels, sources, and times if given."""
     import msgspec
 
-    from infernum.bundle import open_bundle
+    from infernum.bundle import open_kernels
     from infernum.cli.console import print_json, print_lines, text_width
     from infernum.explain.diff_text import diff_text
     from infernum.explain.difference import difference, regressions
@@ -56,7 +56,7 @@ def command(
 
     if (bench_a is None) != (bench_b is None):
         raise click.UsageError("--bench-a and --bench-b go together: times are compared")
-    first, second = open_bundle(a), open_bundle(b)
+    first, second = open_kernels(a), open_kernels(b)
     times_a = None if bench_a is None else read_measurements(bench_a, first.manifest)
     times_b = None if bench_b is None else read_measurements(bench_b, second.manifest)
     found = difference(first, second, block=block, variant=variant, source=source, benches=(times_a, times_b))

@@ -39,10 +39,10 @@ def command(
     """
     import msgspec
 
-    from infernum.bundle import open_bundle
+    from infernum.bundle import open_kernels
     from infernum.cli.console import print_json, print_lines
 
-    told, lines = _explain(open_bundle(bundle), name, variant, tokens, context)
+    told, lines = _explain(open_kernels(bundle), name, variant, tokens, context)
     if as_json:
         print_json(msgspec.to_builtins(told))
     else:

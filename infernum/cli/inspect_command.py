@@ -32,6 +32,8 @@ def command(
     from infernum.cli.console import print_json
 
     opened = open_bundle(bundle)
+    if kernel is not None or source:
+        opened.check_kernels()
     chosen = _choose(opened, block, variant, kernel)
     if source:
         click.echo(_source(opened, chosen, kernel), nl=False)

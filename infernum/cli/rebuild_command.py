@@ -47,14 +47,14 @@ def command(
     Nothing is written unless all of them compile and still fit the way they are launched. What follows `--` goes to
     `infernum run`, such as `--run "Midway upon" -- -n 20 --greedy`.
     """
-    from infernum.bundle import open_bundle
+    from infernum.bundle import open_kernels
     from infernum.cache import cache_folder
     from infernum.cli.console import print_json, warn
     from infernum.rebuild.edited import rebuild_bundle
 
     if prompt is None and (model is not None or run_options):
         raise click.UsageError("--model and options of run are for --run PROMPT, which is not given")
-    opened = open_bundle(bundle)
+    opened = open_kernels(bundle)
     arguments = None if prompt is None else _run_arguments(opened, prompt, model, run_options)
     if arguments is not None:  # while NVRTC works, which holds no lock of Python
         Thread(target=_import_what_runs, daemon=True).start()

@@ -32,7 +32,7 @@ def command(bundle: Path, output: Path, bench: Path | None) -> None:
 
     The file holds everything it needs; a browser opens it without a network.
     """
-    from infernum.bundle import open_bundle
+    from infernum.bundle import open_kernels
     from infernum.errors import InfernumError
     from infernum.explain.measurements import read_measurements
     from infernum.report.data import report_data
@@ -40,7 +40,7 @@ def command(bundle: Path, output: Path, bench: Path | None) -> None:
 
     if output.suffix != ".html":
         raise InfernumError(f"{output}: a report's name ends in .html; choose one with -o")
-    opened = open_bundle(bundle)
+    opened = open_kernels(bundle)
     measured = read_measurements(bench, opened.manifest) if bench is not None else None
     data = report_data(opened, measured)
     page = html_of(data, f"{opened.folder.resolve().name}: Infernum report").encode()

@@ -40,13 +40,13 @@ def command(
 
     The exit code is 1 when something is wrong. In JSON, an error that is no number (NaNs, another type) is null.
     """
-    from infernum.bundle import open_bundle
+    from infernum.bundle import open_kernels
     from infernum.cli.console import print_json, progress_bar
     from infernum.runtime.driver import gpu_available
     from infernum.verify.rules import verify_rules
     from infernum.verify.verdict import select_units
 
-    opened = open_bundle(bundle)
+    opened = open_kernels(bundle)
     chosen: dict[str, Any] = {
         "kernels": None if kernel is None else [kernel],
         "block": block,
@@ -101,7 +101,7 @@ def _as_json(
     return {
         "bundle": str(bundle.folder),
         "model": bundle.manifest.model.name,
-        "arch": bundle.manifest.arch,
+        "arch": bundle.arch,
         "gpu": gpu,
         "ok": ok,
         "kernels": None if kernels is None else [told(v) | {"speed_up": v.speed_up} for v in kernels],

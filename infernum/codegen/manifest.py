@@ -15,7 +15,8 @@ from infernum.codegen.steps import Kernel, Product
 from infernum.dims import size
 from infernum.ir.apply import Outcome
 from infernum.ir.fuse import made_by
-from infernum.ir.graph import Graph, Input, TensorType
+from infernum.ir.graph import Graph, TensorType
+from infernum.ir.interface import inputs_of, spec, weights_of
 from infernum.ir.kernel import Target
 from infernum.ir.op import Fused
 
@@ -48,12 +49,6 @@ def describe_block(block: CompiledBlock, variant: bundle.VariantSpec, cubin: Cub
     out_types = {plan.places[v].tensor: graph.type(v) for v in graph.outputs}
     streams_out = [name for name in produced if name not in inputs]
     buffers, arena = _plan_arena(plan, variant, set(streams_out) | set(inputs))
-
-    def of_role(role: str) -> list[bundle.TensorSpec]:
-        return [
-            _spec(n.name, n.types[0]) for n in graph.inputs if isinstance(n.op, Input) and n.op.role == role
-        ]
-
     return bundle.BlockVariant(
         block=block.block,
         variant=variant.name,
@@ -62,18 +57,14 @@ def describe_block(block: CompiledBlock, variant: bundle.VariantSpec, cubin: Cub
             bundle.shared_code(block.source, [s.name for s in plan.steps if isinstance(s, Kernel)])
         ),
         cubin=f"{block.stem}.cubin",
-        traced=traced_name(block.block),
+        traced=bundle.traced_name(block.block),
         graph=f"{block.stem}.ir",
-        stream_in=of_role("stream"),
-        stream_out=[_spec(name, out_types[name]) for name in streams_out],
-        batch=of_role("batch"),
-        state=of_role("state"),
+        stream_in=inputs_of(graph, "stream"),
+        stream_out=[spec(name, out_types[name]) for name in streams_out],
+        batch=inputs_of(graph, "batch"),
+        state=inputs_of(graph, "state"),
         buffers=buffers,
-        weights={
-            n.name: _weight(n.name, n.op, n.types[0])
-            for n in graph.inputs
-            if isinstance(n.op, Input) and n.op.role == "weight"
-        },
+        weights=weights_of(graph),
         arena_bytes=arena,
         steps=[_step(step, block.target) for step in plan.steps],
         kernels=_kernels(block, cubin),
@@ -111,7 +102,7 @@ def _plan_arena(
     offsets, arena = plan_memory(lifetimes)
     check_no_overlap(lifetimes, offsets)
     return {
-        name: bundle.Buffer(spec=_spec(name, types[name]), offset=offset) for name, offset in offsets.items()
+        name: bundle.Buffer(spec=spec(name, types[name]), offset=offset) for name, offset in offsets.items()
     }, arena
 
 
@@ -130,11 +121,6 @@ def _step(step: Kernel | Product, target: Target) -> bundle.Step:
         cluster=step.cluster,
         programmatic=target.programmatic,
     )
-
-
-def traced_name(block: str) -> str:
-    """The file of a block's graph before any rule."""
-    return f"{block}.traced.ir"
 
 
 def _kernels(block: CompiledBlock, cubin: Cubin) -> list[bundle.Kernel]:
@@ -187,12 +173,3 @@ def _parameters(step: Kernel | None, target: Target) -> bundle.Parameters | None
         candidates=len(chosen.candidates),
         why=chosen.why or f"default for {arch_name(target.arch)}",
     )
-
-
-def _weight(name: str, op: Input, type_: TensorType) -> bundle.Weight:
-    assert op.recipe, f"%{name} is a weight made of nothing"
-    return bundle.Weight(spec=_spec(name, type_), recipe=op.recipe)
-
-
-def _spec(name: str, type_: TensorType) -> bundle.TensorSpec:
-    return bundle.TensorSpec(name=name, dtype=type_.dtype.name, shape=list(type_.shape))

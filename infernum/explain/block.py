@@ -73,8 +73,8 @@ def explain_block(
     return BlockExplanation(
         block=variant.block,
         variant=variant.variant,
-        arch=bundle.manifest.arch,
-        gpu=gpu_of(bundle.manifest.arch).name,
+        arch=bundle.arch,
+        gpu=gpu_of(bundle.arch).name,
         tokens=spec.max_tokens if tokens is None else tokens,
         context=context,
         layers=sum(stage.block == variant.block for stage in bundle.manifest.program),

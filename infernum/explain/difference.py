@@ -177,14 +177,14 @@ def _told(manifest: Manifest) -> dict[str, str]:
     edits = [f"{file}: {', '.join(edit.kernels)}" for file, edit in manifest.edits.items()]
     return {
         "model": f"{manifest.model.name} ({manifest.model.family})",
-        "arch": manifest.arch,
+        "arch": manifest.arch or "NumPy",
         "dtype": manifest.dtype,
         "fuse": "yes" if manifest.fuse else "no",
         "rules": ", ".join(manifest.rules) or "none",
         "variants": ", ".join(f"{v.name} {v.min_tokens} to {v.max_tokens}" for v in manifest.variants),
         "samplers": ", ".join(manifest.samplers),
         "Infernum": manifest.infernum,
-        "NVRTC": manifest.nvrtc,
+        "NVRTC": manifest.nvrtc or "none",
         "plugins": ", ".join(f"{p.name} {p.sha256[:12]}" for p in manifest.plugins) or "none",
         "edited by hand": "; ".join(edits) or "nothing",
     }

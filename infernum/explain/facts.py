@@ -58,7 +58,7 @@ def facts_of(
     """
     if tokens is None:
         tokens = spec_of(bundle.manifest.variants, variant.variant).max_tokens
-    arch = bundle.manifest.arch
+    arch = bundle.arch
     gpu = gpu_of(arch)
     symbols = step_symbols(tokens, context=context, sms=gpu.sms)
     return [

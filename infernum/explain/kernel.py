@@ -96,7 +96,7 @@ def _explain(
     every: list[KernelFacts],
     context: int,
 ) -> KernelExplanation:
-    kernel, gpu = facts.kernel, gpu_of(bundle.manifest.arch)
+    kernel, gpu = facts.kernel, gpu_of(bundle.arch)
     siblings = [f for f in every if f.kernel.node == kernel.node]
     edit = bundle.manifest.edits.get(variant.source)
     resident = None
@@ -107,7 +107,7 @@ def _explain(
     return KernelExplanation(
         block=variant.block,
         variant=variant.variant,
-        arch=bundle.manifest.arch,
+        arch=bundle.arch,
         gpu=gpu.name,
         context=context,
         facts=facts,

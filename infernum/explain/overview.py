@@ -63,9 +63,9 @@ def explain_bundle(
     return Overview(
         folder=str(bundle.folder),
         model=manifest.model.name,
-        arch=manifest.arch,
+        arch=bundle.arch,
         dtype=manifest.dtype,
-        gpu=gpu_of(manifest.arch).name,
+        gpu=gpu_of(bundle.arch).name,
         context=context,
         blocks=[BlockSummary(b.block, b.variant, b.tokens, b.before, b.after) for b in blocks],
         steps=[

@@ -117,7 +117,7 @@ def measure_kernels(
         **origin(manifest.nvrtc),
         "model": manifest.model.name,
         "dtype": manifest.dtype,
-        "arch": manifest.arch,
+        "arch": bundle.arch,
         "fuse": manifest.fuse,
         "variant": load.variant,
         "tokens": load.tokens,

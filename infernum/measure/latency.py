@@ -274,7 +274,7 @@ def _results(
         "config": manifest.model.config,
         "load_format": request.load_format,
         "dtype": manifest.dtype,
-        "arch": manifest.arch,
+        "arch": bundle.arch,
         "fuse": request.fuse,
         "rules": manifest.rules,
         "batch": request.batch,

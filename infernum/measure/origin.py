@@ -26,7 +26,7 @@ PACKAGES = (
 """Distributions whose versions a benchmark or a bug report should name; some exclude each other."""
 
 
-def origin(nvrtc: str) -> dict[str, Any]:
+def origin(nvrtc: str | None) -> dict[str, Any]:
     """Date, GPU, driver, versions (`nvrtc`: the one that compiled the bundle) and commit. Raises DeviceError."""
     facts = describe()
     return {

@@ -161,7 +161,7 @@ def tune(request: Request, check: Check, progress: Progress | None = None) -> di
         "benchmark": "tune",
         **origin(nvrtc_version()),
         "model": request.source.name,
-        "dtype": sources.dtype.name,
+        "dtype": sources.program.dtype.name,
         "arch": options.arch,
         "fuse": request.fuse,
         "context": request.context,
@@ -180,7 +180,7 @@ def tune(request: Request, check: Check, progress: Progress | None = None) -> di
 
 def tunables_of(request: Request, sources: Sources) -> list[Tunable]:
     """What is tuned: the model's kernels in each variant, the sampler's in the first one, since it has but one code."""
-    blocks = {block.name for block, _ in sources.program}
+    blocks = {block.name for block, _ in sources.program.stages}
     first, *others = request.variants
     found = tunables(sources, first, blocks | {SAMPLER})
     return [*found, *(each for variant in others for each in tunables(sources, variant, blocks))]
@@ -192,7 +192,7 @@ def check_variants(request: Request, sources: Sources) -> None:
     for variant in request.variants:
         if variant not in names:
             raise RequestError(f"--variant is {variant!r}; this model has {', '.join(names)}")
-    longest = sources.source.config.max_position_embeddings
+    longest = sources.program.source.config.max_position_embeddings
     if not 1 <= request.context <= longest:
         raise RequestError(f"--context is {request.context}; this model serves contexts of 1 to {longest}")
     for tokens in request.prompts:

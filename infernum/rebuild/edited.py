@@ -84,7 +84,7 @@ def rebuild_bundle(bundle: Bundle, *, cache: Path | None) -> Outcome:
         return Outcome(bundle, (), ())
     _check_place(bundle.folder)
     files = _compile(bundle, edited, cache)
-    arch = bundle.manifest.arch
+    arch = bundle.arch
     _refuse(
         f"{bundle.folder / file.variant.source}: {reason}"
         for file in files
@@ -141,7 +141,7 @@ def _compile(bundle: Bundle, edited: list[BlockVariant], cache: Path | None) -> 
             data = path.read_bytes()
             text = data.decode().replace("\r\n", "\n")
             begin = time.perf_counter()
-            cubin = compile_cuda(text, name=variant.source, arch=bundle.manifest.arch, cache=cache, path=path)
+            cubin = compile_cuda(text, name=variant.source, arch=bundle.arch, cache=cache, path=path)
             return _File(variant, data, text, cubin, time.perf_counter() - begin)
         except UnicodeDecodeError as error:
             return CompileError(f"{path}: is not UTF-8 text (at byte {error.start}); save it as UTF-8")

@@ -45,7 +45,7 @@ def report_data(bundle: Bundle, bench: Measurements | None = None) -> dict[str, 
     }
     return {
         "bundle": _bundle_data(bundle),
-        "roof": _roof_data(manifest, bench),
+        "roof": _roof_data(bundle, bench),
         "bench": _bench_data(bench),
         "rules": {name: why for name, why in reasons().items() if _mentions(manifest, name)},
         "blocks": blocks,
@@ -81,9 +81,9 @@ def _bundle_data(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _roof_data(manifest: Manifest, bench: Measurements | None) -> dict[str, Any]:
+def _roof_data(bundle: Bundle, bench: Measurements | None) -> dict[str, Any]:
     """The ceilings: of the GPU that stands for the architecture, or as measured along with the kernels."""
-    gpu = gpu_of(manifest.arch)
+    gpu = gpu_of(bundle.arch)
     measured = bench is not None
     return {
         "gpu": str(bench.gpu) if bench is not None and bench.gpu else gpu.name,

@@ -48,7 +48,7 @@ def check_arch(bundle: Bundle, gpu_arch: tuple[int, int], gpu_name: str) -> None
     `sm_80` runs on any 8.x from 8.0; `sm_90a` on 9.0 alone (CUDA programming
     guide, binary compatibility and feature sets).
     """
-    arch = bundle.manifest.arch
+    arch = bundle.arch
     found = re.fullmatch(r"sm_(\d+)(\d)([af]?)", arch)
     if found is None:
         raise BundleError(f"{bundle.folder}: unknown architecture {arch!r}; compile the model again")

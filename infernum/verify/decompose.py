@@ -62,7 +62,7 @@ def decomposed_programs(units: Iterable[Unit], progress: Progress | None = None)
 
     cubins: dict[str, Cubin] = {}
     if sources:
-        arch = emitted[0].unit.bundle.manifest.arch
+        arch = emitted[0].unit.bundle.arch
         cubins = compile_all(sources.items(), arch, progress=on_compiled, cache=cache_folder())
     return found | {str(e.unit): _program(e, cubins.get(e.file, _NOTHING)) for e in emitted}
 

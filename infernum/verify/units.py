@@ -196,7 +196,7 @@ def target_of(bundle: Bundle, spec: VariantSpec) -> Target:
     """What blocks of the bundle were compiled for, for one class of steps."""
     manifest = bundle.manifest
     return Target(
-        parse_arch(manifest.arch), spec.name, spec.min_tokens, spec.max_tokens, dtype_named(manifest.dtype)
+        parse_arch(bundle.arch), spec.name, spec.min_tokens, spec.max_tokens, dtype_named(manifest.dtype)
     )
 
 

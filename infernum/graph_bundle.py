@@ -1,0 +1,57 @@
+"""Bundles for NumPy: the graphs of a model as they were traced, without rules, kernels, architecture or NVRTC."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from infernum import bundle
+from infernum.bundle_cache import cached
+from infernum.ir.graph import Graph
+from infernum.ir.interface import inputs_of, streams_out, weights_of
+from infernum.ir.text import print_graph
+from infernum.models.presets import ModelSource
+from infernum.program import MAX_BATCH_TOKENS, Program, describe_program, read_program
+from infernum.roofline import MAX_ROWS
+
+
+def trace_model(
+    source: ModelSource, out: Path, *, dtype: str = "auto", max_batch_tokens: int = MAX_BATCH_TOKENS
+) -> bundle.Bundle:
+    """Trace a model and write its graphs as the bundle `out`. Raises CompileError, ConfigError or BundleError."""
+    bundle.check_replaceable(out)
+    program = read_program(source, dtype, max_batch_tokens)
+    graphs = {block.name: block.trace(source.config, program.dtype) for block in program.blocks}
+    files = {bundle.traced_name(name): print_graph(graph).encode() for name, graph in graphs.items()}
+    return bundle.write_bundle(out, _describe(program, graphs), files)
+
+
+def cached_graphs(source: ModelSource, dtype: str) -> bundle.Bundle:
+    """The bundle of a model's graphs in the user's cache, traced now unless it is there already."""
+    facts = ("numpy", dtype, MAX_BATCH_TOKENS)
+    return cached(source, facts, lambda folder: trace_model(source, folder, dtype=dtype))
+
+
+def _describe(program: Program, graphs: dict[str, Graph]) -> bundle.Manifest:
+    """One class of steps, which every block serves with its graph as traced."""
+    steps = bundle.VariantSpec(
+        name=bundle.ANY,
+        min_tokens=1,
+        max_tokens=program.max_tokens,
+        max_rows=min(program.max_tokens, MAX_ROWS),
+    )
+    blocks = {name: {bundle.ANY: _describe_block(name, graph)} for name, graph in graphs.items()}
+    return describe_program(program, blocks, [steps], arch=None, nvrtc=None, fuse=False, rules=())
+
+
+def _describe_block(name: str, graph: Graph) -> bundle.BlockVariant:
+    return bundle.BlockVariant(
+        block=name,
+        variant=bundle.ANY,
+        traced=bundle.traced_name(name),
+        graph=bundle.traced_name(name),
+        stream_in=inputs_of(graph, "stream"),
+        stream_out=streams_out(graph),
+        batch=inputs_of(graph, "batch"),
+        state=inputs_of(graph, "state"),
+        weights=weights_of(graph),
+    )

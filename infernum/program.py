@@ -1,0 +1,101 @@
+"""A model as a program: its blocks in the order of a step, their element type, and the classes of steps they serve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import infernum.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # fills the registry
+from infernum import __version__, bundle, plugins
+from infernum.dtypes import DType
+from infernum.dtypes import dtype as dtype_named
+from infernum.errors import CompileError
+from infernum.ir.block import PAGE, Block
+from infernum.models import sampler
+from infernum.models.config import config_hash, find_family
+from infernum.models.presets import ModelSource
+
+MAX_BATCH_TOKENS = 4096
+"""Most tokens in one step, unless another number is given."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is known of a model before a block is traced. `stages`: blocks, and the layers they are applied for."""
+
+    source: ModelSource
+    dtype: DType
+    stages: list[tuple[Block, int | None]]
+    max_tokens: int
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks of the model and the samplers, each once, in order of first use."""
+        return distinct_blocks([*(block for block, _ in self.stages), *sampler.SAMPLERS])
+
+
+def read_program(source: ModelSource, dtype: str, max_batch_tokens: int) -> Program:
+    """The program of a model in `dtype`; "auto": as its weights are stored. Raises CompileError or ConfigError."""
+    element = dtype_named(source.config.dtype if dtype == "auto" else dtype)
+    if not element.is_float:
+        raise CompileError(f"--dtype {dtype}: use float32, float16 or bfloat16")
+    max_tokens = max(1, min(max_batch_tokens, source.config.max_position_embeddings))
+    return Program(source, element, find_family(source.family).program(source.config), max_tokens)
+
+
+def distinct_blocks(blocks: Iterable[Block]) -> list[Block]:
+    """Each block once, in order of first use. Raises CompileError for two different blocks of one name."""
+    by_name: dict[str, Block] = {}
+    for block in blocks:
+        first = by_name.setdefault(block.name, block)
+        if first != block:
+            raise CompileError(
+                f"two different blocks are called {block.name}: {_definition(first)} and {_definition(block)};"
+                " rename one, or bind what differs by Block.of, which names a block after its settings"
+            )
+    return list(by_name.values())
+
+
+def _definition(block: Block) -> str:
+    """Where a block was declared, and with which settings: `models/llama.py:31 (kind='sliding')`."""
+    settings = ", ".join(f"{name}={value!r}" for name, value in block.settings.items())
+    return f"{block.where} ({settings})" if settings else block.where
+
+
+def describe_program(
+    program: Program,
+    blocks: Mapping[str, Mapping[str, bundle.BlockVariant]],
+    variants: Sequence[bundle.VariantSpec],
+    *,
+    arch: str | None,
+    nvrtc: str | None,
+    fuse: bool,
+    rules: Sequence[str],
+) -> bundle.Manifest:
+    """The manifest of a program whose blocks were compiled, or only traced: then `arch` and `nvrtc` are None."""
+    source = program.source
+    return bundle.Manifest(
+        schema=bundle.SCHEMA,
+        infernum=__version__,
+        nvrtc=nvrtc,
+        arch=arch,
+        dtype=program.dtype.name,
+        fuse=fuse,
+        rules=list(rules),
+        page_size=PAGE,
+        model=bundle.ModelInfo(
+            family=source.family,
+            name=source.name,
+            config=source.config.to_json(),
+            config_hash=config_hash(source.config),
+            vocab_size=source.config.vocab_size,
+            context=source.config.max_position_embeddings,
+            num_layers=source.config.num_hidden_layers,
+        ),
+        variants=list(variants),
+        program=[bundle.Stage(block=block.name, layer=layer) for block, layer in program.stages],
+        samplers=[block.name for block in sampler.SAMPLERS],
+        plugins=[bundle.Plugin(name=p.name, sha256=p.sha256) for p in plugins.loaded()],
+        edits={},
+        blocks={name: dict(compiled) for name, compiled in blocks.items()},
+    )
