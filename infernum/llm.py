@@ -196,7 +196,9 @@ def open_checkpoint(source: ModelSource, load_format: str) -> Checkpoint | None:
 
 
 def _tokenizer(source: ModelSource) -> Tokenizer | None:
-    return load_tokenizer(source.folder) if source.folder is not None else None
+    return (
+        load_tokenizer(source.folder, source.generation.bos_token_id) if source.folder is not None else None
+    )
 
 
 def compile_for(

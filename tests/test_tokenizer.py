@@ -12,7 +12,7 @@ from toy_executor import ToyExecutor, scripted
 
 from infernum.engine.engine import Engine
 from infernum.engine.tokenizer import BROKEN, TextStream, Tokenizer, load_tokenizer
-from infernum.errors import ConfigError
+from infernum.errors import ConfigError, RequestError
 from infernum.sampling_params import SamplingParams
 
 WORDS = ["th", "he", "in", "er", "an"]
@@ -251,11 +251,83 @@ def test_a_broken_tokenizer_config_is_one_clear_error(tmp_path, config, message)
         _save(tmp_path, byte_level(), config)
 
 
+@pytest.mark.parametrize("config", [None, {}, {"bos_token": None}, {"add_bos_token": True}])
+def test_bos_of_a_post_processor_comes_first_exactly_once_whatever_names_it(tmp_path, config):
+    tokenizer = _save(tmp_path, byte_level(), config)
+    assert tokenizer.encode("<bos>the").count(tokenizer.bos_id) == 1
+    assert tokenizer.encode("<bos>the") == tokenizer.encode("the")
+    assert tokenizer.encode("") == [tokenizer.bos_id]
+
+
+def test_bos_that_only_config_json_names_is_put_in_front_where_that_is_asked_for(tmp_path):
+    bos = byte_level().token_to_id("<bos>")
+    backend = byte_level(adds_bos=False)
+    _save(tmp_path, backend, {})
+    assert load_tokenizer(tmp_path, bos).encode("a") == backend.encode("a").ids
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true}')
+    assert load_tokenizer(tmp_path, bos).encode("<bos>a") == [bos, *backend.encode("a").ids]
+
+
+def test_a_post_processor_that_puts_another_token_in_front_than_bos_token_does_so_once(tmp_path):
+    backend = byte_level(adds_bos=False)
+    backend.post_processor = _bos_first(backend, "<eos>")
+    tokenizer = _save(tmp_path, backend, {"bos_token": "<bos>"})
+    assert tokenizer.encode("<eos>a") == tokenizer.encode("a") == backend.encode("a").ids
+
+
+def _ends_with_eos(backend):
+    ids = [(token, backend.token_to_id(token)) for token in ("<bos>", "<eos>")]
+    backend.post_processor = processors.TemplateProcessing(single="<bos> $A <eos>", special_tokens=ids)
+    return backend
+
+
+@pytest.mark.parametrize(
+    ("processor", "add_eos", "ends"),
+    [(True, None, True), (True, True, True), (True, False, False), (False, True, True), (False, None, False)],
+)
+def test_eos_behind_a_prompt_is_as_transformers_has_it_and_never_unsaid(
+    tmp_path, caplog, processor, add_eos, ends
+):
+    backend = _ends_with_eos(byte_level()) if processor else byte_level()
+    config = {"bos_token": "<bos>", "eos_token": {"content": "<eos>"}, "add_eos_token": add_eos}
+    tokenizer = _save(tmp_path, backend, config)
+    plain = byte_level().encode("a").ids
+    assert tokenizer.encode("a") == [*plain, backend.token_to_id("<eos>")][: len(plain) + ends]
+    assert tokenizer.encode("a<eos>") == [*plain, backend.token_to_id("<eos>")]
+    assert ("ends every prompt with an end token" in caplog.text) == ends
+
+
+def test_a_prompt_that_the_tokenizer_cannot_split_is_a_request_error():
+    tokenizer = Tokenizer(Backend(models.WordLevel(vocab={"a": 0})))
+    with pytest.raises(RequestError, match=r"cannot be split into tokens \(.+UNK.+\); give token ids"):
+        tokenizer.encode("b")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+def test_a_file_that_git_lfs_has_not_downloaded_is_named_with_its_remedy(tmp_path, name):
+    _save(tmp_path, byte_level(), {})
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ConfigError, match=f"{name}: is a Git LFS pointer.+git lfs pull"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_link_to_a_tokenizer_that_leads_nowhere_is_no_missing_tokenizer(tmp_path):
+    (tmp_path / "tokenizer.json").symlink_to(tmp_path / "blobs" / "gone")
+    with pytest.raises(ConfigError, match=r"tokenizer.json: cannot be read \(No such file"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_folder_in_place_of_a_tokenizer_cannot_be_read(tmp_path):
+    (tmp_path / "tokenizer.json").mkdir()
+    with pytest.raises(ConfigError, match=r"tokenizer.json: cannot be read \(Is a directory"):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"version": "1.0"}'])
 def test_a_broken_tokenizer_is_one_clear_error(tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(
-        ConfigError, match=r"tokenizer.json: is not a tokenizer \(.+\); download it again"
+        ConfigError, match=r"tokenizer.json: is not (a tokenizer|UTF-8 text) \(.+\); download it again"
     ) as raised:
         load_tokenizer(tmp_path)
     assert "\n" not in str(raised.value)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
 import tokenizers
 
-from infernum.errors import ConfigError
+from infernum.errors import ConfigError, RequestError
+
+log = logging.getLogger(__name__)
+
+TOKENIZER = "tokenizer.json"
+
+LFS_POINTER = "version https://git-lfs.github.com/spec/"
+"""What a file begins with that Git LFS has not downloaded."""
 
 BROKEN = "\ufffd"
 """What a decoder writes for bytes that are not, or not yet, a character."""
@@ -22,72 +31,122 @@ CONTEXT = 6
 
 
 class Tokenizer:
-    """A Hugging Face tokenizer whose `encode` puts the beginning-of-sequence token (BOS) first exactly once.
+    """A Hugging Face tokenizer, and the special tokens that it puts around a prompt.
 
-    `bos` is the token's text, None when the model has none. `add_bos` is `add_bos_token` of
-    tokenizer_config.json; None leaves it to the post-processor of tokenizer.json.
+    Which tokens those are, and whether they are put there, is decided as transformers does:
+
+    front   `add_bos_token` of tokenizer_config.json: true, BOS; false, nothing. Where it is missing, what the
+            post-processor of tokenizer.json puts there. config.json alone never adds a token
+    behind  the same by `add_eos_token`, EOS, and the end of the post-processor. EOS behind a prompt ends the
+            text that the model should continue, so loading such a tokenizer warns
+    BOS     `bos_token` of tokenizer_config.json, a string or an object with `content`; else that of
+            special_tokens_map.json; else the first token of the post-processor; else `bos_token_id` of
+            generation_config.json; else of config.json
+    EOS     `eos_token` of the same two files; else the last token of the post-processor
+
+    Unlike with transformers, a token that the prompt's own text begins with is not put in front of it again.
     """
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, *, bos: str | None = None, add_bos: bool | None = None
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        bos: str | None = None,
+        add_bos: bool | None = None,
+        eos: str | None = None,
+        add_eos: bool | None = None,
+        bos_id: int | None = None,
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self.bos_id: int | None = backend.token_to_id(bos) if bos else None
+        front, behind = _template(backend)
+        self.bos_id: int | None = backend.token_to_id(bos) if bos else next(iter(front), bos_id)
+        self.eos_id: int | None = backend.token_to_id(eos) if eos else next(reversed(behind), None)
+        self._front = _switched(front, add_bos, self.bos_id)
+        self._behind = _switched(behind, add_eos, self.eos_id)
         added = cast("dict[int, Any]", backend.get_added_tokens_decoder())
         self.special_ids = frozenset(number for number, token in added.items() if token.special)
-        self._processor_adds_bos = self.bos_id is not None and list(backend.encode("").ids[:1]) == [
-            self.bos_id
-        ]
-        self.adds_bos = self.bos_id is not None and (self._processor_adds_bos if add_bos is None else add_bos)
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens, added ones included; the model's own vocabulary may be padded beyond it."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def adds_eos(self) -> bool:
+        """True when a token ends every prompt."""
+        return bool(self._behind)
+
     def encode(self, text: str) -> list[int]:
-        """The token ids of a prompt; BOS is in front where the model or the text puts it, never twice."""
-        ids = list(self._backend.encode(text).ids)
-        if self._processor_adds_bos:
-            ids = ids[1:]
-        if self.adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
-            ids = [self.bos_id, *ids]
-        return ids
+        """The token ids of a prompt, special tokens around it as the class says. Raises RequestError."""
+        try:
+            ids = list(self._backend.encode(text, add_special_tokens=False).ids)
+        except Exception as error:  # tokenizers raises plain Exception
+            raise RequestError(
+                f"the prompt cannot be split into tokens ({_first_line(error)}); give token ids"
+            ) from error
+        typed = sum(
+            1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._front, ids, strict=False))
+        )
+        ids = [*self._front, *ids[typed:]]
+        return ids if ids[len(ids) - len(self._behind) :] == self._behind else [*ids, *self._behind]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
 
-def load_tokenizer(folder: Path) -> Tokenizer | None:
+def _template(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """The tokens that the post-processor puts in front of every text, and those that it puts behind it."""
+    added = cast("dict[int, Any]", backend.get_added_tokens_decoder())
+    text = next((token.content for token in added.values()), "a")
+    encoding = backend.encode(text)
+    of_text = [place for place, mask in enumerate(encoding.special_tokens_mask) if not mask]
+    if not of_text:
+        return list(encoding.ids), []
+    return list(encoding.ids[: of_text[0]]), list(encoding.ids[of_text[-1] + 1 :])
+
+
+def _switched(template: list[int], add: bool | None, token: int | None) -> list[int]:
+    """What stands on one side of a prompt: the template's tokens unless a setting says which."""
+    if add is None:
+        return template
+    return [token] if add and token is not None else []
+
+
+def load_tokenizer(folder: Path, bos_id: int | None = None) -> Tokenizer | None:
     """The tokenizer of the model in `folder`, or None when it has no tokenizer.json.
 
-    Raises ConfigError when tokenizer.json or tokenizer_config.json is there but broken.
+    `bos_id` is the `bos_token_id` of the model's settings. Raises ConfigError when tokenizer.json or a file
+    beside it that describes the special tokens is there but broken.
     """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
+    path = folder / TOKENIZER
+    content = _read(path)
+    if content is None:
         return None
     try:
-        backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        backend = tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # tokenizers raises plain Exception
         raise ConfigError(f"{path}: is not a tokenizer ({_first_line(error)}); download it again") from error
-    config = _read_object(folder / "tokenizer_config.json")
-    bos = config.get("bos_token", _read_object(folder / "special_tokens_map.json").get("bos_token"))
-    if isinstance(bos, dict):
-        bos = cast("dict[str, object]", bos).get("content")
-    if bos is not None and not isinstance(bos, str):
-        raise ConfigError(f"{folder / 'tokenizer_config.json'}: bos_token is {bos!r}; it must be a string")
-    add_bos = config.get("add_bos_token")
-    if add_bos is not None and not isinstance(add_bos, bool):
-        raise ConfigError(
-            f"{folder / 'tokenizer_config.json'}: add_bos_token is {add_bos!r}; it must be true or false"
+    where = folder / "tokenizer_config.json"
+    config, special = _read_object(where), _read_object(folder / "special_tokens_map.json")
+    bos, eos = (_token_text(name, where, config, special) for name in ("bos_token", "eos_token"))
+    add_bos, add_eos = (_flag(name, where, config) for name in ("add_bos_token", "add_eos_token"))
+    tokenizer = Tokenizer(backend, bos=bos, add_bos=add_bos, eos=eos, add_eos=add_eos, bos_id=bos_id)
+    for add, token, text, name in (
+        (add_bos, tokenizer.bos_id, bos, "bos_token"),
+        (add_eos, tokenizer.eos_id, eos, "eos_token"),
+    ):
+        if add and token is None:
+            raise ConfigError(f"{where}: add_{name} is true, but {name} {text!r} is no token of {path.name}")
+    if tokenizer.adds_eos:
+        log.warning(
+            "%s: ends every prompt with an end token, as transformers does; for prompts that are to be continued, "
+            'put "add_eos_token": false into %s',
+            path if add_eos is None else where,
+            where.name,
         )
-    tokenizer = Tokenizer(backend, bos=bos, add_bos=add_bos)
-    if add_bos and tokenizer.bos_id is None:
-        where = folder / "tokenizer_config.json"
-        raise ConfigError(f"{where}: add_bos_token is true, but bos_token {bos!r} is no token of {path.name}")
     return tokenizer
 
 
@@ -165,16 +224,52 @@ def _tail(tokenizer: Tokenizer, prompt: Sequence[int]) -> list[int]:
     return ordinary[-CONTEXT:]
 
 
+def _token_text(name: str, where: Path, *objects: dict[str, object]) -> str | None:
+    """A special token's text, in the first of `objects` that has it. Raises ConfigError naming the file `where`."""
+    token = next((fields[name] for fields in objects if fields.get(name) is not None), None)
+    if isinstance(token, dict):
+        token = cast("dict[str, object]", token).get("content")
+    if token is not None and not isinstance(token, str):
+        raise ConfigError(f"{where}: {name} is {token!r}; it must be a string")
+    return token
+
+
+def _flag(name: str, where: Path, config: dict[str, object]) -> bool | None:
+    value = config.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ConfigError(f"{where}: {name} is {value!r}; it must be true or false")
+    return value
+
+
 def _read_object(path: Path) -> dict[str, object]:
-    if not path.is_file():
+    """The JSON object in a file; an empty one where there is no file."""
+    content = _read(path)
+    if content is None:
         return {}
     try:
-        value: object = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value: object = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not valid JSON ({_first_line(error)}); download it again") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: holds no JSON object; download it again")
     return cast("dict[str, object]", value)
+
+
+def _read(path: Path) -> str | None:
+    """The text of a file, None where there is none. A link that leads nowhere is an error, as other damage is."""
+    if not path.exists() and not path.is_symlink():
+        return None
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); download it again") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (at byte {error.start}); download it again") from error
+    if content.startswith(LFS_POINTER):
+        raise ConfigError(
+            f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"
+        )
+    return content
 
 
 def _first_line(error: Exception) -> str:
