@@ -19,7 +19,7 @@ from infernum import dtypes
 from infernum.bundle import Bundle, not_rebuilt, open_bundle
 from infernum.checkpoint import Checkpoint
 from infernum.engine.engine import Completion, Engine, Event, Statistics
-from infernum.engine.tokenizer import Tokenizer, load_tokenizer
+from infernum.engine.tokenizer import Tokenizer, load_tokenizer, why_no_tokenizer
 from infernum.errors import BundleError, CheckpointError, CompileError, DeviceError, RequestError
 from infernum.machine import Device, choose_device, native_arch, tuned_here
 from infernum.models.config import GenerationDefaults, config_hash
@@ -159,7 +159,7 @@ class LLM:
         if not isinstance(prompt, str):
             return list(prompt)
         if self.tokenizer is None:
-            raise RequestError(f"{self.source.name} has no tokenizer.json; give the prompt as token ids")
+            raise RequestError(why_no_tokenizer(self.source.folder, self.source.name))
         try:
             prompt.encode()
         except UnicodeEncodeError as error:

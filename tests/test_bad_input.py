@@ -58,7 +58,11 @@ class Workshop:
 
     def running(self, model: Path) -> tuple[str | Path, ...]:
         """A command line that runs `model` with the tiny model's bundle."""
-        return ("run", "1 2 3", "--model", model, "--bundle", self.plain.bundle().folder, *CPU)
+        return ("run", "1 2 3", "--prompt-ids", *self.loading(model))
+
+    def loading(self, model: Path) -> tuple[str | Path, ...]:
+        """The options of a command line that runs `model` with the tiny model's bundle."""
+        return ("--model", model, "--bundle", self.plain.bundle().folder, *CPU)
 
     def demo(self, *args: str | Path) -> tuple[str | Path, ...]:
         """A command line that runs the demo from its bundle."""
@@ -201,7 +205,7 @@ CASES: dict[str, Case] = {
         ["manifest.json", "program", "compile"],
     ),
     "bundle-of-another-model": (
-        lambda w: ("run", "1 2", *CPU, "--model", w.plain.folder, "--bundle", w.dante.folder),
+        lambda w: ("run", "1 2", "--prompt-ids", *CPU, "--model", w.plain.folder, "--bundle", w.dante.folder),
         ["dante", "config differs", "infernum compile"],
     ),
     "bundle-of-another-dtype": (lambda w: w.demo("--dtype", "float32"), ["bf16", "--dtype float32"]),
@@ -232,7 +236,7 @@ CASES: dict[str, Case] = {
         ["model.norm.weight", "i32", "a float type"],
     ),
     "preset-without-weights": (
-        lambda w: ("run", "1 2", "--model", "llama", *CPU),
+        lambda w: ("run", "1 2", "--prompt-ids", "--model", "llama", *CPU),
         ["llama", "without weights", "--load-format dummy"],
     ),
     "broken-tokenizer": (
@@ -261,15 +265,46 @@ CASES: dict[str, Case] = {
     ),
     "prompt-not-text": (lambda w: ("run", "\udcff", "--bundle", w.dante.folder, *CPU), ["prompt", "UTF-8"]),
     "empty-prompt-without-bos": (
-        lambda w: ("run", "", *w.running(w.plain.folder)[2:]),
+        lambda w: ("run", "", "--prompt-ids", *w.loading(w.plain.folder)),
         ["prompt is empty", "no token to begin with"],
     ),
     "text-without-tokenizer": (
-        lambda w: ("run", "to be", *w.running(w.plain.folder)[2:]),
-        ["no tokenizer.json", "token ids"],
+        lambda w: ("run", "to be", *w.loading(w.plain.folder)),
+        ["no tokenizer.json", "--prompt-ids"],
+    ),
+    "digits-without-tokenizer": (
+        lambda w: ("run", "60", *w.loading(w.plain.folder)),
+        ["no tokenizer.json", "--prompt-ids"],
+    ),
+    "digits-for-a-preset-of-shapes": (
+        lambda w: ("run", "60", "--model", "llama", "--load-format", "dummy", *CPU),
+        ["llama", "preset without a tokenizer", "--prompt-ids"],
+    ),
+    "digits-with-a-tokenizer-of-sentencepiece": (
+        lambda w: ("run", "60", *w.loading(write(w.model() / "tokenizer.model", b"\n\x05"))),
+        ["has tokenizer.model, but no tokenizer.json", "save_pretrained", "--prompt-ids"],
+    ),
+    "digits-beside-weights-of-pytorch": (
+        lambda w: ("run", "60", *w.loading(pickled(w.model()))),
+        ["has tokenizer.model, but no tokenizer.json", "save_pretrained", "--prompt-ids"],
+    ),
+    "tokenizer-not-downloaded-by-lfs": (
+        lambda w: (
+            "run",
+            "60",
+            *w.loading(write(w.model() / "tokenizer.json", b"version https://git-lfs.github.com/spec/v1\n")),
+        ),
+        ["tokenizer.json", "Git LFS pointer", "git lfs pull"],
+    ),
+    "prompt-ids-that-are-text": (lambda w: w.demo("--prompt-ids"), ["'Midway'", "token id", "1,2,3"]),
+    "prompt-ids-without-end": (lambda w: ("run", "1" * 5000, "--prompt-ids", *CPU), ["1111", "token id"]),
+    "no-prompt-ids": (lambda w: ("run", "--prompt-ids", *CPU), ["PROMPT", "stdin"]),
+    "prompt-ids-that-are-negative": (
+        lambda w: ("run", "--prompt-ids", *w.loading(w.plain.folder), "--", "-1,2"),
+        ["'-1'", "token id"],
     ),
     "token-outside-of-the-vocabulary": (
-        lambda w: ("run", "1 131", *w.running(w.plain.folder)[2:]),
+        lambda w: ("run", "1 131", "--prompt-ids", *w.loading(w.plain.folder)),
         ["token 1", "131", "0 to 130"],
     ),
     "stop-without-tokenizer": (lambda w: (*w.running(w.plain.folder), "--stop", "x"), ["stop", "tokenizer"]),
@@ -287,6 +322,13 @@ def write(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path.parent
+
+
+def pickled(folder: Path) -> Path:
+    """Put weights of PyTorch and a SentencePiece tokenizer in place of safetensors, and return the folder."""
+    write(folder / "tokenizer.model", b"\n\x05")
+    write(folder / "pytorch_model.bin", b"PK")
+    return remove(folder / "model.safetensors")
 
 
 def remove(path: Path) -> Path:

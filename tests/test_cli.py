@@ -130,9 +130,17 @@ def test_a_model_without_a_tokenizer_takes_and_gives_token_ids(
         "--greedy",
         "--ignore-eos",
     )
-    done = infernum("run", "1 15, 27", *more, "-n", "5")
+    done = infernum("run", "1 15, 27", "--prompt-ids", *more, "-n", "5")
     assert (done.code, done.err) == (0, "")
     assert len([int(word) for word in done.out.split()]) == 5
+    assert infernum("run", "--prompt-ids", "1,15,27", *more, "-n", "5").out == done.out
+    assert infernum("run", "-", "--prompt-ids", *more, "-n", "5", stdin=b"1 15\n27\n").out == done.out
+
+
+def test_a_prompt_of_token_ids_is_continued_as_its_text_is(dante_bundle: Bundle, infernum: Run) -> None:
+    more = (*RUN[2:], "--bundle", dante_bundle.folder)
+    ids = json.loads(infernum(*RUN, "--json", "--bundle", dante_bundle.folder).out)["prompt_tokens"]
+    assert infernum("run", ",".join(map(str, ids)), "--prompt-ids", *more).out == NEXT_LINES
 
 
 def test_whoever_closes_the_pipe_early_sees_no_error(dante_bundle: Bundle) -> None:

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 DEMO_MODEL = "dante"
 DEMO_PROMPT = "Midway upon the journey of our life"
+LONGEST_ID = 10  # digits
 
 
 @click.command("run", short_help="Generate text that continues a prompt.")
 @click.argument("prompt", required=False)
+@click.option("--prompt-ids", is_flag=True, help="PROMPT is token ids, such as 1,15,27.")
 @click.option(
     "--model", default=DEMO_MODEL, show_default=True, help="A folder in Hugging Face's format, or a preset."
 )
@@ -49,6 +51,7 @@ DEMO_PROMPT = "Midway upon the journey of our life"
 @options.verbose
 def command(
     prompt: str | None,
+    prompt_ids: bool,
     model: str,
     bundle: Path | None,
     device: str,
@@ -69,10 +72,12 @@ def command(
 ) -> None:
     """Generate text that continues PROMPT; "-" reads it from stdin, less one newline at its end.
 
-    Sampling options that are not given are as the model's makers say in generation_config.json. The prompt of a model
-    without a tokenizer is token ids, such as "1 15 27", and so is the output.
+    Sampling options that are not given are as the model's makers say in generation_config.json. A model
+    without a tokenizer takes token ids, with --prompt-ids, and its output is token ids too.
     """
     from infernum.cli.console import progress_bar, warn
+    from infernum.engine.tokenizer import has_tokenizer, why_no_tokenizer
+    from infernum.errors import RequestError
     from infernum.llm import LLM, default_params
     from infernum.models.presets import resolve
 
@@ -84,7 +89,7 @@ def command(
         raise click.UsageError(
             "--fuse and --rules are for compiling; the bundle that is given is compiled already"
         )
-    if prompt is None and model != DEMO_MODEL:
+    if prompt is None and (prompt_ids or model != DEMO_MODEL):
         raise click.UsageError("a PROMPT is needed; - reads it from stdin")
     source = resolve(model)
     params = default_params(
@@ -96,8 +101,9 @@ def command(
         **sampling,
     )
     text = _read_stdin() if prompt == "-" else DEMO_PROMPT if prompt is None else prompt
-    has_tokenizer = source.folder is not None and (source.folder / "tokenizer.json").is_file()
-    ids = None if has_tokenizer else _token_ids(text, source.name)
+    ids = _token_ids(text) if prompt_ids else None
+    if ids is None and not has_tokenizer(source.folder):
+        raise RequestError(why_no_tokenizer(source.folder, source.name))
     warn(source.warnings)
     with progress_bar() as progress:
         llm = LLM(
@@ -171,12 +177,13 @@ def _read_stdin() -> str:
         ) from error
 
 
-def _token_ids(text: str, model: str) -> list[int]:
+def _token_ids(text: str) -> list[int]:
     from infernum.errors import RequestError
 
     words = text.replace(",", " ").split()
-    if not all(word.isascii() and word.isdigit() for word in words):
-        raise RequestError(f"{model} has no tokenizer.json; give the prompt as token ids, such as '1 15 27'")
+    for word in words:
+        if not (word.isascii() and word.isdigit() and len(word) <= LONGEST_ID):
+            raise RequestError(f"--prompt-ids: {word!r} is no token id; give integers, such as 1,2,3")
     return [int(word) for word in words]
 
 

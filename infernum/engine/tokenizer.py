@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -16,6 +17,19 @@ from infernum.errors import ConfigError, RequestError
 log = logging.getLogger(__name__)
 
 TOKENIZER = "tokenizer.json"
+
+OTHER_TOKENIZERS = (
+    "tokenizer.model",
+    "tiktoken.model",
+    "tekken.json",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
+"""Files of tokenizers in other formats, which transformers can convert."""
+
+TOKEN_IDS = "`infernum run --prompt-ids 1,2,3`, or a list of integers in Python"
+"""How a prompt is given without a tokenizer."""
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/"
 """What a file begins with that Git LFS has not downloaded."""
@@ -150,6 +164,24 @@ def load_tokenizer(folder: Path, bos_id: int | None = None) -> Tokenizer | None:
     return tokenizer
 
 
+def has_tokenizer(folder: Path | None) -> bool:
+    """True where there is a tokenizer.json, even one that `load_tokenizer` refuses."""
+    return folder is not None and os.path.lexists(folder / TOKENIZER)
+
+
+def why_no_tokenizer(folder: Path | None, model: str) -> str:
+    """Why the text of a prompt cannot be read, what lies in the model's folder instead, and what to do."""
+    if folder is None:
+        return f"{model}: is a preset without a tokenizer; give token ids ({TOKEN_IDS})"
+    others = [name for name in OTHER_TOKENIZERS if (folder / name).exists()]
+    if not others:
+        return f"{folder}: has no {TOKENIZER}; download it, or give token ids ({TOKEN_IDS})"
+    return (
+        f"{folder}: has {others[0]}, but no {TOKENIZER}; make one by transformers' "
+        f"AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER), or give token ids ({TOKEN_IDS})"
+    )
+
+
 class TextStream:
     """Turns the tokens of one sequence into text as they come.
 
@@ -257,7 +289,7 @@ def _read_object(path: Path) -> dict[str, object]:
 
 def _read(path: Path) -> str | None:
     """The text of a file, None where there is none. A link that leads nowhere is an error, as other damage is."""
-    if not path.exists() and not path.is_symlink():
+    if not os.path.lexists(path):
         return None
     try:
         content = path.read_text(encoding="utf-8")
