@@ -24,6 +24,10 @@ def _is_number(value: object, least: float, most: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class SamplingParameter:
     """One sampling parameter: a number for each row of logits, in 32 bits on the device.
@@ -147,7 +151,9 @@ class SamplingParams:
     min_p               keep tokens at least so many times as likely as the most likely one; 0: all
     repetition_penalty  divides positive logits of tokens seen before, multiplies negative ones; 1: off
     seed                same seed, same prompt, same device: same text; None: a fresh one for each sequence
-    stop                generation ends before the first of these strings; it is not part of the text
+    stop                generation ends before the first of these strings; it is not part of the text. Special tokens,
+                        which are not shown, count where a string holds the text of one: ("<|eot_id|>",)
+    stop_token_ids      generation ends with the first of these tokens, whose text is not shown
     ignore_eos          generate on past the model's end tokens
     """
 
@@ -159,6 +165,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
@@ -166,6 +173,8 @@ class SamplingParams:
             "max_tokens": (_is_int(self.max_tokens, 1), "an integer of at least 1"),
             **{p.name: (p.allows(getattr(self, p.name)), p.allowed) for p in PARAMETERS},
             "stop": (_is_texts(self.stop), "a tuple of strings that are not empty"),
+            "stop_token_ids": (_is_token_ids(self.stop_token_ids), "a tuple of integers of at least 0"),
+            "ignore_eos": (_is_flag(self.ignore_eos), "True or False"),
         }
         for name, (holds, allowed) in rules.items():
             if not holds:
@@ -192,3 +201,7 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, tuple) and all(
         isinstance(item, str) and item for item in cast("tuple[object, ...]", value)
     )
+
+
+def _is_token_ids(value: object) -> bool:
+    return isinstance(value, tuple) and all(_is_int(item, 0) for item in cast("tuple[object, ...]", value))

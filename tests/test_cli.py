@@ -116,6 +116,15 @@ def test_generation_ends_before_a_stop_string(dante_bundle: Bundle, infernum: Ru
     assert found["finish_reason"] == "stop"
 
 
+def test_generation_ends_at_a_stop_token(dante_bundle: Bundle, infernum: Run) -> None:
+    whole = json.loads(infernum(*RUN, "--json", "--bundle", dante_bundle.folder).out)
+    more = ("--stop-token-id", "0", "--stop-token-id", str(whole["tokens"][6]))
+    stopped = json.loads(infernum(*RUN, *more, "--json", "--bundle", dante_bundle.folder).out)
+    assert stopped["tokens"] == whole["tokens"][: whole["tokens"].index(whole["tokens"][6]) + 1]
+    assert stopped["finish_reason"] == "stop"
+    assert whole["text"].startswith(stopped["text"])
+
+
 def test_a_model_without_a_tokenizer_takes_and_gives_token_ids(
     tiny: Callable[[str], Tiny], infernum: Run
 ) -> None:

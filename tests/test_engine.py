@@ -150,6 +150,24 @@ def test_any_of_the_end_tokens_ends_a_sequence_unless_they_are_ignored():
     assert found.finish_reason == "length"
 
 
+def test_any_of_the_stop_tokens_of_a_request_ends_its_sequence_even_where_end_tokens_are_ignored():
+    model = scripted(VOCAB, 1, [10, 11, 12, 13])
+    stopping = SamplingParams(max_tokens=4, temperature=0, stop_token_ids=(90, 12), ignore_eos=True)
+    completion = make(model, end_tokens=[11])[0].generate([[1]], stopping)[0]
+    assert (completion.tokens, completion.finish_reason) == ((10, 11, 12), "stop")
+    both = SamplingParams(max_tokens=4, temperature=0, stop_token_ids=(12,))
+    assert make(model, end_tokens=[11])[0].generate([[1]], both)[0].tokens == (10, 11)
+
+
+def test_a_stop_token_beyond_the_vocabulary_is_refused_with_numbers():
+    for token in (VOCAB, 2**31 - 1):
+        params = SamplingParams(stop_token_ids=(3, token))
+        with pytest.raises(
+            RequestError, match=f"stop_token_ids holds {token}; the model's tokens are 0 to 96"
+        ):
+            make()[0].generate([[1]], params)
+
+
 def test_a_sequence_waits_until_the_cache_has_pages_for_all_it_may_need():
     engine, toy = make(pages=4)  # 16 positions: one sequence of 3 + 10 tokens at a time
     engine.generate([[1, 2, 3], [4, 5, 6], [7, 8, 9]], GREEDY)
@@ -360,6 +378,12 @@ def test_statistics_count_prompt_and_output_tokens():
         ("seed", 2**32),
         ("stop", "text"),
         ("stop", ("",)),
+        ("stop_token_ids", 3),
+        ("stop_token_ids", (-1,)),
+        ("stop_token_ids", (True,)),
+        ("stop_token_ids", (1.0,)),
+        ("stop_token_ids", ("3",)),
+        ("ignore_eos", "no"),
     ],
 )
 def test_a_parameter_out_of_range_is_refused_by_name_value_and_what_is_allowed(name, value):

@@ -25,7 +25,7 @@ def byte_level(*, adds_bos=True):
     backend = Backend(models.BPE(vocab=vocab, merges=[tuple(word) for word in WORDS]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken("<bos>"), AddedToken("<eos>")])
+    backend.add_special_tokens([AddedToken("<bos>"), AddedToken("<eos>"), AddedToken("<eot>")])
     if adds_bos:
         backend.post_processor = _bos_first(backend, "<bos>")
     return backend
@@ -204,6 +204,70 @@ def test_an_end_token_lets_go_of_what_was_held_back_and_is_not_shown():
     found = _generate("and ST", stop=("STOP",))
     assert found.text == "and ST"
     assert found.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "shown"),
+    [
+        ("and<eot>more", "<eot>", "and"),  # a special token alone
+        ("and<eot>more", "<eot>m", "and"),  # with text behind it
+        ("and<eot>more", "d<eot>", "an"),  # with text in front of it
+        ("and<eot><bos>more", "<eot><bos>", "and"),
+        ("and<bos>more<eot>the", "<eot>t", "andmore"),
+        ("é<eot>more", "<eot>", "é"),
+    ],
+)
+def test_a_stop_string_with_special_tokens_ends_a_sequence_before_it(text, stop, shown):
+    completion = _generate(text, stop=(stop,))
+    assert (completion.text, completion.finish_reason) == (shown, "stop")
+
+
+@pytest.mark.parametrize("stop", ["<eot>x", "x<eot>", ">", "<eot", "anx<eot>"])
+def test_special_tokens_that_complete_no_stop_string_are_not_shown(stop):
+    completion = _generate("an<eot>more", stop=(stop,))
+    assert (completion.text, len(completion.tokens)) == ("anmore", 7)
+
+
+def test_a_stop_string_without_special_tokens_is_looked_for_in_the_text_that_is_shown():
+    assert _generate("an<eot>more", stop=("nm", "<eot>x")).text == "a"
+
+
+def test_a_stop_string_that_ends_in_an_end_token_is_not_shown():
+    assert _generate("and", stop=("d<eos>",)).text == "an"
+    assert _generate("and", stop=("d<eos>",), ignore_eos=True).text == "an"
+
+
+def test_half_a_character_in_front_of_a_special_token_that_stops_is_shown_as_broken():
+    tokenizer = Tokenizer(byte_level(adds_bos=False))
+    stream = TextStream(tokenizer, stop=("<eos>",))
+    ids = [*tokenizer.encode("a你")[:-1], tokenizer.encode("<eos>")[0]]
+    assert "".join(stream.push(token) for token in ids) + stream.flush() == "a" + BROKEN
+    assert stream.stopped
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", "é", "<eos>", "<bos>"]), max_size=14),
+    st.lists(
+        st.lists(st.sampled_from(["a", "b", "é", "<eos>", "<bos>"]), min_size=1, max_size=3), max_size=3
+    ),
+)
+def test_text_ends_before_the_first_stop_string_of_any_tokens(pieces, stops):
+    tokenizer = Tokenizer(byte_level(adds_bos=False))
+    special = {"<eos>", "<bos>"}
+    stream = TextStream(tokenizer, stop=tuple("".join(stop) for stop in stops))
+    shown = "".join(stream.push(token) for token in tokenizer.encode("".join(pieces))) + stream.flush()
+    for length in range(len(pieces) + 1):  # the first stop string to be complete ends the text
+        visible = [place for place in range(length) if pieces[place] not in special]
+        ends = []
+        for stop in stops:
+            places = range(length) if special & set(stop) else visible
+            row = [pieces[place] for place in places]
+            at = next((i for i in range(len(row)) if row[i : i + len(stop)] == stop), None)
+            ends += [] if at is None else [sum(place < places[at] for place in visible)]
+        if ends:
+            break
+    assert stream.stopped == bool(ends)
+    assert shown == "".join(pieces[place] for place in visible[: min(ends, default=len(visible))])
 
 
 def test_the_length_limit_may_cut_a_character():

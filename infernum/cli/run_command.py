@@ -41,6 +41,14 @@ LONGEST_ID = 10  # digits
 @click.option(
     "--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times."
 )
+@click.option(
+    "--stop-token-id",
+    "stop_token_ids",
+    type=int,
+    multiple=True,
+    metavar="ID",
+    help="End with this token; may be given several times.",
+)
 @click.option("--ignore-eos", is_flag=True, help="Generate on past the model's end tokens.")
 @options.load_format
 @options.gpu_memory_utilization
@@ -62,6 +70,7 @@ def command(
     seed: int | None,
     greedy: bool,
     stop: tuple[str, ...],
+    stop_token_ids: tuple[int, ...],
     ignore_eos: bool,
     load_format: str,
     gpu_memory_utilization: float,
@@ -97,6 +106,7 @@ def command(
         max_tokens=max_tokens,
         seed=seed,
         stop=stop,
+        stop_token_ids=stop_token_ids,
         ignore_eos=ignore_eos,
         **sampling,
     )

@@ -175,7 +175,14 @@ class Engine:
                 f"{self._limit_name} of {room} tokens; shorten it"
             )
         if params.stop and self.tokenizer is None:
-            raise RequestError("stop strings need a tokenizer, and this model has no tokenizer.json")
+            raise RequestError(
+                "stop strings need a tokenizer, and this model has no tokenizer.json; give stop_token_ids"
+            )
+        for token in params.stop_token_ids:
+            if token >= self.model.vocab_size:
+                raise RequestError(
+                    f"stop_token_ids holds {token}; the model's tokens are 0 to {self.model.vocab_size - 1}"
+                )
         seed = secrets.randbits(32) if params.seed is None else derived_seed(params.seed, index)
         text = TextStream(self.tokenizer, prompt, params.stop) if self.tokenizer else None
         max_tokens = min(params.max_tokens, room - len(prompt))

@@ -11,7 +11,7 @@ from infernum.engine.sequence import FinishReason
 class Event:
     """News of one sequence: the tokens that came, the text that is certain now, and whether it has ended.
 
-    An end token is among the tokens but not in the text. `text` is empty without a tokenizer.
+    An end token or stop token is among the tokens but not in the text. `text` is empty without a tokenizer.
     """
 
     sequence: int

@@ -9,7 +9,7 @@ from infernum.engine.tokenizer import TextStream
 from infernum.sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length"]
-"""`stop`: an end token or a stop string came; `length`: max_tokens, the context or the KV cache is used
+"""`stop`: an end token, a stop token or a stop string came; `length`: max_tokens, the context or the KV cache is used
 up.
 """
 
@@ -60,8 +60,9 @@ class Sequence:
     def append(self, token: int, end_tokens: frozenset[int]) -> str:
         """Add a sampled token, find out whether it is the last, and return the text that is now certain."""
         self.tokens.append(token)
-        ended = token in end_tokens and not self.params.ignore_eos
-        text = self.text.push(token) if self.text and not ended else ""
+        ended = token in self.params.stop_token_ids or (token in end_tokens and not self.params.ignore_eos)
+        # A token that ends the sequence is not shown. A special one is not anyway, and may complete a stop string.
+        text = self.text.push(token) if self.text and (not ended or self.text.hides(token)) else ""
         if ended or (self.text and self.text.stopped):
             self.finish_reason = "stop"
         elif self.output_length >= self.max_tokens:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import tokenizers
 
@@ -80,7 +80,10 @@ class Tokenizer:
         self._front = _switched(front, add_bos, self.bos_id)
         self._behind = _switched(behind, add_eos, self.eos_id)
         added = cast("dict[int, Any]", backend.get_added_tokens_decoder())
-        self.special_ids = frozenset(number for number, token in added.items() if token.special)
+        self.special: Mapping[int, str] = {
+            number: token.content for number, token in added.items() if token.special
+        }
+        """The texts of the special tokens, which `decode` leaves out."""
 
     @property
     def vocab_size(self) -> int:
@@ -188,37 +191,53 @@ class TextStream:
     Only whole characters are handed out, and nothing that may still turn out to begin a stop string. A
     token's text can depend on the ones before it (leading spaces, characters split over tokens), so each is
     decoded together with its predecessors, and what those alone give is taken off.
+
+    Special tokens are not shown. A stop string that holds the text of one is looked for in the text in which they
+    are spelled out; any other in the text that is shown.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), stop: tuple[str, ...] = ()) -> None:
         self._tokenizer = tokenizer
-        self._stop = stop
+        special = [text for text in tokenizer.special.values() if text]
+        self._spelled_stops = tuple(text for text in stop if any(part in text for part in special))
+        self._shown_stops = tuple(text for text in stop if text not in self._spelled_stops)
         self._tokens = _tail(tokenizer, prompt)
         self._shown_from, self._unread_from = 0, len(self._tokens)
-        self._held = ""
+        self._held: list[Character] = []
         self.stopped = False
 
     def push(self, token: int) -> str:
         """Take one more token and return the text that is now certain. A stop string sets `stopped`."""
-        if self.stopped or token in self._tokenizer.special_ids:
+        if self.stopped:
             return ""
+        if self.hides(token):
+            return self._push_special(self._tokenizer.special[token]) if self._spelled_stops else ""
         self._tokens.append(token)
         before, text = self._decoded()
         unfinished = text.endswith(BROKEN) and len(self._tokens) - self._unread_from < PATIENCE
         if unfinished or len(text) <= len(before):
             return ""
         self._shown_from, self._unread_from = self._unread_from, len(self._tokens)
-        return self._without_stop(text[len(before) :], final=False)
+        return self._without_stop(_characters(text[len(before) :]))
+
+    def hides(self, token: int) -> bool:
+        """True for a special token."""
+        return token in self._tokenizer.special
 
     def flush(self) -> str:
         """The text still held back, at the end of the sequence; half a character becomes U+FFFD."""
-        if self.stopped:
-            return ""
+        return "" if self.stopped else self._without_stop(_characters(self._unread()), final=True)
+
+    def _push_special(self, text: str) -> str:
+        return self._without_stop([*_characters(self._unread()), *_characters(text, shown=False)])
+
+    def _unread(self) -> str:
+        """The text of the unread tokens, which are read by this; half a character becomes U+FFFD."""
         before, text = self._decoded()
         unread = self._tokens[self._unread_from :]
-        left = text[len(before) :] if text.startswith(before) else self._tokenizer.decode(unread)
-        self._shown_from = self._unread_from = len(self._tokens)
-        return self._without_stop(left, final=True)
+        if unread:
+            self._shown_from, self._unread_from = self._unread_from, len(self._tokens)
+        return text[len(before) :] if text.startswith(before) else self._tokenizer.decode(unread)
 
     def _decoded(self) -> tuple[str, str]:
         """The text since `_shown_from`: without the unread tokens, and with them.
@@ -229,15 +248,38 @@ class TextStream:
         text = self._tokenizer.decode(self._tokens[self._shown_from :])
         return before if text.startswith(before) else before.rstrip(BROKEN), text
 
-    def _without_stop(self, new: str, *, final: bool) -> str:
-        text = self._held + new
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        keep = 0 if final else _may_begin(text, self._stop)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+    def _without_stop(self, new: list[Character], *, final: bool = False) -> str:
+        """What can be shown of the text held back and `new`, all of it at the end of the sequence."""
+        held = self._held + new
+        places = [place for place, character in enumerate(held) if character.shown]
+        spelled, shown = _text(held), _text(held[place] for place in places)
+        starts = [spelled.find(stop) for stop in self._spelled_stops if stop in spelled]
+        starts += [places[shown.find(stop)] for stop in self._shown_stops if stop in shown]
+        self.stopped = bool(starts)
+        if starts:
+            end = min(starts)
+        elif final:
+            end = len(held)
+        else:
+            begun = len(shown) - _may_begin(shown, self._shown_stops)
+            end = min(len(spelled) - _may_begin(spelled, self._spelled_stops), [*places, len(held)][begun])
+        self._held = [] if starts else held[end:]
+        return _text(character for character in held[:end] if character.shown)
+
+
+class Character(NamedTuple):
+    """A character of generated text; those of special tokens are not shown."""
+
+    text: str
+    shown: bool
+
+
+def _characters(text: str, *, shown: bool = True) -> list[Character]:
+    return [Character(character, shown) for character in text]
+
+
+def _text(characters: Iterable[Character]) -> str:
+    return "".join(character.text for character in characters)
 
 
 def _may_begin(text: str, stops: tuple[str, ...]) -> int:
@@ -249,7 +291,7 @@ def _may_begin(text: str, stops: tuple[str, ...]) -> int:
 
 def _tail(tokenizer: Tokenizer, prompt: Sequence[int]) -> list[int]:
     """The last tokens of a prompt, from one that begins a character on."""
-    ordinary = [token for token in prompt[-4 * CONTEXT :] if token not in tokenizer.special_ids]
+    ordinary = [token for token in prompt[-4 * CONTEXT :] if token not in tokenizer.special]
     for size in range(CONTEXT, CONTEXT + 4):
         if not tokenizer.decode(ordinary[-size:]).startswith(BROKEN):
             return ordinary[-size:]
