@@ -8,23 +8,27 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
+
+import numpy as np
+import numpy.typing as npt
 
 from infernum import dtypes
 from infernum.bundle import Bundle, not_rebuilt, open_bundle
 from infernum.checkpoint import Checkpoint
 from infernum.engine.engine import Completion, Engine, Event, Statistics
+from infernum.engine.request import read_params, read_prompts, read_token_ids, shown
 from infernum.engine.tokenizer import Tokenizer, load_tokenizer, why_no_tokenizer
 from infernum.errors import BundleError, CheckpointError, CompileError, DeviceError, RequestError
 from infernum.machine import Device, choose_device, native_arch, tuned_here
 from infernum.models.config import GenerationDefaults, config_hash
 from infernum.models.presets import ModelSource, resolve
-from infernum.sampling_params import SamplingParams
+from infernum.sampling_params import LARGEST_SEED, SamplingParams, is_integer, is_number
 from infernum.step import Executor, Float32
 from infernum.weights.plan import plan_weights
 
@@ -34,10 +38,13 @@ log = logging.getLogger(__name__)
 
 LOAD_FORMATS = ("auto", "dummy")
 
-Prompts = str | Sequence[str] | Sequence[Sequence[int]]
-"""One text, several texts, or several lists of token ids."""
+Ids = Iterable[int] | npt.NDArray[np.integer[Any]]
+"""The token ids of one prompt: a list, or an array of one dimension."""
 
-Params = SamplingParams | Sequence[SamplingParams]
+Prompts = str | Ids | Iterable[str | Ids]
+"""One text, the token ids of one prompt, or several of these; an array of two dimensions is several prompts."""
+
+Params = SamplingParams | Iterable[SamplingParams]
 """One for all prompts, or one for each."""
 
 
@@ -81,7 +88,12 @@ class LLM:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
-        self.source = model if isinstance(model, ModelSource) else resolve(os.fspath(model))
+        dtype = str(dtype)  # as torch's types are written, too
+        self.source = (
+            model
+            if isinstance(model, ModelSource)
+            else resolve(_path(model, "model", "a folder or a preset"))
+        )
         self.device: Device = choose_device(device)
         check_limits(
             self.source.config.max_position_embeddings,
@@ -89,12 +101,20 @@ class LLM:
             max_model_len=max_model_len,
             max_pages_total=max_pages_total,
         )
+        if not is_integer(seed, 0, LARGEST_SEED):
+            raise RequestError(f"seed is {shown(seed)}; it must be an integer from 0 to {LARGEST_SEED}")
+        if isinstance(rules, str):
+            raise RequestError(f"rules is {shown(rules)}; give a list, such as [{rules!r}]")
         checkpoint = open_checkpoint(self.source, load_format)
         self.tokenizer = _tokenizer(self.source)
         if bundle is None:
             self.bundle = compile_for(self.source, self.device, dtype, fuse, rules, progress)
         else:
-            self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
+            self.bundle = (
+                bundle
+                if isinstance(bundle, Bundle)
+                else open_bundle(Path(_path(bundle, "bundle", "the folder of a compiled bundle")))
+            )
             check_bundle(self.bundle, self.source, dtype)
             for warning in edit_warnings(self.bundle, self.device):
                 log.warning(warning)
@@ -126,26 +146,32 @@ class LLM:
 
         `params` are one for all or one for each; None: the model's own defaults. Raises RequestError.
         """
-        return self._engine.generate(self.encode(prompts), self._params(params))
+        return self._engine.generate(*self._request(prompts, params))
 
     def stream(self, prompts: Prompts, params: Params | None = None) -> Iterator[Event]:
         """As `generate`, but yield tokens and text as they come; `Event.sequence` counts the prompts."""
-        return self._engine.stream(self.encode(prompts), self._params(params))
+        return self._engine.stream(*self._request(prompts, params))
 
-    def logits(self, token_ids: Sequence[int]) -> Float32:
-        """The logits after each of the given tokens, float32 [tokens, vocab]: row t predicts token t + 1."""
-        return self._engine.logits(token_ids)
+    def logits(self, token_ids: Ids) -> Float32:
+        """The logits after each of the given tokens, float32 [tokens, vocab]: row t predicts token t + 1.
+
+        Raises RequestError.
+        """
+        return self._engine.logits(read_token_ids(token_ids))
 
     def encode(self, prompts: Prompts) -> list[list[int]]:
-        """The token ids of each prompt. Raises RequestError for text when the model has no tokenizer."""
-        listed = [prompts] if isinstance(prompts, str) else prompts
-        return [self._encode_one(prompt) for prompt in listed]
+        """The token ids of each prompt. Raises RequestError, for text also when the model has no tokenizer."""
+        return [
+            self._encode_one(prompt) if isinstance(prompt, str) else prompt
+            for prompt in read_prompts(prompts)
+        ]
 
     def close(self) -> None:
-        """Give back the device's memory; the model cannot be used afterwards."""
-        self._executor.close()
+        """Give back the device's memory; generating afterwards raises RequestError, closing again does nothing."""
+        self._engine.close()
 
     def __enter__(self) -> Self:
+        self._engine.require_open()
         return self
 
     def __exit__(
@@ -155,9 +181,7 @@ class LLM:
         with suppress(DeviceError) if error is not None else nullcontext():
             self.close()
 
-    def _encode_one(self, prompt: str | Sequence[int]) -> list[int]:
-        if not isinstance(prompt, str):
-            return list(prompt)
+    def _encode_one(self, prompt: str) -> list[int]:
         if self.tokenizer is None:
             raise RequestError(why_no_tokenizer(self.source.folder, self.source.name))
         try:
@@ -168,10 +192,22 @@ class LLM:
             ) from error
         return self.tokenizer.encode(prompt)
 
-    def _params(
-        self, params: SamplingParams | Sequence[SamplingParams] | None
-    ) -> SamplingParams | Sequence[SamplingParams]:
-        return default_params(self.source.generation) if params is None else params
+    def _request(
+        self, prompts: Prompts, params: Params | None
+    ) -> tuple[list[list[int]], list[SamplingParams]]:
+        """Token ids and parameters of each prompt. Raises RequestError."""
+        self._engine.require_open()
+        encoded = self.encode(prompts)
+        chosen = default_params(self.source.generation) if params is None else params
+        return encoded, read_params(chosen, len(encoded))
+
+
+def _path(value: object, name: str, wanted: str) -> str:
+    """A path that a caller gave. Raises RequestError when it is none."""
+    path: object = os.fspath(cast("str | os.PathLike[str]", value)) if hasattr(value, "__fspath__") else value
+    if isinstance(path, str):
+        return path
+    raise RequestError(f"{name} is {shown(value)}; give {wanted}")
 
 
 def default_params(generation: GenerationDefaults, **chosen: Any) -> SamplingParams:
@@ -273,16 +309,18 @@ def check_limits(
     context: int, *, gpu_memory_utilization: float, max_model_len: int | None, max_pages_total: int | None
 ) -> None:
     """Raises RequestError for a limit that no model with such a context can be held to."""
-    if max_model_len is not None and not 1 <= max_model_len <= context:
+    if max_model_len is not None and not is_integer(max_model_len, 1, context):
         raise RequestError(
-            f"max_model_len is {max_model_len}; it must be from 1 to {context}, the model's context"
+            f"max_model_len is {shown(max_model_len)}; it must be an integer from 1 to {context}, the model's context"
         )
-    if not 0 < gpu_memory_utilization <= 1:
+    if gpu_memory_utilization == 0 or not is_number(gpu_memory_utilization, 0, 1):
         raise RequestError(
-            f"gpu_memory_utilization is {gpu_memory_utilization}; it must be above 0, at most 1"
+            f"gpu_memory_utilization is {shown(gpu_memory_utilization)}; it must be a number above 0, at most 1"
         )
-    if max_pages_total is not None and max_pages_total < 1:
-        raise RequestError(f"max_pages_total is {max_pages_total}; a KV cache has at least one page")
+    if max_pages_total is not None and not is_integer(max_pages_total, 1):
+        raise RequestError(
+            f"max_pages_total is {shown(max_pages_total)}; it must be an integer of at least 1"
+        )
 
 
 def load_executor(

@@ -16,11 +16,13 @@ from infernum.errors import RequestError
 LARGEST_SEED = 2**32 - 1
 
 
-def _is_int(value: object, least: int, most: int = 2**31 - 1) -> bool:
+def is_integer(value: object, least: int, most: int = 2**31 - 1) -> bool:
+    """True for an integer in this range; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _is_number(value: object, least: float, most: float) -> bool:
+def is_number(value: object, least: float, most: float) -> bool:
+    """True for a number in this range; True, False and NaN are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
@@ -70,7 +72,7 @@ PARAMETERS = (
         "temperature",
         float,
         off=0.0,
-        allows=lambda value: value == 0 or _is_number(value, 0.001, 1000),
+        allows=lambda value: value == 0 or is_number(value, 0.001, 1000),
         allowed="0 (the most likely token) or a number from 0.001 to 1000",
         help="0: always the most likely token.",
         bench_help="Of sampling; 0: decode greedily.",
@@ -80,7 +82,7 @@ PARAMETERS = (
         "top_k",
         int,
         off=0,
-        allows=lambda value: _is_int(value, 0),
+        allows=lambda value: is_integer(value, 0),
         allowed="an integer of at least 1, or 0 for all tokens",
         help="Choose among the K most likely tokens; 0: among all.",
         bench_help="Sample among the K most likely tokens.  [default: all]",
@@ -91,7 +93,7 @@ PARAMETERS = (
         "top_p",
         float,
         off=1.0,
-        allows=lambda value: _is_number(value, 0, 1) and value != 0,
+        allows=lambda value: is_number(value, 0, 1) and value != 0,
         allowed="a number above 0, at most 1",
         help="Choose among the most likely tokens that reach this probability together.",
         bench_help="Sample among the likeliest share.",
@@ -102,7 +104,7 @@ PARAMETERS = (
         "min_p",
         float,
         off=0.0,
-        allows=lambda value: _is_number(value, 0, 1),
+        allows=lambda value: is_number(value, 0, 1),
         allowed="a number from 0 to 1",
         help="Leave out tokens less likely than this share of the most likely one.",
         bench_help="Sample what is so likely next to the best.",
@@ -113,7 +115,7 @@ PARAMETERS = (
         "repetition_penalty",
         float,
         off=1.0,
-        allows=lambda value: _is_number(value, 0.01, 100),
+        allows=lambda value: is_number(value, 0.01, 100),
         allowed="a number from 0.01 to 100, 1 for none",
         help="Make tokens that were there before less likely; 1: off.",
         tried=(1.0, 1.3, 0.7),
@@ -122,7 +124,7 @@ PARAMETERS = (
         "seed",
         int,
         off=0,
-        allows=lambda value: value is None or _is_int(value, 0, LARGEST_SEED),
+        allows=lambda value: value is None or is_integer(value, 0, LARGEST_SEED),
         allowed=f"an integer from 0 to {LARGEST_SEED}",
         help="Same seed, same text.",
         bench_help="Of prompts, sampling and random weights.",
@@ -170,7 +172,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         rules = {
-            "max_tokens": (_is_int(self.max_tokens, 1), "an integer of at least 1"),
+            "max_tokens": (is_integer(self.max_tokens, 1), "an integer of at least 1"),
             **{p.name: (p.allows(getattr(self, p.name)), p.allowed) for p in PARAMETERS},
             "stop": (_is_texts(self.stop), "a tuple of strings that are not empty"),
             "stop_token_ids": (_is_token_ids(self.stop_token_ids), "a tuple of integers of at least 0"),
@@ -204,4 +206,4 @@ def _is_texts(value: object) -> bool:
 
 
 def _is_token_ids(value: object) -> bool:
-    return isinstance(value, tuple) and all(_is_int(item, 0) for item in cast("tuple[object, ...]", value))
+    return isinstance(value, tuple) and all(is_integer(item, 0) for item in cast("tuple[object, ...]", value))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from oracle.weights import random_weights
 from safetensors.numpy import save_file
 
 from infernum.bundle import Bundle
+from infernum.errors import InfernumError, RequestError
+from infernum.llm import LLM
 from infernum.resources import demo_folder
 from infernum.runtime.driver import gpu_available
+from infernum.sampling_params import SamplingParams
 
 Run = Callable[..., Outcome]
 CPU = ("--device", "cpu")
@@ -359,6 +363,135 @@ def test_a_mistake_is_one_line_that_says_what_where_and_what_to_do(
 def test_a_prompt_on_stdin_that_is_not_utf8_is_refused(workshop: Workshop, infernum: Run) -> None:
     done = infernum("run", "-", "--bundle", workshop.dante.folder, *CPU, stdin=b"caf\xe9")
     check(done, ["stdin", "UTF-8", "byte 3"])
+
+
+@pytest.fixture(scope="module")
+def llm(dante_bundle: Bundle) -> Iterator[LLM]:
+    """The demo, whose tokens are 0 to 4095."""
+    with LLM(device="cpu", bundle=dante_bundle) as llm:
+        yield llm
+
+
+GREEDY = SamplingParams(max_tokens=3, temperature=0)
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        [3, 4],
+        (3, 4),
+        range(3, 5),
+        [np.int64(3), np.uint8(4)],
+        np.array([3, 4], np.uint16),
+        array("q", [3, 4]),
+        (token for token in (3, 4)),
+        np.array([[3, 4]]),
+        [np.array([3, 4])],
+        [(token for token in (3, 4))],
+    ],
+    ids=["list", "tuple", "range", "scalars", "row", "array", "generator", "matrix", "rows", "generators"],
+)
+def test_token_ids_of_one_prompt_may_come_in_any_sequence(llm: LLM, prompts: Any) -> None:
+    assert llm.encode(prompts) == [[3, 4]]
+
+
+def test_texts_and_token_ids_may_be_mixed_and_come_in_any_sequence(llm: LLM) -> None:
+    (text,) = llm.encode("Midway")
+    assert llm.encode(["Midway", (3, 4)]) == llm.encode(iter([np.array(text), [3, 4]])) == [text, [3, 4]]
+    assert llm.encode(np.array(["Midway", "Midway"])) == [text, text]
+    assert llm.encode(np.array([[3, 4], [5, 6]])) == [[3, 4], [5, 6]]
+    assert llm.encode([]) == [] == llm.generate([])
+
+
+def test_token_ids_are_generated_from_and_scored_the_same_in_any_sequence(llm: LLM) -> None:
+    (expected,) = llm.generate([[3, 4]], GREEDY)
+    assert llm.generate(np.array([3, 4]), iter([GREEDY])) == [expected]
+    assert [event.tokens for event in llm.stream([3, 4], GREEDY)] == [(token,) for token in expected.tokens]
+    assert np.array_equal(llm.logits(np.array([3, 4])), llm.logits(token for token in (3, 4)))
+
+
+MISTAKES: dict[str, tuple[Callable[[LLM], object], str]] = {
+    "none": (lambda llm: llm.generate(None), r"^prompts is None; give a text, "),
+    "number": (lambda llm: llm.generate(3), r"^prompts is 3; give a text, "),
+    "bytes": (lambda llm: llm.generate(b"Midway"), r"^prompts is b'Midway'; give a text, "),
+    "dict": (lambda llm: llm.stream({"prompt": "Midway"}), r"^prompts is \{.+\}; give a text, "),
+    "set": (lambda llm: llm.stream({3, 4}), r"^prompts is \{3, 4\}; give a text, "),
+    "nested-text": (
+        lambda llm: llm.generate([["a"]]),
+        r"^token 0 of prompt 0 is 'a'; token ids are integers",
+    ),
+    "too-deep": (lambda llm: llm.generate(np.ones((1, 1, 1), int)), r"^token 0 of prompt 0 is \[1\]; "),
+    "a-bytes-among-texts": (lambda llm: llm.generate(["a", b"b"]), r"^prompt 1 is b'b'; give a text or "),
+    "an-id-among-texts": (lambda llm: llm.generate(["a", 3]), r"^prompt 1 is 3; give a text or a list of"),
+    "floats": (lambda llm: llm.generate([3.0, 4.0]), r"^token 0 of the prompt is 3.0; token ids are int"),
+    "array-of-floats": (lambda llm: llm.generate(np.ones(2)), r"^token 0 of the prompt is 1.0; token ids"),
+    "bools": (lambda llm: llm.generate([3, True]), r"^token 1 of the prompt is True; token ids are"),
+    "array-of-bools": (lambda llm: llm.generate(np.ones(2, bool)), r"^token 0 of the prompt is True; "),
+    "negative": (lambda llm: llm.stream([3, -1]), r"^token 1 of the prompt is -1; .+ 0 to 4095$"),
+    "beyond-the-vocabulary": (lambda llm: llm.stream([[3], [4096]]), r"^token 0 of the prompt is 4096; "),
+    "far-beyond": (lambda llm: llm.generate([2**70]), r"^token 0 of the prompt is 1180.+; .+ 0 to 4095$"),
+    "no-ids": (lambda llm: llm.generate([[]]), r"^the prompt is empty"),
+    "params-dict": (
+        lambda llm: llm.generate("a", {"top_k": 3}),
+        r"^params is \{'top_k': 3\}; give SamplingPar",
+    ),
+    "params-number": (lambda llm: llm.stream("a", 0.5), r"^params is 0.5; give SamplingParams, or a list"),
+    "params-of-none": (lambda llm: llm.generate(["a"], [None]), r"^params\[0\] is None; give SamplingParams"),
+    "too-few-params": (lambda llm: llm.generate(["a", "b"], [GREEDY]), r"^1 .+ given for 2 prompts"),
+    "logits-of-prompts": (lambda llm: llm.logits([[3, 4]]), r"^token 0 of the prompt is \[3, 4\]; token ids"),
+    "logits-of-text": (
+        lambda llm: llm.logits("Midway"),
+        r"^the prompt is 'Midway'; give a list of token ids",
+    ),
+    "logits-of-none": (lambda llm: llm.logits(None), r"^the prompt is None; give a list of token ids"),
+    "logits-of-nothing": (lambda llm: llm.logits([]), r"^the prompt is empty"),
+    "logits-of-floats": (lambda llm: llm.logits([1.5]), r"^token 0 of the prompt is 1.5; token ids"),
+    "encode-none": (lambda llm: llm.encode(None), r"^prompts is None; give a text, "),
+    "model": (lambda llm: LLM(3), r"^model is 3; give a folder or a preset"),
+    "model-none": (lambda llm: LLM(None), r"^model is None; give a folder or a preset"),
+    "model-bytes": (lambda llm: LLM(b"dante"), r"^model is b'dante'; give a folder or a preset"),
+    "bundle": (lambda llm: LLM(bundle=3), r"^bundle is 3; give the folder of a compiled bundle"),
+    "device": (lambda llm: LLM(device=None), r"device"),
+    "dtype": (lambda llm: LLM(device="cpu", bundle=llm.bundle, dtype=32), r"unknown dtype '32'"),
+    "half-a-token": (lambda llm: LLM(max_model_len=1.5), r"^max_model_len is 1.5; it must be an integer"),
+    "true-pages": (lambda llm: LLM(max_pages_total=True), r"^max_pages_total is True; it must be an integer"),
+    "share-in-words": (
+        lambda llm: LLM(gpu_memory_utilization="half"),
+        r"^gpu_memory_utilization is 'half'; ",
+    ),
+    "load-format": (lambda llm: LLM(load_format=["auto"]), r"load format \['auto'\]"),
+    "seed": (lambda llm: LLM(load_format="dummy", seed="x"), r"^seed is 'x'; it must be an integer"),
+    "negative-seed": (lambda llm: LLM(load_format="dummy", seed=-1), r"^seed is -1; it must be an integer"),
+    "rules": (lambda llm: LLM(rules="+merge_products"), r"^rules is '\+merge_products'; give a list"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_python_is_an_error_that_says_what_is_wanted(llm: LLM, name: str) -> None:
+    call, message = MISTAKES[name]
+    with pytest.raises(InfernumError, match=message) as raised:
+        call(llm)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_closed_model_says_so_whatever_is_asked_of_it(dante_bundle: Bundle) -> None:
+    llm = LLM(device="cpu", bundle=dante_bundle)
+    events = llm.stream("Midway", GREEDY)
+    next(events)
+    llm.close()
+    llm.close()
+    for call in (
+        lambda: next(events),
+        lambda: llm.generate("Midway", GREEDY),
+        lambda: llm.generate([]),
+        lambda: llm.stream("Midway"),
+        lambda: llm.logits([3]),
+        llm.__enter__,
+    ):
+        with pytest.raises(RequestError, match=r"^the model is closed; load it again"):
+            call()
+    assert llm.statistics.output_tokens >= 1
+    assert llm.encode([3]) == [[3]]
 
 
 @pytest.mark.skipif(gpu_available(), reason="there is a GPU")

@@ -246,7 +246,7 @@ def test_weights_that_exceed_the_machines_memory_are_refused_before_they_are_rea
 
 
 def test_a_cache_without_a_page_is_refused(dante_bundle: Bundle) -> None:
-    with pytest.raises(RequestError, match="max_pages_total is 0; a KV cache has at least one page"):
+    with pytest.raises(RequestError, match="max_pages_total is 0; it must be an integer of at least 1"):
         LLM("dante", device="cpu", bundle=dante_bundle, max_pages_total=0)
 
 

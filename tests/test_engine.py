@@ -222,6 +222,29 @@ def test_parameters_must_match_the_prompts():
         make()[0].generate([[1]], [GREEDY, GREEDY])
 
 
+def test_an_engine_takes_ids_from_any_sequence_and_refuses_anything_else():
+    engine, _ = make(pages=40)
+    number = engine.add(np.array([1, 2, 3]), GREEDY)
+    tokens = [token for _ in range(20) for event in engine.step() for token in event.tokens]
+    assert tuple(tokens) == alone([1, 2, 3], GREEDY) and number == 0
+    for prompt in ([1.5], [True], ["1"], "text", None, 3):
+        with pytest.raises(RequestError, match="token ids"):
+            engine.add(prompt, GREEDY)
+    with pytest.raises(RequestError, match="params is None; give SamplingParams"):
+        engine.add([1], None)
+
+
+def test_a_closed_engine_takes_and_gives_nothing_more():
+    engine, toy = make()
+    engine.add([1], GREEDY)
+    engine.close()
+    engine.close()
+    for call in (engine.step, lambda: engine.add([1], GREEDY), lambda: engine.stream([[1]], GREEDY)):
+        with pytest.raises(RequestError, match="the model is closed"):
+            call()
+    assert toy.log == []
+
+
 def test_the_same_seed_gives_the_same_text_and_each_prompt_its_own():
     params = SamplingParams(max_tokens=20, temperature=1.5, seed=11)
     first = make(pages=40)[0].generate([[1], [1]], params)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from infernum.bundle import ModelInfo
 from infernum.engine.events import Completion, Event, Statistics
 from infernum.engine.page_pool import PagePool
+from infernum.engine.request import read_params, read_token_ids
 from infernum.engine.scheduler import Plan, Scheduler
 from infernum.engine.sequence import FinishReason, Sequence
 from infernum.engine.step_inputs import batch_of, prompt_logits, sampling_of
@@ -35,7 +36,7 @@ class Engine:
     `end_tokens` are the tokens any of which ends a sequence. Without a tokenizer it works on token ids alone.
     `max_model_len` is the executor's, where it was opened for sequences shorter than the model's context.
     `add` and `step` are for servers; `stream` and `generate` for everyone else. Not for several threads at the
-    same time.
+    same time. `closed` is True once `close` was called; what would need the executor raises RequestError then.
     """
 
     executor: Executor
@@ -44,6 +45,7 @@ class Engine:
     tokenizer: Tokenizer | None = None
     max_model_len: int | None = None
     statistics: Statistics = field(default=Statistics(), init=False)
+    closed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._end = frozenset(self.end_tokens)
@@ -59,6 +61,17 @@ class Engine:
         self._next_number = 0
         self._mark = 0.0
 
+    def close(self) -> None:
+        """Close the executor. Streams that are open end with RequestError when they are asked for more."""
+        if not self.closed:
+            self.closed = True
+            self.executor.close()
+
+    def require_open(self) -> None:
+        """Raise RequestError once the engine is closed."""
+        if self.closed:
+            raise RequestError("the model is closed; load it again")
+
     @property
     def busy(self) -> bool:
         """True while `step` has something to do."""
@@ -72,6 +85,7 @@ class Engine:
         one step too many, whose token is dropped. When somebody comes or goes, the tokens are read first; should the
         launch then fail, the next call has their events.
         """
+        self.require_open()
         flight = self._in_flight
         if flight is not None and self._scheduler.repeats(flight.plan):
             self._in_flight = self._advance(flight.plan)
@@ -91,9 +105,10 @@ class Engine:
 
         A `stream` that is open has the engine for itself.
         """
+        self.require_open()
         if self._streaming:
             raise RequestError("a stream is open; add sequences once it has ended or is closed")
-        return self._enqueue(self._sequence(prompt, params, index=0))
+        return self._enqueue(self._sequence(prompt, *read_params(params, 1), index=0))
 
     def cancel(self, number: int) -> None:
         """Stop a sequence that `add` has queued; no further event comes. Nothing happens if it has ended."""
@@ -112,12 +127,9 @@ class Engine:
         seed, prompt i gets a seed of its own, derived from it and i; without, each gets a fresh one. Closing
         the iterator stops the generation. Raises RequestError before anything is run.
         """
-        if isinstance(params, SamplingParams):
-            params = [params] * len(prompts)
-        if len(params) != len(prompts):
-            raise RequestError(f"{len(params)} sampling parameters are given for {len(prompts)} prompts")
-        made = [self._sequence(p, q, index) for index, (p, q) in enumerate(zip(prompts, params, strict=True))]
-        return self._stream(made)
+        self.require_open()
+        pairs = zip(prompts, read_params(params, len(prompts)), strict=True)
+        return self._stream([self._sequence(prompt, own, index) for index, (prompt, own) in enumerate(pairs)])
 
     def generate(
         self, prompts: Ordered[Ordered[int]], params: SamplingParams | Ordered[SamplingParams]
@@ -139,7 +151,7 @@ class Engine:
         the cache.
         """
         self._require_idle()
-        self._check_tokens(token_ids)
+        token_ids = self._checked(token_ids)
         count = len(token_ids)
         if count > self._longest:
             raise RequestError(
@@ -167,7 +179,7 @@ class Engine:
 
     def _sequence(self, prompt: Ordered[int], params: SamplingParams, index: int) -> Sequence:
         """A sequence that can be served. Raises RequestError."""
-        self._check_tokens(prompt)
+        prompt = self._checked(prompt)
         room = self._longest
         if len(prompt) >= room:
             raise RequestError(
@@ -195,17 +207,20 @@ class Engine:
         self._scheduler.add(sequence)
         return sequence.number
 
-    def _check_tokens(self, token_ids: Ordered[int]) -> None:
-        if not token_ids:
+    def _checked(self, token_ids: Ordered[int]) -> list[int]:
+        """A prompt of at least one token, all of which the model has. Raises RequestError."""
+        read = read_token_ids(token_ids)
+        if not read:
             raise RequestError(
                 "the prompt is empty, and this model has no token to begin with; give at least one token"
             )
-        for place, token in enumerate(token_ids):
+        for place, token in enumerate(read):
             if not 0 <= token < self.model.vocab_size:
                 raise RequestError(
                     f"token {place} of the prompt is {token}; "
                     f"the model's tokens are 0 to {self.model.vocab_size - 1}"
                 )
+        return read
 
     @property
     def _longest(self) -> int:
@@ -219,6 +234,7 @@ class Engine:
         return "model's context" if self._context == self.model.context else "limit --max-model-len"
 
     def _require_idle(self) -> None:
+        self.require_open()
         if self.busy:
             raise RequestError("the engine is generating; finish or close that generation first")
 

@@ -1,0 +1,79 @@
+"""What a caller may give as prompts and parameters, read into lists; anything else is a RequestError.
+
+A list stands for any ordered collection here: lists, tuples, ranges, iterators, arrays of NumPy and of other libraries.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable, Mapping, Set
+from numbers import Integral
+from typing import Any, cast
+
+from infernum.errors import RequestError
+from infernum.sampling_params import SamplingParams
+
+
+def read_prompts(prompts: object) -> list[str | list[int]]:
+    """Each prompt as its text or its token ids. One text, and a flat list of token ids, are one prompt."""
+    if isinstance(prompts, str):
+        return [prompts]
+    items = _items(prompts)
+    if items is None:
+        raise RequestError(
+            f"prompts is {shown(prompts)}; give a text, a list of texts, a list of token ids, or a list of such lists"
+        )
+    read = [item if isinstance(item, str) else _items(item) for item in items]
+    if read and all(prompt is None for prompt in read):
+        return [read_token_ids(items)]
+    for place, prompt in enumerate(read):
+        if prompt is None:
+            raise RequestError(f"prompt {place} is {shown(items[place])}; give a text or a list of token ids")
+    return [
+        prompt if isinstance(prompt, str) else read_token_ids(prompt, f"prompt {place}")
+        for place, prompt in enumerate(read)
+    ]
+
+
+def read_token_ids(token_ids: object, name: str = "the prompt") -> list[int]:
+    """The token ids of one prompt, called `name` in errors; whether the model has such tokens is not looked at."""
+    items = _items(token_ids)
+    if items is None:
+        raise RequestError(f"{name} is {shown(token_ids)}; give a list of token ids")
+    for place, item in enumerate(items):
+        if isinstance(item, bool) or not isinstance(item, Integral):
+            raise RequestError(f"token {place} of {name} is {shown(item)}; token ids are integers")
+    return [int(item) for item in items]
+
+
+def read_params(params: object, count: int) -> list[SamplingParams]:
+    """The sampling parameters of each of `count` prompts, from one for all or one for each."""
+    wanted = "give SamplingParams, or a list with one for each prompt"
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    items = _items(params)
+    if items is None:
+        raise RequestError(f"params is {shown(params)}; {wanted}")
+    for place, item in enumerate(items):
+        if not isinstance(item, SamplingParams):
+            raise RequestError(f"params[{place}] is {shown(item)}; {wanted}")
+    if len(items) != count:
+        raise RequestError(f"{len(items)} sampling parameters are given for {count} prompts")
+    return items
+
+
+def shown(value: object) -> str:
+    """`value` as Python writes it, cut to a length that fits an error message, on one line."""
+    return " ".join(reprlib.repr(value).split())
+
+
+def _items(value: object) -> list[Any] | None:
+    """What an ordered collection holds; None for anything else, texts and bytes among it."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return None
+    to_list = getattr(value, "tolist", None)  # of arrays
+    if to_list is not None:
+        value = to_list()
+    if isinstance(value, str | bytes | Mapping | Set) or not isinstance(value, Iterable):
+        return None
+    return list(cast("Iterable[Any]", value))
