@@ -22,7 +22,7 @@ from infernum import dtypes
 from infernum.bundle import Bundle, not_rebuilt, open_bundle
 from infernum.checkpoint import Checkpoint
 from infernum.engine.engine import Completion, Engine, Event, Statistics
-from infernum.engine.request import read_params, read_prompts, read_token_ids, shown
+from infernum.engine.request import read_params, read_prompts, read_texts, read_token_ids, shown
 from infernum.engine.tokenizer import Tokenizer, load_tokenizer, why_no_tokenizer
 from infernum.errors import BundleError, CheckpointError, CompileError, DeviceError, RequestError
 from infernum.machine import Device, choose_device, native_arch, tuned_here
@@ -103,8 +103,7 @@ class LLM:
         )
         if not is_integer(seed, 0, LARGEST_SEED):
             raise RequestError(f"seed is {shown(seed)}; it must be an integer from 0 to {LARGEST_SEED}")
-        if isinstance(rules, str):
-            raise RequestError(f"rules is {shown(rules)}; give a list, such as [{rules!r}]")
+        rules = read_texts(rules, "rules")
         checkpoint = open_checkpoint(self.source, load_format)
         self.tokenizer = _tokenizer(self.source)
         if bundle is None:

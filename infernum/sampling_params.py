@@ -72,7 +72,7 @@ PARAMETERS = (
         "temperature",
         float,
         off=0.0,
-        allows=lambda value: value == 0 or is_number(value, 0.001, 1000),
+        allows=lambda value: is_number(value, 0, 0) or is_number(value, 0.001, 1000),
         allowed="0 (the most likely token) or a number from 0.001 to 1000",
         help="0: always the most likely token.",
         bench_help="Of sampling; 0: decode greedily.",

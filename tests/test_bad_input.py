@@ -462,7 +462,9 @@ MISTAKES: dict[str, tuple[Callable[[LLM], object], str]] = {
     "load-format": (lambda llm: LLM(load_format=["auto"]), r"load format \['auto'\]"),
     "seed": (lambda llm: LLM(load_format="dummy", seed="x"), r"^seed is 'x'; it must be an integer"),
     "negative-seed": (lambda llm: LLM(load_format="dummy", seed=-1), r"^seed is -1; it must be an integer"),
-    "rules": (lambda llm: LLM(rules="+merge_products"), r"^rules is '\+merge_products'; give a list"),
+    "rules": (lambda llm: LLM(rules="+merge_products"), r"^rules is '\+merge_products'; give a list of str"),
+    "rules-none": (lambda llm: LLM(rules=None), r"^rules is None; give a list of strings"),
+    "rules-numbers": (lambda llm: LLM(rules=[3]), r"^rules is \[3\]; give a list of strings"),
 }
 
 

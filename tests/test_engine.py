@@ -388,6 +388,8 @@ def test_statistics_count_prompt_and_output_tokens():
         ("temperature", float("nan")),
         ("temperature", float("inf")),
         ("temperature", 1e-30),
+        ("temperature", False),
+        ("temperature", np.ones(2)),
         ("top_k", -1),
         ("top_k", 2**31),
         ("top_p", 0),

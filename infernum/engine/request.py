@@ -62,6 +62,14 @@ def read_params(params: object, count: int) -> list[SamplingParams]:
     return items
 
 
+def read_texts(texts: object, name: str) -> list[str]:
+    """The strings of a list, called `name` in errors; one string is no list."""
+    items = _items(texts)
+    if items is None or not all(isinstance(item, str) for item in items):
+        raise RequestError(f"{name} is {shown(texts)}; give a list of strings")
+    return items
+
+
 def shown(value: object) -> str:
     """`value` as Python writes it, cut to a length that fits an error message, on one line."""
     return " ".join(reprlib.repr(value).split())
