@@ -201,7 +201,8 @@ class Executor(Protocol):
     def advance(self) -> Pending:
         """Run the next step of the last batch, which must have had one token and one row for each sequence.
 
-        Each sequence's input is the token it has just sampled, at the next position; nothing crosses the host.
+        Each sequence's input is the token it has just sampled, at the next position; nothing crosses the host. After
+        a `run` or `advance` that raised, the next step is a `run`.
         """
         ...
 

@@ -144,6 +144,21 @@ def test_advancing_past_the_last_page_is_refused(executor: CpuExecutor, bundle: 
         executor.advance()
 
 
+def test_advancing_after_a_step_that_failed_is_refused(
+    executor: CpuExecutor, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise MemoryError
+
+    executor.run(step([tokens_of(bundle, 3)], [1], [[0]]), greedy(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Routine, "run", fails)
+        with pytest.raises(MemoryError):
+            executor.advance()
+    with pytest.raises(AssertionError, match="follows a run"):
+        executor.advance()
+
+
 def test_advancing_after_a_prompt_or_logits_is_refused(executor: CpuExecutor, bundle: Bundle) -> None:
     tokens = tokens_of(bundle, 3)
     executor.run(step([tokens], [3], [[0]]), greedy(1))

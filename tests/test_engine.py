@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_executor import ToyExecutor, hashed_logits, scripted
+from toy_executor import ToyExecutor, ToyPending, hashed_logits, scripted
 
 from infernum.bundle import ModelInfo
 from infernum.engine.engine import Engine
 from infernum.engine.page_pool import PagePool
 from infernum.engine.step_inputs import sampling_of
-from infernum.errors import RequestError
+from infernum.errors import DeviceError, RequestError
 from infernum.ops import sampling
 from infernum.sampling_params import SamplingParams, derived_seed
 
@@ -344,6 +344,87 @@ def test_a_launch_that_fails_loses_no_token_and_repeats_none(monkeypatch):
     while engine.busy:
         found += [token for event in engine.step() for token in event.tokens]
     assert tuple(found) == alone([1, 2, 3], GREEDY)
+
+
+def failing_once(monkeypatch, toy, name, nth, *, after=False):
+    """Makes the nth call of a method of the toy fail, before it has done anything or after all of its work."""
+    method, calls = getattr(toy, name), iter(range(10**6))
+
+    def call(*arguments):
+        fails = next(calls) == nth
+        if fails and not after:
+            raise DeviceError("the GPU is out of memory")
+        result = method(*arguments)
+        if fails:
+            raise DeviceError("the GPU is out of memory")
+        return result
+
+    monkeypatch.setattr(toy, name, call)
+
+
+def served(engine, prompts, params):
+    """The tokens of each prompt from `add` and `step`, and how many steps have raised DeviceError."""
+    tokens, errors = {engine.add(prompt, params): [] for prompt in prompts}, 0
+    for _ in range(1000):
+        if not engine.busy:
+            break
+        try:
+            for event in engine.step():
+                tokens[event.sequence].extend(event.tokens)
+        except DeviceError:
+            errors += 1
+    return [tuple(each) for each in tokens.values()], errors
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("nth", range(5))
+@pytest.mark.parametrize("name", ["run", "advance"])
+def test_a_step_that_fails_is_one_error_and_its_tokens_come_once_it_is_run_again(
+    monkeypatch, name, nth, after
+):
+    engine, toy = make(max_batch_tokens=4, pages=40)
+    failing_once(monkeypatch, toy, name, nth, after=after)
+    params = SamplingParams(max_tokens=10, temperature=0.9, seed=5, repetition_penalty=1.2)
+    found, errors = served(engine, PROMPTS, params)
+    assert (found, errors) == ([alone(p, params) for p in PROMPTS], 1)
+    assert engine._pool.free_pages == 40
+
+
+@pytest.mark.parametrize("nth", range(8))
+def test_tokens_that_cannot_be_read_are_computed_again(monkeypatch, nth):
+    engine, _ = make(max_batch_tokens=4, pages=40)
+    read, calls = ToyPending.tokens, iter(range(10**6))
+
+    def tokens(pending):
+        if next(calls) == nth:
+            raise DeviceError("the GPU is lost")
+        return read(pending)
+
+    monkeypatch.setattr(ToyPending, "tokens", tokens)
+    found, errors = served(engine, PROMPTS, GREEDY)
+    assert (found, errors) == ([alone(p, GREEDY) for p in PROMPTS], 1)
+
+
+def test_a_gpu_that_is_lost_is_an_error_at_every_step_and_the_first_error_is_the_one_reported(monkeypatch):
+    engine, toy = make()
+    number = engine.add([1, 2, 3], GREEDY)
+    engine.step()
+    engine.step()
+
+    def lost(what):
+        def call(*_):
+            raise DeviceError(f"{what} failed")
+
+        return call
+
+    monkeypatch.setattr(toy, "advance", lost("launching"))
+    monkeypatch.setattr(toy, "run", lost("uploading"))
+    monkeypatch.setattr(ToyPending, "tokens", lost("waiting"))
+    for what in ("launching", "uploading", "uploading"):
+        with pytest.raises(DeviceError, match=what):
+            engine.step()
+    engine.cancel(number)
+    assert not engine.busy and engine._pool.free_pages == 16
 
 
 def test_a_sequence_that_is_cancelled_after_such_a_launch_is_not_heard_of_again(monkeypatch):

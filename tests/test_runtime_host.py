@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from fake_gpu import FakeGpu, FakeMemory, FakeStream, at
 
 from infernum import dims
 from infernum.bundle import Bundle, Manifest, Stage, Weight
+from infernum.engine.engine import Engine
 from infernum.errors import BundleError, CheckpointError, DeviceError
 from infernum.recipes import Read, Recipe, read
 from infernum.runtime import driver, kv_cache, layout, sampled, weights
@@ -27,6 +29,7 @@ from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.gemm import Product
 from infernum.runtime.kv_cache import CachePlan, count_pages
 from infernum.runtime.loading import LoadOptions
+from infernum.sampling_params import SamplingParams
 from infernum.weights.plan import plan_weights
 
 
@@ -253,6 +256,56 @@ def test_a_sequence_does_not_advance_past_its_pages(open_toy: Open) -> None:
         executor.advance()
         executor.advance()
         with pytest.raises(AssertionError, match="past the pages"):
+            executor.advance()
+
+
+@pytest.mark.parametrize(
+    ("call", "nth"),
+    [
+        *(("launch", nth) for nth in (0, 6, 13, 25, 36)),
+        *((call, nth) for call in ("upload", "upload_rows") for nth in (0, 1)),
+        *((call, nth) for call in ("record", "wait", "download") for nth in (0, 1, 2, 5)),
+    ],
+)
+def test_a_call_that_fails_is_one_error_and_every_token_comes_once(
+    open_toy: Open, monkeypatch: pytest.MonkeyPatch, call: str, nth: int
+) -> None:
+    prompts, params = [[8, 8, 1], [30, 31, 2, 4]], SamplingParams(max_tokens=8, temperature=0)
+    with open_toy(use_graphs=False) as executor:
+        engine = Engine(executor, toy.toy_manifest().model)
+        tokens = {engine.add(prompt, params): list[int]() for prompt in prompts}
+        method, calls, errors = getattr(FakeStream, call), itertools.count(), list[DeviceError]()
+
+        def fails(stream: FakeStream, *arguments: Any) -> None:
+            if next(calls) == nth:
+                raise DeviceError("the GPU is out of memory")
+            method(stream, *arguments)
+
+        monkeypatch.setattr(FakeStream, call, fails)
+        for _ in range(100):
+            if not engine.busy:
+                break
+            try:
+                for event in engine.step():
+                    tokens[event.sequence] += event.tokens
+            except DeviceError as error:
+                errors.append(error)
+    assert list(tokens.values()) == [expected_decode(prompt, 8) for prompt in prompts]
+    assert len(errors) == 1
+
+
+def test_a_decode_whose_step_failed_does_not_advance(open_toy: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise DeviceError("the GPU is out of memory")
+
+    with open_toy() as executor:
+        executor.run(toy.step([[5]], [1], [[3, 1]]), toy.greedy(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(FakeStream, "launch", fails)
+            patch.setattr(FakeStream, "record", fails)
+            with pytest.raises(DeviceError, match="out of memory"):
+                executor.advance()
+        with pytest.raises(AssertionError, match="follows a run"):
             executor.advance()
 
 

@@ -137,13 +137,13 @@ class CpuExecutor:
             inputs[SEEN.name] = SEEN.filled(symbols) if sampling.seen is None else sampling.seen.copy()
         decode = batch.tokens == batch.seqs == batch.rows
         room = _room(batch, self.page_size) if decode else 0
-        self._last = _Decode(self._variant(batch), sampler, inputs, room)
-        return self._step(self._last)
+        return self._step(_Decode(self._variant(batch), sampler, inputs, room))
 
     def advance(self) -> Done:
         """Run the next step of the last batch: each sequence's input is the token it has just sampled.
 
-        The page table of that batch must have had pages for the new positions.
+        The page table of that batch must have had pages for the new positions. After a step that failed, `run` must
+        come first: inputs may have been updated in part.
         """
         assert self._last is not None, "advance() follows a run()"
         assert self._last.steps_left > 0, (
@@ -168,9 +168,11 @@ class CpuExecutor:
         self.close()
 
     def _step(self, step: _Decode) -> Done:
+        self._last = None
         logits = self._forward(step.variant, step.inputs)
         bound = self._samplers[step.sampler]
         next_tokens, *_ = bound.routine.run(step.inputs | dict(zip(bound.streams, [logits], strict=True)))
+        self._last = step
         return Done(next_tokens)
 
     def _forward(self, variant: str, inputs: dict[str, Array]) -> Float32:

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Ordered
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from infernum.bundle import ModelInfo
@@ -18,7 +19,7 @@ from infernum.engine.step_inputs import batch_of, prompt_logits, sampling_of
 from infernum.engine.tokenizer import TextStream, Tokenizer
 from infernum.errors import RequestError
 from infernum.sampling_params import SamplingParams, derived_seed
-from infernum.step import Executor, Float32, Pending
+from infernum.step import Executor, Float32, Int32, Pending
 
 
 @dataclass(frozen=True)
@@ -82,21 +83,21 @@ class Engine:
 
         As long as the same sequences go on decoding, the device feeds itself: the next step is launched
         before the tokens of the last are read. A sequence that turns out to have ended has then taken part in
-        one step too many, whose token is dropped. When somebody comes or goes, the tokens are read first; should the
-        launch then fail, the next call has their events.
+        one step too many, whose token is dropped. When somebody comes or goes, the tokens are read first.
+
+        A launch that fails raises once; the next call hands out the tokens of the step before it and launches anew
+        from what the host knows. Tokens that cannot be read are computed again in the same way.
         """
         self.require_open()
-        flight = self._in_flight
-        if flight is not None and self._scheduler.repeats(flight.plan):
-            self._in_flight = self._advance(flight.plan)
-            return self._postprocess(flight)
-        if flight is not None:
-            self._unsaid += self._postprocess(flight)
-            self._in_flight = None
-        else:
+        flight, self._in_flight = self._in_flight, None
+        if flight is None:
             self._mark = time.perf_counter()
-        plan = self._scheduler.plan()
-        self._in_flight = self._run(plan) if plan is not None else None
+        elif self._scheduler.repeats(flight.plan):
+            self._in_flight = self._advance_after(flight)
+        if flight is not None:
+            self._postprocess(flight)
+        if self._in_flight is None and (plan := self._scheduler.plan()) is not None:
+            self._in_flight = self._run(plan)
         events, self._unsaid = self._unsaid, []
         return events
 
@@ -244,15 +245,21 @@ class Engine:
             chunk.sequence.cached += chunk.length
         return Flight(plan, pending)
 
-    def _advance(self, plan: Plan) -> Flight:
-        pending = self.executor.advance()
-        for chunk in plan.chunks:
+    def _advance_after(self, flight: Flight) -> Flight:
+        """Launch the step after a flight whose tokens are still to be read. When that fails, they are read at once."""
+        try:
+            pending = self.executor.advance()
+        except BaseException:
+            with suppress(Exception):  # the first error is the one to report
+                self._postprocess(flight)
+            raise
+        for chunk in flight.plan.chunks:
             chunk.sequence.cached += 1
-        return Flight(plan.following(), pending)
+        return Flight(flight.plan.following(), pending)
 
-    def _postprocess(self, flight: Flight) -> list[Event]:
+    def _postprocess(self, flight: Flight) -> None:
         """Read a step's tokens, give each to its sequence, and let go of the sequences that have ended."""
-        sampled = flight.pending.tokens()
+        sampled = self._sampled(flight)
         events: list[Event] = []
         for row, place in enumerate(flight.plan.rows):
             chunk = flight.plan.chunks[place]
@@ -268,4 +275,14 @@ class Engine:
         now = time.perf_counter()
         self.statistics = self.statistics.plus(flight.plan.prompt_tokens, len(events), now - self._mark)
         self._mark = now
-        return events
+        self._unsaid += events
+
+    def _sampled(self, flight: Flight) -> Int32:
+        """A step's tokens. When they cannot be read, the sequences go back to where they were before that step."""
+        try:
+            return flight.pending.tokens()
+        except BaseException:
+            self._in_flight = None  # a step launched since then lacks the tokens before its own
+            for chunk in flight.plan.chunks:
+                chunk.sequence.cached = chunk.start
+            raise

@@ -144,28 +144,32 @@ class CudaExecutor:
         """
         self._device.activate()
         shape = self._shape(batch, "greedy" if sampling.greedy else "sample")
+        self._last = None
         self._loaded.inputs.upload(batch, sampling)
+        sampled = self._step(shape)
         self._last = shape
         self._longest = batch.longest
         self._advances_left = _room(batch, self.page_size) if shape.is_decode else 0
-        return self._step(shape)
+        return sampled
 
     def advance(self) -> SampledTokens:
         """Run the next step of the last batch: each sequence's input is the token it has just sampled.
 
-        Nothing crosses the host. The page table of that batch must have had pages for the new positions.
+        Nothing crosses the host. The page table of that batch must have had pages for the new positions. After a step
+        that failed, `run` must come first: nobody knows how far the GPU got.
         """
-        assert self._last is not None and self._last.is_decode, (
-            "advance() follows a run() of one token per sequence"
-        )
+        shape, self._last = self._last, None
+        assert shape is not None and shape.is_decode, "advance() follows a run() of one token per sequence"
         assert self._advances_left > 0, "advance() would go past the pages of a sequence"
         self._advances_left -= 1
         self._longest += 1
         context_pages = self._context_pages(self._longest)
-        if context_pages != self._last.context_pages:
-            self._last = replace(self._last, context_pages=context_pages)
+        if context_pages != shape.context_pages:
+            shape = replace(shape, context_pages=context_pages)
         self._device.activate()
-        return self._step(self._last)
+        sampled = self._step(shape)
+        self._last = shape
+        return sampled
 
     def prepare(self, batch: Batch, sampling: Sampling) -> PreparedStep:
         """A step that the caller queues piece by piece, for measuring; it ends a chain of `advance`.
