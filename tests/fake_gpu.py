@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,18 +77,25 @@ class FakeConfig:
         self.grid, self.cluster = (x, y, z), cluster
 
 
-@dataclass
+@dataclass(eq=False)
 class FakeGraph:
     stream: FakeStream
     work: list[Callable[[], None]]
 
+    def __post_init__(self) -> None:
+        self.stream.gpu.graphs.append(self)
+
     def launch(self) -> None:
         self.stream.gpu.graph_launches += 1
         for item in self.work:
-            self.stream.put(item)
+            self.stream.put(partial(self._run, item))
+
+    def _run(self, item: Callable[[], None]) -> None:
+        assert self in self.stream.gpu.graphs, "a graph was destroyed while the GPU ran it"
+        item()
 
     def close(self) -> None:
-        pass
+        self.stream.gpu.graphs.remove(self)
 
 
 @dataclass
@@ -154,11 +162,13 @@ class FakeStream:
 
     @contextmanager
     def capture(self) -> Iterator[FakeCapture]:
-        self.capturing = []
+        self.capturing = work = []
         capture = FakeCapture()
-        yield capture
-        capture.graph = FakeGraph(self, self.capturing)
-        self.capturing = None
+        try:
+            yield capture
+        finally:
+            self.capturing = None
+        capture.graph = FakeGraph(self, work)
 
     def synchronize(self) -> None:
         self.run_until(self.done + len(self.waiting))
@@ -180,12 +190,13 @@ class FakeModule:
 
 @dataclass
 class FakeGpu:
-    """Stands in for `infernum.runtime.device.Device`. `live` holds the memory that was not given back."""
+    """Stands in for `infernum.runtime.device.Device`. `live` and `graphs` hold what was not given back."""
 
     kernels: dict[str, tuple[str, Kernel]]
     arch: tuple[int, int] = (9, 0)
     total: int = 2**20
     live: list[FakeMemory] = field(default_factory=list)
+    graphs: list[FakeGraph] = field(default_factory=list)
     graph_launches: int = 0
     eager_launches: int = 0
     closed: bool = False

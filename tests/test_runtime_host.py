@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fake_gpu
 import ml_dtypes
 import msgspec
 import numpy as np
@@ -24,11 +25,13 @@ from infernum.engine.engine import Engine
 from infernum.errors import BundleError, CheckpointError, DeviceError
 from infernum.recipes import Read, Recipe, read
 from infernum.runtime import driver, kv_cache, layout, sampled, weights
+from infernum.runtime import executor as executor_module
 from infernum.runtime.device import Device
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.gemm import Product
 from infernum.runtime.kv_cache import CachePlan, count_pages
 from infernum.runtime.loading import LoadOptions
+from infernum.runtime.stream import Graph
 from infernum.sampling_params import SamplingParams
 from infernum.weights.plan import plan_weights
 
@@ -131,6 +134,74 @@ def test_a_context_that_outgrows_what_a_graph_was_made_for_is_launched_anew_and_
         assert decode(executor, [8, 8, 1], 8, [3, 1, 6]) == expected_decode([8, 8, 1], 8)
     assert toy.PAGE == 4
     assert gpu.graph_launches == 4, "of the 4th to 10th token, all but the first on each page"
+
+
+@pytest.mark.parametrize("part", ["launch", "instantiate"])
+def test_a_decode_that_cannot_be_captured_is_launched_by_kernel_and_not_tried_again(
+    open_toy: Open, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, part: str
+) -> None:
+    attempts: list[int] = []
+    launch = FakeStream.launch
+
+    def no_launch(stream: FakeStream, *arguments: Any) -> None:
+        if stream.capturing is not None:
+            attempts.append(1)
+            raise DeviceError("launching a kernel failed: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
+        launch(stream, *arguments)
+
+    def no_graph(*_: Any) -> None:
+        attempts.append(1)
+        raise DeviceError("instantiating a CUDA graph: the GPU is out of memory")
+
+    if part == "launch":
+        monkeypatch.setattr(FakeStream, "launch", no_launch)
+    else:
+        monkeypatch.setattr(fake_gpu, "FakeGraph", no_graph)
+    with open_toy() as executor:
+        assert decode(executor, [8, 8, 1], 12, [3, 1, 6, 11]) == expected_decode([8, 8, 1], 12)
+    assert (len(attempts), gpu.graph_launches) == (1, 0)
+    (record,) = caplog.records
+    assert "decode of 1 tokens" in record.message and record.levelname == "WARNING"
+
+
+def test_of_many_decodes_the_graphs_of_those_used_last_are_kept(
+    open_toy: Open, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_module, "MOST_DECODES", 2)
+    pages, prompts = [[0, 1], [2, 3], [4, 5], [6, 7]], [[8, 8], [30, 31], [2, 4], [9, 1]]
+
+    def decode_of(executor: CudaExecutor, seqs: int) -> int:
+        """Three steps of a decode; how many of them were replayed."""
+        before = gpu.graph_launches
+        steps = [executor.run(toy.step(prompts[:seqs], [1] * seqs, pages[:seqs]), toy.greedy(seqs))]
+        steps += [executor.advance() for _ in range(2)]
+        tokens = np.stack([pending.tokens() for pending in steps], axis=1)
+        assert tokens.tolist() == [expected[seq] for seq in range(seqs)]
+        return gpu.graph_launches - before
+
+    with open_toy() as executor:
+        executor.run(toy.step(prompts, [2] * 4, pages), toy.greedy(4)).tokens()
+        expected = [expected_decode(prompt, 3) for prompt in prompts]
+        replayed = [decode_of(executor, seqs) for seqs in (2, 3, 2, 4, 2, 3)]
+        assert replayed == [2, 2, 3, 2, 3, 2]
+        assert len(gpu.graphs) == 2 * sampled.TURNS
+    assert gpu.graphs == []
+
+
+def test_a_graph_that_cannot_be_uploaded_is_destroyed() -> None:
+    calls: list[str] = []
+
+    class Api:
+        def __getattr__(self, name: str) -> Callable[..., tuple[int, ...]]:
+            def call(*_: Any) -> tuple[int, ...]:
+                calls.append(name)
+                return (2 if name == "cuGraphUpload" else 0, *([7] if name == "cuGraphInstantiate" else []))
+
+            return call
+
+    with pytest.raises(DeviceError, match="uploading a CUDA graph: the GPU is out of memory"):
+        Graph(Api(), 1, 2)
+    assert calls == ["cuGraphInstantiate", "cuGraphDestroy", "cuGraphUpload", "cuGraphExecDestroy"]
 
 
 def test_contexts_are_rounded_to_few_sizes() -> None:

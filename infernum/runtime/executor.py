@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -20,13 +22,19 @@ from infernum.runtime.layout import block_variant
 from infernum.runtime.loading import LoadOptions, MemoryUse, OpenLibrary, load_bundle
 from infernum.runtime.prepared import PreparedStep
 from infernum.runtime.product import Product
+from infernum.runtime.recent import Recent
 from infernum.runtime.sampled import SampledTokens, TokenRing
-from infernum.runtime.stream import Graph
+from infernum.runtime.stream import Graph, Stream
 from infernum.step import Batch, Float32, Sampling
 from infernum.weights.source import Progress, TensorSource
 
 MAX_GRAPH_TOKENS = 64
 """Larger decodes keep the GPU busy for longer than their launches take the host."""
+
+MOST_DECODES = 128
+"""Decodes whose CUDA graphs are held at once: all batches up to `MAX_GRAPH_TOKENS`, at two lengths of context."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,14 @@ class StepShape:
     def is_decode(self) -> bool:
         """True when every sequence has one token and one row: its sampled token can feed the next step."""
         return self.tokens == self.seqs == self.rows
+
+
+@dataclass
+class _Decode:
+    """A decode that has been launched before: its CUDA graph for each turn, unless a capture has failed."""
+
+    graphs: dict[int, Graph] = field(default_factory=dict[int, Graph])
+    capturable: bool = True
 
 
 class CudaExecutor:
@@ -65,8 +81,6 @@ class CudaExecutor:
         self._device = device
         self._use_graphs = use_graphs
         self._stack = ExitStack()
-        self._graphs: dict[tuple[StepShape, int], Graph] = {}
-        self._launched: set[StepShape] = set()
         self._last: StepShape | None = None
         self._longest = 0
         self._advances_left = 0
@@ -78,11 +92,12 @@ class CudaExecutor:
                 bundle, checkpoint, device, self._stream, options, open_library, self._stack, progress
             )
             self._ring = TokenRing(device, self._stream, self._loaded.limits.rows, self._stack)
+            self._decodes = Recent[StepShape, _Decode](MOST_DECODES, partial(_close_graphs, self._stream))
+            self._stack.callback(self._decodes.clear)
         except BaseException:
             with suppress(DeviceError):  # the first error is the one to report
                 self._stack.close()
             raise
-        self._stack.callback(self._close_graphs)
         self._stack.callback(self._stream.synchronize)
 
     @classmethod
@@ -214,8 +229,7 @@ class CudaExecutor:
         for products, m in by_shape.values():
             tuned.append(library.tune(products, m))
             on_tuned(tuned[-1])
-        self._close_graphs()  # which hold the algorithms of before
-        self._launched.clear()
+        self._decodes.clear()  # their graphs hold the algorithms of before
         return tuned
 
     def logits(self, batch: Batch) -> Float32:
@@ -267,17 +281,14 @@ class CudaExecutor:
 
     def _step(self, shape: StepShape) -> SampledTokens:
         turn = self._ring.next_turn()
-        graph = self._graphs.get((shape, turn))
-        if graph is None and self._wants_graph(shape):
-            with self._stream.capture() as capture:
-                self._queue(shape, turn)
-            assert capture.graph is not None, "a capture that ended well has a graph"
-            graph = self._graphs[shape, turn] = capture.graph
+        decode = self._decodes.get(shape)
+        graph = self._graph(decode, shape, turn) if decode is not None else None
         if graph is not None:
             graph.launch()
         else:
             self._queue(shape, turn)
-            self._launched.add(shape)
+        if decode is None and self._use_graphs and shape.is_decode and shape.tokens <= MAX_GRAPH_TOKENS:
+            self._decodes.put(shape, _Decode())
         return self._ring.fetch(self._loaded.inputs.next_tokens(turn), shape.rows)
 
     def _products(self, library: CublasLt, tokens: int) -> list[tuple[Product, int]]:
@@ -294,14 +305,28 @@ class CudaExecutor:
             program.queue(numbers)
         return collected
 
-    def _wants_graph(self, shape: StepShape) -> bool:
-        """A decode is captured when seen again: its first run loads kernels and chooses algorithms."""
-        return (
-            self._use_graphs
-            and shape.is_decode
-            and shape.tokens <= MAX_GRAPH_TOKENS
-            and shape in self._launched
-        )
+    def _graph(self, decode: _Decode, shape: StepShape, turn: int) -> Graph | None:
+        """The graph of a decode, captured when it is seen again: its first run loads kernels and chooses algorithms.
+
+        None when it cannot be captured, for want of memory as a rule: then it is launched kernel by kernel for good.
+        """
+        graph = decode.graphs.get(turn)
+        if graph is not None or not decode.capturable:
+            return graph
+        try:
+            with self._stream.capture() as capture:
+                self._queue(shape, turn)
+        except DeviceError as error:
+            decode.capturable = False
+            log.warning(
+                "a decode of %d tokens is launched without a CUDA graph, which is slower (%s)",
+                shape.tokens,
+                error,
+            )
+            return None
+        assert capture.graph is not None, "a capture that ended well has a graph"
+        decode.graphs[turn] = capture.graph
+        return capture.graph
 
     def _queue(self, shape: StepShape, turn: int = 0) -> None:
         self._loaded.symbols.set(shape.tokens, shape.seqs, shape.rows, shape.context_pages)
@@ -309,10 +334,13 @@ class CudaExecutor:
         if shape.sampler:
             self._loaded.samplers[shape.variant, shape.sampler, turn].queue()
 
-    def _close_graphs(self) -> None:
-        for graph in self._graphs.values():
-            graph.close()
-        self._graphs.clear()
+
+def _close_graphs(stream: Stream, decode: _Decode) -> None:
+    """Destroy the graphs of a decode, none of which may be running."""
+    if decode.graphs:
+        stream.synchronize()
+    for graph in decode.graphs.values():
+        graph.close()
 
 
 def _room(batch: Batch, page_size: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+from infernum.errors import DeviceError
 from infernum.runtime.driver import checked
 
 _NOT_READY = 600  # CUresult
@@ -104,7 +105,11 @@ class Graph:
             self._exec: Any = checked(api.cuGraphInstantiate(captured, 0), "instantiating a CUDA graph")
         finally:
             checked(api.cuGraphDestroy(captured), "destroying a CUDA graph")
-        checked(api.cuGraphUpload(self._exec, stream), "uploading a CUDA graph")
+        try:
+            checked(api.cuGraphUpload(self._exec, stream), "uploading a CUDA graph")
+        except DeviceError:
+            api.cuGraphExecDestroy(self._exec)  # the first error is the one to report
+            raise
 
     def launch(self) -> None:
         """Queue the whole graph on the stream it was captured from."""
