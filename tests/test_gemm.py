@@ -18,6 +18,7 @@ from fake_cublaslt import FakeAlgorithm, FakeCublasLt
 from fake_gpu import FakeMemory
 
 from infernum.errors import DeviceError
+from infernum.runtime import gemm
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.gemm import CublasLt
 from infernum.runtime.gemm_algorithms import bucket, buckets, known_algorithms
@@ -351,6 +352,20 @@ def test_a_first_proposal_that_fails_is_an_error(install: Install) -> None:
 def test_no_proposal_is_an_error_that_names_the_product(install: Install) -> None:
     with pytest.raises(DeviceError, match="layer 0: cuBLASLt has no algorithm for"):
         Setting(install()).run()
+
+
+def test_of_many_shapes_those_used_last_are_remembered(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gemm, "MOST_PLANS", 3)
+    lt = install(SLOW, FAST)
+    setting = Setting(lt)
+    live: list[int] = []
+    for m in (1, 2, 3, 4, 5, 3, 6, 3, 1):
+        assert np.allclose(setting.run(m=m), setting.expected(m=m))
+        live.append(len(lt.live))
+    assert live[2:] == [live[2]] * 7
+    assert len(lt.asked) == 7, "the third shape was remembered, the first was not"
 
 
 def test_everything_is_given_back(install: Install) -> None:

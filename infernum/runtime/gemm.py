@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from infernum import logs
@@ -16,10 +17,14 @@ from infernum.runtime.device import Device
 from infernum.runtime.gemm_algorithms import AlgorithmStore, Shape, Tuned
 from infernum.runtime.gemm_timing import time_algorithms
 from infernum.runtime.product import ALIGNMENT, Product
+from infernum.runtime.recent import Recent
 from infernum.runtime.stream import Stream
 
 CANDIDATES = 16
 """Proposals of the library's heuristic that are timed."""
+
+MOST_PLANS = 4096
+"""Plans that are held at once; a step needs one for each shape of its products, a handful."""
 
 log = logs.channel("cache")
 
@@ -46,7 +51,7 @@ class CublasLt:
         self._stream = stream
         self._stream_handle = int(stream.handle)
         self._one, self._zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
-        self._plans: dict[tuple[object, ...], _Plan] = {}
+        self._plans = Recent[tuple[object, ...], _Plan](MOST_PLANS, partial(_give_back, self._lt))
         self._collected: list[tuple[Product, int]] | None = None
         try:
             self._handle: int = self._lt.create()
@@ -71,7 +76,8 @@ class CublasLt:
         key = product.shape_key(m)
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[key] = self._choose(product, m)
+            plan = self._choose(product, m)
+            self._plans.put(key, plan)
         elif product.bias:
             cublaslt.set_bias(self._lt, plan.descriptors.operation, product.bias)
         self._multiply(product, m, plan.descriptors, ctypes.addressof(plan.algorithm))
@@ -124,14 +130,14 @@ class CublasLt:
             in_cache=timing.in_cache,
         )
         self._known.keep(tuned)
-        self._forget_plans()  # one for fewer rows may now be another
+        self._plans.clear()  # one for fewer rows may now be another
         return tuned
 
     def close(self) -> None:
         """Give back descriptors and workspace; no product may be running."""
         if not self._handle:
             return
-        self._forget_plans()
+        self._plans.clear()
         self._workspace.free()
         self._lt.destroy(self._handle)
         self._handle = 0
@@ -189,7 +195,6 @@ class CublasLt:
         log.info("%s: algorithm timed for %d rows runs %s", product.name, tuned.m, product.describe(m))
         return algorithm
 
-    def _forget_plans(self) -> None:
-        for plan in self._plans.values():
-            cublaslt.destroy(self._lt, plan.descriptors)
-        self._plans.clear()
+
+def _give_back(lt: Any, plan: _Plan) -> None:
+    cublaslt.destroy(lt, plan.descriptors)
