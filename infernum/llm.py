@@ -166,7 +166,10 @@ class LLM:
         ]
 
     def close(self) -> None:
-        """Give back the device's memory; generating afterwards raises RequestError, closing again does nothing."""
+        """Give back the device's memory, as dropping the model does.
+
+        Generating afterwards raises RequestError, closing again does nothing.
+        """
         self._engine.close()
 
     def __enter__(self) -> Self:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -157,6 +159,18 @@ def test_advancing_after_a_step_that_failed_is_refused(
             executor.advance()
     with pytest.raises(AssertionError, match="follows a run"):
         executor.advance()
+
+
+def test_an_executor_that_is_dropped_is_gone_at_once(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    gc.disable()
+    try:
+        executor = CpuExecutor.open(bundle, checkpoint)
+        executor.run(step([tokens_of(bundle, 3)], [1], [[0]]), greedy(1)).tokens()
+        gone = weakref.ref(executor)
+        del executor
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_advancing_after_a_prompt_or_logits_is_refused(executor: CpuExecutor, bundle: Bundle) -> None:

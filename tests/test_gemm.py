@@ -379,6 +379,19 @@ def test_everything_is_given_back(install: Install) -> None:
     assert lt.live == {} and len(lt.gpu.live) == operands
 
 
+def test_a_library_that_does_not_know_its_version_is_let_go(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(lt: FakeCublasLt) -> int:
+        raise RuntimeError("no such symbol")
+
+    lt = install(SLOW)
+    monkeypatch.setattr(FakeCublasLt, "get_version", fails)
+    with pytest.raises(DeviceError, match=r"cannot be loaded \(no such symbol\)"):
+        Setting(lt)
+    assert lt.live == {}
+
+
 def test_a_workspace_that_does_not_fit_leaves_nothing_behind(
     install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import fake_gpu
 import ml_dtypes
@@ -20,10 +22,13 @@ import toy_bundle as toy
 from fake_gpu import FakeGpu, FakeMemory, FakeStream, at
 
 from infernum import dims
+from infernum import llm as llm_module
 from infernum.bundle import Bundle, Manifest, Stage, Weight
 from infernum.engine.engine import Engine
 from infernum.errors import BundleError, CheckpointError, DeviceError
+from infernum.llm import LLM
 from infernum.recipes import Read, Recipe, read
+from infernum.runtime import device as device_module
 from infernum.runtime import driver, kv_cache, layout, sampled, weights
 from infernum.runtime import executor as executor_module
 from infernum.runtime.device import Device
@@ -388,6 +393,135 @@ def test_closing_gives_everything_back(open_toy: Open, gpu: FakeGpu) -> None:
 
 
 @pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Cycles stay, so that what is given back is given back by the last reference alone."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_an_executor_that_is_dropped_gives_everything_back(
+    open_toy: Open, gpu: FakeGpu, no_collector: None
+) -> None:
+    executor = open_toy()
+    assert decode(executor, [8, 8, 1], 6, [3, 1, 6]) == expected_decode([8, 8, 1], 6)
+    assert gpu.graphs
+    del executor
+    assert gpu.live == [] and gpu.graphs == [] and gpu.closed
+
+
+def test_an_executor_that_is_closed_may_be_closed_again_and_dropped(open_toy: Open, gpu: FakeGpu) -> None:
+    executor = open_toy()
+    executor.close()
+    executor.close()
+    del executor
+    assert gpu.live == [] and gpu.closed
+
+
+def test_tokens_may_be_read_after_their_executor_was_dropped(
+    open_toy: Open, gpu: FakeGpu, no_collector: None
+) -> None:
+    pending = open_toy().run(toy.step([[8, 8, 1]], [3], [[3]]), toy.greedy(1))
+    assert pending.tokens().tolist() == expected_decode([8, 8, 1], 1)
+    del pending
+    assert gpu.live == [] and gpu.closed
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["dropped", "half made"])
+def test_an_llm_that_is_dropped_or_half_made_gives_everything_back(
+    open_toy: Open, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, no_collector: None, fails: bool
+) -> None:
+    monkeypatch.setattr(llm_module, "load_executor", lambda *_, **__: open_toy())
+    if fails:
+        monkeypatch.setattr(llm_module, "Engine", lambda *_: 1 / 0)
+        with suppress(ZeroDivisionError):
+            LLM(device="cpu")
+    else:
+        llm = LLM(device="cpu")
+        events = llm.stream([[1, 2]], SamplingParams(max_tokens=4, temperature=0))
+        next(events)
+        del llm
+        assert gpu.live, "a stream that is open needs its model"
+        del events
+    assert gpu.live == [] and gpu.closed
+
+
+class CountingGpu(FakeGpu):
+    """Fails at the nth thing that it is asked for. `handles` holds the streams, events and modules that are open."""
+
+    def __init__(self, nth: int) -> None:
+        super().__init__(toy.KERNELS)
+        self.handles: dict[int, Any] = {}
+        self._asked, self._nth = itertools.count(), nth
+
+    def _count(self) -> None:
+        if next(self._asked) == self._nth:
+            raise DeviceError("the GPU is out of memory")
+
+    def _opened(self, handle: Any) -> Any:
+        self.handles[id(handle)] = handle
+        handle.close = lambda: self.handles.pop(id(handle))
+        return handle
+
+    def alloc(self, nbytes: int, what: str) -> FakeMemory:
+        self._count()
+        return super().alloc(nbytes, what)
+
+    def alloc_pinned(self, nbytes: int) -> FakeMemory:
+        self._count()
+        return super().alloc_pinned(nbytes)
+
+    def stream(self) -> Any:
+        self._count()
+        return self._opened(super().stream())
+
+    def event(self, *, timing: bool = False) -> Any:
+        self._count()
+        return self._opened(super().event(timing=timing))
+
+    def load_module(self, image: bytes, where: str) -> Any:
+        self._count()
+        return self._opened(super().load_module(image, where))
+
+
+def test_whatever_fails_while_loading_everything_is_given_back(tmp_path: Path) -> None:
+    bundle, library = toy.toy_bundle(tmp_path), cast("Any", FakeProducts)
+    for nth in itertools.count():
+        gpu = CountingGpu(nth)
+        try:
+            with CudaExecutor(
+                bundle,
+                toy.ToyCheckpoint(),
+                cast("Any", gpu),
+                LoadOptions(max_pages_total=16),
+                open_library=library,
+            ):
+                assert gpu.handles
+        except DeviceError:
+            pass
+        else:
+            break
+        finally:
+            assert (gpu.live, gpu.handles, gpu.closed) == ([], {}, True), nth
+    assert nth > 30
+
+
+def test_a_device_that_cannot_be_made_current_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[Any] = []
+    api = SimpleNamespace(
+        cuDeviceGet=lambda index: (0, index),
+        cuDevicePrimaryCtxRetain=lambda handle: (0, "context"),
+        cuCtxSetCurrent=lambda context: (2,),
+        cuDevicePrimaryCtxRelease=lambda handle: (released.append(handle), (0,))[1],
+    )
+    monkeypatch.setattr(device_module, "bindings", lambda: api)
+    monkeypatch.setattr(device_module, "gpu_facts", lambda index: FakeGpu({}).facts)
+    with pytest.raises(DeviceError, match="out of memory"):
+        Device.open(3)
+    assert released == [3]
+
+
+@pytest.fixture
 def lose_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """After it is called, whoever waits for the GPU gets an error."""
     lost: list[bool] = []
@@ -412,6 +546,14 @@ def test_an_error_inside_is_not_hidden_by_what_fails_while_closing(
 
     with pytest.raises(DeviceError, match="what went wrong first"):
         fail_first()
+
+
+def test_a_gpu_that_is_lost_does_not_disturb_whoever_drops_its_executor(
+    open_toy: Open, lose_gpu: Callable[[], None]
+) -> None:
+    executor = open_toy()
+    lose_gpu()
+    del executor  # pytest reports an exception in a finalizer as a failure
 
 
 def test_what_fails_while_closing_is_reported_where_nothing_else_was_wrong(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +70,12 @@ class Device:
         handle = checked(api.cuDeviceGet(index), f"GPU {index}")
         context = checked(api.cuDevicePrimaryCtxRetain(handle), f"opening {facts.name}")
         device = cls(api, facts, handle, context)
-        device.activate()
+        try:
+            device.activate()
+        except DeviceError:
+            with suppress(DeviceError):  # the first error is the one to report
+                device.close()
+            raise
         return device
 
     def activate(self) -> None:

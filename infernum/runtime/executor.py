@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -63,7 +64,10 @@ class _Decode:
 
 
 class CudaExecutor:
-    """One model on one GPU. Not for use by several threads at the same time."""
+    """One model on one GPU. Not for use by several threads at the same time.
+
+    What it holds on the GPU is given back by `close`, or else with the last reference to it and to its sampled tokens.
+    """
 
     def __init__(
         self,
@@ -99,6 +103,9 @@ class CudaExecutor:
                 self._stack.close()
             raise
         self._stack.callback(self._stream.synchronize)
+        # Nothing on the stack may refer to the executor, or it would live for ever.
+        self._dropped = weakref.finalize(self, _give_back_quietly, device, self._stack)
+        self._dropped.atexit = False  # the driver takes back everything when a process ends
 
     @classmethod
     def open(
@@ -248,8 +255,9 @@ class CudaExecutor:
     def close(self) -> None:
         """Give back device memory; the executor cannot be used afterwards."""
         self._last = None
-        self._device.activate()
-        self._stack.close()
+        if self._dropped.detach() is not None:
+            self._device.activate()
+            self._stack.close()
 
     def __enter__(self) -> Self:
         return self
@@ -289,7 +297,7 @@ class CudaExecutor:
             self._queue(shape, turn)
         if decode is None and self._use_graphs and shape.is_decode and shape.tokens <= MAX_GRAPH_TOKENS:
             self._decodes.put(shape, _Decode())
-        return self._ring.fetch(self._loaded.inputs.next_tokens(turn), shape.rows)
+        return self._ring.fetch(self._loaded.inputs.next_tokens(turn), shape.rows, self)
 
     def _products(self, library: CublasLt, tokens: int) -> list[tuple[Product, int]]:
         """The matrix products of a step of one sequence, in order, each with its rows."""
@@ -333,6 +341,14 @@ class CudaExecutor:
         self._loaded.programs[shape.variant].queue()
         if shape.sampler:
             self._loaded.samplers[shape.variant, shape.sampler, turn].queue()
+
+
+def _give_back_quietly(device: Device, stack: ExitStack) -> None:
+    """Close the stack of an executor that was dropped: nobody is there to hear of an error."""
+    with suppress(DeviceError):
+        device.activate()
+    with suppress(DeviceError):
+        stack.close()
 
 
 def _close_graphs(stream: Stream, decode: _Decode) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -53,20 +53,19 @@ class CublasLt:
         self._one, self._zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
         self._plans = Recent[tuple[object, ...], _Plan](MOST_PLANS, partial(_give_back, self._lt))
         self._collected: list[tuple[Product, int]] | None = None
-        try:
-            self._handle: int = self._lt.create()
-            version: int = self._lt.get_version()
-        except Exception as error:  # the bindings raise several types when the library cannot be loaded
-            raise DeviceError(
-                f"cuBLASLt cannot be loaded ({error}); run `pip install nvidia-cublas-cu12 nvmath-python`"
-            ) from error
-        self._known = AlgorithmStore(device.facts.name, version)
-        # With an epilogue the library may overrun what it asks for by 16 bytes (nvmath-python says so too).
-        try:
+        with ExitStack() as undo:
+            try:
+                self._handle: int = self._lt.create()
+                undo.callback(self._lt.destroy, self._handle)
+                version: int = self._lt.get_version()
+            except Exception as error:  # the bindings raise several types when the library cannot be loaded
+                raise DeviceError(
+                    f"cuBLASLt cannot be loaded ({error}); run `pip install nvidia-cublas-cu12 nvmath-python`"
+                ) from error
+            self._known = AlgorithmStore(device.facts.name, version)
+            # With an epilogue the library may overrun what it asks for by 16 bytes (nvmath-python says so too).
             self._workspace = device.alloc(WORKSPACE_BYTES + ALIGNMENT, "the workspace of matrix products")
-        except DeviceError:
-            self._lt.destroy(self._handle)
-            raise
+            undo.pop_all()
 
     def run(self, product: Product, m: int) -> None:
         """Queue the product for `m` rows. Raises DeviceError when the library has no algorithm for it."""

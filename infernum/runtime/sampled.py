@@ -46,8 +46,9 @@ class TokenRing:
         self._slots: list[_Slot] = []
         for index in range(SLOTS):
             offset = index * max_rows * I32.bytes
-            sampled, arrived = device.event(), device.event()
+            sampled = device.event()
             stack.callback(sampled.close)
+            arrived = device.event()
             stack.callback(arrived.close)
             values = memory.array(I32.numpy, max_rows, offset)
             self._slots.append(_Slot(memory.address + offset, values, sampled, arrived))
@@ -59,8 +60,11 @@ class TokenRing:
             self._slots[(self.step - TURNS) % SLOTS].arrived.wait()
         return self.step % TURNS
 
-    def fetch(self, source: int, rows: int) -> SampledTokens:
-        """Queue the copy of `rows` tokens at `source` on the GPU, behind all that the stream has been given."""
+    def fetch(self, source: int, rows: int, owner: object = None) -> SampledTokens:
+        """Queue the copy of `rows` tokens at `source` on the GPU, behind all that the stream has been given.
+
+        `owner` gives this ring back when it is dropped, and so lives as long as the tokens may be asked for.
+        """
         slot = self._slots[self.step % SLOTS]
         self._stream.record(slot.sampled)
         self._copies.wait(slot.sampled)
@@ -68,7 +72,7 @@ class TokenRing:
             self._copies.download(slot.address, source, rows * I32.bytes)
         self._copies.record(slot.arrived)
         self.step += 1
-        return SampledTokens(self, self.step - 1, rows)
+        return SampledTokens(self, self.step - 1, rows, owner)
 
     def read(self, step: int, rows: int) -> Int32:
         """The tokens of step number `step`, once they have arrived."""
@@ -84,8 +88,9 @@ class TokenRing:
 class SampledTokens:
     """Tokens of a step that may still be running; must be asked for before `SLOTS` more steps are started."""
 
-    def __init__(self, ring: TokenRing, step: int, rows: int) -> None:
+    def __init__(self, ring: TokenRing, step: int, rows: int, owner: object) -> None:
         self._ring = ring
+        self._owner = owner
         self._step = step
         self._rows = rows
         self._tokens: Int32 | None = None
