@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class InfernumError(Exception):
     """Base of every mistake a user can mend. The CLI prints its message on one line and exits with code 2."""
@@ -37,3 +39,30 @@ class DeviceError(InfernumError):
 
 class RequestError(InfernumError):
     """A prompt or sampling parameter that cannot be served."""
+
+
+class LogitsError(InfernumError):
+    """Logits by which no token can be drawn: NaN or +∞ among them, or nothing above −∞.
+
+    sequences  the numbers of the sequences that have ended by it
+    dtype      the short name of the type that the model computes in
+    """
+
+    def __init__(self, sequences: Sequence[int], dtype: str) -> None:
+        self.sequences = tuple(sequences)
+        self.dtype = dtype
+        super().__init__(
+            f"{_listed(self.sequences)}: no token can be drawn, since its logits are not finite; {_REMEDIES[dtype]}"
+        )
+
+
+_REMEDIES = {
+    "f16": "float16 holds no number above 65504, so use bfloat16 or float32 (--dtype)",
+    "bf16": "they were computed in bfloat16: use float32 (--dtype), or look for NaN in the checkpoint",
+    "f32": "they were computed in float32: look for NaN or infinity in the checkpoint",
+}
+
+
+def _listed(sequences: tuple[int, ...]) -> str:
+    *others, last = map(str, sequences)
+    return f"sequences {', '.join(others)} and {last}" if others else f"sequence {last}"

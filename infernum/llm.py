@@ -143,7 +143,8 @@ class LLM:
     def generate(self, prompts: Prompts, params: Params | None = None) -> list[Completion]:
         """Generate for all prompts as one ragged batch; one completion each, in order.
 
-        `params` are one for all or one for each; None: the model's own defaults. Raises RequestError.
+        `params` are one for all or one for each; None: the model's own defaults. Raises RequestError, and LogitsError
+        when the logits of any prompt are not finite, as those of a float16 model that overflows.
         """
         return self._engine.generate(*self._request(prompts, params))
 
@@ -154,7 +155,7 @@ class LLM:
     def logits(self, token_ids: Ids) -> Float32:
         """The logits after each of the given tokens, float32 [tokens, vocab]: row t predicts token t + 1.
 
-        Raises RequestError.
+        They are as the model computes them, NaN and infinity included. Raises RequestError.
         """
         return self._engine.logits(read_token_ids(token_ids))
 

@@ -53,6 +53,9 @@ class StepInput:
         return np.full(self.shape(symbols), self.default, self.dtype.numpy)
 
 
+NO_TOKEN = -2
+"""The sampled token of a row whose largest logit is not finite. Memory that no kernel has written holds −1."""
+
 BATCH_INPUTS = (
     StepInput("token_ids", I32, ("tokens",), updated=True),
     StepInput("positions", I32, ("tokens",), updated=True, ahead=True),
@@ -171,7 +174,7 @@ class Pending(Protocol):
     """Tokens of a step that may still be running."""
 
     def tokens(self) -> Int32:
-        """The sampled token of each row, int32 [rows]; waits for the step."""
+        """The sampled token of each row, int32 [rows], or `NO_TOKEN`; waits for the step."""
         ...
 
 
@@ -189,6 +192,11 @@ class Executor(Protocol):
 
     @property
     def max_rows(self) -> int: ...
+
+    @property
+    def dtype(self) -> str:
+        """The element type that the model computes in, such as "bf16"."""
+        ...
 
     def logits(self, batch: Batch) -> Float32:
         """Run a step and return its logits, float32 [rows, vocab]."""

@@ -161,6 +161,12 @@ BREAKAGES = [
         "sqrtf(sum / width + eps);",
         "sqrtf(sum / width);",
     ),
+    Breakage("NaN never wins", "greedy", "any", "argmax", "logit <= best.logit", "!(logit > best.logit)"),
+    Breakage("infinity is drawn", "greedy", "any", "argmax_finish", "isfinite(best.logit)", "true"),
+    Breakage("NaN is the least likely", "sample", "any", "sample_keys", "isnan(x) ? ~0u", "isnan(x) ? 1u"),
+    Breakage("infinity is sampled", "sample", "any", "sample", "!isfinite(logit_of(best_key))", "false"),
+    Breakage("no token becomes an input", "greedy", "any", "advance", "] = max(0, ", "] = ("),
+    Breakage("no token is marked", "sample", "any", "mark_seen", "if (token < 0) return;", ""),
     Breakage("last of equal logits", "greedy", "any", "argmax", "b.token < a.token", "b.token > a.token"),
     Breakage(
         "sum without a lane",

@@ -22,6 +22,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 
+using std::isfinite;
 using std::isnan;
 using std::max;
 using std::min;

@@ -360,6 +360,33 @@ def test_a_mistake_is_one_line_that_says_what_where_and_what_to_do(
     check(infernum(*command(workshop)), names)
 
 
+@pytest.mark.parametrize(
+    "sampler", [("--greedy",), ("--temperature", "1", "--top-k", "5"), ("--temperature", "1")]
+)
+def test_a_model_that_overflows_float16_is_told_to_use_another_dtype(
+    workshop: Workshop, infernum: Run, sampler: tuple[str, ...]
+) -> None:
+    def enlarge(weights: dict[str, np.ndarray]) -> None:
+        for name, values in weights.items():
+            if name.endswith(("up_proj.weight", "down_proj.weight")):
+                values *= 3000
+
+    command = [*workshop.weighted(enlarge), *sampler, "-n", "4"]
+    place = command.index("--bundle") + 1
+    command[place] = workshop.plain.bundle(dtype="float16").folder
+    check(infernum(*command), ["no token can be drawn", "float16", "bfloat16 or float32"])
+    command[place] = workshop.plain.bundle(dtype="bfloat16").folder
+    assert infernum(*command).code == 0
+
+
+def test_a_checkpoint_with_nan_gives_an_error_and_no_text(workshop: Workshop, infernum: Run) -> None:
+    def spoil(weights: dict[str, np.ndarray]) -> None:
+        weights["model.norm.weight"][3] = np.nan
+
+    done = infernum(*workshop.weighted(spoil), "--greedy", "-n", "4")
+    check(done, ["no token can be drawn", "the checkpoint"])
+
+
 def test_a_prompt_on_stdin_that_is_not_utf8_is_refused(workshop: Workshop, infernum: Run) -> None:
     done = infernum("run", "-", "--bundle", workshop.dante.folder, *CPU, stdin=b"caf\xe9")
     check(done, ["stdin", "UTF-8", "byte 3"])

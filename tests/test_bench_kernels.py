@@ -27,6 +27,7 @@ from infernum.measure.workload import chunk_batch, decode_batch, workload
 from infernum.roofline import step_symbols
 from infernum.runtime.binding import Place
 from infernum.runtime.executor import CudaExecutor
+from infernum.step import NO_TOKEN
 from infernum.verify.verdict import Verdict
 
 SPEEDS = Speeds(bytes_per_second=1e9, flops_per_second=1e12)
@@ -115,6 +116,11 @@ def test_costs_are_those_of_the_batch_and_agree_with_the_ones_that_emitted_kerne
     for batch, tokens in ((decode, 3), (prompt, 70)):
         found, expected = cost_symbols({}, batch), step_symbols(tokens, context=100)
         assert found == {name: expected[name] for name in ("cached", "attended")}
+
+
+def test_what_is_measured_goes_no_further_where_no_token_was_drawn() -> None:
+    with pytest.raises(DeviceError, match="the logits are not finite"):
+        decode_batch(np.array([3, NO_TOKEN], np.int32), 5, np.zeros((2, 4), np.int32))
 
 
 def test_each_kernel_is_given_the_time_it_takes_and_its_bound(toy_on_gpu: Bundle) -> None:

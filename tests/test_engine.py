@@ -12,7 +12,7 @@ from infernum.bundle import ModelInfo
 from infernum.engine.engine import Engine
 from infernum.engine.page_pool import PagePool
 from infernum.engine.step_inputs import sampling_of
-from infernum.errors import DeviceError, RequestError
+from infernum.errors import DeviceError, LogitsError, RequestError
 from infernum.ops import sampling
 from infernum.sampling_params import SamplingParams, derived_seed
 
@@ -436,6 +436,69 @@ def test_a_sequence_that_is_cancelled_after_such_a_launch_is_not_heard_of_again(
         engine.step()
     engine.cancel(number)
     assert not engine.busy and engine.step() == []
+
+
+def overflowing(token, *, bad=np.nan):
+    """The hashed model, whose logits are not finite after a context that holds `token`."""
+    model = hashed_logits(VOCAB)
+    return lambda context: np.full(VOCAB, bad, np.float32) if token in context else model(context)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("params", [GREEDY, SamplingParams(max_tokens=10, seed=5, repetition_penalty=1.2)])
+def test_a_sequence_whose_logits_are_not_finite_ends_with_an_error_and_the_others_go_on(bad, params):
+    first = alone([1, 2, 3], params)
+    engine, _ = make(overflowing(first[4], bad=bad), pages=40)
+    assert first[4] not in (*first[:4], *alone([4], params))
+    tokens, errors = {engine.add(prompt, params): [] for prompt in ([1, 2, 3], [4])}, []
+    while engine.busy:
+        try:
+            for event in engine.step():
+                tokens[event.sequence].extend(event.tokens)
+        except LogitsError as error:
+            errors.append(error)
+    assert [tuple(each) for each in tokens.values()] == [first[:5], alone([4], params)]
+    assert [error.sequences for error in errors] == [(0,)]
+    assert str(errors[0]) == (
+        "sequence 0: no token can be drawn, since its logits are not finite; float16 holds no number above 65504,"
+        " so use bfloat16 or float32 (--dtype)"
+    )
+    assert engine._pool.free_pages == 40
+
+
+def test_generate_ends_with_one_error_for_all_and_the_engine_is_free_again():
+    engine, _ = make(overflowing(4), pages=40)
+    engine.generate([[1, 2]], GREEDY)
+    with pytest.raises(LogitsError, match=r"^sequences 1 and 2: no token can be drawn, .* float16"):
+        engine.generate([[1, 2], [4], [4, 4]], GREEDY)
+    assert not engine.busy and engine._pool.free_pages == 40
+
+
+@pytest.mark.parametrize(("dtype", "hint"), [("bf16", "bfloat16: use float32"), ("f32", "the checkpoint")])
+def test_what_to_do_about_logits_that_are_not_finite_depends_on_the_dtype(dtype, hint):
+    engine, toy = make(overflowing(4))
+    toy.dtype = dtype
+    with pytest.raises(LogitsError, match=hint):
+        engine.generate([[4]], GREEDY)
+
+
+def test_a_sequence_that_ends_so_while_the_next_step_fails_to_launch_is_heard_of(monkeypatch):
+    first = alone([1, 2, 3], GREEDY)
+    engine, toy = make(overflowing(first[1]))
+    engine.add([1, 2, 3], GREEDY)
+    failing_once(monkeypatch, toy, "advance", 1)
+    tokens, errors = [], []
+    while engine.busy:
+        try:
+            tokens += [token for event in engine.step() for token in event.tokens]
+        except (DeviceError, LogitsError) as error:
+            errors.append(type(error))
+    assert (tuple(tokens), errors) == (first[:2], [DeviceError, LogitsError])
+
+
+def test_logits_that_are_not_finite_are_handed_back_as_they_are():
+    engine, _ = make(overflowing(4))
+    assert np.isnan(engine.logits([1, 4])).all(axis=-1).tolist() == [False, True]
 
 
 def test_an_open_stream_has_the_engine_for_itself():

@@ -25,7 +25,7 @@ from infernum import dims
 from infernum import llm as llm_module
 from infernum.bundle import Bundle, Manifest, Stage, Weight
 from infernum.engine.engine import Engine
-from infernum.errors import BundleError, CheckpointError, DeviceError
+from infernum.errors import BundleError, CheckpointError, DeviceError, LogitsError
 from infernum.llm import LLM
 from infernum.recipes import Read, Recipe, read
 from infernum.runtime import device as device_module
@@ -79,7 +79,7 @@ def open_toy(tmp_path: Path, gpu: FakeGpu) -> Open:
         options = LoadOptions(max_pages_total=pages, max_model_len=length)
         bundle = changes.pop("bundle", None) or toy.toy_bundle(tmp_path)
         checkpoint = changes.pop("checkpoint", toy.ToyCheckpoint())
-        device: Any = gpu
+        device: Any = changes.pop("gpu", gpu)
         library: Any = FakeProducts
         return CudaExecutor(bundle, checkpoint, device, options, open_library=library, **changes)
 
@@ -324,6 +324,38 @@ def test_a_stream_that_waits_runs_behind_the_mark_of_another_and_not_behind_what
     assert ran == ["before the wait", "before the mark", "after the wait"]
     first.synchronize()
     assert ran[-1] == "after the mark"
+
+
+def test_a_sequence_without_a_token_ends_while_the_next_step_is_in_flight_and_the_others_go_on(
+    open_toy: Open,
+) -> None:
+    params, first = SamplingParams(max_tokens=8, temperature=0), expected_decode([8, 8, 1], 8)
+    others = expected_decode([30, 31], 8)
+    assert first[5] not in (*first[:5], *others, 8, 1, 30, 31)
+    checkpoint = toy.ToyCheckpoint()
+    embedding = toy.KERNELS["embed"][1]
+
+    def embed(grid: tuple[int, ...], x: int, table: int, ids: int) -> None:
+        embedding(grid, x, table, ids)
+        tokens = at(ids, np.int32, grid[0])
+        at(x, np.float32, grid[0], toy.WIDTH)[tokens == first[5]] = np.nan
+
+    gpu = FakeGpu({**toy.KERNELS, "embed": ("ppp", embed)})
+    with open_toy(gpu=gpu, checkpoint=checkpoint) as executor:
+        engine = Engine(executor, toy.toy_manifest().model)
+        tokens = {engine.add(prompt, params): list[int]() for prompt in ([8, 8, 1], [30, 31])}
+        errors: list[LogitsError] = []
+        while engine.busy:
+            try:
+                for event in engine.step():
+                    tokens[event.sequence] += event.tokens
+            except LogitsError as error:
+                errors.append(error)
+    assert list(tokens.values()) == [first[:6], others]
+    assert [str(error) for error in errors] == [
+        "sequence 0: no token can be drawn, since its logits are not finite;"
+        " they were computed in float32: look for NaN or infinity in the checkpoint"
+    ]
 
 
 def test_a_sequence_does_not_advance_past_its_pages(open_toy: Open) -> None:

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as arrays
 from infernum.dtypes import BF16
 from infernum.models import sampler
 from infernum.ops import sampling
+from infernum.step import NO_TOKEN
 
 VOCAB = 50
 
@@ -169,16 +170,34 @@ def test_temperature_zero_and_argmax_take_the_first_of_the_largest(logits):
     )
 
 
-def test_logits_that_are_not_numbers_are_never_drawn():
-    logits = np.array([np.nan, 1.0, -np.inf, 2.0, np.nan], np.float32)
-    assert set(draw(logits, range(200)).tolist()) == {1, 3}
-    assert sampling.argmax.meaning(logits[None])[0] == 3
-    assert sampling.argmax.meaning(np.full((1, 4), np.nan, np.float32))[0] == 0
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_row_with_a_logit_that_is_nan_or_infinite_has_no_token(bad, place, temperature):
+    logits = np.array([0.5, 1.0, -np.inf, 2.0], np.float32)
+    logits[place] = bad
+    assert draw(logits, [1, 2], temperature=temperature).tolist() == [NO_TOKEN] * 2
+    assert (
+        draw(logits, [1], temperature=temperature, top_k=2, top_p=0.5, penalty=1.3, seen=[place]) == NO_TOKEN
+    )
+    both = np.stack([logits, np.array([0.5, 1.0, -np.inf, 2.0], np.float32)])
+    assert sampling.argmax.meaning(both).tolist() == [NO_TOKEN, 3]
 
 
-def test_infinite_logits_are_drawn_evenly_and_before_all_others():
-    logits = np.array([np.inf, 1.0, np.inf], np.float32)
-    assert set(draw(logits, range(100)).tolist()) == {0, 2}
+def test_a_row_of_minus_infinity_has_no_token_and_a_single_one_is_never_drawn():
+    none, some = np.full(4, -np.inf, np.float32), np.array([1.0, -np.inf, 2.0], np.float32)
+    assert draw(none, [1]) == draw(none, [1], temperature=0) == NO_TOKEN
+    assert sampling.argmax.meaning(none[None])[0] == NO_TOKEN
+    assert set(draw(some, range(200)).tolist()) == {0, 2}
+
+
+def test_what_follows_a_row_without_a_token_goes_on_with_token_zero_and_marks_none():
+    token_ids, positions = np.array([1, 2], np.int32), np.array([4, 5], np.int32)
+    sampling.advance.meaning(np.array([NO_TOKEN, 8], np.int32), token_ids, positions)
+    assert (token_ids.tolist(), positions.tolist()) == ([0, 8], [5, 6])
+    seen = np.zeros((2, 2), np.int32)
+    sampling.mark_seen.meaning(seen, np.array([NO_TOKEN, 33], np.int32))
+    assert seen.tolist() == [[0, 0], [0, 2]]
 
 
 def test_advance_feeds_the_next_step_in_place():

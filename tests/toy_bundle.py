@@ -30,6 +30,7 @@ from infernum.bundle import (
     write_bundle,
 )
 from infernum.dtypes import F32, DType
+from infernum.ops.sampling import argmax
 from infernum.recipes import read, stack
 from infernum.step import Batch, Sampling
 
@@ -291,15 +292,15 @@ def _gather(grid: tuple[int, ...], g: int, y: int, output_rows: int, rows: int) 
 def _emit(row: int, token: int, next_tokens: int, ids: int, positions: int, output_rows: int) -> None:
     source = int(at(output_rows, np.int32, row + 1)[row])
     at(next_tokens, np.int32, row + 1)[row] = token
-    at(ids, np.int32, source + 1)[source] = token
+    at(ids, np.int32, source + 1)[source] = max(0, token)
     at(positions, np.int32, source + 1)[source] += 1
 
 
 def _greedy(
     grid: tuple[int, ...], next_tokens: int, logits: int, ids: int, positions: int, output_rows: int
 ) -> None:
-    for row in range(grid[0]):
-        token = int(np.argmax(at(logits, np.float32, grid[0], VOCAB)[row]))
+    tokens = argmax.meaning(at(logits, np.float32, grid[0], VOCAB))
+    for row, token in enumerate(tokens.tolist()):
         _emit(row, token, next_tokens, ids, positions, output_rows)
 
 

@@ -60,6 +60,7 @@ class ToyExecutor:
         self.page_size = page_size
         self.max_batch_tokens = max_batch_tokens
         self.max_rows = max_rows
+        self.dtype = "f16"
         self.cache = np.full((pages, page_size), -1)
         self.log: list[str] = []
         self.batches: list[Batch] = []
@@ -104,9 +105,10 @@ class ToyExecutor:
             s = Sampling(s.parameters, seen)
         self._next = None
         if batch.tokens == batch.seqs == batch.rows:
+            ids, positions = sampling.advance.meaning(tokens, batch.token_ids.copy(), batch.positions.copy())
             following = Batch(
-                tokens,
-                batch.positions + 1,
+                ids,
+                positions,
                 batch.sequence,
                 batch.query_start,
                 batch.page_table,

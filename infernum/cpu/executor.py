@@ -36,7 +36,7 @@ class Done:
     sampled: Int32
 
     def tokens(self) -> Int32:
-        """The sampled token of each row, int32 [rows]."""
+        """The sampled token of each row, int32 [rows], or `NO_TOKEN`."""
         return self.sampled
 
 
@@ -112,6 +112,11 @@ class CpuExecutor:
     def max_batch_tokens(self) -> int:
         """Most tokens in one step."""
         return max(variant.max_tokens for variant in self._bundle.manifest.variants)
+
+    @property
+    def dtype(self) -> str:
+        """The element type that the model computes in."""
+        return self._bundle.manifest.dtype
 
     @property
     def max_rows(self) -> int:

@@ -59,8 +59,12 @@ class Routine:
             steps.append(_Step(op.meaning, tuple(operands), node.attrs, results, rounded, done))
         self._steps = tuple(steps)
 
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        """The graph's outputs. Inputs are by name, as for `interpret`; extra ones are ignored."""
+        """The graph's outputs. Inputs are by name, as for `interpret`; extra ones are ignored.
+
+        Overflow and NaN raise no warning, as on a GPU: a sampler gives no token by them.
+        """
         values: list[Any] = [None] * self._count
         for name, slot in self.inputs.items():
             values[slot] = inputs[name]

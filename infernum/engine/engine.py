@@ -17,9 +17,9 @@ from infernum.engine.scheduler import Plan, Scheduler
 from infernum.engine.sequence import FinishReason, Sequence
 from infernum.engine.step_inputs import batch_of, prompt_logits, sampling_of
 from infernum.engine.tokenizer import TextStream, Tokenizer
-from infernum.errors import RequestError
+from infernum.errors import LogitsError, RequestError
 from infernum.sampling_params import SamplingParams, derived_seed
-from infernum.step import Executor, Float32, Int32, Pending
+from infernum.step import NO_TOKEN, Executor, Float32, Int32, Pending
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Engine:
         self._sequences: dict[int, Sequence] = {}
         self._in_flight: Flight | None = None
         self._unsaid: list[Event] = []
+        self._undrawn: list[int] = []
         self._streaming = False
         self._next_number = 0
         self._mark = 0.0
@@ -76,7 +77,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """True while `step` has something to do."""
-        return self._scheduler.busy or self._in_flight is not None or bool(self._unsaid)
+        return self._scheduler.busy or self._in_flight is not None or bool(self._unsaid or self._undrawn)
 
     def step(self) -> list[Event]:
         """Launch the next step, and hand out the tokens of the one before.
@@ -84,6 +85,9 @@ class Engine:
         As long as the same sequences go on decoding, the device feeds itself: the next step is launched
         before the tokens of the last are read. A sequence that turns out to have ended has then taken part in
         one step too many, whose token is dropped. When somebody comes or goes, the tokens are read first.
+
+        A sequence by whose logits no token can be drawn ends with a LogitsError that has its number. It is raised once
+        the next step is launched; the others go on, and the next call has their events.
 
         A launch that fails raises once; the next call hands out the tokens of the step before it and launches anew
         from what the host knows. Tokens that cannot be read are computed again in the same way.
@@ -98,6 +102,9 @@ class Engine:
             self._postprocess(flight)
         if self._in_flight is None and (plan := self._scheduler.plan()) is not None:
             self._in_flight = self._run(plan)
+        if self._undrawn:
+            undrawn, self._undrawn = self._undrawn, []
+            raise LogitsError(undrawn, self.executor.dtype)
         events, self._unsaid = self._unsaid, []
         return events
 
@@ -113,11 +120,12 @@ class Engine:
 
     def cancel(self, number: int) -> None:
         """Stop a sequence that `add` has queued; no further event comes. Nothing happens if it has ended."""
-        sequence = self._sequences.pop(number, None)
+        sequence = self._sequences.get(number)
         if sequence is not None:
             sequence.finish_reason = "stop"
-            self._scheduler.remove(sequence)
+            self._remove(sequence)
         self._unsaid = [event for event in self._unsaid if event.sequence != number]
+        self._undrawn = [undrawn for undrawn in self._undrawn if undrawn != number]
 
     def stream(
         self, prompts: Ordered[Ordered[int]], params: SamplingParams | Ordered[SamplingParams]
@@ -126,7 +134,8 @@ class Engine:
 
         `Event.sequence` is the prompt's place in `prompts`. `params` are one for all or one for each. With a
         seed, prompt i gets a seed of its own, derived from it and i; without, each gets a fresh one. Closing
-        the iterator stops the generation. Raises RequestError before anything is run.
+        the iterator stops the generation. Raises RequestError before anything is run, and LogitsError when the logits
+        of any prompt allow no token, which ends them all.
         """
         self.require_open()
         pairs = zip(prompts, read_params(params, len(prompts)), strict=True)
@@ -148,8 +157,8 @@ class Engine:
     def logits(self, token_ids: Ordered[int]) -> Float32:
         """The logits after each of the given tokens, float32 [tokens, vocab]: row t predicts token t + 1.
 
-        Raises RequestError while sequences are being generated, and for more tokens than fit the context or
-        the cache.
+        They are as the model computes them, NaN and infinity included. Raises RequestError while sequences are being
+        generated, and for more tokens than fit the context or the cache.
         """
         self._require_idle()
         token_ids = self._checked(token_ids)
@@ -173,6 +182,8 @@ class Engine:
             while self.busy:
                 for event in self.step():
                     yield replace(event, sequence=index[event.sequence])
+        except LogitsError as error:
+            raise LogitsError([index[number] for number in error.sequences], error.dtype) from None
         finally:
             for number in index:
                 self.cancel(number)
@@ -267,15 +278,23 @@ class Engine:
             if sequence.finished or not chunk.last:
                 continue
             token = int(sampled[row])
+            if token == NO_TOKEN:
+                sequence.finish_reason = "stop"
+                self._undrawn.append(sequence.number)
+                self._remove(sequence)
+                continue
             text = sequence.append(token, self._end)
             events.append(Event(sequence.number, (token,), text, sequence.finish_reason))
             if sequence.finished:
-                del self._sequences[sequence.number]
-                self._scheduler.remove(sequence)
+                self._remove(sequence)
         now = time.perf_counter()
         self.statistics = self.statistics.plus(flight.plan.prompt_tokens, len(events), now - self._mark)
         self._mark = now
         self._unsaid += events
+
+    def _remove(self, sequence: Sequence) -> None:
+        del self._sequences[sequence.number]
+        self._scheduler.remove(sequence)
 
     def _sampled(self, flight: Flight) -> Int32:
         """A step's tokens. When they cannot be read, the sequences go back to where they were before that step."""

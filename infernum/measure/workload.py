@@ -9,10 +9,10 @@ import numpy as np
 
 from infernum import dims
 from infernum.bundle import Bundle
-from infernum.errors import RequestError
+from infernum.errors import DeviceError, RequestError
 from infernum.roofline import MAX_DECODES
 from infernum.sampling_params import SamplingParams, derived_seed
-from infernum.step import Batch, Executor, Int32, Sampling
+from infernum.step import NO_TOKEN, Batch, Executor, Int32, Sampling
 
 
 def random_prompts(sequences: int, length: int, vocab: int, seed: int) -> Int32:
@@ -56,7 +56,9 @@ def prompt_steps(prompts: Int32, pages: Int32, executor: Executor) -> list[tuple
 
 
 def decode_batch(tokens: Int32, position: int, pages: Int32) -> Batch:
-    """One token of each sequence, all at one position."""
+    """One token of each sequence, all at one position. Raises DeviceError where a sampler found no token."""
+    if NO_TOKEN in tokens:
+        raise DeviceError("the logits are not finite; no result is given")
     each = np.arange(len(tokens), dtype=np.int32)
     positions = np.full(len(tokens), position, np.int32)
     starts = np.arange(len(tokens) + 1, dtype=np.int32)

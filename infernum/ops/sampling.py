@@ -16,6 +16,7 @@ import numpy as np
 from infernum.dims import ceildiv
 from infernum.ir.kernel import Call, Layout, Refusal, Target, Template, Workspace, alternatives
 from infernum.ir.op import elements, op
+from infernum.step import NO_TOKEN
 
 ONE = 1 << 32
 """The weight of the most likely token; one that is less likely by more than 2³³ weighs nothing."""
@@ -40,7 +41,9 @@ def _argmax_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
         if tile % (4 * threads):
             yield Refusal(f"{threads} threads that read four logits each do not divide a tile of {tile}")
         else:
-            yield Layout({"VOCAB": vocab, "SPLITS": ceildiv(vocab, tile), "FINISH_THREADS": 32}, values)
+            splits = ceildiv(vocab, tile)
+            constants = {"VOCAB": vocab, "SPLITS": splits, "FINISH_THREADS": 32, "NO_TOKEN": NO_TOKEN}
+            yield Layout(constants, values)
 
 
 def _sample_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
@@ -56,6 +59,7 @@ def _sample_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
             "CHUNKS": ceildiv(vocab, chunk),
             "KEY_WARPS": 8,
             "BINS": _BINS,
+            "NO_TOKEN": NO_TOKEN,
         }
     )
 
@@ -96,9 +100,9 @@ def _row_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
 def argmax(logits: np.ndarray) -> np.ndarray:
     """Take the most likely token of each row: the first of the largest logits.
 
-    logits [rows, vocab] -> next_tokens int32 [rows]. A NaN counts as −∞.
+    logits [rows, vocab] -> next_tokens int32 [rows], `NO_TOKEN` where the largest logit is not finite.
     """
-    return np.argmax(np.where(np.isnan(logits), -np.inf, logits), axis=-1).astype(np.int32)
+    return np.where(has_token(logits), np.argmax(logits, axis=-1), NO_TOKEN).astype(np.int32)
 
 
 @op(
@@ -168,12 +172,15 @@ def sample(
     where the penalty is not 1), temperature (0: take the most likely token and be done), top-k (0: off),
     top-p (1: off), min-p (0: off), then a draw by inverse cumulative distribution in vocabulary order. Its
     randomness is a hash of the row's seed and the position of the row's token, `positions[output_rows[row]]`,
-    so that it does not depend on what else is in the batch. A NaN counts as −∞.
+    so that it does not depend on what else is in the batch. Where the largest score after penalty and temperature is
+    not finite, the row has `NO_TOKEN`.
     """
     bits = random_bits(seed, positions[output_rows])
-    tokens = np.zeros(len(logits), np.int32)
+    tokens = np.full(len(logits), NO_TOKEN, np.int32)
     for row in range(len(logits)):
         scores = adjusted(logits[row], seen[row], temperature[row], repetition_penalty[row])
+        if not has_token(scores):
+            continue
         if temperature[row] <= 0:
             tokens[row] = np.argmax(scores)
             continue
@@ -206,10 +213,10 @@ def advance(
 
     next_tokens [rows], token_ids [tokens], positions [tokens]. Of use when the step had one token and one row
     for each sequence; after any other step the host uploads its next batch, and what is written here is never
-    read.
+    read. A row without a token goes on with token 0, until the host has read that it has none.
     """
     rows = len(next_tokens)
-    token_ids[:rows] = next_tokens
+    token_ids[:rows] = np.maximum(next_tokens, 0)
     positions[:rows] += 1
     return token_ids, positions
 
@@ -231,16 +238,22 @@ def advance(
     touched=lambda call: {"seen": "8 * rows"},
 )
 def mark_seen(seen: np.ndarray, next_tokens: np.ndarray) -> np.ndarray:
-    """Set the bit of each row's sampled token in place: seen [rows, words], next_tokens [rows]."""
-    rows = np.arange(len(next_tokens))
-    seen.view(np.uint32)[rows, next_tokens // 32] |= np.uint32(1) << (next_tokens % 32).astype(np.uint32)
+    """Set the bit of each row's sampled token, if it has one, in place: seen [rows, words], next_tokens [rows]."""
+    rows = np.flatnonzero(next_tokens >= 0)
+    tokens = next_tokens[rows]
+    seen.view(np.uint32)[rows, tokens // 32] |= np.uint32(1) << (tokens % 32).astype(np.uint32)
     return seen
+
+
+def has_token(scores: np.ndarray) -> np.ndarray:
+    """Whether a token can be drawn by scores [..., vocab]: none is NaN or +∞, and one is above −∞."""
+    return np.isfinite(scores.max(axis=-1))
 
 
 def adjusted(
     scores: np.ndarray, seen: np.ndarray, temperature: np.float32, penalty: np.float32
 ) -> np.ndarray:
-    """One row of logits [vocab] after repetition penalty and temperature, NaN as −∞.
+    """One row of logits [vocab] after repetition penalty and temperature.
 
     The penalty is that of Keskar et al. 2019 (arXiv:1909.05858), as transformers applies it.
     """
@@ -250,7 +263,7 @@ def adjusted(
     if temperature > 0:
         with np.errstate(over="ignore"):
             scores = scores / temperature
-    return np.where(np.isnan(scores), np.float32(-np.inf), scores)
+    return scores
 
 
 def weights_of(scores: np.ndarray) -> np.ndarray:

@@ -145,6 +145,11 @@ class CudaExecutor:
         return self._loaded.limits.tokens
 
     @property
+    def dtype(self) -> str:
+        """The element type that the model computes in."""
+        return self._bundle.manifest.dtype
+
+    @property
     def max_rows(self) -> int:
         """Most rows of logits in one step."""
         return self._loaded.limits.rows

@@ -96,7 +96,7 @@ class SampledTokens:
         self._tokens: Int32 | None = None
 
     def tokens(self) -> Int32:
-        """The sampled token of each row, int32 [rows]; waits for the step."""
+        """The sampled token of each row, int32 [rows], or `NO_TOKEN`; waits for the step."""
         if self._tokens is None:
             self._tokens = self._ring.read(self._step, self._rows)
         return self._tokens

@@ -15,6 +15,7 @@ from infernum.dtypes import DType, round_to
 from infernum.ir.block import PAGE
 from infernum.ir.op import Fused, Op
 from infernum.recipes import tensor_names
+from infernum.step import NO_TOKEN
 from infernum.verify.facts import Facts
 from infernum.verify.units import Unit
 from infernum.verify.values import Kind, draw
@@ -55,6 +56,7 @@ class _Operands:
     def __post_init__(self) -> None:
         self.queries = set(_read_by(self.unit, "attention", 0))
         self.keys = set(_read_by(self.unit, "append", 1)) if self.queries else set[int]()
+        self.sampled = {*_read_by(self.unit, "advance", 0), *_read_by(self.unit, "mark_seen", 1)}
 
     def values(self, slot: int, place: Place) -> Array:
         shape, dtype = self.facts.sizes(place.type), place.type.dtype
@@ -69,8 +71,12 @@ class _Operands:
             case "weight":
                 return self._weight(place, shape, dtype)
             case _ if not dtype.is_float:
-                return self.rng.integers(0, self.unit.bundle.manifest.model.vocab_size, shape).astype(
-                    np.int32
+                vocab = self.unit.bundle.manifest.model.vocab_size
+                tokens = self.rng.integers(0, vocab, shape).astype(np.int32)
+                return (
+                    np.where(self.rng.random(shape) < 0.25, NO_TOKEN, tokens)
+                    if slot in self.sampled
+                    else tokens
                 )
             case _ if slot in self.queries:
                 return self._gentle(shape, dtype)
@@ -124,13 +130,23 @@ class _Operands:
         return self.weights[place]
 
     def _logits(self, values: Array) -> Array:
-        """Logits some of which are NaN, and whose largest value occurs twice in some rows."""
+        """Logits some of which are −∞, and whose largest value occurs twice in some rows; few rows allow no token."""
         values = values * np.float32(3)
         rows, vocab = values.shape
         for row in range(0, rows, 2):
-            values[row, self.rng.integers(0, vocab, 3)] = np.nan
+            values[row, self.rng.integers(0, vocab, 3)] = -np.inf
         for row in range(0, rows, 3):
             values[row, self.rng.integers(0, vocab, 2)] = 40.0
+        for row in range(rows):
+            match int(self.rng.integers(12)):
+                case 0:
+                    values[row, self.rng.integers(vocab)] = np.nan
+                case 1:
+                    values[row, self.rng.integers(vocab)] = np.inf
+                case 2:
+                    values[row] = -np.inf
+                case _:
+                    pass
         return values
 
 

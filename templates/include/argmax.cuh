@@ -1,9 +1,14 @@
-// The largest logit and the first token that has it. A NaN never compares greater, so it never wins.
+// The largest logit and the first token that has it.
 
 struct Candidate { float logit; int token; };
 
 __device__ __forceinline__ Candidate better(Candidate a, Candidate b) {
     return b.logit > a.logit || (b.logit == a.logit && b.token < a.token) ? b : a;
+}
+
+// The better of the best so far and the logit of a later token. NaN counts as infinity, so that it is seen in the end.
+__device__ __forceinline__ Candidate better_of(Candidate best, float logit, int token) {
+    return logit <= best.logit ? best : Candidate{isnan(logit) ? __int_as_float(0x7f800000) : logit, token};
 }
 
 __device__ __forceinline__ Candidate warp_best(Candidate best) {

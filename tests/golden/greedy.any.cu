@@ -28,12 +28,17 @@ __device__ __forceinline__ void let_next_kernel_start() {
 }
 
 // ---- argmax.cuh
-// The largest logit and the first token that has it. A NaN never compares greater, so it never wins.
+// The largest logit and the first token that has it.
 
 struct Candidate { float logit; int token; };
 
 __device__ __forceinline__ Candidate better(Candidate a, Candidate b) {
     return b.logit > a.logit || (b.logit == a.logit && b.token < a.token) ? b : a;
+}
+
+// The better of the best so far and the logit of a later token. NaN counts as infinity, so that it is seen in the end.
+__device__ __forceinline__ Candidate better_of(Candidate best, float logit, int token) {
+    return logit <= best.logit ? best : Candidate{isnan(logit) ? __int_as_float(0x7f800000) : logit, token};
 }
 
 __device__ __forceinline__ Candidate warp_best(Candidate best) {
@@ -61,16 +66,16 @@ extern "C" __global__ void __launch_bounds__(256) argmax(
 
     const float* row = logits + size_t(blockIdx.y) * ROW_STRIDE;
     const int first = blockIdx.x * TILE;
-    Candidate best{__int_as_float(0xff800000), 0};  // -infinity: a row without a number takes token 0
+    Candidate best{__int_as_float(0xff800000), 0};  // -infinity
 #pragma unroll
     for (int i = 0; i < TILE; i += 4 * THREADS) {
         const int token = first + i + 4 * threadIdx.x;
         if (token >= VOCAB) break;
         const float4 four = *reinterpret_cast<const float4*>(row + token);
-        if (four.x > best.logit) best = {four.x, token};
-        if (four.y > best.logit) best = {four.y, token + 1};
-        if (four.z > best.logit) best = {four.z, token + 2};
-        if (four.w > best.logit) best = {four.w, token + 3};
+        best = better_of(best, four.x, token);
+        best = better_of(best, four.y, token + 1);
+        best = better_of(best, four.z, token + 2);
+        best = better_of(best, four.w, token + 3);
     }
 
     __shared__ Candidate of_warp[THREADS / 32];
@@ -88,7 +93,8 @@ extern "C" __global__ void __launch_bounds__(256) argmax(
 // argmax
 // from models/sampler.py:19
 // 512 token(s): 4 B, 0 FLOP; at least 0.00 us on one H200
-// One warp a row: the best of the candidates that the tiles of the row have left.
+// One warp a row: the best of the candidates that the tiles of the row have left. Where its logit is not finite, the row
+// holds NaN or infinity, or nothing above -infinity, and has no token.
 extern "C" __global__ void __launch_bounds__(32) argmax_finish(
     int* next_tokens,
     float* best_logit,
@@ -105,15 +111,16 @@ extern "C" __global__ void __launch_bounds__(32) argmax_finish(
         best = better(best, other);
     }
     best = warp_best(best);
-    if (threadIdx.x == 0) next_tokens[row] = best.token;
+    if (threadIdx.x == 0) next_tokens[row] = isfinite(best.logit) ? best.token : -2;
 }
 
 // ---- advance
 // advance
 // from models/sampler.py:20
 // 512 token(s): 4.1 kB, 0 FLOP; at least 0.00 us on one H200
-// One thread a row: its sampled token becomes the input of the next step, at the next position. No kernel starts before
-// it has ended, so that those of the next step may read tokens, positions and pages, and what was cached, without waiting.
+// One thread a row: its sampled token, or 0 where there is none, becomes the input of the next step, at the next position.
+// No kernel starts before it has ended, so that those of the next step may read tokens, positions and pages, and what was
+// cached, without waiting.
 extern "C" __global__ void __launch_bounds__(128) advance(
     const int* next_tokens,
     int* token_ids,
@@ -123,6 +130,6 @@ extern "C" __global__ void __launch_bounds__(128) advance(
 
     const int row = blockIdx.x * 128 + threadIdx.x;
     if (row >= rows) return;
-    token_ids[row] = next_tokens[row];
+    token_ids[row] = max(0, next_tokens[row]);
     positions[row] += 1;
 }
