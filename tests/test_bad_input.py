@@ -116,7 +116,7 @@ CASES: dict[str, Case] = {
     "missing-folder": (lambda w: compiles(w.folder / "nowhere"), ["nowhere", "no such folder"]),
     "not-a-preset": (lambda w: compiles("danta"), ["'danta'", "did you mean 'dante'"]),
     "file-for-folder": (lambda w: compiles(demo_folder() / "config.json"), ["config.json", "is a file"]),
-    "no-config": (lambda w: compiles(w.folder), ["config.json", "no such file"]),
+    "no-config": (lambda w: compiles(w.folder), ["is empty", "config.json"]),
     "config-not-json": (
         lambda w: compiles(truncate(w.model() / "config.json").parent),
         ["config.json", "not valid JSON"],

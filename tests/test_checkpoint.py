@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from infernum.checkpoint import INDEX, SINGLE, Checkpoint
+from infernum.checkpoint import Checkpoint
 from infernum.dtypes import BF16, F16, F32
 from infernum.errors import CheckpointError
+from infernum.model_folder.weights import INDEX, SINGLE
 
 RNG = np.random.default_rng(7)
 F32_ARRAY = RNG.standard_normal((3, 5)).astype(np.float32)
@@ -177,13 +178,9 @@ def test_a_stored_type_that_cannot_be_used_is_named(tmp_path: Path, kind: str, s
     ("content", "said"),
     [
         pytest.param(b"", "header too small", id="empty"),
-        pytest.param(
-            b"version https://git-lfs.github.com/spec/v1\n", "header too large", id="git-lfs-pointer"
-        ),
-        pytest.param(b"<!DOCTYPE html><title>404</title>", "header too large", id="web-page"),
+        pytest.param(b'{"error": "Entry not found"}', "header too large", id="another-file"),
         pytest.param(file_bytes(b"{", b""), "invalid JSON", id="header-cut"),
         pytest.param(file_bytes({"t": {}}, b""), "missing field `dtype`", id="entry-without-type"),
-        pytest.param(file_bytes(entry(0, 8), bytes(7)), "not fully covered", id="data-cut"),
         pytest.param(
             file_bytes(entry(0, 8), bytes(9)), "not fully covered", id="data-behind-the-last-tensor"
         ),
@@ -206,6 +203,14 @@ def test_a_damaged_file_is_told_from_a_good_one(tmp_path: Path, content: bytes, 
     assert str(refused.value).startswith(f"{tmp_path / SINGLE}: is truncated, damaged or no safetensors file")
     assert str(refused.value).endswith("; download it again")
     assert "\n" not in str(refused.value)
+
+
+def test_a_file_cut_short_says_how_much_is_there(tmp_path: Path) -> None:
+    whole = file_bytes(*packed(ARRAYS))
+    (tmp_path / SINGLE).write_bytes(whole[:-1])
+    said = rf"model\.safetensors: is cut short: it has {len(whole) - 1} of {len(whole)} bytes; download it again$"
+    with pytest.raises(CheckpointError, match=said):
+        Checkpoint.open(tmp_path)
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
@@ -252,7 +257,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     folder = sharded(tmp_path, {"a": "one.safetensors"}, one={"a": F32_ARRAY})
     shard = folder / "one.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=r"one\.safetensors: is truncated.*not fully covered"):
+    with pytest.raises(CheckpointError, match=r"one\.safetensors: is cut short"):
         Checkpoint.open(folder)
 
 
@@ -270,8 +275,8 @@ def test_a_missing_tensor_of_shards_is_reported_at_the_index(tmp_path: Path) -> 
     [
         ("pytorch_model.bin", "convert them"),
         ("pytorch_model-00001-of-00002.bin", "convert them"),
-        ("consolidated.00.pth", "convert them"),
-        ("model.gguf", "GGUF is not read"),
+        ("consolidated.00.pth", "get the model's -hf version, or convert it"),
+        ("model.gguf", "its model.gguf is GGUF, which is not read; get the model's original weights"),
         ("adapter_model.safetensors", "merge it into its base model"),
         ("config.json", "download the model's weights"),
     ],

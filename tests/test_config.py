@@ -489,6 +489,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, said
 def test_a_missing_folder_or_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere: no such folder"):
         read_model(tmp_path / "nowhere")
+    (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"config\.json: no such file"):
         read_model(tmp_path)
     (tmp_path / "params.json").write_text("{}", encoding="utf-8")

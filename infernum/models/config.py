@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, cast
 
 import infernum.models
 from infernum.errors import ConfigError
+from infernum.model_folder.folder import CONFIG, GENERATION, find_config, find_file
+from infernum.model_folder.problems import Problem
 from infernum.models.family_config import FamilyConfig
 from infernum.models.fields import Fields, read_json, show
 from infernum.models.known_fields import HARMLESS
@@ -26,8 +28,6 @@ from infernum.sampling_params import PARAMETERS, SamplingParameter
 if TYPE_CHECKING:
     from infernum.models.family import Family
 
-CONFIG = "config.json"
-GENERATION = "generation_config.json"
 _GENERATION_PARAMETERS = tuple(parameter for parameter in PARAMETERS if parameter.in_generation_config)
 
 
@@ -61,15 +61,13 @@ class ModelSource:
 
 def read_model(folder: Path) -> ModelSource:
     """Read `config.json` and, where there is one, `generation_config.json`. Raises ConfigError."""
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; give the folder of a Hugging Face model")
-    path = folder / CONFIG
-    if not path.is_file() and (folder / "params.json").is_file():
-        raise ConfigError(
-            f"{path}: no such file; params.json is Meta's own format, get the model's -hf version"
-        )
-    generation = folder / GENERATION
-    generation_fields = Fields(read_json(generation), str(generation)) if generation.is_file() else None
+    path = find_config(folder)
+    if isinstance(path, Problem):
+        raise ConfigError(str(path))
+    generation = find_file(folder / GENERATION)
+    if isinstance(generation, Problem):
+        raise ConfigError(str(generation))
+    generation_fields = None if generation is None else Fields(read_json(generation), str(generation))
     return understand(Fields(read_json(path), str(path)), generation_fields, folder)
 
 

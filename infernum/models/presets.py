@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 
 from infernum.errors import ConfigError
+from infernum.model_folder.problems import is_listed
 from infernum.models.config import ModelSource, read_model, understand
 from infernum.models.fields import Fields
 from infernum.resources import demo_folder
@@ -21,10 +22,8 @@ def resolve(model: str) -> ModelSource:
     if model in _SHAPES:
         return understand(Fields(_LLAMA_3_2_1B | _SHAPES[model], model))
     folder = _expand(model)
-    if folder is None or not folder.exists():
+    if folder is None or not is_listed(folder):
         raise _unknown(model)
-    if not folder.is_dir():
-        raise ConfigError(f"{model}: is a file; give the folder that holds it and config.json")
     return read_model(folder)
 
 
