@@ -80,7 +80,10 @@ class Checkpoint:
         """
         missing = [name for name in expected if name not in self.tensors]
         if missing:
-            raise CheckpointError(f"{self.weights.listing}: {_listed(missing)} missing; {_MISFIT}")
+            mend = _MISFIT
+            if missing == [_HEAD] and _EMBEDDING in self.tensors:
+                mend = f"set tie_word_embeddings to true in config.json if {_EMBEDDING} is the head as well"
+            raise CheckpointError(f"{self.weights.listing}: {_listed(missing)} missing; {mend}")
         for name, shape in expected.items():
             if self.shape(name) != tuple(shape):
                 raise CheckpointError(

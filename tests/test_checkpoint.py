@@ -164,6 +164,51 @@ def test_a_tied_head_that_differs_from_the_embedding_is_refused(tmp_path: Path, 
         checkpoint.check(ONLY_TABLE)
 
 
+def test_names_that_save_model_leaves_out_are_those_of_the_tensor_they_share(tmp_path: Path) -> None:
+    save_file({"stored": F32_ARRAY, "other": F16_ARRAY}, tmp_path / SINGLE, metadata={"left.out": "stored"})
+    checkpoint = Checkpoint.open(tmp_path)
+    assert checkpoint.names == {"stored", "other", "left.out"}
+    assert checkpoint.read("left.out").tobytes() == F32_ARRAY.tobytes()
+    assert checkpoint.rows("left.out", 1, 2).tobytes() == F32_ARRAY[1:2].tobytes()
+    checkpoint.check({"left.out": (3, 5), "other": (4,)})
+    checkpoint.check({"stored": (3, 5), "left.out": (3, 5), "other": (4,)})
+    checkpoint.check({"stored": (3, 5), "other": (4,)})
+    with pytest.raises(CheckpointError, match="stored is not expected"):
+        checkpoint.check({"other": (4,)})
+    assert checkpoint.weights.bytes_by_kind == {"F32": 60, "F16": 8}
+
+
+def test_names_left_out_of_shards_are_read_from_their_index(tmp_path: Path) -> None:
+    folder = sharded(
+        tmp_path, {"a": "one.safetensors", "b": "two.safetensors"}, one={"a": F32_ARRAY}, two={"b": F16_ARRAY}
+    )
+    index = json.loads((folder / INDEX).read_text())
+    index["metadata"] |= {"left.out": "b", "format": "pt", "nowhere": "c", "a": "b"}
+    (folder / INDEX).write_text(json.dumps(index))
+    checkpoint = Checkpoint.open(folder)
+    assert checkpoint.names == {"a", "b", "left.out"}
+    assert checkpoint.read("left.out").tobytes() == F16_ARRAY.tobytes()
+    assert checkpoint.read("a").tobytes() == F32_ARRAY.tobytes()
+
+
+def test_a_tied_table_may_be_stored_as_the_head(tmp_path: Path) -> None:
+    save_file({"lm_head.weight": TABLE}, tmp_path / SINGLE)
+    checkpoint = Checkpoint.open(tmp_path)
+    checkpoint.check({"lm_head.weight": TABLE.shape}, ignored=["model.embed_tokens.weight"])
+
+
+def test_a_tied_head_that_differs_is_refused_where_it_might_have_been_read(tmp_path: Path) -> None:
+    checkpoint = tied(tmp_path, TABLE, -TABLE)
+    with pytest.raises(CheckpointError, match=r"lm_head.* differs"):
+        checkpoint.check(ONLY_TABLE, ignored=["lm_head.weight"])
+
+
+def test_a_missing_head_beside_an_embedding_may_be_tied(tmp_path: Path) -> None:
+    save_file({"model.embed_tokens.weight": TABLE}, tmp_path / SINGLE)
+    with pytest.raises(CheckpointError, match=r"lm_head.weight is missing; .*tie_word_embeddings to true"):
+        Checkpoint.open(tmp_path).check(ONLY_TABLE | {"lm_head.weight": TABLE.shape})
+
+
 @pytest.mark.parametrize(("kind", "size"), [("F64", 8), ("I8", 1), ("I16", 2), ("F8_E4M3", 1), ("BOOL", 1)])
 def test_a_stored_type_that_cannot_be_used_is_named(tmp_path: Path, kind: str, size: int) -> None:
     header = {"q": {"dtype": kind, "shape": [2], "data_offsets": [0, 2 * size]}}

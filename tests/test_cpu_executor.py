@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Tiny
+from safetensors.numpy import save_file
 from toy_bundle import greedy, sampling, step
 
 from infernum.bundle import Bundle
@@ -285,3 +288,23 @@ def test_a_sequence_ends_where_the_pages_that_were_asked_for_do(dante_bundle: Bu
         (found,) = llm.generate([prompt], SamplingParams(max_tokens=200, temperature=0, ignore_eos=True))
     assert len(prompt) + len(found.tokens) == 64
     assert found.finish_reason == "length"
+
+
+@pytest.mark.parametrize("stored", ["model.embed_tokens.weight", "lm_head.weight"])
+@pytest.mark.parametrize("noted", [False, True])
+def test_a_tied_table_is_read_under_either_name(
+    tiny: Callable[[str], Tiny], tmp_path: Path, stored: str, noted: bool
+) -> None:
+    tied = tiny("llama32_tied")
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    whole = Checkpoint.open(tied.folder)
+    tensors = {name: whole.read(name) for name in whole.names}
+    tensors[stored] = tensors.pop(embedding)
+    note = {head if stored == embedding else embedding: stored} if noted else None
+    save_file(tensors, tmp_path / "model.safetensors", metadata=note)
+    shutil.copy(tied.folder / "config.json", tmp_path)
+    tokens = tokens_of(tied.bundle(), 20)
+    with LLM(tied.folder, "cpu", bundle=tied.bundle()) as llm:
+        expected = llm.logits(tokens)
+    with LLM(tmp_path, "cpu", bundle=tied.bundle()) as llm:
+        assert np.array_equal(llm.logits(tokens), expected)

@@ -66,7 +66,7 @@ class LlamaConfig(FamilyConfig):
 
 @block()
 def embed(*, batch: BatchInputs, w: Weights, cfg: LlamaConfig) -> Tensor:
-    return embedding(batch.token_ids, w.tensor("model.embed_tokens.weight", cfg.vocab_size, cfg.hidden_size))
+    return embedding(batch.token_ids, vocabulary_table("model.embed_tokens.weight", w, cfg))
 
 
 @block(x="tokens hidden_size", prefix="model.layers.{layer}.")
@@ -107,8 +107,14 @@ def mlp(h: Tensor, w: Weights, cfg: LlamaConfig) -> Tensor:
 def head(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: LlamaConfig) -> Tensor:
     x = select_rows(x, batch.output_rows)
     h = rms_norm(x, w.tensor("model.norm.weight", cfg.hidden_size), eps=cfg.rms_norm_eps)
-    name = "model.embed_tokens.weight" if cfg.tie_word_embeddings else "lm_head.weight"
-    return linear(h, w.tensor(name, cfg.vocab_size, cfg.hidden_size), out="f32")
+    table = vocabulary_table("lm_head.weight", w, cfg)
+    return linear(h, table, out="f32")
+
+
+def vocabulary_table(name: str, w: Weights, cfg: LlamaConfig) -> Tensor:
+    """Embedding or head [vocab_size, hidden_size]. Tied, both are one tensor, which a checkpoint stores as either."""
+    names = ("model.embed_tokens.weight", "lm_head.weight") if cfg.tie_word_embeddings else (name,)
+    return w.tensor(names[0], cfg.vocab_size, cfg.hidden_size, alternatives=names[1:])
 
 
 FAMILY = Family(configs=(LlamaConfig,), first=embed, layer=lambda cfg, index: decoder, last=head)
