@@ -401,9 +401,28 @@ def test_a_field_that_is_not_known_is_reported_and_ignored(tmp_path: Path) -> No
         ({"dtype": "int32"}, "dtype = .int32. is not supported"),
         ({"dtype": 16}, "dtype = 16 must be a string"),
         ({"hidden_act": "gelu"}, "hidden_act = .gelu. is not supported"),
-        ({"pretraining_tp": 2}, "pretraining_tp = 2 is not supported"),
         ({"rope_interleaved": True}, "rope_interleaved = true is not supported"),
-        ({"sliding_window": 4096}, "sliding_window = 4096 is not supported"),
+        ({"sliding_window": 255}, "sliding_window = 255 is not supported"),
+        ({"sliding_window": 255, "use_sliding_window": True}, "sliding_window = 255 is not supported"),
+        ({"sliding_window": True}, "sliding_window = true is not supported"),
+        ({"use_sliding_window": True}, "use_sliding_window = true is not supported"),
+        ({"sliding_window": 4096, "max_position_embeddings": ...}, "sliding_window = 4096 is not supported"),
+        ({"attention_chunk_size": 128}, "attention_chunk_size = 128 is not supported"),
+        ({"num_experts_per_tok": 2}, "num_experts_per_tok = 2 is not supported"),
+        ({"num_experts_per_tok": 2, "num_experts": 4}, "num_experts = 4 is not supported"),
+        ({"query_pre_attn_scalar": 64}, "query_pre_attn_scalar = 64 is not supported"),
+        ({"attention_multiplier": 0.5}, "attention_multiplier = 0.5 is not supported"),
+        ({"rotary_dim": 8}, "rotary_dim = 8 is not supported"),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "bitsandbytes",
+                    "load_in_4bit": True,
+                    "load_in_8bit": False,
+                }
+            },
+            "quantization_config .*quantized",
+        ),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "every layer must be full_attention"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config .*awq.* quantized"),
         ({"num_local_experts": 8}, "num_local_experts = 8 is not supported"),
@@ -462,6 +481,55 @@ def test_what_cannot_be_honoured_is_refused_by_name(
         read(tmp_path, **changes)
     assert str(refused.value).startswith(str(tmp_path / "config.json"))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pretraining_tp": 2},
+        {"sliding_window": 8, "use_sliding_window": False, "max_window_layers": 1},
+        {"sliding_window": 8, "use_sliding_window": False, "layer_types": None},
+        {"sliding_window": 256},  # as long as the context
+        {"sliding_window": 4096, "use_sliding_window": True},
+        {"sliding_window": None, "use_sliding_window": True},
+        {"attention_chunk_size": 8192},
+        {"num_local_experts": 1, "num_experts_per_tok": 2, "num_experts": None},
+        {
+            "num_experts": 0,
+            "num_experts_per_tok": 8,
+            "output_router_logits": False,
+            "router_aux_loss_coef": 0.1,
+        },
+        {"query_pre_attn_scalar": 16, "attention_multiplier": 0.25, "rotary_dim": 16},
+        {"head_dim": 32, "query_pre_attn_scalar": 32},
+        {"quantization_config": None},
+        {"quantization_config": {}},
+        {
+            "quantization_config": {
+                "quant_method": "bitsandbytes",
+                "load_in_4bit": False,
+                "load_in_8bit": False,
+            }
+        },
+        {"text_config": {}, "vision_config": {}},
+        {"rope_scaling": {"rope_type": "default"}},
+        {"rope_scaling": {"type": "default", "factor": None}},
+        {"rope_scaling": None, "rope_parameters": None, "partial_rotary_factor": 1.0},
+        {
+            "attention_dropout": 0.1,
+            "hidden_dropout": 0.1,
+            "dropout": 0.1,
+            "mlp_dropout": 0.1,
+            "use_cache": False,
+        },
+        {"attention_bias": None, "mlp_bias": False, "num_key_value_heads": None, "head_dim": None},
+        {"attn_implementation": "sdpa", "_name_or_path": "org/name", "cache_implementation": "static"},
+    ],
+)
+def test_what_changes_nothing_or_is_switched_off_is_accepted(tmp_path: Path, changes: dict[str, Any]) -> None:
+    source = read(tmp_path, **changes)
+    assert source.warnings == ()
+    assert source.config.num_hidden_layers == 2
 
 
 @pytest.mark.parametrize(

@@ -80,19 +80,19 @@ class Unsupported:
 
     inert   values that are accepted
     each    a list is accepted if all of its elements are among these
-    switch  a field that turns this one off where it is false: then any value is accepted
+    unless  given the value and all fields: True where the others turn this one off, or where it asks for nothing new
     """
 
     reason: str
     inert: tuple[object, ...] = ()
     each: tuple[object, ...] = ()
-    switch: str = ""
+    unless: Callable[[object, Mapping[str, object]], bool] = lambda value, fields: False
 
-    def allows(self, value: object) -> bool:
-        """True for null and for values that change nothing; true is not 1, false is not 0."""
+    def allows(self, value: object, fields: Mapping[str, object]) -> bool:
+        """True for null and for values that change nothing beside `fields`; true is not 1, false is not 0."""
         if self.each and isinstance(value, list):
             return all(_among(element, self.each) for element in cast("list[object]", value))
-        return value is None or _among(value, self.inert)
+        return value is None or _among(value, self.inert) or self.unless(value, fields)
 
 
 def _among(value: object, values: tuple[object, ...]) -> bool:
@@ -154,9 +154,7 @@ class Fields(Mapping[str, object]):
     def refuse(self, table: Mapping[str, Unsupported], understood: Set[str] = frozenset()) -> None:
         """Raise ConfigError if a field of `table`, unless `understood`, has a value that changes the mathematics."""
         for name, unsupported in table.items():
-            if name in understood or name not in self._values or unsupported.allows(self[name]):
-                continue
-            if unsupported.switch and self.get(unsupported.switch) is False:
+            if name in understood or name not in self._values or unsupported.allows(self[name], self):
                 continue
             raise self.error(name, f"is not supported: {unsupported.reason}")
 
@@ -178,11 +176,12 @@ class Fields(Mapping[str, object]):
         self._warnings.append(f"{self.where}: {text}")
 
     def warn_unread(self, harmless: frozenset[str] = frozenset(), *, to: Fields | None = None) -> None:
-        """Remember a warning for each field that nobody read and that is not `harmless`."""
-        for name in self._values:
-            if name not in self._read and name not in harmless:
-                value = show(self._values[name])
-                (self if to is None else to).warn(f"{self.path(name)} = {value} is not known and was ignored")
+        """Remember a warning for each field that nobody read and that is neither null nor `harmless`."""
+        for name, value in self._values.items():
+            if value is not None and name not in self._read and name not in harmless:
+                (self if to is None else to).warn(
+                    f"{self.path(name)} = {show(value)} is not known and was ignored"
+                )
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -41,12 +41,12 @@ class LlamaConfig(FamilyConfig):
     model_type: ClassVar[str] = "llama"
     refused = ARCHITECTURE | {
         "hidden_act": Unsupported("Llama's activation is silu", ("silu", "swish")),
-        "pretraining_tp": Unsupported(
-            "the products of sliced weights are not implemented; set it to 1", (1,)
-        ),
         "rope_interleaved": Unsupported("heads must be rotated by halves, not by neighbours", (False,)),
         "layer_types": Unsupported("every layer must be full_attention", each=("full_attention",)),
     }
+    # pretraining_tp sums products in slices, as training did: nothing changes but the order of the sums. No window is
+    # honoured, so that the layers from which on there would be one are not looked at.
+    ignored = frozenset({"pretraining_tp", "max_window_layers"})
 
     vocab_size: int = integer()
     hidden_size: int = integer()
