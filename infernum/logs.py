@@ -1,7 +1,8 @@
 """What Infernum says about its work while it works: log channels, chosen by INFERNUM_LOGS or by -v.
 
     rules     where each rule fired, and where it was refused and why
-    passes    what each pass that did something took, and what it did to the number of nodes
+    passes    the dtype that was chosen and why; what each pass that did something took, and what it did to the number
+              of nodes
     kernels   the template of each kernel, what was passed over for it, its registers and spills
     cache     what was found in the cache, and what had to be compiled
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import infernum.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # fills the registry
-from infernum import __version__, bundle, plugins
+from infernum import __version__, bundle, logs, plugins
 from infernum.dtypes import DType
 from infernum.dtypes import dtype as dtype_named
 from infernum.errors import CompileError
@@ -14,6 +14,8 @@ from infernum.ir.block import PAGE, Block
 from infernum.models import sampler
 from infernum.models.config import config_hash, find_family
 from infernum.models.presets import ModelSource
+
+pass_log = logs.channel("passes")
 
 MAX_BATCH_TOKENS = 4096
 """Most tokens in one step, unless another number is given."""
@@ -39,6 +41,8 @@ def read_program(source: ModelSource, dtype: str, max_batch_tokens: int) -> Prog
     element = dtype_named(source.config.dtype if dtype == "auto" else dtype)
     if not element.is_float:
         raise CompileError(f"--dtype {dtype}: use float32, float16 or bfloat16")
+    reason = source.dtype_reason if dtype == "auto" else "as --dtype says"
+    pass_log.info("%s is compiled for %s, %s", source.name, element.long_name, reason)
     max_tokens = max(1, min(max_batch_tokens, source.config.max_position_embeddings))
     return Program(source, element, find_family(source.family).program(source.config), max_tokens)
 

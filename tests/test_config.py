@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from infernum.errors import ConfigError, InfernumError
 from infernum.models import presets
@@ -316,6 +318,50 @@ def test_head_dim_may_differ_from_width_by_heads(tmp_path: Path) -> None:
 )
 def test_both_spellings_of_the_dtype_are_read(tmp_path: Path, spelling: dict[str, str], short: str) -> None:
     assert llama(tmp_path, **({"torch_dtype": ...} | spelling)).dtype == short
+
+
+SILENT: list[dict[str, object]] = [
+    {"torch_dtype": ...},
+    {"torch_dtype": None},
+    {"torch_dtype": ..., "dtype": None},
+    {"torch_dtype": "auto"},
+    {"torch_dtype": None, "dtype": "auto"},
+]
+
+
+@pytest.mark.parametrize("silent", SILENT)
+@pytest.mark.parametrize(
+    ("large", "small", "short"),
+    [
+        (ml_dtypes.bfloat16, np.float32, "bf16"),
+        (np.float16, np.float32, "f16"),
+        (np.float32, np.float16, "f32"),
+        (np.int32, np.float16, "f16"),
+    ],
+)
+def test_where_config_json_is_silent_the_dtype_is_that_of_most_bytes_stored(
+    tmp_path: Path, silent: dict[str, object], large: Any, small: Any, short: str
+) -> None:
+    tensors = {"many": np.zeros(64, large), "few": np.zeros(8, small)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    source = read(tmp_path, **silent)
+    assert source.config.dtype == short
+    assert source.dtype_reason == "as most bytes of the weights are stored, since config.json does not say"
+
+
+def test_the_dtype_that_config_json_names_wins_over_the_weights(tmp_path: Path) -> None:
+    save_file({"all": np.zeros(64, np.float32)}, tmp_path / "model.safetensors")
+    source = read(tmp_path, torch_dtype="float16")
+    assert (source.config.dtype, source.dtype_reason) == ("f16", "as config.json says")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_without_weights_that_can_be_read_the_dtype_is_float32(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "model.safetensors").write_bytes(content)
+    source = read(tmp_path, torch_dtype=None)
+    assert source.config.dtype == "f32"
+    assert source.dtype_reason == "since neither config.json nor weights say"
 
 
 @pytest.mark.parametrize(

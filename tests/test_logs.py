@@ -15,18 +15,21 @@ from importlib import import_module
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from conftest import Outcome
+from safetensors.numpy import save_file
 
 from infernum import logs
 from infernum.bundle import Bundle, open_bundle
 from infernum.cli import COMMANDS
 from infernum.cli.console import progress_bar
 from infernum.codegen import nvrtc
-from infernum.compiler import Options, cached_bundle, emit_sources
+from infernum.compiler import Options, cached_bundle, emit_sources, prepare
 from infernum.errors import InfernumError
 from infernum.models.presets import resolve
 from infernum.rebuild.edited import rebuild_bundle
+from infernum.resources import demo_folder
 
 Run = Callable[..., Outcome]
 
@@ -392,3 +395,23 @@ def test_json_is_alone_on_stdout_however_much_is_logged(
     assert "Traceback" not in done.err
     if command == "compile":
         assert channels_of(done.err) == set(logs.CHANNELS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "said"),
+    [
+        ({"torch_dtype": None, "dtype": None}, "auto", "float16, as most bytes of the weights are stored"),
+        ({"dtype": "bfloat16"}, "auto", "bfloat16, as config.json says"),
+        ({"dtype": "bfloat16"}, "float32", "float32, as --dtype says"),
+    ],
+)
+def test_the_dtype_is_logged_with_the_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, object], dtype: str, said: str
+) -> None:
+    fields = json.loads((demo_folder() / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    save_file({"all": np.zeros(8, np.float16)}, tmp_path / "model.safetensors")
+    with caplog.at_level(logging.INFO, "infernum.passes"):
+        sources = prepare(resolve(str(tmp_path)), Options(dtype=dtype))
+    assert said.startswith(sources.dtype.long_name)
+    assert said in caplog.text

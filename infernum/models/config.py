@@ -12,14 +12,16 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import infernum.models
 from infernum.errors import ConfigError
-from infernum.model_folder.folder import CONFIG, GENERATION, find_config, find_file
+from infernum.model_folder.folder import CONFIG, GENERATION, find_config, find_file, find_weights
 from infernum.model_folder.problems import Problem
+from infernum.model_folder.weights import Weights
+from infernum.models.config_fields import dtype_field
 from infernum.models.family_config import FamilyConfig
 from infernum.models.fields import Fields, read_json, show
 from infernum.models.known_fields import HARMLESS
@@ -48,7 +50,8 @@ class GenerationDefaults:
 class ModelSource:
     """A model that was asked for: its settings and, unless it is a preset of shapes only, its folder.
 
-    `warnings` are sentences to print on stderr about what was ignored in the settings.
+    `warnings` are sentences to print on stderr about what was ignored in the settings. `dtype_reason` says why the
+    dtype of the settings was chosen.
     """
 
     name: str
@@ -57,6 +60,7 @@ class ModelSource:
     folder: Path | None
     generation: GenerationDefaults
     warnings: tuple[str, ...]
+    dtype_reason: str
 
 
 def read_model(folder: Path) -> ModelSource:
@@ -76,13 +80,13 @@ def understand(fields: Fields, generation: Fields | None = None, folder: Path | 
     model_type = fields.text("model_type")
     config_type = find_family(model_type, fields.where).config_of(model_type)
     _check_architectures(fields, config_type)
-    config = config_type.from_hf(fields)
+    config, dtype_reason = _with_dtype(config_type.from_hf(fields), fields, folder)
     defaults = _read_generation(generation or Fields({}, GENERATION), fields, config_type.holder(fields))
     fields.warn_unread(HARMLESS | config_type.ignored | {p.name for p in _GENERATION_PARAMETERS})
     if not defaults.eos_token_ids:
         fields.warn("eos_token_id is missing; generation will only stop at its length limit")
     name = fields.where if folder is None else folder.resolve().name
-    return ModelSource(name, model_type, config, folder, defaults, fields.warnings)
+    return ModelSource(name, model_type, config, folder, defaults, fields.warnings, dtype_reason)
 
 
 ADDED: dict[str, Family] = {}
@@ -141,6 +145,17 @@ def config_hash(config: FamilyConfig) -> str:
     settings = {k: v for k, v in config.to_json().items() if k != "dtype"} | {"model_type": config.model_type}
     canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _with_dtype(config: FamilyConfig, fields: Fields, folder: Path | None) -> tuple[FamilyConfig, str]:
+    """The settings with the dtype that config.json names, or else that of most bytes of the weights; and why."""
+    if any(dtype_field(place) for place in (fields, config.holder(fields))):
+        return config, "as config.json says"
+    weights = None if folder is None else find_weights(folder)
+    if isinstance(weights, Weights) and weights.main_dtype is not None:
+        reason = "as most bytes of the weights are stored, since config.json does not say"
+        return replace(cast("Any", config), dtype=weights.main_dtype.name), reason
+    return config, "since neither config.json nor weights say"
 
 
 def _check_architectures(fields: Fields, config_type: type[FamilyConfig]) -> None:

@@ -44,6 +44,8 @@ UNSET = object()
 STORED = (F32, F16, BF16)
 """The types that weights may be stored in."""
 
+_DTYPE_FIELDS = ("dtype", "torch_dtype")
+
 
 class Common(TypedDict, total=False):
     """What can be said of a field of any type.
@@ -150,13 +152,12 @@ def fixed(value: object) -> Any:
 
 
 def stored_dtype() -> Any:
-    """The short name of the type the weights are stored in, f32 if config.json does not say.
+    """The short name of the type the weights are stored in: f32 if neither config.json nor the weights say.
 
     transformers 5 writes `dtype`, which wins; transformers 4 wrote `torch_dtype`.
     """
     check = partial(_choice_problem, choices=tuple(d.name for d in STORED))
-    spelled = ("dtype", "torch_dtype")
-    return _declare(ConfigField(check, reader=_read_dtype, spelled=spelled, outside=True))
+    return _declare(ConfigField(check, reader=_read_dtype, spelled=_DTYPE_FIELDS, outside=True))
 
 
 def width_per_head(config: Any) -> int:
@@ -222,15 +223,20 @@ def _choice_problem(value: object, choices: tuple[str, ...] = ()) -> str | None:
     return None if not choices or value in choices else f"must be one of {', '.join(choices)}"
 
 
+def dtype_field(fields: Fields) -> str | None:
+    """The field that names the dtype of the weights; None where none does. "auto" asks for that of the weights."""
+    return next((name for name in _DTYPE_FIELDS if fields.get(name) not in (None, "auto")), None)
+
+
 def _read_dtype(fields: Fields, config: Any) -> str:
     del config
-    names = [name for name in ("dtype", "torch_dtype") if fields.get(name) is not None]
-    if not names:
+    name = dtype_field(fields)
+    if name is None:
         return F32.name
     try:
-        stored = dtype(fields.text(names[0]))
+        stored = dtype(fields.text(name))
     except DTypeError:
         stored = None
     if stored not in STORED:
-        raise fields.error(names[0], f"is not supported; use one of {', '.join(d.long_name for d in STORED)}")
+        raise fields.error(name, f"is not supported; use one of {', '.join(d.long_name for d in STORED)}")
     return stored.name
