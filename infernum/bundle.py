@@ -15,6 +15,7 @@ file formats and nothing about graphs, templates or GPUs.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -55,6 +56,7 @@ from infernum.manifest import (
     VariantSpec,
     Weight,
     any_step,
+    check_file_name,
     spec_of,
     variant_names,
 )
@@ -145,6 +147,10 @@ class Bundle:
         """The bytes of one file, verified. Raises BundleError when it is missing or altered."""
         return _read_checked(self.folder, name, self.checksums)
 
+    def read_as_it_is(self, name: str) -> bytes:
+        """The bytes of one file, which may have been edited. Raises BundleError when it cannot be read."""
+        return _read(self.folder, name)
+
 
 def open_bundle(folder: Path) -> Bundle:
     """Open the bundle in `folder`. Raises BundleError naming the file, the reason and the command that mends it."""
@@ -207,14 +213,18 @@ FileState = Literal["ok", "edited", "damaged", "missing", "extra"]
 
 def file_state(bundle: Bundle, name: str) -> FileState:
     """How one file of a bundle compares with its checksum."""
-    wanted = bundle.checksums.get(name)
-    if wanted is None:
+    return _state(bundle.folder, name, bundle.checksums)
+
+
+def _state(folder: Path, name: str, checksums: Mapping[str, str]) -> FileState:
+    compiled = checksums.get(name)
+    if compiled is None:
         return "extra"
     try:
-        found = _digest(bundle.folder / name)
-    except OSError:
+        present = _digest(_read(folder, name))
+    except BundleError:
         return "missing"
-    if found == wanted:
+    if present == compiled:
         return "ok"
     return "edited" if name.endswith(".cu") else "damaged"
 
@@ -252,7 +262,7 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -
     """
     check_replaceable(folder)
     contents = {**files, MANIFEST: _encoded(manifest)}
-    checksums = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(contents.items())}
+    checksums = {name: _digest(data) for name, data in sorted(contents.items())}
     contents[CHECKSUMS] = _listing(checksums)
     place = folder.resolve()  # a link to the bundle goes on pointing at it
     with _replaced(place) as staging:
@@ -281,10 +291,8 @@ def check_replaceable(folder: Path) -> None:
         raise BundleError(f"{folder}: cannot be read ({error.strerror}); choose another with -o") from error
     edited: set[str] = set()
     with suppress(BundleError):
-        for name, wanted in _read_checksums(folder).items():
-            source = folder / name
-            if name.endswith(".cu") and source.is_file() and _digest(source) != wanted:
-                edited.add(name)
+        checksums = _read_checksums(folder)
+        edited |= {name for name in checksums if _state(folder, name, checksums) == "edited"}
         edited |= open_bundle(folder).manifest.edits.keys()
     if edited:
         raise BundleError(
@@ -302,7 +310,7 @@ def update_bundle(
     on. Raises BundleError.
     """
     contents = {**files, MANIFEST: _encoded(manifest)}
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    digests = {name: _digest(data) for name, data in contents.items()}
     checksums = dict(sorted({**bundle.checksums, **accepted, **digests}.items()))
     contents[CHECKSUMS] = _listing(checksums)
     folder = bundle.folder.resolve()  # a link to the bundle goes on pointing at it
@@ -328,8 +336,8 @@ def _encoded(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _listing(checksums: Mapping[str, str]) -> bytes:
@@ -388,25 +396,35 @@ def _swap(staging: Path, folder: Path) -> None:
 def _read_checksums(folder: Path) -> dict[str, str]:
     path = folder / CHECKSUMS
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: cannot be read ({error}); compile the model again") from error
-    pairs = [line.split("  ", 1) for line in lines]
-    if any(len(pair) != 2 or len(pair[0]) != 64 for pair in pairs):
-        raise BundleError(f"{path}: is damaged; compile the model again")
-    return {name: digest for digest, name in pairs}
+        pairs = [line.split("  ", 1) for line in _read(folder, CHECKSUMS).decode().split("\n") if line]
+        if any(len(pair) != 2 or len(pair[0]) != 64 for pair in pairs):
+            raise BundleError(f"{path}: is damaged; compile the model again")
+        return {check_file_name(name): digest for digest, name in pairs}
+    except ValueError as error:  # a name, or what is not UTF-8
+        raise BundleError(f"{path}: is damaged ({error}); compile the model again") from error
+
+
+def _read(folder: Path, name: str) -> bytes:
+    """The bytes of a file that lies in the folder itself, not where a link leads out of it. Raises BundleError."""
+    path = folder / name
+    try:
+        place = path.resolve(strict=True)
+        if not place.is_relative_to(folder.resolve()):
+            raise OSError(errno.EXDEV, "a link that leads out of the bundle")
+        if place.exists() and not place.is_file():
+            raise OSError(errno.EINVAL, "not a file")
+        return place.read_bytes()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle, before Python 3.13
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BundleError(f"{path}: cannot be read ({reason}); compile the model again") from error
 
 
 def _read_checked(folder: Path, name: str, checksums: Mapping[str, str]) -> bytes:
-    path = folder / name
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror}); compile the model again") from error
+    path, data = folder / name, _read(folder, name)
     wanted = checksums.get(name)
     if wanted is None:
         raise BundleError(f"{path}: is not listed in {CHECKSUMS}; compile the model again")
-    if hashlib.sha256(data).hexdigest() != wanted:
+    if _digest(data) != wanted:
         if name.endswith(".cu"):
             raise BundleError(f"{path}: differs from what was compiled; run `infernum rebuild {folder}`")
         raise BundleError(f"{path}: differs from its checksum; compile the model again")

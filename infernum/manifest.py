@@ -18,6 +18,16 @@ ANY = "any"
 """The variant of a block, such as a sampler, that is compiled once for steps of every class."""
 
 
+def check_file_name(name: str) -> str:
+    """`name`, which a bundle may call one of its files: it lies in the bundle's folder, on every system.
+
+    Raises ValueError for a path, a drive, an empty name, or characters that cannot be printed.
+    """
+    if name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\:"):
+        raise ValueError(f"{name!r} is not the name of a file in a bundle")
+    return name
+
+
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of everything stored in a manifest."""
 
@@ -223,6 +233,10 @@ class BlockVariant(Record, frozen=True):
     fired: dict[str, int] = {}
     firings: list[Firing] = []
     refused: list[Refusal] = []
+
+    def __post_init__(self) -> None:
+        for name in (self.source, self.cubin, self.traced, self.graph):
+            check_file_name(name)
 
     def serves(self, variant: str | None) -> bool:
         """Whether steps of the class `variant` run this block variant; None stands for any class."""

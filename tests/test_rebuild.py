@@ -9,9 +9,11 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Outcome
+from test_bad_input import rewrite_manifest
 
 from infernum import bundle as bundles
 from infernum.bundle import Bundle, Edit, Kernel, Launch, file_state, not_rebuilt, open_bundle
@@ -631,3 +633,86 @@ def test_a_gpu_that_cannot_be_asked_is_a_finding(
     done = infernum("doctor", folder, "--json")
     assert done.code == 1
     assert look(json.loads(done.out), "architecture")["found"] == "the driver does not answer"
+
+
+NAMES_OF_NO_FILE = (
+    "../x.cubin",
+    "/x.cubin",
+    "sub/x.cubin",
+    "..",
+    ".",
+    "",
+    r"..\x.cubin",
+    "C:x",
+    "x\0",
+    "x\n",
+)
+
+
+@pytest.mark.parametrize("name", NAMES_OF_NO_FILE)
+@pytest.mark.parametrize("field", ["source", "cubin", "traced", "graph"])
+def test_a_manifest_names_only_files_of_its_bundle(
+    folder: Path, field: str, name: str, infernum: Run
+) -> None:
+    def rename(manifest: dict[str, Any]) -> None:
+        manifest["blocks"]["embed"]["t1"][field] = name
+
+    rewrite_manifest(folder, rename)
+    edit(folder, EMBED, (TOKEN_ID, OTHER_ID))
+    before = {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()}
+    for command in ("rebuild", "inspect"):
+        done = infernum(command, folder)
+        assert done.code == 2 and len(done.err.splitlines()) == 1
+        assert "manifest.json" in done.err and f"{name!r} is not the name of a file in a bundle" in done.err
+    assert {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES_OF_NO_FILE if name and "\n" not in name])
+def test_a_list_of_checksums_names_only_files_of_its_bundle(folder: Path, name: str, infernum: Run) -> None:
+    with (folder / "checksums.txt").open("a") as listing:
+        listing.write(f"{sha256(b'')}  {name}\n")
+    done = infernum("doctor", folder, "--json")
+    assert done.code == 1
+    (look,) = json.loads(done.out)["bundle"]["found"]
+    assert "checksums.txt: is damaged" in look["found"] and repr(name) in look["found"]
+
+
+def test_a_file_that_a_bundle_links_to_from_outside_is_not_read(folder: Path, infernum: Run) -> None:
+    outside = folder.parent / "outside"
+    (folder / EMBED).rename(outside)
+    (folder / EMBED).symlink_to(outside)
+    assert file_state(open_bundle(folder), EMBED) == "missing"
+    with pytest.raises(
+        BundleError, match=rf"{EMBED}: cannot be read \(a link that leads out of the bundle\)"
+    ):
+        open_bundle(folder).read(EMBED)
+    outside.write_text(outside.read_text().replace(TOKEN_ID, OTHER_ID))
+    refused = infernum("rebuild", folder)
+    assert refused.code == 2 and f"{EMBED}: is missing" in refused.err
+    shown = infernum("inspect", folder, "--block", "embed", "--variant", "t1", "--source")
+    assert shown.code == 2 and shown.out == ""
+
+
+def test_a_link_to_the_whole_bundle_and_links_inside_it_are_followed(folder: Path) -> None:
+    (folder / EMBED).rename(folder / "elsewhere.cu")
+    (folder / EMBED).symlink_to("elsewhere.cu")
+    link = folder.parent / "link"
+    link.symlink_to(folder)
+    assert file_state(open_bundle(link), EMBED) == "ok"
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(folder: Path) -> None:
+    (folder / EMBED).unlink()
+    os.mkfifo(folder / EMBED)
+    assert file_state(open_bundle(folder), EMBED) == "missing"
+
+
+@pytest.mark.parametrize("name", ["../secret.py", "{folder}/secret.py", "x\0.py"])
+def test_explain_reads_no_file_that_a_bundle_names_from_elsewhere(tmp_path: Path, name: str) -> None:
+    from infernum.explain import lines
+
+    (tmp_path / "secret.py").write_text("password = 1\n")
+    (tmp_path / "package").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "PACKAGE", tmp_path / "package")
+        assert lines.text_of(f"{name.format(folder=tmp_path)}:1") is None

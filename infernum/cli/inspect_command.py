@@ -90,7 +90,7 @@ def _source(bundle: Bundle, chosen: list[BlockVariant], kernel: str | None) -> s
         raise BundleError(f"{bundle.folder}: {kernel} is a product of cuBLASLt; there is no source to show")
     variant = emitted[0] if emitted else chosen[0]
     if file_state(bundle, variant.source) == "edited":
-        text = (bundle.folder / variant.source).read_text(encoding="utf-8", errors="replace")
+        text = bundle.read_as_it_is(variant.source).decode(errors="replace")
         note = f"{variant.source} differs from what was compiled; run `infernum rebuild {bundle.folder}`"
         click.echo(f"note: {note}", err=True)
     else:

@@ -138,7 +138,7 @@ def _compile(bundle: Bundle, edited: list[BlockVariant], cache: Path | None) -> 
     def compiled(variant: BlockVariant) -> _File | CompileError:
         path = bundle.folder / variant.source
         try:
-            data = path.read_bytes()
+            data = bundle.read_as_it_is(variant.source)
             text = data.decode().replace("\r\n", "\n")
             begin = time.perf_counter()
             cubin = compile_cuda(text, name=variant.source, arch=bundle.arch, cache=cache, path=path)
