@@ -2,25 +2,81 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock
 
+log = logging.getLogger(__name__)
+
 
 def cache_folder() -> Path:
-    """Where what was worked out once is kept: `INFERNUM_CACHE`, or `infernum` in the user's cache folder."""
+    """Where what was worked out once is kept: `INFERNUM_CACHE`, or `infernum` in the user's cache folder.
+
+    Cubins in it are run. A folder that another user may have made, such as one in /tmp, is used only where it is this
+    user's alone; else a new one serves this process, and a warning says so. `INFERNUM_CACHE` is trusted as it is.
+    """
     chosen = os.environ.get("INFERNUM_CACHE")
     if chosen:
         return Path(chosen)
     try:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError:  # a user without a home, as in some containers
-        return Path(tempfile.gettempdir()) / f"infernum-{os.getuid()}"
-    return Path(home) / "infernum"
+        return _trusted(Path(tempfile.gettempdir()) / f"infernum-{os.getuid()}")
+    return _trusted(Path(home) / "infernum")
+
+
+def private_folder() -> Path:
+    """A new folder that only this user can read and write. Raises OSError."""
+    return Path(tempfile.mkdtemp(prefix="infernum-"))
+
+
+def _trusted(folder: Path) -> Path:
+    in_shared = [at for at in (folder, *folder.parents) if _anyone_may_write(at.parent)]
+    if not in_shared:
+        return folder
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder if all(map(_is_ours_alone, in_shared)) else _instead_of(folder)
+
+
+def _anyone_may_write(folder: Path) -> bool:
+    try:
+        return bool(folder.stat().st_mode & stat.S_IWOTH)
+    except OSError:
+        return False
+
+
+def _is_ours_alone(folder: Path) -> bool:
+    """Whether it is a folder, and no link to one, that belongs to this user and that nobody else can write to."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    others = stat.S_IWGRP | stat.S_IWOTH
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & others
+
+
+@lru_cache
+def _instead_of(folder: Path) -> Path:
+    """A private folder, the same for all of this process; `folder` where there can be none."""
+    try:
+        private = private_folder()
+    except OSError:
+        return folder
+    log.warning(
+        "%s: others can write there, so that the cache is %s and serves this process only;"
+        " set INFERNUM_CACHE to a folder of yours",
+        folder,
+        private,
+    )
+    return private
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,6 +196,76 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     assert cache_folder() == Path.home() / ".cache" / "infernum"
 
 
+def shared(folder: Path) -> Path:
+    """A folder in which anyone may make files, as /tmp is."""
+    folder.mkdir()
+    folder.chmod(0o1777)
+    return folder
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A user without a home: the folder for temporary files, which all users share."""
+
+    def no_home(cls: type[Path]) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("INFERNUM_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", classmethod(no_home))
+    monkeypatch.setattr(tempfile, "tempdir", str(shared(tmp_path / "tmp")))
+    return tmp_path / "tmp"
+
+
+def test_a_user_without_a_home_has_a_cache_that_nobody_else_can_read(homeless: Path) -> None:
+    folder = cache_folder()
+    assert folder == homeless / f"infernum-{os.getuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert cache_folder() == folder
+
+
+@pytest.mark.parametrize("made", ["another user's", "a link", "writable", "a file"])
+def test_a_cache_that_others_can_write_to_is_not_used(
+    homeless: Path, made: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    user = os.getuid() + (made == "another user's")
+    monkeypatch.setattr(os, "getuid", lambda: user)
+    planted = homeless / f"infernum-{user}"
+    if made == "a link":
+        (homeless / "elsewhere").mkdir()
+        planted.symlink_to("elsewhere")
+    elif made == "a file":
+        planted.write_text("in the way")
+    else:
+        planted.mkdir()
+        planted.chmod(0o777 if made == "writable" else 0o700)
+    folder = cache_folder()
+    assert folder != planted and folder.parent == homeless and folder.stat().st_mode & 0o777 == 0o700
+    assert cache_folder() == folder
+    (line,) = caplog.messages
+    assert str(planted) in line and "INFERNUM_CACHE" in line
+
+
+@pytest.mark.parametrize("place", [".", "cache/below"])
+def test_a_cache_folder_chosen_in_a_shared_one_is_looked_at_too(
+    homeless: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(homeless / place))
+    assert cache_folder() == homeless / place / "infernum"
+    user = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    assert not cache_folder().is_relative_to(homeless / place / "infernum")
+
+
+def test_a_source_that_does_not_compile_is_kept_in_a_folder_of_its_own(homeless: Path) -> None:
+    (homeless / "infernum").mkdir()
+    with pytest.raises(CompileError) as error:
+        compile_cuda("nonsense", name="broken.cu", arch="sm_80", cache=None)
+    (kept,) = homeless.rglob("broken.cu")
+    assert str(kept) in str(error.value)
+    assert not kept.is_relative_to(homeless / "infernum")
+
+
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_rename(source: Path, to: Path) -> None:
         raise OSError("disk full")
@@ -209,7 +280,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
 def test_a_compile_error_gives_the_line_the_log_and_the_kept_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
 ) -> None:
-    monkeypatch.setattr(nvrtc.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     source = SCALE + "__global__ void broken() { undeclared = 1; }\n"
     with pytest.raises(CompileError, match=r"broken\.cu:11: error: .*undeclared") as error:
         compile_cuda(source, name="broken.cu", arch="sm_80", cache=tmp_path / "cache" if cached else None)

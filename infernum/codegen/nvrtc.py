@@ -13,16 +13,16 @@ import json
 import logging
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from infernum import logs
-from infernum.cache import write_whole
+from infernum.cache import private_folder, write_whole
 from infernum.codegen.cubin import Cubin, KernelResources, load, parse_resources, store
 from infernum.errors import CompileError
 
@@ -181,16 +181,14 @@ def _readable(messages: str, name: str, path: Path | None = None) -> str:
 
 
 def _keep(source: str, name: str, cache: Path | None) -> Path:
-    """Write a source that does not compile where it can be read: to the cache, or to the temporary folder."""
+    """Write a source that does not compile where it can be read: to the cache, or to a new folder."""
     digest = hashlib.sha256(source.encode()).hexdigest()[:12]
-    temporary = Path(tempfile.gettempdir()) / "infernum"
-    for folder in (cache or temporary, temporary):
-        path = folder / "failed" / digest / name
-        try:
-            write_whole(path, source.encode())
-        except OSError:
-            continue
-        return path
+    for folder in (lambda: cache, private_folder):
+        with suppress(OSError):
+            if (place := folder()) is not None:
+                path = place / "failed" / digest / name
+                write_whole(path, source.encode())
+                return path
     return Path(name)
 
 
