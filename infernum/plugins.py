@@ -7,6 +7,10 @@ A plugin is a Python module. Importing it registers what it declares:
     families    a module-level `FAMILY` (`infernum.models.family`), known by the `model_type` of each of its configs
     templates   `*.cu.j2` in the module's folder, and `include/*.cuh` beside them, found before the package's own
 
+The SHA-256 of a plugin covers its file, these templates and headers, and the Python that it imports: modules and
+whole packages, at any depth, that are neither of Python nor of Infernum nor of another installed package. What else it
+reads, such as a file of numbers, does not count: after a change of that, delete the bundles in the cache.
+
 A file `my_ops.py` becomes the module `infernum_plugins.my_ops`, which files loaded after it may import. A plugin that
 does not load leaves nothing behind, so that it can be mended and loaded again.
 
@@ -18,9 +22,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 import traceback
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,7 +39,8 @@ from infernum.renamed import advice
 
 GROUP = "infernum.plugins"
 PACKAGE = "infernum_plugins"
-_TEMPLATES = ("*.j2", "sm_*/*.j2", "include/*.cuh")
+_TEMPLATES = ("*.j2", "*/*.j2", "*/*/*.j2", "include/**/*")
+_IMPORT = re.compile(r"(?:^|[;:])[ \t]*(?:from[ \t]+(\w+)|import[ \t]+([\w., \t]+))", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -76,11 +82,11 @@ def load_plugin(path: Path | str) -> Plugin:
     assert spec is not None and spec.loader is not None, "a .py file has a loader"
     module = importlib.util.module_from_spec(spec)
     try:
-        with _all_or_nothing(PACKAGE) as rules:
+        with _all_or_nothing(PACKAGE) as before:
             sys.modules.setdefault(PACKAGE, _package())
             sys.modules[name] = module
             spec.loader.exec_module(module)
-            return _register(module, file.stem, resolved, rules)
+            return _register(module, file.stem, resolved, before)
     except BaseException as error:
         raise _at_fault(error, str(file), resolved) from error
 
@@ -105,13 +111,13 @@ def _load_entry(entry: EntryPoint) -> None:
     top = name.partition(".")[0]
     file = None
     try:
-        with _all_or_nothing(top) as rules:
+        with _all_or_nothing(top) as before:
             for part in (top, name):  # finding a part of a package imports the package
                 file = _file_of(part) or file
             module = importlib.import_module(name)
             resolved = Path(str(module.__file__)).resolve()
             if resolved not in _loaded:
-                _register(module, entry.name, resolved, rules)
+                _register(module, entry.name, resolved, before, {top, *_modules_of(entry)})
     except BaseException as error:
         raise _at_fault(error, f"{entry.name} of the package {package}", file) from error
 
@@ -122,9 +128,17 @@ def _file_of(module: str) -> Path | None:
     return Path(spec.origin) if spec and spec.has_location and spec.origin else None
 
 
+@dataclass(frozen=True)
+class _Before:
+    """The names of rules and modules there were before a plugin was imported."""
+
+    rules: Set[str]
+    modules: Set[str]
+
+
 @contextmanager
-def _all_or_nothing(package: str) -> Generator[set[str]]:
-    """Around the import of a plugin: the names of the rules there were. What an import that fails registered is undone.
+def _all_or_nothing(package: str) -> Generator[_Before]:
+    """Around the import of a plugin: what there was before it. What an import that fails registered is undone.
 
     Its modules, which are those in `package`, are forgotten too: importing them again registers everything again.
     """
@@ -139,7 +153,7 @@ def _all_or_nothing(package: str) -> Generator[set[str]]:
     tables_before, lists_before = [{**table} for table in tables], [[*entries] for entries in lists]
     modules = {*sys.modules}
     try:
-        yield {rule.name for rule in fusion.RULES}
+        yield _Before({rule.name for rule in fusion.RULES}, modules)
     except BaseException:
         for table, before in zip(tables, tables_before, strict=True):
             table.clear()
@@ -152,8 +166,10 @@ def _all_or_nothing(package: str) -> Generator[set[str]]:
         raise
 
 
-def _register(module: ModuleType, name: str, file: Path, rules_before: set[str]) -> Plugin:
-    """Make known what an imported module declares beside ops and rules."""
+def _register(
+    module: ModuleType, name: str, file: Path, before: _Before, own: Set[str] = frozenset()
+) -> Plugin:
+    """Make known what an imported module declares beside ops and rules; `own`: the modules of its distribution."""
     from infernum.fusion import RULES
 
     family: object = getattr(module, "FAMILY", None)
@@ -166,21 +182,76 @@ def _register(module: ModuleType, name: str, file: Path, rules_before: set[str])
                 f"FAMILY is {family!r}; write FAMILY = Family(configs=…, first=…, layer=…, last=…)"
             )
         add_family(family)
-    if any(True for pattern in _TEMPLATES for _ in file.parent.glob(pattern)):
+    if _templates(file.parent):
         from infernum.codegen.templates import add_folder
 
         add_folder(file.parent)
-    added = tuple(rule.name for rule in RULES if rule.name not in rules_before)
-    _loaded[file] = Plugin(name, file, _fingerprint(file), added)
+    added = tuple(rule.name for rule in RULES if rule.name not in before.rules)
+    imported = {name.partition(".")[0] for name in {*sys.modules} - before.modules}
+    _loaded[file] = Plugin(name, file, _fingerprint(file, imported, own), added)
     return _loaded[file]
 
 
-def _fingerprint(file: Path) -> str:
-    """SHA-256 of a plugin's file and of the templates beside it."""
+def _fingerprint(file: Path, imported: Iterable[str], own: Set[str]) -> str:
+    """SHA-256 of a plugin's file, the templates beside it, and the modules that it imports."""
     digest = hashlib.sha256(file.read_bytes())
-    for path in sorted(path for pattern in _TEMPLATES for path in file.parent.glob(pattern)):
-        digest.update(path.relative_to(file.parent).as_posix().encode() + b"\0" + path.read_bytes())
+    counted = {path.relative_to(file.parent).as_posix(): path for path in _templates(file.parent)}
+    for name, path in sorted((counted | _code(file, imported, own)).items()):
+        digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def _templates(folder: Path) -> list[Path]:
+    return [path for pattern in _TEMPLATES for path in folder.glob(pattern) if path.is_file()]
+
+
+def _code(file: Path, imported: Iterable[str], own: Set[str]) -> dict[str, Path]:
+    """The files of the modules that code names in an import, also inside of a function, and of `imported` ones.
+
+    Modules of installed packages count only where they are among `own`.
+    """
+    files: dict[str, Path] = {}
+    todo, seen = [*imported, *own, *_named(file)], {"infernum", PACKAGE, *sys.stdlib_module_names}
+    while todo:
+        module = todo.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        for name, path in _files_of(module):
+            if module in own or not {"site-packages", "dist-packages"} & set(path.parts):
+                files[name] = path
+                todo += _named(path)
+    return files
+
+
+def _named(file: Path) -> Iterator[str]:
+    """The modules that a file of Python may import, by the first part of their names."""
+    if file.suffix == ".py":
+        for of, listed in _IMPORT.findall(file.read_text(encoding="utf-8", errors="replace")):
+            for module in (of, *listed.split(",")):
+                yield module.strip().partition(" ")[0].partition(".")[0]
+
+
+def _files_of(module: str) -> Iterator[tuple[str, Path]]:
+    """The files of a module, or of a whole package, by their path below the folder in which it lies."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # what has no name, or is no module of a file
+        return
+    if spec is not None and spec.submodule_search_locations is not None:
+        for folder in map(Path, spec.submodule_search_locations):
+            for path in folder.rglob("*.py"):
+                yield path.relative_to(folder.parent).as_posix(), path
+    elif spec is not None and spec.has_location and spec.origin:
+        yield Path(spec.origin).name, Path(spec.origin)
+
+
+def _modules_of(entry: EntryPoint) -> Iterator[str]:
+    """The modules and packages that the distribution of an installed plugin brings."""
+    for file in (entry.dist and entry.dist.files) or ():
+        module = file.parts[0].removesuffix(".py")
+        if module.isidentifier() and file.suffix == ".py":
+            yield module
 
 
 def _at_fault(error: BaseException, plugin: str, file: Path | None) -> BaseException:

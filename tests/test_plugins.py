@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 
 import pytest
@@ -372,6 +373,9 @@ def test_the_fingerprint_covers_code_templates_and_headers(
         ("sm_90/k.cu.j2", "b"),
         ("include/k.cuh", "a"),
         ("include/k.cuh", "b"),
+        ("include/deep/k.h", "b"),
+        ("parts/k.j2", "b"),
+        ("sm_90/parts/k.j2", "b"),
     ]
     for count, (name, text) in enumerate(changes, start=1):
         write(name, text)
@@ -381,6 +385,113 @@ def test_the_fingerprint_covers_code_templates_and_headers(
     write("notes.txt", "nothing of this is compiled")
     monkeypatch.setattr(plugins, "_loaded", {})
     assert load_plugin(path).sha256 in seen
+
+
+HELPERS = {
+    "beside it": ("from sizes import A", {"sizes.py": "A = 1"}),
+    "behind a module": ("import os, first as f", {"first.py": "from sizes import A", "sizes.py": "A = 1"}),
+    "in a function": ("def later():\n    import sizes", {"sizes.py": "A = 1"}),
+    "by a computed name": ("import importlib\nimportlib.import_module('si' + 'zes')", {"sizes.py": "A = 1"}),
+    "of a package": (
+        "def later():\n    from numbers_of.deep import sizes",
+        {
+            "numbers_of/__init__.py": "",
+            "numbers_of/deep/sizes.py": "A = 1",
+            "numbers_of/deep/__init__.py": "",
+        },
+    ),
+    "of a package without an init": ("import loose.sizes", {"loose/sizes.py": "A = 1"}),
+}
+
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """Modules that a test imports are forgotten at its end."""
+    before = {*sys.modules}
+    yield
+    for name in {*sys.modules} - before:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("forgotten")
+@pytest.mark.parametrize("helper", HELPERS)
+def test_the_fingerprint_covers_what_a_plugin_imports(
+    write: Write, monkeypatch: pytest.MonkeyPatch, helper: str
+) -> None:
+    text, files = HELPERS[helper]
+    path = write("mine.py", f"{text}\n")
+    monkeypatch.syspath_prepend(path.parent)
+    edited = next(name for name in files if name.endswith("sizes.py"))
+
+    def fingerprint() -> str:
+        before = {*sys.modules}
+        monkeypatch.setattr(plugins, "_loaded", {})
+        try:
+            return load_plugin(path).sha256
+        finally:
+            importlib.invalidate_caches()
+            for name in {*sys.modules} - before:
+                del sys.modules[name]
+
+    for name, content in files.items():
+        write(name, content)
+    first = fingerprint()
+    assert fingerprint() == first
+    write("unrelated.py", "A = 3")
+    assert fingerprint() == first
+    write(edited, "A = 2")
+    assert fingerprint() != first
+    write(edited, files[edited])
+    assert fingerprint() == first
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_of_installed_packages_the_fingerprint_covers_the_plugins_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site-packages"
+
+    def put(name: str, text: str) -> None:
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
+
+    put("owned_package/__init__.py", "import another_package, _owned_sizes\n")
+    put("owned_package/lazy.py", "A = 1\n")
+    put("_owned_sizes.py", "A = 1\n")
+    put("another_package.py", "A = 1\n")
+    put("owned-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: owned\nVersion: 1.0\n")
+    put("owned-1.0.dist-info/entry_points.txt", f"[{plugins.GROUP}]\nowned = owned_package\n")
+    record = ("owned_package/__init__.py", "owned_package/lazy.py", "_owned_sizes.py")
+    put("owned-1.0.dist-info/RECORD", "".join(f"{name},,\n" for name in record))
+    (distribution,) = distributions(path=[str(site)])
+    entries = [e for e in distribution.entry_points if e.group == plugins.GROUP]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: entries)
+    monkeypatch.syspath_prepend(site)
+
+    def fingerprint() -> str:
+        load_installed.cache_clear()
+        monkeypatch.setattr(plugins, "_loaded", {})
+        load_installed()
+        return plugins.loaded()[0].sha256
+
+    first = fingerprint()
+    put("another_package.py", "A = 2\n")
+    assert fingerprint() == first
+    seen = {first}
+    for count, name in enumerate(("owned_package/lazy.py", "_owned_sizes.py"), start=2):
+        put(name, "A = 2\n")
+        seen.add(fingerprint())
+        assert len(seen) == count, f"{name} does not count"
+
+
+def test_a_template_under_another_name_is_refused_since_the_fingerprint_would_miss_it(write: Write) -> None:
+    write("odd.cu.j2", '{% include "table.txt" %}')
+    write("table.txt", "1, 2")
+    load_plugin(write("mine.py", OP))
+    with pytest.raises(
+        CompileError, match=r"^template table\.txt: its name does not end in \.j2; rename it$"
+    ):
+        render("odd", {}, arch=90)
 
 
 class Entries:

@@ -90,10 +90,19 @@ def _searched(arch: int) -> tuple[Path, ...]:
     )
 
 
+class _Templates(FileSystemLoader):
+    """Files whose names end in .j2: those are part of what tells one state of a plugin from another."""
+
+    def get_source(self, environment: Environment, template: str) -> Any:
+        if not template.endswith(".j2"):
+            raise CompileError(f"template {template}: its name does not end in .j2; rename it")
+        return super().get_source(environment, template)
+
+
 @lru_cache
 def _environment(searched: tuple[Path, ...]) -> Environment:
     return Environment(
-        loader=FileSystemLoader(searched),
+        loader=_Templates(searched),
         undefined=StrictUndefined,
         autoescape=False,
         trim_blocks=True,
