@@ -4,9 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+LONGEST = 1000
+"""Characters of a line of a message; what a file holds may be any length."""
+
+_DIRECTIONS = (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_VISIBLE = (
+    {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
+    | {0x7F: 0x2421}
+    | dict.fromkeys((*range(0x80, 0xA0), *_DIRECTIONS), 0xFFFD)
+)
+"""A character that a terminal obeys, and the one that is shown in its place."""
+
+
+def visible(text: str) -> str:
+    """`text`, as long as it was, with nothing in it that a terminal obeys but ends of lines and tabs."""
+    return text.translate(_VISIBLE)
+
+
+def shown(message: str) -> str:
+    """A message as it is printed: whatever was quoted from a file is visible, and long lines lack their middle."""
+    return "\n".join(
+        line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} […] {line[-LONGEST // 2 :]}"
+        for line in visible(message).split("\n")
+    )
+
 
 class InfernumError(Exception):
     """Base of every mistake a user can mend. The CLI prints its message on one line and exits with code 2."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 class ShapeError(InfernumError):

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
-from infernum.errors import InfernumError
+from infernum.errors import InfernumError, shown
 
 CHANNELS = ("rules", "passes", "kernels", "cache")
 
@@ -83,7 +83,7 @@ class _Lines(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
+        message = shown(record.getMessage())
         if record.levelno > LEVEL:
             line = f"{record.levelname.lower()}: {message}"
         else:

@@ -7,7 +7,7 @@ import shutil
 import struct
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +321,41 @@ CASES: dict[str, Case] = {
 }
 
 
+LONG, HOSTILE = "x" * 10_000, "\x1b[2J\x1b]0;title\x07\r\n\x7f\x9b1m\u202e"
+"""What a file may hold in place of a name: one that fills the screen, and one that the terminal would obey."""
+
+QUOTED: dict[str, Callable[[Workshop, str], tuple[Any, ...]]] = {
+    "manifest": lambda w, text: ("inspect", rewrite_manifest(w.bundle(), lambda m: m.update({text: 1}))),
+    "name of a file": lambda w, text: (
+        "inspect",
+        rewrite_manifest(w.bundle(), lambda m: m["blocks"]["embed"]["t1"].update(cubin=f"../{text}")),
+    ),
+    "name of a model": lambda w, text: (
+        "inspect",
+        rewrite_manifest(w.bundle(), lambda m: m.update(schema=1, model={"name": text})),
+    ),
+    "checksums": lambda w, text: (
+        "inspect",
+        write(w.bundle() / "checksums.txt", f"{'0' * 64}  ../{text}".encode()),
+    ),
+    "model type": lambda w, text: compiles(w.configured(model_type=text)),
+    "field": lambda w, text: compiles(w.configured(vocab_size=text)),
+    "activation": lambda w, text: compiles(w.configured(hidden_act=text)),
+    "tensor": lambda w, text: w.weighted(lambda tensors: tensors.update({text: np.ones(7, np.float32)})),
+    "shard": lambda w, text: w.running(
+        write(
+            remove(w.model() / "model.safetensors") / "model.safetensors.index.json",
+            json.dumps({"weight_map": {"a": text}}).encode(),
+        )
+    ),
+    "tokenizer": lambda w, text: w.running(
+        write(w.model() / "tokenizer.json", json.dumps({"model": {"type": text}}).encode())
+    ),
+    "argument": lambda w, text: ("inspect", w.dante.folder, "--kernel", text),
+}
+"""A command line for which an error quotes a text from a file."""
+
+
 def write(path: Path, data: bytes) -> Path:
     """Write a file and return its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -385,6 +420,36 @@ def test_a_checkpoint_with_nan_gives_an_error_and_no_text(workshop: Workshop, in
 
     done = infernum(*workshop.weighted(spoil), "--greedy", "-n", "4")
     check(done, ["no token can be drawn", "the checkpoint"])
+
+
+@pytest.mark.parametrize("text", [LONG, HOSTILE], ids=["long", "hostile"])
+@pytest.mark.parametrize("where", QUOTED)
+def test_what_an_error_quotes_is_short_and_nothing_that_a_terminal_obeys(
+    where: str, text: str, workshop: Workshop, infernum: Run
+) -> None:
+    done = infernum(*QUOTED[where](workshop, text))
+    check(done, [])
+    assert len(done.err) < 1200
+    assert done.err.removesuffix("\n").isprintable()
+    verbose = infernum("-v", *QUOTED[where](replace(workshop, folder=workshop.folder / "again"), text))
+    assert verbose.err.splitlines()[-1].startswith("error: ") and "Traceback" in verbose.err
+    assert verbose.err.replace("\n", "").isprintable()
+    assert max(map(len, verbose.err.splitlines())) < 1200
+
+
+def test_tables_and_explanations_show_names_that_a_terminal_would_obey(
+    workshop: Workshop, infernum: Run
+) -> None:
+    def rename(manifest: dict[str, Any]) -> None:
+        for variant in manifest["blocks"]["decoder"].values():
+            variant["kernels"][0]["name"] = HOSTILE
+            variant["refused"] = [{"rule": HOSTILE, "at": HOSTILE, "reason": HOSTILE}]
+
+    folder = rewrite_manifest(workshop.bundle(), rename)
+    for command in (("inspect",), ("inspect", "--block", "decoder"), ("explain", "decoder.t1"), ("doctor",)):
+        done = infernum(command[0], folder, *command[1:])
+        assert done.code == 0, done.err
+        assert done.out.replace("\n", "").isprintable(), command
 
 
 def test_a_prompt_on_stdin_that_is_not_utf8_is_refused(workshop: Workshop, infernum: Run) -> None:

@@ -17,7 +17,7 @@ import click
 
 from infernum import __version__, logs
 from infernum.cli.options import Settings, verbose
-from infernum.errors import CompileError, InfernumError
+from infernum.errors import CompileError, InfernumError, shown
 
 COMMANDS = (
     "compile",
@@ -125,10 +125,9 @@ def _with_hint(error: click.ClickException) -> str:
 
 def _fail(message: str, settings: Settings, *, whole: bool = False) -> int:
     """Print the error, on one line unless it carries a compiler's log, and before it the traceback with -v."""
-    if settings.verbosity:
-        traceback.print_exc()
+    trace = traceback.format_exc() if settings.verbosity else ""
     text = message.strip() if whole else " ".join(message.split())
-    click.echo(f"error: {text}", err=True)
+    click.echo(f"{shown(trace)}error: {shown(text)}", err=True)
     return USAGE
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from infernum.errors import shown, visible
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -64,12 +66,16 @@ def print_table(
     from rich.table import Table
 
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=any(columns)
+        title=visible(title),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_header=any(columns),
     )
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*("" if cell is None else visible(str(cell)) for cell in row))
     console().print(table)
 
 
@@ -84,7 +90,7 @@ def print_lines(lines: Sequence[Text]) -> None:
 
     printer = Console(highlight=False, markup=False)
     for line in lines:
-        line.rstrip()
+        line.plain = visible(line.plain).rstrip()
         printer.print(line, soft_wrap=True)
 
 
@@ -96,4 +102,9 @@ def print_json(value: object) -> None:
 def warn(warnings: Sequence[str]) -> None:
     """Sentences for the user that are no errors, on stderr."""
     for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", err=True)
+
+
+def say(sentence: str, *, err: bool = False) -> None:
+    """One sentence on stdout or stderr, in which names may come from a file."""
+    click.echo(shown(sentence), err=err)

@@ -49,7 +49,7 @@ def command(
     import msgspec
 
     from infernum.bundle import open_kernels
-    from infernum.cli.console import print_json, print_lines, text_width
+    from infernum.cli.console import print_json, print_lines, say, text_width
     from infernum.explain.diff_text import diff_text
     from infernum.explain.difference import difference, regressions
     from infernum.explain.measurements import read_measurements
@@ -68,5 +68,5 @@ def command(
     if not fail_on_regression or not worse:
         return 0
     for line in worse:
-        click.echo(f"regression: {line}", err=True)
+        say(f"regression: {line}", err=True)
     return 1

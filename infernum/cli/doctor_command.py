@@ -64,7 +64,7 @@ def command(bundle: Path | None, as_json: bool) -> int:
 
 
 def _print_bundle(checked: BundleCheck) -> None:
-    from infernum.cli.console import print_table
+    from infernum.cli.console import print_table, say
 
     rows = [("yes" if look.fine else "no", look.what, look.found) for look in checked.looks]
     print_table(f"{checked.folder}: found", ("", "what", "details"), rows)
@@ -73,11 +73,11 @@ def _print_bundle(checked: BundleCheck) -> None:
         print_table(f"{checked.folder}: what works", ("", ""), works)
     for look in checked.looks:
         if look.mend:
-            click.echo(f"{look.what}: {look.mend}")
+            say(f"{look.what}: {look.mend}")
 
 
 def _print(findings: list[Finding], works: dict[str, bool]) -> None:
-    from infernum.cli.console import print_table
+    from infernum.cli.console import print_table, say
     from infernum.measure.origin import versions
 
     rows = [("yes" if f.works else "no", f.what, f.found) for f in findings]
@@ -86,7 +86,7 @@ def _print(findings: list[Finding], works: dict[str, bool]) -> None:
     print_table("Versions", ("package", "version"), list(versions().items()))
     for finding in findings:
         if not finding.works and finding.mend:
-            click.echo(f"{finding.what}: {finding.mend}")
+            say(f"{finding.what}: {finding.mend}")
 
 
 def _all(findings: list[Finding], *names: str) -> bool:

@@ -79,6 +79,7 @@ def _choose(bundle: Bundle, block: str | None, variant: str | None, kernel: str 
 def _source(bundle: Bundle, chosen: list[BlockVariant], kernel: str | None) -> str:
     """The source of one block variant as it is now, or the part of it that is one kernel."""
     from infernum.bundle import file_state, sections
+    from infernum.cli.console import say
     from infernum.errors import BundleError
 
     if kernel is None and len(chosen) > 1:
@@ -92,7 +93,7 @@ def _source(bundle: Bundle, chosen: list[BlockVariant], kernel: str | None) -> s
     if file_state(bundle, variant.source) == "edited":
         text = bundle.read_as_it_is(variant.source).decode(errors="replace")
         note = f"{variant.source} differs from what was compiled; run `infernum rebuild {bundle.folder}`"
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
     else:
         text = bundle.read(variant.source).decode()
     if kernel is None:

@@ -41,7 +41,7 @@ def command(
     The exit code is 1 when something is wrong. In JSON, an error that is no number (NaNs, another type) is null.
     """
     from infernum.bundle import open_kernels
-    from infernum.cli.console import print_json, progress_bar
+    from infernum.cli.console import print_json, progress_bar, say
     from infernum.runtime.driver import gpu_available
     from infernum.verify.rules import verify_rules
     from infernum.verify.verdict import select_units
@@ -59,14 +59,12 @@ def command(
         names = sorted({name for unit in units for name in unit.rules})
     has_gpu = gpu_available()
     if not has_gpu:
-        click.echo("note: there is no GPU, so kernels were not run; rules are checked in NumPy", err=True)
+        say("note: there is no GPU, so kernels were not run; rules are checked in NumPy", err=True)
     with progress_bar() as progress:
         gpu, kernels = _verify_kernels(opened, chosen, progress) if has_gpu else (None, None)
         rules = [] if names == [] else verify_rules(opened, names, progress)
     if not opened.manifest.rules:
-        click.echo(
-            f"note: {bundle} was compiled without any rule, so there is none of its own to check", err=True
-        )
+        say(f"note: {bundle} was compiled without any rule, so there is none of its own to check", err=True)
     ok = all(verdict.ok for verdict in (*(kernels or ()), *rules))
     if as_json:
         print_json(_as_json(opened, gpu, kernels, rules, ok))
@@ -110,7 +108,7 @@ def _as_json(
 
 
 def _print(bundle: Bundle, gpu: str | None, kernels: list[Verdict] | None, rules: list[RuleVerdict]) -> None:
-    from infernum.cli.console import print_table
+    from infernum.cli.console import print_table, say
 
     if kernels:
         columns = ("block", "kernel", "ops", "error", "of tolerance", "decomposed", "speed-up", "")
@@ -121,17 +119,17 @@ def _print(bundle: Bundle, gpu: str | None, kernels: list[Verdict] | None, rules
         rows = [(v.rule, v.sites, v.graphs, *_error(v.worst_error, v.tolerance), _word(v)) for v in rules]
         print_table(f"{bundle.folder}: rules in NumPy", columns, rows, numbers=columns[1:5])
     if any(verdict.in_cache for verdict in kernels or ()):
-        click.echo("~ operands so small that both were timed out of the L2 cache")
+        say("~ operands so small that both were timed out of the L2 cache")
     for verdict in kernels or ():
         if verdict.note:
-            click.echo(f"{verdict.block}.{verdict.variant} {verdict.kernel}: {verdict.note}")
+            say(f"{verdict.block}.{verdict.variant} {verdict.kernel}: {verdict.note}")
         for sentence in verdict.wrong:
-            click.echo(f"{verdict.block}.{verdict.variant} {verdict.kernel} is wrong: {sentence}")
+            say(f"{verdict.block}.{verdict.variant} {verdict.kernel} is wrong: {sentence}")
     for rule in rules:
         if not rule.in_bundle:
-            click.echo(f"{rule.rule} is not in this bundle: no kernel of it was made by this rule")
+            say(f"{rule.rule} is not in this bundle: no kernel of it was made by this rule")
         for sentence in rule.wrong:
-            click.echo(f"{rule.rule} is wrong: {sentence}")
+            say(f"{rule.rule} is wrong: {sentence}")
 
 
 def _kernel_row(verdict: Verdict) -> tuple[object, ...]:
