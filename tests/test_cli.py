@@ -315,3 +315,108 @@ def test_bench_latency_checks_what_it_measures(infernum: Run, tmp_path: Path) ->
     assert found == json.loads((tmp_path / "r.json").read_text())
     assert 0 < found["error_against_unfused"] <= found["allowed_error"]
     assert 0 < found["fraction_of_bound"] < 1
+
+
+def in_shell(line: str, *args: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run `"$@"`, which is the command line, as `line` of a shell says."""
+    return subprocess.run(
+        ["sh", "-c", line, "sh", sys.executable, "-m", "infernum", *args],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1]), **environment},
+    )
+
+
+COMMANDS: tuple[tuple[str, ...], ...] = (
+    ("--help",),
+    ("run", FIRST_LINE, "--bundle", "BUNDLE", "--device", "cpu", "-n", "3", "--stats"),
+    ("doctor", "BUNDLE"),
+    ("inspect", "BUNDLE"),
+    ("explain", "BUNDLE", "decoder.t1"),
+    ("diff", "BUNDLE", "BUNDLE"),
+    ("graph", "BUNDLE", "decoder"),
+    ("report", "BUNDLE", "-o", "OUT.html"),
+    ("rebuild", "BUNDLE"),
+)
+"""Command lines that end with 0, in which BUNDLE and OUT are put."""
+
+
+def filled(args: tuple[str, ...], bundle: Bundle, out: Path) -> list[str]:
+    return [arg.replace("BUNDLE", str(bundle.folder)).replace("OUT", str(out)) for arg in args]
+
+
+@pytest.mark.parametrize("args", COMMANDS, ids=" ".join)
+def test_a_command_works_with_any_standard_stream_closed(
+    args: tuple[str, ...], dante_bundle: Bundle, tmp_path: Path
+) -> None:
+    named = filled(args, dante_bundle, tmp_path / "out")
+    usual = in_shell('"$@"', *named)
+    assert usual.returncode == 0, usual.stderr
+    for closed in (">&-", "<&- 2>&-"):
+        done = in_shell(f'"$@" {closed}', *named)
+        assert done.returncode == 0 and b"Error" not in done.stderr, closed
+        assert done.stderr.count(b"\n") == (0 if "2>" in closed else usual.stderr.count(b"\n")), closed
+        assert done.stdout.count(b"\n") == (0 if closed == ">&-" else usual.stdout.count(b"\n")), closed
+
+
+def test_a_bundle_compiled_with_closed_streams_is_the_same(dante_bundle: Bundle, tmp_path: Path) -> None:
+    done = in_shell('"$@" <&- >&- 2>&-', "compile", "dante", "--arch", "sm_90a", "-o", str(tmp_path / "out"))
+    assert done.returncode == 0
+    for path in dante_bundle.folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_mistake_ends_with_2_with_any_standard_stream_closed(closed: str) -> None:
+    done = in_shell(f'"$@" {closed}', "inspect", "nowhere")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == (0 if "2>" in closed else 1)
+
+
+@pytest.mark.parametrize(("stdin", "reason"), [("<&-", "is closed"), ("0> /dev/null", "cannot be read (")])
+def test_a_prompt_on_a_stdin_that_cannot_be_read_is_refused(
+    stdin: str, reason: str, dante_bundle: Bundle
+) -> None:
+    done = in_shell(f'"$@" {stdin}', "run", "-", "--bundle", str(dante_bundle.folder), "--device", "cpu")
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith(f"error: stdin: {reason}") and done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("args", [args for args in COMMANDS if args[0] != "rebuild"], ids=" ".join)
+def test_a_stdout_that_is_full_is_one_line(
+    args: tuple[str, ...], dante_bundle: Bundle, tmp_path: Path
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    named = filled(args, dante_bundle, tmp_path / "out")
+    done = in_shell('"$@" > /dev/full', *named)
+    assert (done.returncode, done.stderr) == (2, b"error: stdout: No space left on device\n")
+    done = in_shell('"$@" > /dev/full 2> /dev/full', *named)
+    assert (done.returncode, done.stderr) == (2, b"")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+@pytest.mark.parametrize("args", [*COMMANDS[1:], ("explain", "BUNDLE", "--json")], ids=" ".join)
+def test_what_an_encoding_lacks_is_printed_in_ascii(
+    args: tuple[str, ...], encoding: str, dante_bundle: Bundle, tmp_path: Path
+) -> None:
+    named = filled(args, dante_bundle, tmp_path / "out")
+    done = in_shell('"$@"', *named, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert done.returncode == 0, done.stderr
+    assert b"Error" not in done.stderr
+    text = done.stdout.decode("utf-8" if args[0] == "graph" and encoding == "ascii" else encoding)  # by click
+    if args[0] == "explain" and "--json" not in args:
+        assert " > " in text and "?" not in text
+    if "--json" in args:
+        assert json.loads(text)
+
+
+def test_the_c_locale_prints_ascii(dante_bundle: Bundle) -> None:
+    done = in_shell(
+        '"$@"',
+        *("explain", str(dante_bundle.folder)),
+        LC_ALL="C",
+        PYTHONUTF8="0",
+        PYTHONCOERCECLOCALE="0",
+    )
+    assert done.returncode == 0 and done.stdout.isascii()

@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +17,7 @@ import click
 
 from infernum import __version__, logs
 from infernum.cli.options import Settings, verbose
+from infernum.cli.streams import open_streams, silence
 from infernum.errors import CompileError, InfernumError, shown
 
 COMMANDS = (
@@ -94,6 +95,7 @@ def main() -> None:
 def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     settings = Settings()
+    open_streams()
     try:
         with logs.on_stderr():
             result: object = cli.main(
@@ -108,11 +110,9 @@ def run(args: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except ReaderGone:
-        _silence_stdout()
+        silence()
         return 0
     except OSError as error:  # of a path that nobody has asked about before, or a disk that is full
-        if error.filename is None:
-            _silence_stdout()
         where = "stdout" if error.filename is None else os.fsdecode(error.filename)
         return _fail(f"{where}: {error.strerror or error}", settings)
     return result if isinstance(result, int) else 0
@@ -127,10 +127,7 @@ def _fail(message: str, settings: Settings, *, whole: bool = False) -> int:
     """Print the error, on one line unless it carries a compiler's log, and before it the traceback with -v."""
     trace = traceback.format_exc() if settings.verbosity else ""
     text = message.strip() if whole else " ".join(message.split())
-    click.echo(f"{shown(trace)}error: {shown(text)}", err=True)
+    with suppress(OSError):
+        click.echo(f"{shown(trace)}error: {shown(text)}", err=True)
+    silence()
     return USAGE
-
-
-def _silence_stdout() -> None:
-    """Let Python's last flush go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

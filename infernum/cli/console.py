@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from infernum.cli.streams import is_utf8
 from infernum.errors import shown, visible
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def print_lines(lines: Sequence[Text]) -> None:
 
 def print_json(value: object) -> None:
     """One JSON object on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(json.dumps(value, indent=2, ensure_ascii=not is_utf8()))
 
 
 def warn(warnings: Sequence[str]) -> None:

@@ -169,16 +169,20 @@ def _generate(
 
 
 def _write(text: str) -> None:
-    """Text to stdout as it comes; what the terminal's encoding lacks is replaced."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    """Text to stdout as it comes."""
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 
 def _read_stdin() -> str:
     from infernum.errors import RequestError
 
-    raw = sys.stdin.buffer.read()
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]  # Python's for one that is closed
+        raise RequestError("stdin: is closed; give the prompt as an argument")
+    try:
+        raw = sys.stdin.buffer.read()
+    except OSError as error:
+        raise RequestError(f"stdin: cannot be read ({error.strerror})") from error
     try:
         return raw.decode().removesuffix("\n")
     except UnicodeDecodeError as error:
