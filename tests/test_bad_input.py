@@ -313,6 +313,14 @@ CASES: dict[str, Case] = {
     ),
     "stop-without-tokenizer": (lambda w: (*w.running(w.plain.folder), "--stop", "x"), ["stop", "tokenizer"]),
     "no-prompt-for-another-model": (lambda w: ("run", "--model", w.plain.folder), ["PROMPT", "stdin"]),
+    "variant-twice": (
+        lambda w: ("explain", w.dante.folder, "decoder.t1", "--variant", "t8"),
+        ["decoder.t1", "--variant t8", "exclude each other"],
+    ),
+    "prompt-of-no-prefill": (
+        lambda w: ("tune", "dante", "--prompt", "512"),
+        ["--prompt", "--variant prefill"],
+    ),
     "unknown-device": (lambda w: ("run", "--device", "tpu"), ["tpu", "cuda"]),
     "unknown-command": (lambda w: ("generate",), ["generate", "--help"]),
     "unknown-option": (lambda w: ("run", "--tempreature", "1"), ["--tempreature"]),

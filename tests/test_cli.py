@@ -420,3 +420,14 @@ def test_the_c_locale_prints_ascii(dante_bundle: Bundle) -> None:
         PYTHONCOERCECLOCALE="0",
     )
     assert done.returncode == 0 and done.stdout.isascii()
+
+
+@pytest.mark.parametrize("what", ["--kernel", "--block"])
+def test_inspect_gives_a_source_as_json_too(what: str, dante_bundle: Bundle, infernum: Run) -> None:
+    kernel = dante_bundle.manifest.blocks["decoder"]["t1"].kernels[0].name
+    chosen = ("--kernel", kernel) if what == "--kernel" else ("--block", "decoder", "--variant", "t1")
+    asked = ("inspect", dante_bundle.folder, *chosen, "--source")
+    found = json.loads(infernum(*asked, "--json").out)
+    assert found["source"] == infernum(*asked).out
+    assert found["file"] == "decoder.t1.cu" and found["not_rebuilt"] is False
+    assert found["kernel"] == (kernel if what == "--kernel" else None)

@@ -67,6 +67,8 @@ def _explain(
 
     width = text_width()
     found = None if name is None else find(bundle, name)
+    if found is not None and found.variant is not None and variant not in (None, found.variant):
+        raise click.UsageError(f"{name} and --variant {variant} exclude each other: the name has its variant")
     spec = choose_variant(bundle, (found and found.variant) or variant, tokens)
     of_class, tokens = (spec.name, tokens or spec.max_tokens) if spec else (None, tokens)
     if found is None:

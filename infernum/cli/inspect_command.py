@@ -27,7 +27,7 @@ def command(
     bundle: Path, block: str | None, variant: str | None, kernel: str | None, source: bool, as_json: bool
 ) -> None:
     """Show what is in BUNDLE: its manifest, blocks, kernels, memory plan, weights and refused rules."""
-    from infernum.bundle import open_bundle
+    from infernum.bundle import not_rebuilt, open_bundle
     from infernum.cli import bundle_tables
     from infernum.cli.console import print_json
 
@@ -36,7 +36,12 @@ def command(
         opened.check_kernels()
     chosen = _choose(opened, block, variant, kernel)
     if source:
-        click.echo(_source(opened, chosen, kernel), nl=False)
+        file, text = _source(opened, chosen, kernel)
+        if as_json:
+            edited = file in not_rebuilt(opened)
+            print_json({"file": file, "kernel": kernel, "not_rebuilt": edited, "source": text})
+        else:
+            click.echo(text, nl=False)
     elif as_json:
         print_json(
             _as_json(opened, chosen, kernel, whole=block is None and variant is None and kernel is None)
@@ -76,8 +81,8 @@ def _choose(bundle: Bundle, block: str | None, variant: str | None, kernel: str 
     return chosen
 
 
-def _source(bundle: Bundle, chosen: list[BlockVariant], kernel: str | None) -> str:
-    """The source of one block variant as it is now, or the part of it that is one kernel."""
+def _source(bundle: Bundle, chosen: list[BlockVariant], kernel: str | None) -> tuple[str, str]:
+    """A file, and its source as it is now, or the part of it that is one kernel."""
     from infernum.bundle import file_state, sections
     from infernum.cli.console import say
     from infernum.errors import BundleError
@@ -97,9 +102,10 @@ def _source(bundle: Bundle, chosen: list[BlockVariant], kernel: str | None) -> s
     else:
         text = bundle.read(variant.source).decode()
     if kernel is None:
-        return text
-    found = sections(text)
-    return f"// {variant.source} of {bundle.folder}\n{found[kernel]}" if kernel in found else text
+        return variant.source, text
+    parts = sections(text)
+    heading = f"// {variant.source} of {bundle.folder}\n"
+    return variant.source, heading + parts[kernel] if kernel in parts else text
 
 
 def _as_json(bundle: Bundle, chosen: list[BlockVariant], kernel: str | None, *, whole: bool) -> object:

@@ -88,6 +88,8 @@ def command(
     from infernum.models.presets import resolve
     from infernum.runtime.driver import describe
 
+    if prompts and "prefill" not in variants:
+        raise click.UsageError("--prompt is for --variant prefill, which is not given")
     source = resolve(model)
     try:
         describe()
