@@ -96,16 +96,26 @@ def locked(path: Path) -> Generator[None]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that readers see all of it or nothing, even after a power cut. Raises OSError."""
+    """`replace_whole`, and make the folders that `path` lies in. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    replace_whole(path, content)
+
+
+def replace_whole(path: Path, content: bytes) -> None:
+    """Write a file so that readers see all of it or what was there before, even after a power cut. Raises OSError.
+
+    It keeps the permissions of what it replaces, and where `path` is a link, replaces what that points at.
+    """
+    place = path.resolve()
+    temporary = place.with_name(f".infernum-{os.urandom(8).hex()}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        with suppress(FileNotFoundError):
+            temporary.chmod(place.stat().st_mode)
+        temporary.replace(place)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -23,6 +23,7 @@ from difflib import unified_diff
 from pathlib import Path
 
 from infernum import logs
+from infernum.cache import write_whole
 from infernum.errors import CompileError
 from infernum.ir.apply import Fired, Pass, Refused
 from infernum.ir.graph import Graph
@@ -179,8 +180,7 @@ def _clear(folder: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text.encode(errors="replace"))
     except OSError as error:
         raise _unwritable(path, error) from error
 

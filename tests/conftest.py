@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +16,7 @@ from oracle.checkpoints import write_checkpoint
 from oracle.configs import OracleCase, case
 from oracle.weights import random_weights
 
+import infernum as package
 from infernum.bundle import Bundle, write_bundle
 from infernum.codegen.cubin import Cubin, KernelResources
 from infernum.codegen.steps import Kernel
@@ -103,6 +107,16 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+def in_shell(line: str, *args: str | Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a command line of infernum, which is `"$@"` in a line of the shell, in a process of its own."""
+    return subprocess.run(
+        ["sh", "-c", line, "sh", sys.executable, "-m", "infernum", *args],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1]), **environment},
+    )
 
 
 class _Stdin(io.TextIOWrapper):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Outcome, Tiny
+from conftest import Outcome, Tiny, in_shell
 
 import infernum as package
 from infernum.bundle import Bundle
@@ -315,16 +315,6 @@ def test_bench_latency_checks_what_it_measures(infernum: Run, tmp_path: Path) ->
     assert found == json.loads((tmp_path / "r.json").read_text())
     assert 0 < found["error_against_unfused"] <= found["allowed_error"]
     assert 0 < found["fraction_of_bound"] < 1
-
-
-def in_shell(line: str, *args: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """Run `"$@"`, which is the command line, as `line` of a shell says."""
-    return subprocess.run(
-        ["sh", "-c", line, "sh", sys.executable, "-m", "infernum", *args],
-        capture_output=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1]), **environment},
-    )
 
 
 COMMANDS: tuple[tuple[str, ...], ...] = (

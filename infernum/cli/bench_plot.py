@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from infernum.cli import options
-from infernum.cli.bench_results import write_text
+from infernum.cli.output import write_output
 
 
 @click.command("plot", short_help="Draw results of `bench latency` as an SVG.")
@@ -22,4 +22,4 @@ def plot(results: tuple[Path, ...], output: Path) -> None:
     """
     from infernum.measure.plot import draw, groups_of, read_results
 
-    write_text(draw(groups_of(read_results(results))), output)
+    write_output(output, draw(groups_of(read_results(results))), make_folders=True)

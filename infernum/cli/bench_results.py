@@ -6,22 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from infernum.cli.output import write_output
+
 
 def write_results(results: dict[str, Any], output: Path | None) -> None:
-    """Keep the results as JSON. Raises RequestError when the file cannot be written."""
+    """Keep the results as JSON. Raises InfernumError when the file cannot be written."""
     if output is not None:
-        write_text(json.dumps(results, indent=2) + "\n", output)
-
-
-def write_text(text: str, output: Path) -> None:
-    """Write a file, and the folders it lies in. Raises RequestError when that cannot be done."""
-    from infernum.errors import RequestError
-
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RequestError(f"{output}: cannot be written ({error.strerror})") from error
+        write_output(output, json.dumps(results, indent=2) + "\n", make_folders=True)
 
 
 def title_of(results: dict[str, Any]) -> str:

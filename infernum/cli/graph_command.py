@@ -38,7 +38,8 @@ def command(
 ) -> None:
     """Draw the graph of BLOCK in BUNDLE, one box a node; boxes of one kernel have one colour."""
     from infernum.bundle import open_bundle
-    from infernum.errors import InfernumError
+    from infernum.cli.console import say
+    from infernum.cli.output import is_stream, write_output
     from infernum.explain.graphs import graphs_of
     from infernum.report.drawing import dot_of, picture_of, svg_of
 
@@ -51,11 +52,8 @@ def command(
     if output is None:
         click.echo(text, nl=False)
         return
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InfernumError(f"{output}: cannot be written ({error.strerror})") from error
-    click.echo(f"{output}: {picture.title}")
+    write_output(output, text)
+    say(f"{output}: {picture.title}", err=is_stream(output))
 
 
 def _choose(bundle: Bundle, block: str, variant: str | None) -> BlockVariant:

@@ -50,7 +50,7 @@ def command(
     `nsys profile infernum profile …` to show.
     """
     from infernum.cli.console import progress_bar, warn
-    from infernum.errors import RequestError
+    from infernum.cli.output import write_output
     from infernum.measure.profile import Request, profile
     from infernum.measure.subject import open_subject
 
@@ -62,11 +62,7 @@ def command(
         )
         warn(subject.warnings)
         found = profile(subject.bundle, subject.checkpoint, Request(prompt_tokens, tokens), progress)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(found, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise RequestError(f"{output}: cannot be written ({error.strerror})") from error
+    write_output(output, json.dumps(found, ensure_ascii=False) + "\n", make_folders=True)
     about = found["otherData"]
     kernels = sum(event.get("cat") == "kernel" for event in found["traceEvents"])
     steps = sum(event.get("cat") == "step" for event in found["traceEvents"])

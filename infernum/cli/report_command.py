@@ -33,6 +33,7 @@ def command(bundle: Path, output: Path, bench: Path | None) -> None:
     The file holds everything it needs; a browser opens it without a network.
     """
     from infernum.bundle import open_kernels
+    from infernum.cli.output import write_output
     from infernum.errors import InfernumError
     from infernum.explain.measurements import read_measurements
     from infernum.report.data import report_data
@@ -43,9 +44,6 @@ def command(bundle: Path, output: Path, bench: Path | None) -> None:
     opened = open_kernels(bundle)
     measured = read_measurements(bench, opened.manifest) if bench is not None else None
     data = report_data(opened, measured)
-    page = html_of(data, f"{opened.folder.resolve().name}: Infernum report").encode()
-    try:
-        output.write_bytes(page)
-    except OSError as error:
-        raise InfernumError(f"{output}: cannot be written ({error.strerror})") from error
+    page = html_of(data, f"{opened.folder.resolve().name}: Infernum report").encode(errors="replace")
+    write_output(output, page)
     click.echo(f"{output}: {len(page) / 1e6:.1f} MB; open it in a browser")
