@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -133,3 +134,23 @@ def seconds(code: str) -> float:
     start = time.perf_counter()
     python(code)
     return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("plugin", ["asyncio", "benchmark"])
+def test_a_plugin_of_pytest_that_warns_of_itself_stops_no_test(plugin: str, tmp_path: Path) -> None:
+    (tmp_path / f"a_{plugin}.py").write_text(
+        "import warnings\n\ndef pytest_configure(config):\n    warnings.warn('I am here')\n"
+    )
+    info = tmp_path / f"a_{plugin}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: a-{plugin}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[pytest11]\n{plugin} = a_{plugin}\n")
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, ROOT / "tests" / "test_dims.py"],
+        capture_output=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )
+    assert done.returncode == 0, done.stderr.decode()
