@@ -238,7 +238,8 @@ def check_whole(bundle: Bundle) -> None:
 
 def not_rebuilt(bundle: Bundle) -> list[str]:
     """The `.cu` files that were edited since they were compiled, in the order of the manifest."""
-    sources = [v.source for variants in bundle.manifest.blocks.values() for v in variants.values()]
+    every = [v for variants in bundle.manifest.blocks.values() for v in variants.values()]
+    sources = [variant.source for variant in every if variant.has_kernels]
     return [name for name in sources if file_state(bundle, name) == "edited"]
 
 

@@ -20,15 +20,25 @@ def trace_model(
     """Trace a model and write its graphs as the bundle `out`. Raises CompileError, ConfigError or BundleError."""
     bundle.check_replaceable(out)
     program = read_program(source, dtype, max_batch_tokens)
-    graphs = {block.name: block.trace(source.config, program.dtype) for block in program.blocks}
+    graphs = _trace(program)
     files = {bundle.traced_name(name): print_graph(graph).encode() for name, graph in graphs.items()}
     return bundle.write_bundle(out, _describe(program, graphs), files)
+
+
+def describe_graphs(source: ModelSource, dtype: str = "auto") -> bundle.Manifest:
+    """The manifest of a model's graphs, of which nothing is written: the weights and the state that it needs."""
+    program = read_program(source, dtype, MAX_BATCH_TOKENS)
+    return _describe(program, _trace(program))
 
 
 def cached_graphs(source: ModelSource, dtype: str) -> bundle.Bundle:
     """The bundle of a model's graphs in the user's cache, traced now unless it is there already."""
     facts = ("numpy", dtype, MAX_BATCH_TOKENS)
     return cached(source, facts, lambda folder: trace_model(source, folder, dtype=dtype))
+
+
+def _trace(program: Program) -> dict[str, Graph]:
+    return {block.name: block.trace(program.source.config, program.dtype) for block in program.blocks}
 
 
 def _describe(program: Program, graphs: dict[str, Graph]) -> bundle.Manifest:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infernum import dtypes
-from infernum.bundle import Bundle, not_rebuilt, open_bundle
+from infernum.bundle import Bundle, Manifest, not_rebuilt, open_bundle
 from infernum.checkpoint import Checkpoint
 from infernum.engine.engine import Completion, Engine, Event, Statistics
 from infernum.engine.request import read_params, read_prompts, read_texts, read_token_ids, shown
@@ -286,7 +286,12 @@ def check_bundle(bundle: Bundle, source: ModelSource, dtype: str = "auto") -> No
 
 def check_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:
     """Raises CheckpointError unless the checkpoint has the tensors that the bundle reads, and no others."""
-    plan = plan_weights(bundle.manifest)
+    check_tensors(bundle.manifest, checkpoint)
+
+
+def check_tensors(manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError unless the checkpoint has the tensors that a manifest names, and no others."""
+    plan = plan_weights(manifest)
     expected = {tensor.names[0]: tensor.shape for tensor in plan.chosen(checkpoint.names).tensors()}
     alternatives = {name for tensor in plan.tensors() for name in tensor.names}
     checkpoint.check(expected, ignored=alternatives)

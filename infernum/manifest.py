@@ -235,8 +235,14 @@ class BlockVariant(Record, frozen=True):
     refused: list[Refusal] = []
 
     def __post_init__(self) -> None:
-        for name in (self.source, self.cubin, self.traced, self.graph):
+        compiled = (self.source, self.cubin) if self.has_kernels else ()
+        for name in (self.traced, self.graph, *compiled):
             check_file_name(name)
+
+    @property
+    def has_kernels(self) -> bool:
+        """False in a bundle for NumPy: then `source` and `cubin` are empty, as all that follows them."""
+        return bool(self.source or self.cubin or self.steps)
 
     def serves(self, variant: str | None) -> bool:
         """Whether steps of the class `variant` run this block variant; None stands for any class."""

@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from infernum.cli.folder_check import FolderCheck, Look
 
 if TYPE_CHECKING:
     from infernum.bundle import BlockVariant, Bundle, FileState
 
 
-@dataclass(frozen=True)
-class Look:
-    """One thing that was looked at in a bundle: whether it is as it should be, what was found, what mends it."""
-
-    what: str
-    fine: bool
-    found: str
-    mend: str = ""
-
-
-@dataclass(frozen=True)
-class BundleCheck:
-    """A bundle on this machine: the state of every file, what else was found, and what it can be run on here."""
-
-    folder: Path
-    files: dict[str, FileState]
-    looks: list[Look]
-    works: dict[str, bool]
-    runs: bool
-
-    def as_json(self) -> dict[str, Any]:
-        looks = [asdict(look) for look in self.looks]
-        return {"folder": str(self.folder), "files": self.files, "found": looks, "works": self.works}
-
-
-def check_bundle(folder: Path, *, gpu_works: bool, numpy_works: bool) -> BundleCheck:
+def check_bundle(folder: Path, *, gpu_works: bool, numpy_works: bool) -> FolderCheck:
     """Look at a bundle as it lies in `folder`; `runs` is false where `infernum run` could not run it here."""
     from infernum.bundle import CHECKSUMS, file_state, open_bundle
     from infernum.errors import BundleError
+    from infernum.runtime.driver import gpu_available
 
     try:
         bundle = open_bundle(folder)
     except BundleError as error:
-        return BundleCheck(folder, {}, [Look("manifest", False, str(error))], {}, False)
+        return FolderCheck(folder, [Look("manifest", False, str(error))])
     manifest = bundle.manifest
     lying = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS)
     files: dict[str, FileState] = {name: file_state(bundle, name) for name in [*bundle.checksums, *lying]}
@@ -62,13 +39,7 @@ def check_bundle(folder: Path, *, gpu_works: bool, numpy_works: bool) -> BundleC
     graphs = {v.graph for v in every}
     in_numpy = numpy_works and plugins.fine and all(files.get(name) == "ok" for name in graphs)
     works = {"run the bundle in NumPy": in_numpy, "run the bundle on the GPU": on_gpu}
-    return BundleCheck(folder, files, looks, works, on_gpu if _has_gpu() and manifest.arch else in_numpy)
-
-
-def _has_gpu() -> bool:
-    from infernum.runtime.driver import gpu_available
-
-    return gpu_available()
+    return FolderCheck(folder, looks, works, on_gpu if gpu_available() and manifest.arch else in_numpy, files)
 
 
 _STATES: dict[str, tuple[str, str]] = {
@@ -100,13 +71,13 @@ def _edits(bundle: Bundle) -> Look:
 def _arch(bundle: Bundle) -> Look:
     """Whether the GPU at hand runs what was compiled; without a GPU nothing speaks against it."""
     from infernum.errors import InfernumError
-    from infernum.runtime.driver import gpu_facts
+    from infernum.runtime.driver import gpu_available, gpu_facts
     from infernum.runtime.layout import check_arch
 
     arch = bundle.manifest.arch
     if arch is None:
         return Look("architecture", True, "none: graphs for NumPy, which `infernum run --device cpu` runs")
-    if not _has_gpu():
+    if not gpu_available():
         return Look("architecture", True, f"{arch}; there is no GPU here to run it on")
     try:
         facts = gpu_facts(0)

@@ -14,7 +14,7 @@ import click
 from infernum.cli import options
 
 if TYPE_CHECKING:
-    from infernum.cli.bundle_check import BundleCheck
+    from infernum.cli.folder_check import FolderCheck
 
 NVRTC_PIP = "pip install nvidia-cuda-nvrtc-cu12"
 CUBLAS_PIP = "pip install nvidia-cublas-cu12 nvmath-python"
@@ -31,17 +31,22 @@ class Finding:
 
 
 @click.command("doctor", short_help="Say what works on this machine, and what mends the rest.")
-@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.argument("folder", required=False)
 @options.as_json
 @options.plugin
 @options.verbose
-def command(bundle: Path | None, as_json: bool) -> int:
+def command(folder: str | None, as_json: bool) -> int:
     """Look for driver, GPU, compiler and libraries; say what works and the command that mends what does not.
 
-    With BUNDLE, look at its files, edits, architecture and plugins too. Ends with 1 when `infernum run` could not work.
+    FOLDER is a bundle, of which files, edits, architecture and plugins are looked at; or a model (also a preset):
+    its configuration, tokenizer and generation settings, the headers of its weights, and the memory that it needs.
+
+    Ends with 1 when `infernum run` could not work.
     """
+    from infernum.bundle import MANIFEST
     from infernum.cli.bundle_check import check_bundle
     from infernum.cli.console import print_json
+    from infernum.cli.model_check import check_model
     from infernum.measure.origin import versions
 
     findings = [_check(*check) for check in CHECKS]
@@ -50,20 +55,22 @@ def command(bundle: Path | None, as_json: bool) -> int:
         "compile": _all(findings, "NVRTC"),
         "run on the GPU": _all(findings, "driver", "GPU", "cuBLAS"),
     }
-    checked = bundle and check_bundle(
-        bundle, gpu_works=works["run on the GPU"], numpy_works=works["run without a GPU"]
-    )
+    here = {"gpu_works": works["run on the GPU"], "numpy_works": works["run without a GPU"]}
+    is_bundle = folder is not None and (Path(folder) / MANIFEST).exists()
+    checked = None
+    if folder is not None:
+        checked = check_bundle(Path(folder), **here) if is_bundle else check_model(folder, **here)
     if as_json:
         found = {"findings": [asdict(f) for f in findings], "works": works, "versions": versions()}
-        print_json(found | ({"bundle": checked.as_json()} if checked else {}))
+        print_json(found | ({"bundle" if is_bundle else "model": checked.as_json()} if checked else {}))
     else:
         _print(findings, works)
         if checked:
-            _print_bundle(checked)
+            _print_folder(checked)
     return 0 if works["run without a GPU"] and (checked is None or checked.runs) else 1
 
 
-def _print_bundle(checked: BundleCheck) -> None:
+def _print_folder(checked: FolderCheck) -> None:
     from infernum.cli.console import print_table, say
 
     rows = [("yes" if look.fine else "no", look.what, look.found) for look in checked.looks]
