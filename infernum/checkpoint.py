@@ -71,13 +71,8 @@ class Checkpoint:
         tensor = self._find(name)
         return tensor.opened.get_slice(tensor.name)[start:stop]
 
-    def check(self, expected: Mapping[str, tuple[int, ...]], *, ignored: Collection[str] = ()) -> None:
-        """Raise CheckpointError unless the checkpoint has exactly the tensors of `expected` (name → shape).
-
-        Extras are ignored when they are in `ignored` or are other names of an expected tensor, and two more: rotary
-        frequencies, which old checkpoints store, and a head that equals the embedding when no head is expected because
-        the two are tied.
-        """
+    def check_has(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise CheckpointError unless all tensors of `expected` (name → shape) are there and can be read."""
         missing = [name for name in expected if name not in self.tensors]
         if missing:
             mend = _MISFIT
@@ -91,6 +86,15 @@ class Checkpoint:
                     f" expected {list(shape)}; {_MISFIT}"
                 )
             self.dtype(name)
+
+    def check(self, expected: Mapping[str, tuple[int, ...]], *, ignored: Collection[str] = ()) -> None:
+        """Raise CheckpointError unless the checkpoint has exactly the tensors of `expected` (name → shape).
+
+        Extras are ignored when they are in `ignored` or are other names of an expected tensor, and two more: rotary
+        frequencies, which old checkpoints store, and a head that equals the embedding when no head is expected because
+        the two are tied.
+        """
+        self.check_has(expected)
         used = {self.tensors[name].place for name in expected}
         others = [
             name

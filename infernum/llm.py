@@ -26,11 +26,15 @@ from infernum.engine.request import read_params, read_prompts, read_texts, read_
 from infernum.engine.tokenizer import Tokenizer, load_tokenizer, why_no_tokenizer
 from infernum.errors import BundleError, CheckpointError, CompileError, DeviceError, RequestError
 from infernum.machine import Device, choose_device, native_arch, tuned_here
+from infernum.model_folder.folder import find_weights
+from infernum.model_folder.weights import Weights
 from infernum.models.config import GenerationDefaults, config_hash
 from infernum.models.presets import ModelSource, resolve
+from infernum.recipes import tensors_of
 from infernum.sampling_params import LARGEST_SEED, SamplingParams, is_integer, is_number
 from infernum.step import Executor, Float32
 from infernum.weights.plan import plan_weights
+from infernum.weights.values import choose
 
 __all__ = ["LLM", "Completion", "Event", "SamplingParams", "default_params", "load_executor"]
 
@@ -105,6 +109,8 @@ class LLM:
             raise RequestError(f"seed is {shown(seed)}; it must be an integer from 0 to {LARGEST_SEED}")
         rules = read_texts(rules, "rules")
         checkpoint = open_checkpoint(self.source, load_format)
+        if bundle is None and checkpoint is not None:
+            check_claims(self.source, checkpoint)
         self.tokenizer = _tokenizer(self.source)
         if bundle is None:
             self.bundle = compile_for(self.source, self.device, dtype, fuse, rules, progress)
@@ -295,6 +301,31 @@ def check_tensors(manifest: Manifest, checkpoint: Checkpoint) -> None:
     expected = {tensor.names[0]: tensor.shape for tensor in plan.chosen(checkpoint.names).tensors()}
     alternatives = {name for tensor in plan.tensors() for name in tensor.names}
     checkpoint.check(expected, ignored=alternatives)
+
+
+def check_claims(source: ModelSource, checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError unless the checkpoint has the tensors that config.json claims; for before compiling.
+
+    The headers are all that is read, and the first layer that is missing ends it.
+    """
+    from infernum.program import needed_weights
+
+    for layer, recipes in needed_weights(source):
+        tensors = [tensor for recipe in recipes for tensor in tensors_of(choose(recipe, checkpoint.names))]
+        expected = {tensor.names[0]: tensor.shape for tensor in tensors}
+        if layer is not None and not any(name in checkpoint.names for name in expected):
+            raise CheckpointError(
+                f"{checkpoint.weights.listing}: has no layer {layer}, although config.json says num_hidden_layers ="
+                f" {source.config.num_hidden_layers}; correct it, or get the weights that belong to it"
+            )
+        checkpoint.check_has(expected)
+
+
+def check_folder(source: ModelSource) -> None:
+    """`check_claims` for the weights beside config.json, if there are any that can be read. Raises CheckpointError."""
+    weights = None if source.folder is None else find_weights(source.folder)
+    if isinstance(weights, Weights) and source.folder is not None:
+        check_claims(source, Checkpoint(source.folder, weights))
 
 
 def edit_warnings(bundle: Bundle, device: Device) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import infernum.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # fills the registry
@@ -11,9 +11,11 @@ from infernum.dtypes import DType
 from infernum.dtypes import dtype as dtype_named
 from infernum.errors import CompileError
 from infernum.ir.block import PAGE, Block
+from infernum.ir.interface import weights_of
 from infernum.models import sampler
 from infernum.models.config import config_hash, find_family
 from infernum.models.presets import ModelSource
+from infernum.recipes import Recipe, filled
 
 pass_log = logs.channel("passes")
 
@@ -45,6 +47,27 @@ def read_program(source: ModelSource, dtype: str, max_batch_tokens: int) -> Prog
     pass_log.info("%s is compiled for %s, %s", source.name, element.long_name, reason)
     max_tokens = max(1, min(max_batch_tokens, source.config.max_position_embeddings))
     return Program(source, element, find_family(source.family).program(source.config), max_tokens)
+
+
+def needed_weights(source: ModelSource) -> Iterator[tuple[int | None, list[Recipe]]]:
+    """The weights of each part of a model, as (layer, recipes): the last layer first, which shows how many there are.
+
+    Each distinct block is traced once, and nothing is built of all layers: who stops at the first missing weight takes
+    no longer for a million layers than for one.
+    """
+    family, cfg = find_family(source.family), source.config
+    dtype = dtype_named(cfg.dtype)
+    by_block: dict[str, list[Recipe]] = {}
+
+    def recipes(block: Block) -> list[Recipe]:
+        if block.name not in by_block:
+            by_block[block.name] = [weight.recipe for weight in weights_of(block.trace(cfg, dtype)).values()]
+        return by_block[block.name]
+
+    for layer in reversed(range(cfg.num_hidden_layers)):
+        yield layer, [filled(recipe, "layer", layer) for recipe in recipes(family.layer(cfg, layer))]
+    for block in (family.first, family.last):
+        yield None, recipes(block)
 
 
 def distinct_blocks(blocks: Iterable[Block]) -> list[Block]:

@@ -239,6 +239,52 @@ CASES: dict[str, Case] = {
         lambda w: w.weighted(lambda tensors: tensors.update({"model.norm.weight": np.ones(120, np.int32)})),
         ["model.norm.weight", "i32", "a float type"],
     ),
+    "layers-beyond-the-weights": (
+        lambda w: ("run", "1 2", *CPU, "--model", w.configured(num_hidden_layers=10**6)),
+        ["model.safetensors: has no layer 999999", "num_hidden_layers = 1000000", "correct it"],
+    ),
+    "one-layer-beyond-the-weights": (
+        lambda w: compiles(w.configured(num_hidden_layers=w.plain.case.config["num_hidden_layers"] + 1)),
+        ["has no layer", "num_hidden_layers"],
+    ),
+    "layers-beyond-all-models": (
+        lambda w: (
+            "run",
+            "1 2",
+            *CPU,
+            "--load-format",
+            "dummy",
+            "--model",
+            w.configured(num_hidden_layers=10**6),
+        ),
+        ["num_hidden_layers = 1000000", "at most 4096"],
+    ),
+    "layers-without-weights": (
+        lambda w: compiles(remove(w.configured(num_hidden_layers=2**31 - 1) / "model.safetensors")),
+        ["num_hidden_layers = 2147483647", "at most 4096"],
+    ),
+    "vocabulary-beyond-the-weights": (
+        lambda w: ("run", "1 2", *CPU, "--model", w.configured(vocab_size=2 * 10**9)),
+        ["model.embed_tokens.weight", "[131, 120]", "expected [2000000000, 120]"],
+    ),
+    "width-beyond-the-weights": (
+        lambda w: compiles(w.configured(hidden_size=2**30, head_dim=30)),
+        ["has shape", "expected [", "1073741824"],
+    ),
+    "heads-beyond-the-weights": (
+        lambda w: compiles(w.configured(num_attention_heads=2**20, head_dim=8)),
+        ["has shape", "expected [", "8388608"],
+    ),
+    "size-of-heads": (
+        lambda w: compiles(w.configured(head_dim=2**30)),
+        ["head_dim = 1073741824", "from 1 to 65536"],
+    ),
+    "context-without-end": (
+        lambda w: compiles(w.configured(max_position_embeddings=10**12)),
+        ["max_position_embeddings = 1000000000000", "to 2147483647"],
+    ),
+    "no-layers": (lambda w: compiles(w.configured(num_hidden_layers=0)), ["num_hidden_layers = 0", "from 1"]),
+    "negative-vocabulary": (lambda w: compiles(w.configured(vocab_size=-5)), ["vocab_size = -5", "from 1"]),
     "preset-without-weights": (
         lambda w: ("run", "1 2", "--prompt-ids", "--model", "llama", *CPU),
         ["llama", "without weights", "--load-format dummy"],

@@ -13,7 +13,7 @@ from infernum import dtypes
 from infernum.bundle import Bundle
 from infernum.compiler import Options, cached_bundle
 from infernum.errors import RequestError
-from infernum.llm import Progress, open_checkpoint
+from infernum.llm import Progress, check_claims, open_checkpoint
 from infernum.machine import native_arch, tuned_here
 from infernum.measure.against import against_transformers, check_comparable
 from infernum.measure.checked import (
@@ -95,12 +95,14 @@ def measure(request: Request, progress: Progress | None = None) -> dict[str, Any
     Raises DeviceError, and gives no number, when a check fails; RequestError for what cannot be measured.
     """
     _check(request)
+    weights = open_checkpoint(request.source, request.load_format)
+    if weights is not None:
+        check_claims(request.source, weights)
     bundle = _compile(request, fuse=request.fuse, progress=progress)
     unfused = _compile(request, fuse=False, progress=progress)
     most = max(variant.max_rows for variant in bundle.manifest.variants)
     if request.batch > most:
         raise RequestError(f"--batch is {request.batch}; a step has at most {most} sequences")
-    weights = open_checkpoint(request.source, request.load_format)
     generation = Generation(
         random_prompts(request.batch, request.prompt, request.source.config.vocab_size, request.seed),
         page_table(request.batch, request.prompt + request.tokens, bundle.manifest.page_size, request.seed),

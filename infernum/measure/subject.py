@@ -7,7 +7,7 @@ from pathlib import Path
 
 from infernum.bundle import Bundle, open_bundle
 from infernum.errors import DeviceError, RequestError
-from infernum.llm import Progress, check_bundle, check_checkpoint, compile_for, open_checkpoint
+from infernum.llm import Progress, check_bundle, check_checkpoint, check_claims, compile_for, open_checkpoint
 from infernum.models.presets import ModelSource, resolve
 from infernum.runtime.driver import describe
 from infernum.runtime.layout import check_arch
@@ -51,8 +51,11 @@ def open_subject(
     if model is None and load_format == "auto":
         raise RequestError("--load-format auto takes a model's weights; say which by --model, or use dummy")
     source: ModelSource | None = None if model is None else resolve(model)
+    checkpoint = None if source is None else open_checkpoint(source, load_format)
     if folder is None:
         assert source is not None, "either a bundle or a model is given"
+        if checkpoint is not None:
+            check_claims(source, checkpoint)
         bundle = compile_for(source, "cuda", dtype, fuse is not False, (), progress)
     else:
         bundle = open_bundle(folder)
@@ -61,7 +64,6 @@ def open_subject(
             check_bundle(bundle, source)
     if source is None:
         return Subject(bundle, None)
-    checkpoint = open_checkpoint(source, load_format)
     if checkpoint is not None:
         check_checkpoint(bundle, checkpoint)
     return Subject(bundle, checkpoint, tuple(source.warnings))

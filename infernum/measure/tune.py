@@ -24,7 +24,7 @@ from infernum.codegen.tuned import store_tuned
 from infernum.compiler import Options, Sources, emit_sources
 from infernum.errors import DeviceError, RequestError
 from infernum.ir.kernel import Tuned
-from infernum.llm import Progress, open_checkpoint
+from infernum.llm import Progress, check_claims, open_checkpoint
 from infernum.machine import native_arch
 from infernum.measure.candidates import (
     Candidate,
@@ -142,6 +142,8 @@ def tune(request: Request, check: Check, progress: Progress | None = None) -> di
 
     options = Options(native_arch(), request.dtype, request.fuse, request.rules)
     checkpoint = open_checkpoint(request.source, request.load_format)
+    if checkpoint is not None:
+        check_claims(request.source, checkpoint)
     sources = emit_sources(request.source, options)
     check_variants(request, sources)
     base = compile_default(sources)

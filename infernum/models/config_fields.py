@@ -22,6 +22,7 @@ from typing import Any, TypedDict, Unpack, cast
 from infernum.dtypes import BF16, F16, F32, dtype
 from infernum.errors import CompileError, ConfigError, DTypeError
 from infernum.models.fields import (
+    LARGEST,
     Check,
     Fields,
     flag_problem,
@@ -90,11 +91,12 @@ def integer(
     default: Default = UNSET,
     *,
     minimum: int = 1,
+    maximum: int = LARGEST,
     multiple_of: str = "",
     even: str = "",
     **common: Unpack[Common],
 ) -> Any:
-    """An integer from `minimum` to 2³¹ − 1: a multiple of the field `multiple_of`, or even, for the reason given."""
+    """An integer from `minimum` to `maximum`: a multiple of the field `multiple_of`, or even, for the reason given."""
 
     def misfit(value: int, config: Any) -> str | None:
         divisor: int = getattr(config, multiple_of) if multiple_of else 1
@@ -102,7 +104,7 @@ def integer(
             return f"must be a multiple of {multiple_of} = {divisor}"
         return f"must be even: {even}" if even and value % 2 else None
 
-    check = partial(integer_problem, minimum=minimum)
+    check = partial(integer_problem, minimum=minimum, maximum=maximum)
     return _declare(ConfigField(check, default=default, misfit=misfit, **common))
 
 

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import InitVar, dataclass
 from typing import Any, cast
 
-from infernum.errors import CompileError
+from infernum.errors import CompileError, ConfigError
 from infernum.ir.block import Block
 from infernum.models.config_fields import declared
 from infernum.models.family_config import FamilyConfig
+
+MOST_LAYERS = 4096
+"""A plan of so many takes seconds; the deepest models have some hundreds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,12 @@ class Family:
         return next(config for config in self.configs if config.model_type == model_type)
 
     def program(self, cfg: Any) -> list[tuple[Block, int | None]]:
-        """The blocks in the order they run, each with its layer."""
+        """The blocks in the order they run, each with its layer. Raises ConfigError for more than `MOST_LAYERS`."""
+        if cfg.num_hidden_layers > MOST_LAYERS:
+            raise ConfigError(
+                f"num_hidden_layers = {cfg.num_hidden_layers} is more than can be compiled; it must be at most"
+                f" {MOST_LAYERS}"
+            )
         layers: list[tuple[Block, int | None]] = [
             (self.layer(cfg, i), i) for i in range(cfg.num_hidden_layers)
         ]

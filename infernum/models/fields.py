@@ -49,11 +49,11 @@ def same(a: object, b: object) -> bool:
     return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 
-def integer_problem(value: object, minimum: int = 1) -> str | None:
-    """What is wrong with `value` as an integer from `minimum` to 2³¹ − 1; None if nothing is."""
+def integer_problem(value: object, minimum: int = 1, maximum: int = LARGEST) -> str | None:
+    """What is wrong with `value` as an integer from `minimum` to `maximum`; None if nothing is."""
     if not isinstance(value, int) or isinstance(value, bool):
         return "must be an integer"
-    return None if minimum <= value <= LARGEST else f"must be an integer from {minimum} to {LARGEST}"
+    return None if minimum <= value <= maximum else f"must be an integer from {minimum} to {maximum}"
 
 
 def number_problem(value: object, *, zero: bool = False) -> str | None:

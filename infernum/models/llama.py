@@ -54,7 +54,7 @@ class LlamaConfig(FamilyConfig):
     num_hidden_layers: int = integer()
     num_attention_heads: int = integer(multiple_of="num_key_value_heads")
     num_key_value_heads: int = integer(lambda c: c.num_attention_heads)
-    head_dim: int = integer(width_per_head, even="rotary embedding turns pairs")
+    head_dim: int = integer(width_per_head, maximum=65536, even="rotary embedding turns pairs")
     rms_norm_eps: float = number(1e-6)
     rope: Rope = read_by(lambda fields, c: read_rope(fields))
     attention_bias: bool = flag(False)
