@@ -282,5 +282,16 @@ def test_what_lies_in_place_of_a_tokenizer_is_named(
     assert re.search(said, str(problem))
 
 
+def test_a_folder_that_cannot_be_listed_is_not_called_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert str(find_weights(tmp_path)).startswith(f"{tmp_path}: cannot be listed (Permission denied); ")
+    assert find_config(tmp_path) == find_weights(tmp_path)
+
+
 def test_a_folder_without_any_tokenizer_has_none(tmp_path: Path) -> None:
     assert find_tokenizer(model(tmp_path, without="tokenizer.json")) is None

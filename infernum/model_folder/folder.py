@@ -185,6 +185,11 @@ def folder_problem(folder: Path) -> Problem | None:
 
 def _cannot_hold_files(folder: Path) -> Problem | None:
     if folder.is_dir():
+        try:
+            next(folder.iterdir(), None)
+        except OSError as error:
+            what = f"cannot be listed ({error.strerror})"
+            return Problem(folder, what, "allow it, or give another folder")
         return None
     if not is_listed(folder):
         return Problem(folder, "no such folder", "give the folder of a Hugging Face model")
