@@ -415,6 +415,13 @@ def test_a_decode_whose_step_failed_does_not_advance(open_toy: Open, monkeypatch
                 executor.advance()
         with pytest.raises(AssertionError, match="follows a run"):
             executor.advance()
+        executor.run(toy.step([[5]], [1], [[3, 1]]), toy.greedy(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(FakeStream, "upload", fails)
+            with pytest.raises(DeviceError, match="out of memory"):
+                executor.logits(toy.step([[5]], [1], [[3, 1]]))
+        with pytest.raises(AssertionError, match="follows a run"):
+            executor.advance()
 
 
 def test_closing_gives_everything_back(open_toy: Open, gpu: FakeGpu) -> None:

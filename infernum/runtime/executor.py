@@ -248,8 +248,8 @@ class CudaExecutor:
         """Run a step and return its logits, float32 [rows, vocab], for at most `max_rows` rows."""
         self._device.activate()
         shape = self._shape(batch, "")
-        self._loaded.inputs.upload(batch, None)
         self._last = None
+        self._loaded.inputs.upload(batch, None)
         self._queue(shape)
         logits = np.empty((batch.rows, self._loaded.limits.vocab), np.float32)
         if logits.size:
