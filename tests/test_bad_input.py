@@ -240,7 +240,7 @@ CASES: dict[str, Case] = {
         ["model.norm.weight", "i32", "a float type"],
     ),
     "layers-beyond-the-weights": (
-        lambda w: ("run", "1 2", *CPU, "--model", w.configured(num_hidden_layers=10**6)),
+        lambda w: ("run", "1 2", "--prompt-ids", *CPU, "--model", w.configured(num_hidden_layers=10**6)),
         ["model.safetensors: has no layer 999999", "num_hidden_layers = 1000000", "correct it"],
     ),
     "one-layer-beyond-the-weights": (
@@ -251,6 +251,7 @@ CASES: dict[str, Case] = {
         lambda w: (
             "run",
             "1 2",
+            "--prompt-ids",
             *CPU,
             "--load-format",
             "dummy",
@@ -264,7 +265,7 @@ CASES: dict[str, Case] = {
         ["num_hidden_layers = 2147483647", "at most 4096"],
     ),
     "vocabulary-beyond-the-weights": (
-        lambda w: ("run", "1 2", *CPU, "--model", w.configured(vocab_size=2 * 10**9)),
+        lambda w: ("run", "1 2", "--prompt-ids", *CPU, "--model", w.configured(vocab_size=2 * 10**9)),
         ["model.embed_tokens.weight", "[131, 120]", "expected [2000000000, 120]"],
     ),
     "width-beyond-the-weights": (

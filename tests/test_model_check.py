@@ -124,7 +124,7 @@ def _other_tokenizer(folder: Path) -> None:
         (_pointer_of_weights, "weights", "Git LFS pointer", "git lfs pull"),
         (_pointer_of_tokenizer, "tokenizer", "Git LFS pointer", "git lfs pull"),
         (_other_weights, "weights", "pickled", "save_pretrained"),
-        (_other_layers, "weights and configuration", "", "do not belong together"),
+        (_other_layers, "weights and configuration", "has no layer 98", "correct it"),
         (_other_tokenizer, "tokenizer", "tokenizer.model", "AutoTokenizer"),
     ],
 )

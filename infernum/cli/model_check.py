@@ -115,13 +115,17 @@ def _of_config(source: ModelSource, inside: ModelFolder | None) -> Iterator[Look
     from infernum.checkpoint import Checkpoint
     from infernum.errors import InfernumError
     from infernum.graph_bundle import describe_graphs
-    from infernum.llm import check_tensors
+    from infernum.llm import check_claims, check_tensors
     from infernum.model_folder.weights import Weights
 
     try:
+        weights = None if inside is None else inside.weights
+        checkpoint = Checkpoint(inside.folder, weights) if inside and isinstance(weights, Weights) else None
+        if checkpoint is not None:
+            check_claims(source, checkpoint)
         manifest = describe_graphs(source)
-        if inside is not None and isinstance(inside.weights, Weights):
-            check_tensors(manifest, Checkpoint(inside.folder, inside.weights))
+        if checkpoint is not None:
+            check_tensors(manifest, checkpoint)
             yield Look("weights and configuration", True, "belong together")
         yield _memory(manifest)
     except InfernumError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -13,26 +12,13 @@ from typing import Any, NamedTuple, cast
 import tokenizers
 
 from infernum.errors import ConfigError, RequestError
+from infernum.model_folder.folder import TOKENIZER, find_file, find_tokenizer
+from infernum.model_folder.problems import Problem, is_listed
 
 log = logging.getLogger(__name__)
 
-TOKENIZER = "tokenizer.json"
-
-OTHER_TOKENIZERS = (
-    "tokenizer.model",
-    "tiktoken.model",
-    "tekken.json",
-    "spiece.model",
-    "vocab.json",
-    "vocab.txt",
-)
-"""Files of tokenizers in other formats, which transformers can convert."""
-
 TOKEN_IDS = "`infernum run --prompt-ids 1,2,3`, or a list of integers in Python"
 """How a prompt is given without a tokenizer."""
-
-LFS_POINTER = "version https://git-lfs.github.com/spec/"
-"""What a file begins with that Git LFS has not downloaded."""
 
 BROKEN = "\ufffd"
 """What a decoder writes for bytes that are not, or not yet, a character."""
@@ -169,20 +155,17 @@ def load_tokenizer(folder: Path, bos_id: int | None = None) -> Tokenizer | None:
 
 def has_tokenizer(folder: Path | None) -> bool:
     """True where there is a tokenizer.json, even one that `load_tokenizer` refuses."""
-    return folder is not None and os.path.lexists(folder / TOKENIZER)
+    return folder is not None and is_listed(folder / TOKENIZER)
 
 
 def why_no_tokenizer(folder: Path | None, model: str) -> str:
     """Why the text of a prompt cannot be read, what lies in the model's folder instead, and what to do."""
     if folder is None:
         return f"{model}: is a preset without a tokenizer; give token ids ({TOKEN_IDS})"
-    others = [name for name in OTHER_TOKENIZERS if (folder / name).exists()]
-    if not others:
-        return f"{folder}: has no {TOKENIZER}; download it, or give token ids ({TOKEN_IDS})"
-    return (
-        f"{folder}: has {others[0]}, but no {TOKENIZER}; make one by transformers' "
-        f"AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER), or give token ids ({TOKEN_IDS})"
-    )
+    other = find_tokenizer(folder)
+    if isinstance(other, Problem):
+        return f"{other}, or give token ids ({TOKEN_IDS})"
+    return f"{folder}: has no {TOKENIZER}; download it, or give token ids ({TOKEN_IDS})"
 
 
 class TextStream:
@@ -330,20 +313,16 @@ def _read_object(path: Path) -> dict[str, object]:
 
 
 def _read(path: Path) -> str | None:
-    """The text of a file, None where there is none. A link that leads nowhere is an error, as other damage is."""
-    if not os.path.lexists(path):
-        return None
+    """The text of a file, None where there is none. Raises ConfigError for a file that cannot be read as text."""
+    file = find_file(path)
+    if isinstance(file, Problem):
+        raise ConfigError(str(file))
     try:
-        content = path.read_text(encoding="utf-8")
+        return None if file is None else file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); download it again") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (at byte {error.start}); download it again") from error
-    if content.startswith(LFS_POINTER):
-        raise ConfigError(
-            f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"
-        )
-    return content
 
 
 def _first_line(error: Exception) -> str:

@@ -22,6 +22,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
     "tokenizer.model",
+    "tiktoken.model",
     "spiece.model",
     "tekken.json",
     "vocab.json",
@@ -30,7 +31,14 @@ TOKENIZER_FILES = (
 )
 """Files that belong to a tokenizer, of which only the first can stand alone."""
 
-_VOCABULARIES = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt")
+_VOCABULARIES = (
+    "tokenizer.model",
+    "tiktoken.model",
+    "spiece.model",
+    "tekken.json",
+    "vocab.json",
+    "vocab.txt",
+)
 _CONVERT = "convert {}: transformers' {}.from_pretrained(FOLDER).save_pretrained(FOLDER)"
 
 
