@@ -56,11 +56,11 @@ def _anyone_may_write(folder: Path) -> bool:
 def _is_ours_alone(folder: Path) -> bool:
     """Whether it is a folder, and no link to one, that belongs to this user and that nobody else can write to."""
     try:
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError:
         return False
     others = stat.S_IWGRP | stat.S_IWOTH
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & others
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & others
 
 
 @lru_cache

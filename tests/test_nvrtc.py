@@ -261,9 +261,9 @@ def test_a_source_that_does_not_compile_is_kept_in_a_folder_of_its_own(homeless:
     (homeless / "infernum").mkdir()
     with pytest.raises(CompileError) as error:
         compile_cuda("nonsense", name="broken.cu", arch="sm_80", cache=None)
-    (kept,) = homeless.rglob("broken.cu")
-    assert str(kept) in str(error.value)
-    assert not kept.is_relative_to(homeless / "infernum")
+    (source,) = homeless.rglob("broken.cu")
+    assert str(source) in str(error.value)
+    assert not source.is_relative_to(homeless / "infernum")
 
 
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
