@@ -378,7 +378,7 @@ def test_a_file_that_git_lfs_has_not_downloaded_is_named_with_its_remedy(tmp_pat
 def test_a_link_to_a_tokenizer_that_leads_nowhere_is_no_missing_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").symlink_to(tmp_path / "blobs" / "gone")
     with pytest.raises(
-        ConfigError, match="tokenizer.json: is a link to .*, which is gone; download it again"
+        ConfigError, match=r"tokenizer.json: is a link to .*, which is gone; download it again"
     ):
         load_tokenizer(tmp_path)
 
