@@ -171,7 +171,7 @@ def decoder(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any, turn: str) -
 def layers(monkeypatch: pytest.MonkeyPatch, choose: Callable[[Any, int], Block], **changes: Any) -> None:
     """Let Llama have these layers."""
     family = replace(llama.FAMILY, layer=choose, **changes)
-    monkeypatch.setattr("infernum.compiler.find_family", lambda name: family)
+    monkeypatch.setattr("infernum.program.find_family", lambda name: family)
 
 
 def test_each_kind_of_layer_is_compiled_once(

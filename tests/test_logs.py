@@ -413,5 +413,5 @@ def test_the_dtype_is_logged_with_the_reason(
     save_file({"all": np.zeros(8, np.float16)}, tmp_path / "model.safetensors")
     with caplog.at_level(logging.INFO, "infernum.passes"):
         sources = prepare(resolve(str(tmp_path)), Options(dtype=dtype))
-    assert said.startswith(sources.dtype.long_name)
+    assert said.startswith(sources.program.dtype.long_name)
     assert said in caplog.text

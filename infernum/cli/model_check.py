@@ -26,7 +26,9 @@ def check_model(name: str, *, gpu_works: bool, numpy_works: bool) -> FolderCheck
     folder = resolve(name).folder if name in PRESETS and not Path(name).is_dir() else Path(name)
     inside = None if folder is None else look_at(folder)
     if inside is not None and inside.problem is not None:
-        return FolderCheck(inside.folder, [Look("folder", False, inside.problem.what, inside.problem.mend)])
+        problem = inside.problem
+        seen = f"{problem.where}: {problem.what}"
+        return FolderCheck(inside.folder, [Look("folder", False, seen, problem.mend)])
     source, config = _config(name if inside is None else str(inside.folder))
     looks = [config]
     if inside is None:
