@@ -10,11 +10,11 @@ from fake_gpu import FakeGpu, at
 
 from infernum.bundle import Launch, Pointer
 from infernum.dtypes import dtype, round_to
+from infernum.lab.verify.bench import Bench, Time
+from infernum.lab.verify.image import Image
+from infernum.lab.verify.trials import meaning
+from infernum.lab.verify.values import bits_of, from_bits, to_bits
 from infernum.runtime.gemm import Product
-from infernum.verify.bench import Bench, Time
-from infernum.verify.image import Image
-from infernum.verify.trials import meaning
-from infernum.verify.values import bits_of, from_bits, to_bits
 
 Spoil = Callable[[str, str, np.ndarray], None]
 """Called with a program's name, a result's tensor and its bits after a kernel has run, to make a mistake."""

@@ -15,11 +15,11 @@ from infernum import dtypes
 from infernum.checkpoint import Checkpoint
 from infernum.cpu.executor import CpuExecutor
 from infernum.errors import DeviceError, RequestError
-from infernum.measure import against
-from infernum.measure.checked import checked_places, decoded_logits
-from infernum.measure.generation import GREEDY, Generation, generate
-from infernum.measure.shared_weights import NotingDevice, shared_tensors
-from infernum.measure.workload import page_table, random_prompts
+from infernum.lab.measure import against
+from infernum.lab.measure.checked import checked_places, decoded_logits
+from infernum.lab.measure.generation import GREEDY, Generation, generate
+from infernum.lab.measure.shared_weights import NotingDevice, shared_tensors
+from infernum.lab.measure.workload import page_table, random_prompts
 from infernum.models.presets import resolve
 from infernum.runtime.device import Device, DeviceMemory
 from infernum.runtime.weights import fill_weights

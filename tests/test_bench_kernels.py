@@ -19,16 +19,16 @@ from toy_bundle import LAYERS, VOCAB
 from infernum.bundle import Bundle
 from infernum.cli import bench_command
 from infernum.errors import BundleError, DeviceError, RequestError
-from infernum.measure import kernels as measured
-from infernum.measure import origin, subject
-from infernum.measure.bounds import Speeds, cost_symbols
-from infernum.measure.cuts import KernelInStep, cuts, in_place, kernels_in_step
-from infernum.measure.workload import chunk_batch, decode_batch, workload
+from infernum.lab.measure import kernels as measured
+from infernum.lab.measure import origin, subject
+from infernum.lab.measure.bounds import Speeds, cost_symbols
+from infernum.lab.measure.cuts import KernelInStep, cuts, in_place, kernels_in_step
+from infernum.lab.measure.workload import chunk_batch, decode_batch, workload
+from infernum.lab.verify.verdict import Verdict
 from infernum.roofline import step_symbols
 from infernum.runtime.binding import Place
 from infernum.runtime.executor import CudaExecutor
 from infernum.step import NO_TOKEN
-from infernum.verify.verdict import Verdict
 
 SPEEDS = Speeds(bytes_per_second=1e9, flops_per_second=1e12)
 
@@ -318,8 +318,8 @@ def test_a_kernel_that_is_wrong_is_named_and_nothing_is_printed(
     infernum: Callable[..., Any], toy_on_gpu: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verdicts = [verdict("append"), verdict("mean", "at 3 tokens: 7 elements were not written")]
-    monkeypatch.setattr("infernum.verify.gpu.open_bench", nullcontext)
-    monkeypatch.setattr("infernum.verify.verdict.verify_bundle", lambda *given, **chosen: verdicts)
+    monkeypatch.setattr("infernum.lab.verify.gpu.open_bench", nullcontext)
+    monkeypatch.setattr("infernum.lab.verify.verdict.verify_bundle", lambda *given, **chosen: verdicts)
     found = measure_on_cli(infernum, toy_on_gpu.folder, "--json")
     assert (found.code, found.out) == (2, "")
     assert (
@@ -334,9 +334,9 @@ def test_only_the_kernels_that_are_named_are_verified_and_told_of(
     infernum: Callable[..., Any], toy_on_gpu: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
-    monkeypatch.setattr("infernum.verify.gpu.open_bench", nullcontext)
+    monkeypatch.setattr("infernum.lab.verify.gpu.open_bench", nullcontext)
     monkeypatch.setattr(
-        "infernum.verify.verdict.verify_bundle",
+        "infernum.lab.verify.verdict.verify_bundle",
         lambda *given, **chosen: asked.append(chosen["kernels"]) or [],
     )
     named = ("--kernel", "mean", "--kernel", "append")

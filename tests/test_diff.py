@@ -13,10 +13,10 @@ from conftest import Outcome
 
 from infernum.bundle import Bundle, Edit, Manifest, open_bundle, write_bundle
 from infernum.errors import BundleError
-from infernum.explain.diff_text import diff_text
-from infernum.explain.difference import Difference, difference, regressions
-from infernum.explain.measurements import MeasuredKernel, Measurements
-from infernum.explain.text_diff import graph_diff
+from infernum.lab.explain.diff_text import diff_text
+from infernum.lab.explain.difference import Difference, difference, regressions
+from infernum.lab.explain.measurements import MeasuredKernel, Measurements
+from infernum.lab.explain.text_diff import graph_diff
 
 
 def shown(told: Difference, width: int = 160) -> str:

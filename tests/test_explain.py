@@ -20,25 +20,25 @@ from infernum.codegen.weights import fold_weights
 from infernum.compiler import Options
 from infernum.dtypes import BF16
 from infernum.errors import BundleError
-from infernum.explain.amounts import change, microseconds, nbytes
-from infernum.explain.block import explain_block
-from infernum.explain.block_text import block_text
-from infernum.explain.calls import calls_of, draw
-from infernum.explain.facts import facts_of
-from infernum.explain.history import RuleExplanation, explain_rule
-from infernum.explain.kernel import KernelExplanation, explain_kernels, explain_variant
-from infernum.explain.kernel_text import kernel_text
-from infernum.explain.lines import text_of
-from infernum.explain.names import find
-from infernum.explain.occupancy import occupancy
-from infernum.explain.overview import explain_bundle
-from infernum.explain.rule_text import rule_text
 from infernum.fusion import RULES
 from infernum.ir.apply import apply_rules
 from infernum.ir.graph import Graph
 from infernum.ir.kernel import Target
 from infernum.ir.op import Fused
 from infernum.ir.text import parse_graph
+from infernum.lab.explain.amounts import change, microseconds, nbytes
+from infernum.lab.explain.block import explain_block
+from infernum.lab.explain.block_text import block_text
+from infernum.lab.explain.calls import calls_of, draw
+from infernum.lab.explain.facts import facts_of
+from infernum.lab.explain.history import RuleExplanation, explain_rule
+from infernum.lab.explain.kernel import KernelExplanation, explain_kernels, explain_variant
+from infernum.lab.explain.kernel_text import kernel_text
+from infernum.lab.explain.lines import text_of
+from infernum.lab.explain.names import find
+from infernum.lab.explain.occupancy import occupancy
+from infernum.lab.explain.overview import explain_bundle
+from infernum.lab.explain.rule_text import rule_text
 from infernum.models.presets import resolve
 from infernum.resources import PACKAGE
 from infernum.runtime.layout import block_variant

@@ -12,9 +12,9 @@ import pytest
 from conftest import Outcome
 
 from infernum.bundle import Bundle
-from infernum.explain.graphs import graphs_of
-from infernum.report.drawing import dot_of, picture_of, svg_of
-from infernum.report.layout import lay_out
+from infernum.lab.explain.graphs import graphs_of
+from infernum.lab.report.drawing import dot_of, picture_of, svg_of
+from infernum.lab.report.layout import lay_out
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -14,8 +14,8 @@ from conftest import Tiny
 from infernum.cli.bench_latency import rows
 from infernum.cpu.executor import CpuExecutor
 from infernum.errors import DeviceError, RequestError
-from infernum.measure import generation, latency, origin
-from infernum.measure.checked import CHECKED_STEPS, kept
+from infernum.lab.measure import generation, latency, origin
+from infernum.lab.measure.checked import CHECKED_STEPS, kept
 from infernum.models.presets import resolve
 from infernum.sampling_params import SamplingParams
 
@@ -299,8 +299,8 @@ def test_the_bound_counts_every_weight_once_and_of_the_embedding_a_row(tiny: Cal
 def test_the_bandwidth_kernel_compiles_without_spills(arch: str, tmp_path: Path) -> None:
     from infernum.codegen.nvrtc import compile_cuda
     from infernum.codegen.templates import render
-    from infernum.measure.read_bandwidth import NAME as KERNEL
-    from infernum.measure.read_bandwidth import THREADS, UNROLL
+    from infernum.lab.measure.read_bandwidth import NAME as KERNEL
+    from infernum.lab.measure.read_bandwidth import THREADS, UNROLL
 
     source = render(KERNEL, {"name": KERNEL, "THREADS": THREADS, "UNROLL": UNROLL}, arch=90)
     cubin = compile_cuda(source, name=f"{KERNEL}.cu", arch=arch, cache=tmp_path)

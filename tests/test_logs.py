@@ -27,8 +27,8 @@ from infernum.cli.console import progress_bar
 from infernum.codegen import nvrtc
 from infernum.compiler import Options, cached_bundle, emit_sources, prepare
 from infernum.errors import InfernumError
+from infernum.lab.rebuild.edited import rebuild_bundle
 from infernum.models.presets import resolve
-from infernum.rebuild.edited import rebuild_bundle
 from infernum.resources import demo_folder
 
 Run = Callable[..., Outcome]

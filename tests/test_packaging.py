@@ -57,7 +57,7 @@ def test_the_wheel_holds_every_module_template_and_file_of_the_report(files: set
     ]
     page = [
         path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "infernum/report/web").rglob("*")
+        for path in (ROOT / "infernum/lab/report/web").rglob("*")
         if path.is_file()
     ]
     assert templates and page
@@ -79,7 +79,7 @@ def test_the_wheel_declares_the_command_and_the_licence(wheel: Path) -> None:
     assert b"infernum = infernum.cli:main" in read(f"{INFO}/entry_points.txt")
     assert b"Apache License" in read(f"{INFO}/licenses/LICENSE")
     for library in ("d3", "dagre", "highlight"):
-        assert read(f"{INFO}/licenses/infernum/report/web/vendor/{library}.LICENSE")
+        assert read(f"{INFO}/licenses/infernum/lab/report/web/vendor/{library}.LICENSE")
 
 
 def test_an_installed_wheel_finds_its_own_templates_and_demo_model(wheel: Path, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from toy_bundle import LAYERS
 
 from infernum.bundle import Bundle
 from infernum.errors import RequestError
-from infernum.measure import origin, profile, subject
-from infernum.measure.trace import TracedKernel, TracedStep, trace
+from infernum.lab.measure import origin, profile, subject
+from infernum.lab.measure.trace import TracedKernel, TracedStep, trace
 from infernum.runtime.binding import Place
 from infernum.runtime.executor import CudaExecutor
 
@@ -121,7 +121,7 @@ def test_the_traced_tokens_are_those_of_a_normal_run(
 
     monkeypatch.setattr(profile, "decode_batch", noted)
     profile.profile(toy_on_gpu, None, profile.Request(prompt=5, tokens=6))
-    from infernum.measure.workload import greedy, page_table, prompt_steps, random_prompts
+    from infernum.lab.measure.workload import greedy, page_table, prompt_steps, random_prompts
 
     gpu.closed = False
     pages = page_table(1, 11, toy_on_gpu.manifest.page_size, 0)

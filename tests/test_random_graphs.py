@@ -27,9 +27,9 @@ from infernum.ir.interpret import interpret
 from infernum.ir.kernel import Target
 from infernum.ir.rewrite import Rule
 from infernum.ir.text import parse_graph, print_graph
+from infernum.lab.verify.random_graphs import Maker, width
 from infernum.models.llama import LlamaConfig, decoder, embed, head
 from infernum.ops import add, columns, linear, silu
-from infernum.verify.random_graphs import Maker, width
 
 T = TypeVar("T")
 

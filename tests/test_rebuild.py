@@ -20,9 +20,9 @@ from infernum.bundle import Bundle, Edit, Kernel, Launch, file_state, not_rebuil
 from infernum.codegen.cubin import KernelResources
 from infernum.codegen.nvrtc import compile_cuda
 from infernum.errors import BundleError, CompileError, DeviceError
-from infernum.rebuild import edited as rebuilding
-from infernum.rebuild.edited import rebuild_bundle
-from infernum.rebuild.fit import Signature, objections, signature_of
+from infernum.lab.rebuild import edited as rebuilding
+from infernum.lab.rebuild.edited import rebuild_bundle
+from infernum.lab.rebuild.fit import Signature, objections, signature_of
 from infernum.runtime import driver
 from infernum.runtime.driver import GpuFacts
 
@@ -709,7 +709,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../secret.py", "{folder}/secret.py", "x\0.py"])
 def test_explain_reads_no_file_that_a_bundle_names_from_elsewhere(tmp_path: Path, name: str) -> None:
-    from infernum.explain import lines
+    from infernum.lab.explain import lines
 
     (tmp_path / "secret.py").write_text("password = 1\n")
     (tmp_path / "package").mkdir()

@@ -17,12 +17,12 @@ from conftest import Outcome
 
 from infernum.bundle import Bundle, Gemm, write_bundle
 from infernum.errors import BundleError, InfernumError
-from infernum.explain.facts import facts_of
-from infernum.explain.measurements import read_measurements
-from infernum.report.data import report_data
-from infernum.report.html import html_of
+from infernum.lab.explain.facts import facts_of
+from infernum.lab.explain.measurements import read_measurements
+from infernum.lab.report.data import report_data
+from infernum.lab.report.html import html_of
 
-VENDOR = Path(__file__).parents[1] / "infernum/report/web/vendor"
+VENDOR = Path(__file__).parents[1] / "infernum/lab/report/web/vendor"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 NUMBERS = {"us": 1.0, "bytes": 1, "flops": 1, "floor_us": 1.0, "fraction": 1.0, "gain_us": 0.0}
 FLAGS = (

@@ -9,8 +9,8 @@ from breakages import BREAKAGES, Breakage
 from host_bench import COMPILER, HostBench
 
 from infernum.bundle import ANY, Bundle
-from infernum.verify.check import check_unit
-from infernum.verify.units import units_of
+from infernum.lab.verify.check import check_unit
+from infernum.lab.verify.units import units_of
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 

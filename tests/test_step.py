@@ -27,6 +27,8 @@ from infernum.dtypes import F32, I32
 from infernum.errors import BundleError
 from infernum.ir.block import BATCH, RESERVED
 from infernum.ir.graph import TensorType
+from infernum.lab.verify.facts import ragged_step
+from infernum.lab.verify.rule_values import Round, Values
 from infernum.models.sampler import sample
 from infernum.ops.sampling import kept_weights
 from infernum.resources import templates_folder
@@ -43,8 +45,6 @@ from infernum.step import (
     StepInput,
     check_input,
 )
-from infernum.verify.facts import ragged_step
-from infernum.verify.rule_values import Round, Values
 
 NAMES = [parameter.name for parameter in PARAMETERS]
 

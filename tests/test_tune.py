@@ -27,13 +27,13 @@ from infernum.codegen.tuned import load_tuned, store_tuned, tuned_path
 from infernum.compiler import Options, cached_bundle, emit_sources
 from infernum.dtypes import BF16
 from infernum.errors import DeviceError, RequestError
-from infernum.explain.kernel import explain_kernels
-from infernum.explain.kernel_text import kernel_text
 from infernum.ir.graph import TensorType
 from infernum.ir.kernel import Call, Layout, Refusal, Target, Template, Tuned, alternatives
 from infernum.ir.parameters import MOST_CANDIDATES, Parameters, settle
-from infernum.measure import tune as tuning
-from infernum.measure.candidates import (
+from infernum.lab.explain.kernel import explain_kernels
+from infernum.lab.explain.kernel_text import kernel_text
+from infernum.lab.measure import tune as tuning
+from infernum.lab.measure.candidates import (
     Trials,
     Tunable,
     candidates_of,
@@ -42,12 +42,12 @@ from infernum.measure.candidates import (
     tunables,
     write_trials,
 )
-from infernum.measure.race import Comparison, race, winner
-from infernum.measure.rig import Rig
-from infernum.measure.workload import workload
+from infernum.lab.measure.race import Comparison, race, winner
+from infernum.lab.measure.rig import Rig
+from infernum.lab.measure.workload import workload
+from infernum.lab.rebuild.edited import rebuild_bundle
 from infernum.models.config import config_hash
 from infernum.models.presets import resolve
-from infernum.rebuild.edited import rebuild_bundle
 from infernum.runtime.driver import DriverFacts, GpuFacts
 from infernum.runtime.layout import block_variant
 
@@ -530,7 +530,7 @@ def few(sources: Any, variant: str, blocks: Any) -> list[Tunable]:
 @pytest.fixture
 def gpu_made_up(monkeypatch: pytest.MonkeyPatch) -> type[FakeRig]:
     facts = DriverFacts("13.0", (GpuFacts(0, H200, (9, 0), 132, 232448, 1 << 37),))
-    for module in (tuning, "infernum.measure.origin", "infernum.runtime.driver"):
+    for module in (tuning, "infernum.lab.measure.origin", "infernum.runtime.driver"):
         name = module if isinstance(module, str) else module.__name__
         monkeypatch.setattr(f"{name}.describe", lambda: facts)
     monkeypatch.setattr(tuning, "Rig", FakeRig)

@@ -26,21 +26,21 @@ from infernum.compiler import Options
 from infernum.dtypes import BF16, DTYPES, F32, DType
 from infernum.errors import BundleError, DeviceError
 from infernum.ir.op import Fused
+from infernum.lab.verify import bench as bench_module
+from infernum.lab.verify import gpu
+from infernum.lab.verify.bench import REPETITIONS, Bench, Time
+from infernum.lab.verify.check import check_unit, image_of, plan_trials
+from infernum.lab.verify.compare import WRONG, compare
+from infernum.lab.verify.decompose import decomposed_graph, decomposed_programs
+from infernum.lab.verify.facts import STEPS, Chunks, count_tokens, ragged_step, steps_for
+from infernum.lab.verify.image import Image
+from infernum.lab.verify.trials import trials
+from infernum.lab.verify.units import Program, Unit, units_of
+from infernum.lab.verify.values import KINDS, Kind, draw, from_bits, smallest_normal, to_bits
+from infernum.lab.verify.verdict import select_units, verify_bundle
 from infernum.models.presets import resolve
 from infernum.runtime import driver
 from infernum.runtime.layout import block_variant
-from infernum.verify import bench as bench_module
-from infernum.verify import gpu
-from infernum.verify.bench import REPETITIONS, Bench, Time
-from infernum.verify.check import check_unit, image_of, plan_trials
-from infernum.verify.compare import WRONG, compare
-from infernum.verify.decompose import decomposed_graph, decomposed_programs
-from infernum.verify.facts import STEPS, Chunks, count_tokens, ragged_step, steps_for
-from infernum.verify.image import Image
-from infernum.verify.trials import trials
-from infernum.verify.units import Program, Unit, units_of
-from infernum.verify.values import KINDS, Kind, draw, from_bits, smallest_normal, to_bits
-from infernum.verify.verdict import select_units, verify_bundle
 
 FIVE: Chunks = ((211, 3), (64, 1), (0, 1))
 

@@ -19,13 +19,13 @@ from infernum.ir.graph import Graph, Node, Value
 from infernum.ir.kernel import Target
 from infernum.ir.rewrite import Candidate, Examples, Rule, Site, rewrite
 from infernum.ir.text import parse_graph
+from infernum.lab.verify.random_graphs import random_graph
+from infernum.lab.verify.rule_change import change_of
+from infernum.lab.verify.rule_meaning import compare
+from infernum.lab.verify.rule_values import Round
+from infernum.lab.verify.rules import RuleVerdict, verify_rules
 from infernum.models.presets import resolve
 from infernum.ops import add, append, cast, columns, linear, mul, rms_norm, silu, stack_rows
-from infernum.verify.random_graphs import random_graph
-from infernum.verify.rule_change import change_of
-from infernum.verify.rule_meaning import compare
-from infernum.verify.rule_values import Round
-from infernum.verify.rules import RuleVerdict, verify_rules
 
 
 @pytest.fixture(scope="module")

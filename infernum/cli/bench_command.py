@@ -90,8 +90,8 @@ def kernels(
     its time alone is given next to it.
     """
     from infernum.cli.console import print_json, progress_bar, warn
-    from infernum.measure.kernels import Request, measure_kernels
-    from infernum.measure.subject import open_subject
+    from infernum.lab.measure.kernels import Request, measure_kernels
+    from infernum.lab.measure.subject import open_subject
 
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other")
@@ -118,8 +118,8 @@ def kernels(
 def _check_kernels(bundle: Bundle, variant: str, names: Sequence[str], progress: Progress | None) -> None:
     """Raises DeviceError unless the kernels of a variant, or those named, compute what they should."""
     from infernum.errors import DeviceError
-    from infernum.verify.gpu import open_bench
-    from infernum.verify.verdict import verify_bundle
+    from infernum.lab.verify.gpu import open_bench
+    from infernum.lab.verify.verdict import verify_bundle
 
     with open_bench() as bench:
         verdicts = verify_bundle(

@@ -85,7 +85,7 @@ def latency(
         describe()
     except DeviceError as error:
         raise DeviceError(f"bench latency measures a GPU: {error}; see `infernum doctor`") from error
-    from infernum.measure.latency import Request, measure
+    from infernum.lab.measure.latency import Request, measure
 
     warn(source.warnings)
     request = Request(

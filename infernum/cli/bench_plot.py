@@ -20,6 +20,6 @@ def plot(results: tuple[Path, ...], output: Path) -> None:
     One group of bars for each model and size: the bound, Infernum fused and not fused, and what it was compared with.
     The picture is 700 pixels wide, and follows the reader's choice of a light or a dark page.
     """
-    from infernum.measure.plot import draw, groups_of, read_results
+    from infernum.lab.measure.plot import draw, groups_of, read_results
 
     write_output(output, draw(groups_of(read_results(results))), make_folders=True)

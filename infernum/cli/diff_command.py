@@ -50,9 +50,9 @@ def command(
 
     from infernum.bundle import open_kernels
     from infernum.cli.console import print_json, print_lines, say, text_width
-    from infernum.explain.diff_text import diff_text
-    from infernum.explain.difference import difference, regressions
-    from infernum.explain.measurements import read_measurements
+    from infernum.lab.explain.diff_text import diff_text
+    from infernum.lab.explain.difference import difference, regressions
+    from infernum.lab.explain.measurements import read_measurements
 
     if (bench_a is None) != (bench_b is None):
         raise click.UsageError("--bench-a and --bench-b go together: times are compared")

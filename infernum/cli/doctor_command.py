@@ -47,7 +47,7 @@ def command(folder: str | None, as_json: bool) -> int:
     from infernum.cli.bundle_check import check_bundle
     from infernum.cli.console import print_json
     from infernum.cli.model_check import check_model
-    from infernum.measure.origin import versions
+    from infernum.lab.measure.origin import versions
 
     findings = [_check(*check) for check in CHECKS]
     works = {
@@ -85,7 +85,7 @@ def _print_folder(checked: FolderCheck) -> None:
 
 def _print(findings: list[Finding], works: dict[str, bool]) -> None:
     from infernum.cli.console import print_table, say
-    from infernum.measure.origin import versions
+    from infernum.lab.measure.origin import versions
 
     rows = [("yes" if f.works else "no", f.what, f.found) for f in findings]
     print_table("Found", ("", "what", "details"), rows)

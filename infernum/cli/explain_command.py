@@ -56,14 +56,14 @@ def _explain(
     from rich.text import Text
 
     from infernum.cli.console import text_width
-    from infernum.explain.block import explain_block
-    from infernum.explain.block_text import block_text
-    from infernum.explain.history import explain_rule
-    from infernum.explain.kernel import explain_kernels
-    from infernum.explain.kernel_text import kernel_text
-    from infernum.explain.names import choose_variant, every_variant, find
-    from infernum.explain.overview import explain_bundle, overview_text
-    from infernum.explain.rule_text import rule_text
+    from infernum.lab.explain.block import explain_block
+    from infernum.lab.explain.block_text import block_text
+    from infernum.lab.explain.history import explain_rule
+    from infernum.lab.explain.kernel import explain_kernels
+    from infernum.lab.explain.kernel_text import kernel_text
+    from infernum.lab.explain.names import choose_variant, every_variant, find
+    from infernum.lab.explain.overview import explain_bundle, overview_text
+    from infernum.lab.explain.rule_text import rule_text
 
     width = text_width()
     found = None if name is None else find(bundle, name)

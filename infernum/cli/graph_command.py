@@ -40,8 +40,8 @@ def command(
     from infernum.bundle import open_bundle
     from infernum.cli.console import say
     from infernum.cli.output import is_stream, write_output
-    from infernum.explain.graphs import graphs_of
-    from infernum.report.drawing import dot_of, picture_of, svg_of
+    from infernum.lab.explain.graphs import graphs_of
+    from infernum.lab.report.drawing import dot_of, picture_of, svg_of
 
     opened = open_bundle(bundle)
     chosen = _choose(opened, block, variant)

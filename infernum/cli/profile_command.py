@@ -51,8 +51,8 @@ def command(
     """
     from infernum.cli.console import progress_bar, warn
     from infernum.cli.output import write_output
-    from infernum.measure.profile import Request, profile
-    from infernum.measure.subject import open_subject
+    from infernum.lab.measure.profile import Request, profile
+    from infernum.lab.measure.subject import open_subject
 
     if bundle is None and model is None:
         model = DEMO_MODEL

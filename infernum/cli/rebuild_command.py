@@ -17,7 +17,7 @@ from infernum.cli import options
 
 if TYPE_CHECKING:
     from infernum.bundle import Bundle
-    from infernum.rebuild.edited import Change, Outcome
+    from infernum.lab.rebuild.edited import Change, Outcome
 
 
 @click.command("rebuild", short_help="Compile the kernels of a bundle that were edited.")
@@ -50,7 +50,7 @@ def command(
     from infernum.bundle import open_kernels
     from infernum.cache import cache_folder
     from infernum.cli.console import print_json, warn
-    from infernum.rebuild.edited import rebuild_bundle
+    from infernum.lab.rebuild.edited import rebuild_bundle
 
     if prompt is None and (model is not None or run_options):
         raise click.UsageError("--model and options of run are for --run PROMPT, which is not given")

@@ -35,9 +35,9 @@ def command(bundle: Path, output: Path, bench: Path | None) -> None:
     from infernum.bundle import open_kernels
     from infernum.cli.output import write_output
     from infernum.errors import InfernumError
-    from infernum.explain.measurements import read_measurements
-    from infernum.report.data import report_data
-    from infernum.report.html import html_of
+    from infernum.lab.explain.measurements import read_measurements
+    from infernum.lab.report.data import report_data
+    from infernum.lab.report.html import html_of
 
     if output.suffix != ".html":
         raise InfernumError(f"{output}: a report's name ends in .html; choose one with -o")

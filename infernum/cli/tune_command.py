@@ -95,7 +95,7 @@ def command(
         describe()
     except DeviceError as error:
         raise DeviceError(f"tune measures a GPU: {error}; see `infernum doctor`") from error
-    from infernum.measure.tune import PROMPTS, Request, tune
+    from infernum.lab.measure.tune import PROMPTS, Request, tune
 
     warn(source.warnings)
     split = options.split_rules(rules)
@@ -129,8 +129,8 @@ def command(
 def _check(
     bundle: Bundle, variant: str, kernels: Collection[tuple[str, str]]
 ) -> Mapping[tuple[str, str], str]:
-    from infernum.verify.gpu import open_bench
-    from infernum.verify.named import wrong_kernels
+    from infernum.lab.verify.gpu import open_bench
+    from infernum.lab.verify.named import wrong_kernels
 
     with open_bench() as bench:
         return wrong_kernels(bundle, bench, variant, kernels)

@@ -12,9 +12,9 @@ from infernum.cli import options
 
 if TYPE_CHECKING:
     from infernum.bundle import Bundle
+    from infernum.lab.verify.rules import RuleVerdict
+    from infernum.lab.verify.verdict import Verdict
     from infernum.llm import Progress
-    from infernum.verify.rules import RuleVerdict
-    from infernum.verify.verdict import Verdict
 
 WRONG = 1
 """The exit code when some kernel or rule is wrong."""
@@ -42,9 +42,9 @@ def command(
     """
     from infernum.bundle import open_kernels
     from infernum.cli.console import print_json, progress_bar, say
+    from infernum.lab.verify.rules import verify_rules
+    from infernum.lab.verify.verdict import select_units
     from infernum.runtime.driver import gpu_available
-    from infernum.verify.rules import verify_rules
-    from infernum.verify.verdict import select_units
 
     opened = open_kernels(bundle)
     chosen: dict[str, Any] = {
@@ -77,8 +77,8 @@ def _verify_kernels(
     bundle: Bundle, chosen: dict[str, Any], progress: Progress | None
 ) -> tuple[str, list[Verdict]]:
     """The GPU's name, and the verdicts on the chosen kernels."""
-    from infernum.verify.gpu import open_bench
-    from infernum.verify.verdict import verify_bundle
+    from infernum.lab.verify.gpu import open_bench
+    from infernum.lab.verify.verdict import verify_bundle
 
     with open_bench() as bench:
         return bench.device.facts.name, verify_bundle(bundle, bench, **chosen, progress=progress)

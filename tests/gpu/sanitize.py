@@ -48,7 +48,7 @@ def decode_long(executor, sequences: int) -> list[list[int]]:
     """
     import numpy as np
 
-    from infernum.measure.workload import chunk_batch, decode_batch, greedy
+    from infernum.lab.measure.workload import chunk_batch, decode_batch, greedy
 
     pages = np.zeros((sequences, LONG_CONTEXT // executor.page_size), np.int32)
     pages[:, -1] = 1 + np.arange(sequences)

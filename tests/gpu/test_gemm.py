@@ -14,7 +14,7 @@ import pytest
 
 from gpu.recipes import PAGES, Bundles, Recipe
 from infernum import dtypes
-from infernum.measure.workload import chunk_batch
+from infernum.lab.measure.workload import chunk_batch
 from infernum.runtime import cublaslt
 from infernum.runtime.device import Device
 from infernum.runtime.executor import CudaExecutor

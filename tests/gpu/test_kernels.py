@@ -13,11 +13,11 @@ from infernum.fusion import RULES
 from infernum.ir.kernel import Template
 from infernum.ir.op import OPS
 from infernum.ir.rewrite import Fusion
+from infernum.lab.verify.bench import Bench
+from infernum.lab.verify.check import check_unit
+from infernum.lab.verify.facts import Chunks
+from infernum.lab.verify.units import Unit, units_of
 from infernum.runtime.layout import block_variant
-from infernum.verify.bench import Bench
-from infernum.verify.check import check_unit
-from infernum.verify.facts import Chunks
-from infernum.verify.units import Unit, units_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 

@@ -15,13 +15,13 @@ from gpu.recipes import Bundles, Recipe
 from infernum.bundle import Bundle
 from infernum.checkpoint import Checkpoint
 from infernum.dtypes import relative_error
-from infernum.measure import latency
-from infernum.measure.against import language_model
-from infernum.measure.kernels import Request, measure_kernels
-from infernum.measure.profile import Request as ProfileRequest
-from infernum.measure.profile import profile
-from infernum.measure.shared_weights import tensors_on_gpu
-from infernum.measure.workload import chunk_batch, page_table
+from infernum.lab.measure import latency
+from infernum.lab.measure.against import language_model
+from infernum.lab.measure.kernels import Request, measure_kernels
+from infernum.lab.measure.profile import Request as ProfileRequest
+from infernum.lab.measure.profile import profile
+from infernum.lab.measure.shared_weights import tensors_on_gpu
+from infernum.lab.measure.workload import chunk_batch, page_table
 from infernum.models.presets import resolve
 from infernum.runtime.layout import block_variant
 from infernum.sampling_params import SamplingParams

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from infernum.measure.candidates import Tunable, tunables
-from infernum.measure.race import Comparison
-from infernum.measure.tune import Request, tune
+from infernum.lab.measure.candidates import Tunable, tunables
+from infernum.lab.measure.race import Comparison
+from infernum.lab.measure.tune import Request, tune
+from infernum.lab.verify.gpu import open_bench
+from infernum.lab.verify.named import wrong_kernels
 from infernum.models.presets import resolve
-from infernum.verify.gpu import open_bench
-from infernum.verify.named import wrong_kernels
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 
@@ -72,8 +72,8 @@ def test_a_candidate_that_is_taken_is_right_by_numpy(monkeypatch: pytest.MonkeyP
         less = [dataclasses.replace(t.parameters, candidates=t.parameters.candidates[:3]) for t in found]
         return [dataclasses.replace(t, parameters=p) for t, p in zip(found, less, strict=True)]
 
-    monkeypatch.setattr("infernum.measure.tune.tunables", few)
-    monkeypatch.setattr("infernum.measure.tune.winner", any_wins)
+    monkeypatch.setattr("infernum.lab.measure.tune.tunables", few)
+    monkeypatch.setattr("infernum.lab.measure.tune.winner", any_wins)
     checked: list[str] = []
 
     def check(bundle: Any, variant: str, kernels: Any) -> Any:

@@ -10,8 +10,8 @@ from breakages import BREAKAGES, Breakage, broken_bundles
 from gpu.recipes import Bundles, Recipe
 from infernum.bundle import Bundle
 from infernum.ir.op import Fused
-from infernum.verify.bench import Bench
-from infernum.verify.verdict import select_units, verify_bundle
+from infernum.lab.verify.bench import Bench
+from infernum.lab.verify.verdict import select_units, verify_bundle
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 

@@ -1,0 +1,103 @@
+"""A block before and after the rules: which traced nodes became which kernels, and what that changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infernum.bundle import BlockVariant, Bundle, spec_of
+from infernum.ir.graph import Graph, Value
+from infernum.lab.explain.calls import Call, call_of
+from infernum.lab.explain.facts import Amount, KernelFacts, facts_of, total
+from infernum.lab.explain.graphs import costs_nothing, graphs_of
+from infernum.lab.explain.history import Applied, applied_to
+from infernum.lab.explain.kernel import own
+from infernum.roofline import CONTEXT, gpu_of
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One call of a block as traced. `free`: a view, or work done when weights are loaded."""
+
+    call: Call
+    free: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """The traced nodes that became one node after the rules, its kernels, and the rules that made it."""
+
+    node: str
+    before: list[Traced]
+    kernels: list[KernelFacts]
+    rules: list[Applied]
+    amount_before: Amount
+    amount_after: Amount
+
+
+@dataclass(frozen=True)
+class BlockExplanation:
+    """A block variant in a step of `tokens` tokens, `context` positions for each sequence.
+
+    `layers`: how often the block is applied in a step; 0 for a sampler.
+    """
+
+    block: str
+    variant: str
+    arch: str
+    gpu: str
+    tokens: int
+    context: int
+    layers: int
+    groups: list[Group]
+    before: Amount
+    after: Amount
+
+
+def explain_block(
+    bundle: Bundle, variant: BlockVariant, *, tokens: int | None = None, context: int = CONTEXT
+) -> BlockExplanation:
+    """A block for one class of steps: its traced nodes by the kernels that do their work."""
+    traced, graph = graphs_of(bundle, variant)
+    facts = facts_of(bundle, variant, tokens=tokens, context=context)
+    homes = _homes(traced, facts)
+    groups: list[Group] = []
+    for node in dict.fromkeys(f.kernel.node for f in facts):
+        mine = [f for f in facts if f.kernel.node == node]
+        before = [
+            Traced(call_of(traced, n), costs_nothing(n)) for n in traced.calls if homes.get(n.name) == node
+        ]
+        after = total(own(f) for f in mine)
+        rules = applied_to(variant, mine[0].kernel, graph)
+        groups.append(Group(node, before, mine, rules, mine[0].before, after))
+    spec = spec_of(bundle.manifest.variants, variant.variant)
+    return BlockExplanation(
+        block=variant.block,
+        variant=variant.variant,
+        arch=bundle.arch,
+        gpu=gpu_of(bundle.arch).name,
+        tokens=spec.max_tokens if tokens is None else tokens,
+        context=context,
+        layers=sum(stage.block == variant.block for stage in bundle.manifest.program),
+        groups=groups,
+        before=total(g.amount_before for g in groups),
+        after=total(g.amount_after for g in groups),
+    )
+
+
+def _homes(traced: Graph, facts: list[KernelFacts]) -> dict[str, str]:
+    """The first node after the rules that does the work of each traced node; a view goes with what it shows."""
+    homes = {name: f.kernel.node for f in reversed(facts) for name in f.kernel.origin}
+    for node in traced.calls:
+        if node.name in homes or not costs_nothing(node):
+            continue
+        seen = [homes[v.node] for v in traced.operands(node.name) if v.node in homes]
+        read = [
+            homes[u] for i in range(len(node.types)) for u in _readers(traced, node.name, i) if u in homes
+        ]
+        if seen or read:
+            homes[node.name] = (*seen, *read)[0]
+    return homes
+
+
+def _readers(graph: Graph, name: str, index: int) -> list[str]:
+    return [user for user, _ in graph.users(Value(name, index))]

@@ -1,0 +1,127 @@
+"""A block before and after its rules, side by side or one above the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import zip_longest
+
+from rich.text import Text
+
+from infernum.lab.explain.amounts import change, counted, flops, microseconds, nbytes
+from infernum.lab.explain.block import BlockExplanation, Group, Traced
+from infernum.lab.explain.facts import KernelFacts
+from infernum.lab.explain.kernel_text import step_of
+from infernum.lab.explain.paper import PALETTE, columns, fold, heading
+
+SIDE_BY_SIDE = 100
+"""From so many columns on, before and after stand beside each other."""
+_BAR = "▌ "
+
+
+def block_text(told: BlockExplanation, width: int) -> list[Text]:
+    """A block's traced nodes, and beside each group of them the kernels they became, in `width` columns."""
+    title = Text().append(f"{told.block}.{told.variant}", style="bold cyan")
+    layers = f", {told.layers} layers" if told.layers > 1 else ""
+    title.append(f"  {step_of(told.tokens, told.context)}, {told.gpu}, {told.arch}{layers}", style="dim")
+    body = _beside(told, width) if width >= SIDE_BY_SIDE else _below(told, width)
+    return [title, *body, *_totals(told, width)]
+
+
+def _beside(told: BlockExplanation, width: int) -> Iterator[Text]:
+    left = min(width * 11 // 20, 90)
+    right = width - left - 1
+    was = f"before: {counted(told.before.kernels, 'kernel')}"
+    yield heading(f"{was:<{left}} after: {counted(told.after.kernels, 'kernel')}")
+    for i, group in enumerate(told.groups):
+        colour = PALETTE[i % len(PALETTE)]
+        before, after = list(_before(group, left - 3)), list(_after(group, right - 2))
+        blank = Text("")
+        for here, there in zip_longest(before, after, fillvalue=blank):
+            line = Text().append(_BAR, style=colour).append(_padded(here, left - 2)).append(" ")
+            yield line.append(_BAR, style=colour).append(there)
+        yield blank
+
+
+def _below(told: BlockExplanation, width: int) -> Iterator[Text]:
+    yield heading(f"before: {counted(told.before.kernels, 'kernel')}; after: {told.after.kernels}")
+    for i, group in enumerate(told.groups):
+        colour = PALETTE[i % len(PALETTE)]
+        for line in _after(group, width - 2):
+            yield Text().append(_BAR, style=colour).append(line)
+        for line in _before(group, width - 4):
+            yield Text().append(_BAR, style=colour).append("  ").append(line)
+        yield Text("")
+
+
+def _padded(line: Text, width: int) -> Text:
+    padded = line.copy()
+    padded.pad_right(max(0, width - len(line.plain)))
+    return padded
+
+
+def _before(group: Group, width: int) -> Iterator[Text]:
+    """The traced nodes of a group, each with its line of Python."""
+    for traced in group.before:
+        yield from _node(traced, width)
+
+
+def _node(traced: Traced, width: int) -> Iterator[Text]:
+    call = traced.call
+    place = ", ".join(call.where)
+    attrs = "" if not traced.free else "  (free)"
+    text = f"{', '.join(call.results)} = {call.op}({', '.join(call.operands)}){attrs}"
+    first, *more = fold(text, width - len(place) - 1, rest="    ")
+    style = "dim" if traced.free else ""
+    yield Text().append(f"{first:<{width - len(place)}}", style=style).append(place, style="dim")
+    for line in more:
+        yield Text(line, style=style)
+
+
+def _after(group: Group, width: int) -> Iterator[Text]:
+    """The kernels of a group, and the rules that made them."""
+    for facts in group.kernels:
+        yield Text(facts.kernel.name, style="bold")
+        for line in fold(_ops(facts), width, first="  "):
+            yield Text(line)
+        cost = f"{nbytes(facts.bytes)}, {flops(facts.flops)}, floor {microseconds(facts.floor_us)}"
+        for line in fold(cost, width, first="  "):
+            yield Text(line)
+    if group.rules:
+        for line in fold(f"by {', '.join(dict.fromkeys(r.rule for r in group.rules))}", width, first="  "):
+            yield Text(line, style="dim")
+    before, after = group.amount_before, group.amount_after
+    if before.kernels != after.kernels or before.bytes != after.bytes:
+        saved = (
+            f"{counted(before.kernels, 'kernel')} → {after.kernels}, {change(before.bytes, after.bytes, 'B')}"
+        )
+        for line in fold(saved, width, first="  "):
+            yield Text(line, style="dim")
+
+
+def _ops(facts: KernelFacts) -> str:
+    return " → ".join(facts.kernel.ops)
+
+
+def _totals(told: BlockExplanation, width: int) -> list[Text]:
+    before, after = told.before, told.after
+    rows = [
+        ("", "kernels", "bytes", "FLOPs", "floor"),
+        (
+            "before",
+            str(before.kernels),
+            nbytes(before.bytes),
+            flops(before.flops),
+            microseconds(before.floor_us),
+        ),
+        ("after", str(after.kernels), nbytes(after.bytes), flops(after.flops), microseconds(after.floor_us)),
+    ]
+    each = "the whole block" if told.layers <= 1 else f"one of {told.layers} layers"
+    lines = [heading(f"{told.block}.{told.variant}: {each}")]
+    lines += [Text(line) for line in columns(rows, right=(1, 2, 3, 4))]
+    saved, fewer = before.bytes - after.bytes, before.kernels - after.kernels
+    if not saved and not fewer:
+        return [*lines, Text("  as many kernels as before, and the same bytes")]
+    share = f" ({abs(saved) / before.bytes:.2%})" if before.bytes else ""
+    verb = "less" if saved >= 0 else "more"
+    text = f"{fewer} fewer to launch, {nbytes(abs(saved))}{share} {verb} to move"
+    return [*lines, *(Text(line) for line in fold(text, width, first="  "))]

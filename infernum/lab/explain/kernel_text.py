@@ -1,0 +1,191 @@
+"""The explanation of a kernel as a person reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.text import Text
+
+from infernum.bundle import Launch
+from infernum.lab.explain.amounts import counted, flops, microseconds, nbytes, times
+from infernum.lab.explain.facts import Amount
+from infernum.lab.explain.kernel import KernelExplanation
+from infernum.lab.explain.ops_text import ops_text
+from infernum.lab.explain.paper import columns, fold, heading, paragraph
+from infernum.roofline import gpu_of
+
+
+def kernel_text(told: KernelExplanation, width: int) -> list[Text]:
+    """Everything about one kernel, in `width` columns."""
+    title = Text().append(told.facts.kernel.name, style="bold cyan")
+    title.append(f" in {told.block}.{told.variant}", style="bold")
+    parts = (ops_text, _rules, _python, _cost, _resources, _parameters, _choice)
+    lines = [
+        title.append(f"  {step_of(told.facts.tokens, told.context)}, {told.gpu}, {told.arch}", style="dim")
+    ]
+    for part in parts:
+        lines += part(told, width)
+    lines += [heading("Source"), *_source(told, width)]
+    return lines
+
+
+def step_of(tokens: int, context: int) -> str:
+    """The size of a step in words."""
+    return f"{tokens} token{'' if tokens == 1 else 's'}, context {context}"
+
+
+def _rules(told: KernelExplanation, width: int) -> list[Text]:
+    if not told.rules:
+        return [heading("Rules: none; it is the op that the block calls, with a kernel of its own")]
+    lines = [heading("Rules, in order")]
+    explained: set[str] = set()
+    for i, rule in enumerate(told.rules, start=1):
+        text = rule.rule if rule.rule in explained else f"{rule.rule}: {rule.why}"
+        explained.add(rule.rule)
+        lines += [Text(line, style="") for line in fold(text, width, first=f"  {i} ", rest="    ")]
+        lines += paragraph(f"{rule.at} → {rule.made}", width, first="    ", style="dim")
+    return lines
+
+
+def _python(told: KernelExplanation, width: int) -> list[Text]:
+    lines = [heading("Python")]
+    size = max(len(line.where) for line in told.lines) if told.lines else 0
+    for line in told.lines:
+        made = f"made {', '.join(line.made)}" if line.made else ""
+        text = line.text if line.text is not None else "(the file is not at hand)"
+        first = f"  {line.where:<{size}}  "
+        lines += [Text(each) for each in fold(text, width, first=first)]
+        lines += paragraph(made, width, first=" " * len(first), style="dim") if made else []
+    return lines
+
+
+def _cost(told: KernelExplanation, width: int) -> list[Text]:
+    before, after, facts = told.before, told.after, told.facts
+    saved = before.bytes - after.bytes
+    share = f"{saved / before.bytes:.1%} of the bytes" if before.bytes else ""
+    rows = [
+        ("", "kernels", "bytes", "FLOPs", "floor"),
+        ("before", *_cells(before)),
+        ("after", *_cells(after)),
+    ]
+    table = columns(rows, right=(1, 2, 3, 4))
+    lines = [heading("Cost"), *(Text(line) for line in table)]
+    fewer = before.kernels - after.kernels
+    if fewer or saved:
+        verb = "saved" if saved >= 0 else "moves more by"
+        lines += paragraph(
+            f"{fewer} fewer to launch; {verb} {nbytes(abs(saved))}, {share}"
+            if fewer
+            else f"{verb} {nbytes(abs(saved))}, {share}",
+            width,
+        )
+    else:
+        lines += paragraph("as many kernels as before, and the same bytes", width)
+    if len(told.together) > 1:
+        mine = f"{nbytes(facts.bytes)}, {flops(facts.flops)}, floor {microseconds(facts.floor_us)}"
+        lines += paragraph(
+            f"counted together with the others of its node ({', '.join(told.together)}); {mine} are its own",
+            width,
+        )
+    gpu = gpu_of(told.arch)
+    bound = (
+        f"memory: {nbytes(facts.bytes)} at {gpu.bytes_per_second / 1e12:.2f} TB/s"
+        if facts.bound == "memory"
+        else f"arithmetic: {flops(facts.flops)} at {gpu.flops_per_second / 1e12:.0f} TFLOP/s"
+    )
+    return [*lines, *paragraph(f"floor {microseconds(facts.floor_us)}, set by {bound}", width)]
+
+
+def _cells(amount: Amount) -> tuple[str, str, str, str]:
+    return (
+        str(amount.kernels),
+        nbytes(amount.bytes),
+        flops(amount.flops),
+        microseconds(amount.floor_us),
+    )
+
+
+def _resources(told: KernelExplanation, width: int) -> list[Text]:
+    facts = told.facts
+    step, kernel = facts.step, facts.kernel
+    if not isinstance(step, Launch):
+        sizes = f"{step.m} × {step.n} × {step.k} in {step.dtype}"
+        text = f"a product by cuBLASLt, {sizes}; the library chooses its kernel: registers and grid are not known"
+        return [heading("Resources"), *paragraph(text, width)]
+    rows = [
+        ("grid", _grid(facts.grid or (), step)),
+        *([("clusters", _clusters(facts.cluster, step))] if facts.cluster > 1 else []),
+        ("registers", f"{kernel.registers} a thread, {counted(kernel.spill_bytes, 'byte')} spilled"),
+        (
+            "shared memory",
+            _shared(step.shared_bytes, kernel.static_shared_bytes),
+        ),
+        ("occupancy", " ".join(_occupancy(told))),
+    ]
+    lines = [heading("Resources")]
+    for name, text in rows:
+        lines += paragraph(text, width, first=f"  {name:<13}  ")
+    return lines
+
+
+def _clusters(blocks: int, step: Launch) -> str:
+    formula = "" if isinstance(step.cluster, int) else f" ({step.cluster})"
+    return f"of {blocks} blocks that run together and reach each other's shared memory{formula}"
+
+
+def _grid(grid: tuple[int, ...], step: Launch) -> str:
+    sizes = [str(size) for size in step.grid if size != 1]
+    formula = f" ({' × '.join(sizes)})" if any(not size.isdecimal() for size in sizes) else ""
+    return (
+        f"{times(grid)} {'block' if times(grid) == '1' else 'blocks'} of {times(step.block)} threads{formula}"
+    )
+
+
+def _shared(dynamic: int, static: int) -> str:
+    total = f"{counted(dynamic + static, 'byte')} a block"
+    return f"{total}: {dynamic} dynamic, {static} static" if dynamic and static else total
+
+
+def _occupancy(told: KernelExplanation) -> Iterator[str]:
+    fits, gpu = told.facts.occupancy, gpu_of(told.arch)
+    if fits is None:
+        yield "not known: the kernel was not compiled"
+        return
+    yield f"{fits.warps} of {gpu.threads_per_sm // 32} warps of an SM ({fits.fraction:.0%}),"
+    yield f"{counted(fits.blocks_per_sm, 'block')};"
+    yield {
+        "threads": "limited by the threads that an SM holds",
+        "blocks": "limited by the blocks that an SM holds",
+        "registers": "limited by registers",
+        "shared memory": "limited by shared memory",
+    }[fits.limit]
+    if told.resident is not None and told.resident < fits.blocks_per_sm:
+        yield f"(this grid has at most {told.resident} for each of {gpu.sms} SMs)"
+
+
+def _parameters(told: KernelExplanation, width: int) -> list[Text]:
+    chosen = told.facts.kernel.parameters
+    if chosen is None:
+        return []
+    size = max(map(len, chosen.values))
+    lines = [heading("Parameters")]
+    for name, value in chosen.values.items():
+        other = "" if value == chosen.default[name] else f"  default {chosen.default[name]}"
+        lines.append(Text(f"  {name:<{size}}  {value}{other}"))
+    candidates = counted(chosen.candidates, "combination")
+    return [*lines, *paragraph(f"{chosen.why}; {candidates} to choose among, by `infernum tune`", width)]
+
+
+def _choice(told: KernelExplanation, width: int) -> list[Text]:
+    passed = told.facts.kernel.passed_over
+    if not passed:
+        return []
+    return [heading("Passed over"), *(line for reason in passed for line in paragraph(reason, width))]
+
+
+def _source(told: KernelExplanation, width: int) -> list[Text]:
+    if not isinstance(told.facts.step, Launch):
+        return paragraph(f"none of its own: {told.source} holds the kernels beside it", width)
+    edited = [Text("  edited by hand since it was emitted", style="bold red")] if told.edited else []
+    template = f"{told.source}, from the template {told.facts.kernel.template}.cu.j2"
+    return [*edited, *paragraph(template, width), Text(f"  {told.see}", style="green")]

@@ -1,0 +1,77 @@
+"""What a kernel must take: its bytes and FLOPs in a given step, over the speeds that were measured in the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+
+from infernum import dims, dtypes
+from infernum.bundle import Kernel
+from infernum.lab.measure.read_bandwidth import measure_read_bandwidth
+from infernum.runtime.device import Device
+from infernum.runtime.gemm import CublasLt, Product
+from infernum.runtime.timing import Stopwatch
+from infernum.step import Batch
+
+SIDE = 8192
+"""Of the square matrices whose product is timed."""
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What the GPU reaches: bytes read, and FLOPs of a large product in the bundle's type (None: no cuBLASLt here)."""
+
+    bytes_per_second: float
+    flops_per_second: float | None
+
+    def floor_seconds(self, nbytes: float, flops: float) -> float:
+        """The least time for so many bytes and FLOPs."""
+        rate = self.flops_per_second
+        return max(nbytes / self.bytes_per_second, flops / rate if rate is not None else 0.0)
+
+
+def measure_speeds(device: Device, dtype: str, *, products: bool) -> Speeds:
+    """Read bandwidth, and with `products` the rate of a product of `dtype` by cuBLASLt. Raises DeviceError."""
+    return Speeds(measure_read_bandwidth(device), measure_product_rate(device, dtype) if products else None)
+
+
+def measure_product_rate(device: Device, dtype: str, *, side: int = SIDE, runs: int = 10) -> float:
+    """FLOPs per second of the best of several products of two matrices, `side` by `side`, of random numbers."""
+    element = dtypes.dtype(dtype)
+    nbytes = side * side * element.bytes
+    values = np.random.default_rng(0).standard_normal((side, side), np.float32).astype(element.numpy)
+    with ExitStack() as stack:
+        stream = device.stream()
+        stack.callback(stream.close)
+        memory = device.alloc(3 * nbytes, "the matrices whose product is timed")
+        stack.callback(memory.free)
+        x, weight, out = (memory.address + i * nbytes for i in range(3))
+        for address in (x, weight):
+            stream.upload(address, values.ctypes.data, nbytes)
+        library = CublasLt(device, stream)
+        stack.callback(library.close)
+        stack.callback(stream.synchronize)
+        product = Product("the product that is timed", x, weight, out, side, side, side, side, dtype, dtype)
+        for _ in range(2):  # chooses an algorithm, raises the clocks
+            library.run(product, side)
+        watch = stack.enter_context(Stopwatch(device, stream))
+        best = min(watch.milliseconds(lambda: library.run(product, side)) for _ in range(runs))
+    return 2 * side**3 / (best * 1e-3)
+
+
+def cost_symbols(symbols: Mapping[str, int], batch: Batch) -> dict[str, int]:
+    """All symbols of a step, with `cached` and `attended` as the batch has them."""
+    last = [int(batch.positions[end - 1]) for end in batch.query_start[1:]]
+    return {
+        **symbols,
+        "cached": sum(position + 1 for position in last),
+        "attended": int((batch.positions.astype(np.int64) + 1).sum()),
+    }
+
+
+def cost(kernel: Kernel, symbols: Mapping[str, int]) -> tuple[int, int]:
+    """Bytes and FLOPs of one launch."""
+    return dims.evaluate(kernel.bytes, symbols), dims.evaluate(kernel.flops, symbols)

@@ -1,0 +1,316 @@
+"""Latency of one model on one GPU: the whole loop as the engine runs it, checked before any number is given."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from infernum import dtypes
+from infernum.bundle import Bundle
+from infernum.compiler import Options, cached_bundle
+from infernum.errors import RequestError
+from infernum.lab.measure.against import against_transformers, check_comparable
+from infernum.lab.measure.checked import (
+    allowed_error,
+    check_logits,
+    check_same_logits,
+    check_same_tokens,
+    check_tokens,
+    checked_places,
+    decoded_logits,
+    prefilled_logits,
+)
+from infernum.lab.measure.generation import GREEDY, Generation, Timing, generate, interleaved
+from infernum.lab.measure.origin import origin
+from infernum.lab.measure.read_bandwidth import measure_read_bandwidth
+from infernum.lab.measure.shared_weights import NotingDevice, tensors_on_gpu
+from infernum.lab.measure.workload import page_table, random_prompts
+from infernum.llm import Progress, check_claims, open_checkpoint
+from infernum.machine import native_arch, tuned_here
+from infernum.models.config import config_hash
+from infernum.models.presets import ModelSource
+from infernum.runtime.device import Device
+from infernum.runtime.executor import CudaExecutor
+from infernum.runtime.loading import LoadOptions
+from infernum.sampling_params import PARAMETERS, SamplingParams
+from infernum.step import Executor, Float32, Int32
+from infernum.weights.plan import weight_key
+from infernum.weights.source import TensorSource
+
+WARM_UPS = 2
+"""Generations ahead of the timed ones: they load kernels, choose algorithms and capture graphs."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is measured: `batch` prompts of `prompt` random tokens, each continued by `tokens` tokens.
+
+    repeats    timed generations, over which medians are taken
+    seed       of random weights, of the prompts, and of sampling
+    sampling   how tokens are chosen; where that is not greedily, greedy decoding is timed in turns with it
+    identical  so many further generations must give the same tokens by the same logits, bit by bit
+    against    "transformers": what is timed after us, with the same weights and prompts
+    """
+
+    source: ModelSource
+    load_format: str
+    prompt: int
+    tokens: int
+    batch: int = 1
+    fuse: bool = True
+    rules: tuple[str, ...] = ()
+    dtype: str = "auto"
+    repeats: int = 3
+    seed: int = 0
+    sampling: SamplingParams = GREEDY
+    identical: int = 0
+    against: str | None = None
+
+    @property
+    def modes(self) -> tuple[SamplingParams, ...]:
+        """How tokens are chosen, the one that is reported first."""
+        return (self.sampling,) if self.sampling.greedy else (self.sampling, GREEDY)
+
+
+class Opened(Executor, AbstractContextManager["Opened"], Protocol):
+    """An executor that gives everything back at the end of a `with`."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of each mode its timings, of the reported one the tokens [batch, tokens] and the logits at the checked places."""
+
+    timings: list[list[Timing]]
+    output: Int32
+    logits: Float32
+
+
+def measure(request: Request, progress: Progress | None = None) -> dict[str, Any]:
+    """Time prompt and decoding, check what was computed, and relate the time to the GPU's read bandwidth.
+
+    Raises DeviceError, and gives no number, when a check fails; RequestError for what cannot be measured.
+    """
+    _check(request)
+    weights = open_checkpoint(request.source, request.load_format)
+    if weights is not None:
+        check_claims(request.source, weights)
+    bundle = _compile(request, fuse=request.fuse, progress=progress)
+    unfused = _compile(request, fuse=False, progress=progress)
+    most = max(variant.max_rows for variant in bundle.manifest.variants)
+    if request.batch > most:
+        raise RequestError(f"--batch is {request.batch}; a step has at most {most} sequences")
+    generation = Generation(
+        random_prompts(request.batch, request.prompt, request.source.config.vocab_size, request.seed),
+        page_table(request.batch, request.prompt + request.tokens, bundle.manifest.page_size, request.seed),
+        request.tokens,
+    )
+    places = checked_places(request.tokens)
+    executor, weights_at = _open(request, bundle, weights, generation.pages)
+    with executor:
+        measured = _measure(executor, request, generation, places, progress)
+        theirs = (
+            _against(request, bundle, weights_at, generation, measured, places) if request.against else None
+        )
+    executor, _ = _open(request, unfused, weights, generation.pages)
+    with executor:
+        reference = prefilled_logits(executor, generation, measured.output, places)
+    error = check_logits(bundle, measured.logits, reference)
+    device = Device.open()
+    try:
+        bandwidth = measure_read_bandwidth(device)
+    finally:
+        device.close()
+    results = _results(request, bundle, measured.timings, bandwidth, error)
+    return results if theirs is None else results | {"against": theirs}
+
+
+def _check(request: Request) -> None:
+    context = request.source.config.max_position_embeddings
+    for name, value, least in (
+        ("--prompt", request.prompt, 1),
+        ("--tokens", request.tokens, 3),
+        ("--batch", request.batch, 1),
+        ("--repeats", request.repeats, 1),
+        ("--identical", request.identical, 0),
+    ):
+        if value < least:
+            raise RequestError(f"{name} is {value}; it must be {least} or more")
+    if request.prompt + request.tokens > context:
+        raise RequestError(
+            f"--prompt and --tokens make {request.prompt + request.tokens} tokens, more than the context of {context}"
+        )
+    if request.against:
+        check_comparable(request.source.config)
+
+
+def _compile(request: Request, *, fuse: bool, progress: Progress | None) -> Bundle:
+    rules = request.rules if fuse == request.fuse else ()
+    arch = native_arch()
+    tuned = tuned_here(config_hash(request.source.config), arch)
+    options = Options(arch=arch, dtype=request.dtype, fuse=fuse, rules=rules, tuned=tuned)
+    return cached_bundle(request.source, options, progress=progress)
+
+
+def _open(request: Request, bundle: Bundle, weights: TensorSource | None, pages: Int32) -> tuple[Opened, int]:
+    """An executor for the generation, and where its weights begin on the GPU."""
+    length = request.prompt + request.tokens
+    device = NotingDevice.open()
+    assert isinstance(device, NotingDevice), "what opens a device gives one of its own class"
+    options = LoadOptions(max_model_len=length, max_pages_total=pages.size, seed=request.seed)
+    return CudaExecutor(bundle, weights, device, options), device.weights
+
+
+def _measure(
+    executor: Executor,
+    request: Request,
+    generation: Generation,
+    places: Sequence[int],
+    progress: Progress | None,
+) -> Measured:
+    """Time all modes, and check each by one more generation, whose tokens the timed ones must have had as well."""
+    steps = generation.steps(executor)
+    done, total = 0, len(request.modes) * (WARM_UPS + request.repeats + 1) + request.identical
+
+    def run(params: SamplingParams) -> Timing:
+        nonlocal done
+        timing = generate(executor, generation, steps, params)
+        done += 1
+        if progress:
+            progress("generating", done, total)
+        return timing
+
+    for params in request.modes:
+        for _ in range(WARM_UPS):
+            run(params)
+    timings = interleaved(run, request.modes, request.repeats)
+    checked = [
+        _check_mode(executor, generation, run, params, timed, places)
+        for params, timed in zip(request.modes, timings, strict=True)
+    ]
+    output, logits = checked[0]
+    for number in range(request.identical):
+        again = run(request.sampling).output
+        check_same_tokens(request.repeats + 2 + number, again, output)
+        check_same_logits(
+            request.repeats + 2 + number, decoded_logits(executor, generation, again, places), logits
+        )
+    return Measured(timings, output, logits)
+
+
+def _check_mode(
+    executor: Executor,
+    generation: Generation,
+    run: Callable[[SamplingParams], Timing],
+    params: SamplingParams,
+    timed: Sequence[Timing],
+    places: Sequence[int],
+) -> tuple[Int32, Float32]:
+    """Tokens and logits of one more generation. Raises DeviceError when they are wrong, or not those of the timed."""
+    output = run(params).output
+    logits = decoded_logits(executor, generation, output, places)
+    check_tokens(logits, output, places, params)
+    for number, other in enumerate([*(t.output for t in timed[1:]), output], start=2):
+        check_same_tokens(number, other, timed[0].output)
+    return output, logits
+
+
+def _against(
+    request: Request,
+    bundle: Bundle,
+    weights_at: int,
+    generation: Generation,
+    measured: Measured,
+    places: Sequence[int],
+) -> dict[str, Any]:
+    """What transformers takes for the same, next to our greedy decoding."""
+    return against_transformers(
+        request.source.config,
+        tensors_on_gpu(bundle.manifest, weights_at),
+        generation,
+        measured.timings[-1],
+        (measured.output, measured.logits),
+        places,
+        allowed_error(bundle),
+    )
+
+
+def bytes_per_token(bundle: Bundle, batch: int, mean_context: float) -> dict[str, int]:
+    """What one decode step must at least read: weights once (of the embedding a row each), and the KV cache."""
+    manifest = bundle.manifest
+    variant = bundle.variant_for(batch).name
+    weights: dict[object, int] = {}
+    gathered = kv = 0
+    for index, stage in enumerate(manifest.program):
+        block = manifest.blocks[stage.block][variant]
+        for weight in block.weights.values():
+            shape = [int(dim) for dim in weight.spec.shape]
+            element = dtypes.dtype(weight.spec.dtype).bytes
+            if index == 0:  # the embedding table, of which each token reads its row
+                gathered += batch * math.prod(shape[1:]) * element
+            else:
+                weights[weight_key(weight, stage)] = math.prod(shape) * element
+        for state in block.state:
+            page = math.prod(int(dim) for dim in state.shape[1:]) * dtypes.dtype(state.dtype).bytes
+            kv += int(page / manifest.page_size * mean_context * batch)
+    return {"weights": sum(weights.values()) + gathered, "kv": kv}
+
+
+def _results(
+    request: Request, bundle: Bundle, timings: list[list[Timing]], bandwidth: float, error: float
+) -> dict[str, Any]:
+    manifest = bundle.manifest
+    steps = request.tokens - 1
+    prompts = [1e3 * t.prompt_seconds for t in timings[0]]
+    decodes = [1e3 * t.decode_seconds / steps for t in timings[0]]
+    token_ms = statistics.median(decodes)
+    read = bytes_per_token(bundle, request.batch, request.prompt + request.tokens / 2)
+    floor_ms = 1e3 * sum(read.values()) / bandwidth
+    return {
+        "benchmark": "latency",
+        **origin(manifest.nvrtc),
+        "model": manifest.model.name,
+        "config": manifest.model.config,
+        "load_format": request.load_format,
+        "dtype": manifest.dtype,
+        "arch": bundle.arch,
+        "fuse": request.fuse,
+        "rules": manifest.rules,
+        "batch": request.batch,
+        "prompt_tokens": request.prompt,
+        "output_tokens": request.tokens,
+        "repeats": request.repeats,
+        "seed": request.seed,
+        "prompt_ms": statistics.median(prompts),
+        "ms_per_token": token_ms,
+        "tokens_per_second": request.batch * 1e3 / token_ms,
+        "prompt_ms_all": prompts,
+        "ms_per_token_all": decodes,
+        "prompt_ms_range": [min(prompts), max(prompts)],
+        "ms_per_token_range": [min(decodes), max(decodes)],
+        "read_bandwidth_gb_s": bandwidth / 1e9,
+        "bytes_per_step": read,
+        "floor_ms_per_token": floor_ms,
+        "fraction_of_bound": floor_ms / token_ms,
+        "error_against_unfused": error,
+        "allowed_error": allowed_error(bundle),
+        "identical_generations": 1 + len(timings[0]) + request.identical,
+        **_sampling(request.sampling, decodes, [1e3 * t.decode_seconds / steps for t in timings[-1]]),
+    }
+
+
+def _sampling(params: SamplingParams, sampled: list[float], greedy: list[float]) -> dict[str, Any]:
+    """How tokens were chosen, and what that cost over greedy decoding: the median over rounds that ran both."""
+    if params.greedy:
+        return {"sampling": None}
+    names = [parameter.name for parameter in PARAMETERS if parameter.bench_help is not None]
+    ratios = [ours / theirs for ours, theirs in zip(sampled, greedy, strict=True)]
+    return {
+        "sampling": {name: getattr(params, name) for name in names},
+        "greedy_ms_per_token": statistics.median(greedy),
+        "greedy_ms_per_token_all": greedy,
+        "sampling_cost": statistics.median(ratios) - 1,
+    }

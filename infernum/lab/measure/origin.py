@@ -1,0 +1,76 @@
+"""When, where and with what a number was measured: what every benchmark's result begins with."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from infernum import __version__
+from infernum.runtime.driver import describe
+
+PACKAGES = (
+    "numpy",
+    "ml_dtypes",
+    "cuda-bindings",
+    "nvidia-cuda-nvrtc-cu12",
+    "nvidia-cuda-nvrtc",
+    "nvidia-cublas-cu12",
+    "nvidia-cublas",
+    "nvmath-python",
+    "tokenizers",
+)
+"""Distributions whose versions a benchmark or a bug report should name; some exclude each other."""
+
+
+def origin(nvrtc: str | None) -> dict[str, Any]:
+    """Date, GPU, driver, versions (`nvrtc`: the one that compiled the bundle) and commit. Raises DeviceError."""
+    facts = describe()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "gpu": facts.gpus[0].name,
+        "driver": _driver_version() or f"CUDA {facts.cuda_version}",
+        "versions": versions() | {"nvrtc": nvrtc},
+        "commit": _commit(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, Infernum and the packages it uses; those that are not installed are left out."""
+    found = {"python": platform.python_version(), "infernum": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _driver_version() -> str | None:
+    """The driver's own version, as Linux tells it."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0].split()
+    except (OSError, IndexError):
+        return None
+    return next((word for word in words if word.count(".") >= 1 and word.replace(".", "").isdigit()), None)
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this runs from, with "-dirty" where files differ; None outside of one."""
+    folder = Path(__file__).resolve().parents[3]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

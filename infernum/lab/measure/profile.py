@@ -1,0 +1,215 @@
+"""A prompt and the tokens after it, kernel by kernel, as a trace.
+
+Time stamps are CUDA events, one before the first kernel of a step and one after each. An event lets no kernel begin
+before the one ahead of it has ended, so that the overlap of the normal run is missing from the trace, and a step takes
+longer in it than it does otherwise: `infernum bench kernels` says what each kernel adds to a step. An event resolves
+about half a microsecond. Where the package `nvtx` is installed, ranges named after steps and blocks are put around the
+launches, for Nsight Systems to show.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from infernum import dims
+from infernum.bundle import Bundle, Gemm, Launch, Step
+from infernum.errors import RequestError
+from infernum.lab.measure.bounds import cost, cost_symbols
+from infernum.lab.measure.origin import origin
+from infernum.lab.measure.trace import TracedKernel, TracedStep, block_name, trace
+from infernum.lab.measure.workload import decode_batch, greedy, page_table, prompt_steps, random_prompts
+from infernum.llm import Progress
+from infernum.runtime.executor import CudaExecutor
+from infernum.runtime.layout import block_variant
+from infernum.runtime.prepared import PreparedStep
+from infernum.runtime.timing import HeadStart
+from infernum.step import Batch, Int32
+from infernum.weights.source import TensorSource
+
+TIME_SOURCE = (
+    "CUDA events between launches: kernels do not overlap as they do otherwise, and gaps are left out"
+)
+
+HEAD_STARTS = (1, 8, 64)
+"""How much longer than usual the GPU is kept waiting, so that the host has queued a step before it begins."""
+
+Ranges = Callable[[str], AbstractContextManager[object]]
+"""Opens a range of that name in the timeline of a profiler."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence: a prompt of random tokens, and greedy tokens after it."""
+
+    prompt: int = 64
+    tokens: int = 8
+    seed: int = 0
+
+
+def profile(
+    bundle: Bundle, checkpoint: TensorSource | None, request: Request, progress: Progress | None = None
+) -> dict[str, Any]:
+    """The trace of a prompt and `tokens` decode steps; None for `checkpoint`: random weights.
+
+    Raises RequestError when the sizes do not fit the bundle; BundleError, CheckpointError or DeviceError in loading.
+    """
+    model = bundle.manifest.model
+    for name, value in (("--prompt-tokens", request.prompt), ("--tokens", request.tokens)):
+        if value < 1:
+            raise RequestError(f"{name} is {value}; it must be 1 or more")
+    length = request.prompt + request.tokens
+    if length > model.context:
+        raise RequestError(
+            f"--prompt-tokens and --tokens make {length} tokens, more than the context of {model.context}"
+        )
+    pages = page_table(1, length, bundle.manifest.page_size, request.seed)
+    ranges = nvtx_ranges()
+    about = origin(bundle.manifest.nvrtc)
+    with CudaExecutor.open(
+        bundle, checkpoint, max_model_len=length, max_pages_total=pages.size, seed=request.seed
+    ) as executor:
+        steps = trace_steps(executor, bundle, request, pages, ranges or _no_range, progress)
+    metadata = {
+        **about,
+        "model": model.name,
+        "dtype": bundle.manifest.dtype,
+        "fuse": bundle.manifest.fuse,
+        "prompt_tokens": request.prompt,
+        "output_tokens": request.tokens,
+        "time_source": TIME_SOURCE,
+        "nvtx": ranges is not None,
+    }
+    return trace(f"{model.name} on {about['gpu']}", steps, metadata)
+
+
+def nvtx_ranges() -> Ranges | None:
+    """What opens NVTX ranges; None where the package `nvtx` is not installed."""
+    try:
+        nvtx = import_module("nvtx")
+    except ImportError:
+        return None
+    return lambda name: nvtx.annotate(name, domain="infernum")
+
+
+def trace_steps(
+    executor: CudaExecutor,
+    bundle: Bundle,
+    request: Request,
+    pages: Int32,
+    ranges: Ranges,
+    progress: Progress | None = None,
+) -> list[TracedStep]:
+    """The steps of the prompt, and one for each token after it, each run once before it is timed."""
+    prompts = random_prompts(1, request.prompt, bundle.manifest.model.vocab_size, request.seed)
+    chunks = [batch for batch, _ in prompt_steps(prompts, pages, executor)]
+    first = executor.prepare(chunks[0], greedy(chunks[0].rows))
+    total = len(chunks) + request.tokens
+    with ExitStack() as stack:
+        start = HeadStart(first.device, first.stream)
+        stack.callback(start.close)
+        stack.callback(first.stream.synchronize)
+        traced: list[TracedStep] = []
+        sampled: Int32 = np.zeros(1, np.int32)
+        for number in range(total):
+            if number < len(chunks):
+                batch = chunks[number]
+                name = "prompt" if len(chunks) == 1 else f"prompt, part {number + 1}"
+            else:
+                batch = decode_batch(sampled, request.prompt + number - len(chunks), pages)
+                name = f"token {number - len(chunks) + 1}"
+            step = executor.prepare(batch, greedy(batch.rows))
+            with ranges(name):
+                traced.append(_timed(step, batch, bundle, name, start, ranges))
+            sampled = step.sampled().tokens()
+            if progress:
+                progress("profiling", number + 1, total)
+    return traced
+
+
+def _timed(
+    step: PreparedStep, batch: Batch, bundle: Bundle, name: str, start: HeadStart, ranges: Ranges
+) -> TracedStep:
+    """A step run as it is, then again from the same inputs with an event after each kernel.
+
+    Where the host was too slow to keep ahead of the GPU, once more with a longer head start, and once again.
+    """
+    begin = time.perf_counter()
+    step.queue()
+    queueing = time.perf_counter() - begin
+    step.stream.synchronize()
+    launched = step.queued()
+    ahead = False
+    since: list[float] = []
+    for longer in HEAD_STARTS:
+        step.upload(batch)
+        since, ahead = _marked(step, launched, longer * (3 * queueing + 1e-3), start, ranges)
+        if ahead:
+            break
+    variant = bundle.variant_for(batch.tokens).name
+    symbols = cost_symbols(step.symbols, batch)
+    kernels: list[TracedKernel] = []
+    for number, begun, ended in zip(launched, since, since[1:], strict=False):
+        place = step.places[number]
+        block = block_variant(bundle.manifest, place.block, variant)
+        kernel, launch = block.kernels[place.index], block.steps[place.index]
+        nbytes, flops = cost(kernel, symbols)
+        facts = {
+            "ops": ", ".join(kernel.ops),
+            "from": ", ".join(kernel.where),
+            "bytes": nbytes,
+            "flops": flops,
+            **_geometry(launch, symbols),
+        }
+        kernels.append(TracedKernel(kernel.name, place, begun, ended, facts))
+    waited = {} if ahead else {"note": "the host did not keep ahead of the GPU: times may include its work"}
+    return TracedStep(name, variant, batch.tokens, kernels, waited)
+
+
+def _marked(
+    step: PreparedStep, launched: Sequence[int], head_start: float, start: HeadStart, ranges: Ranges
+) -> tuple[list[float], bool]:
+    """Microseconds from the start to before the first kernel and after each; and whether the host kept ahead."""
+    with ExitStack() as stack:
+        marks = [step.device.event(timing=True) for _ in range(len(launched) + 1)]
+        for mark in marks:
+            stack.callback(mark.close)
+        start.queue(head_start)
+        step.stream.record(marks[0])
+        done = 0
+        for _, numbers in groupby(launched, key=lambda n: (step.places[n].block, step.places[n].layer)):
+            run = list(numbers)
+            with ranges(block_name(step.places[run[0]])):
+                for number in run:
+                    step.queue([number])
+                    done += 1
+                    step.stream.record(marks[done])
+        ahead = not marks[0].passed()
+        step.stream.synchronize()
+        return [1e3 * mark.milliseconds_since(marks[0]) for mark in marks], ahead
+
+
+def _geometry(launch: Step, symbols: dict[str, int]) -> dict[str, object]:
+    match launch:
+        case Launch():
+            grid = " × ".join(str(dims.evaluate(size, symbols)) for size in launch.grid)
+            cluster = dims.evaluate(launch.cluster, symbols)
+            return {
+                "grid": grid if cluster == 1 else f"{grid}, in clusters of {cluster}",
+                "threads": " × ".join(map(str, launch.block)),
+                "shared": launch.shared_bytes,
+            }
+        case Gemm():
+            return {"product": f"{dims.evaluate(launch.m, symbols)} × {launch.n} × {launch.k}"}
+
+
+def _no_range(name: str) -> AbstractContextManager[object]:
+    del name
+    return nullcontext()

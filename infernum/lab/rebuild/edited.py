@@ -1,0 +1,234 @@
+"""From a bundle with edited `.cu` files to one in which they are compiled, and which says what was edited."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import msgspec
+
+from infernum.bundle import (
+    BlockVariant,
+    Bundle,
+    Edit,
+    Kernel,
+    Launch,
+    Manifest,
+    file_state,
+    sections,
+    shared_code,
+    source_hash,
+    update_bundle,
+)
+from infernum.codegen.cubin import Cubin
+from infernum.codegen.nvrtc import compile_cuda, nvrtc_version
+from infernum.errors import BundleError, CompileError
+from infernum.lab.rebuild.fit import no_longer_waits, objections
+
+
+@dataclass(frozen=True)
+class Change:
+    """One kernel of a rebuilt file: whether it now differs from what was emitted, and what is known of it."""
+
+    edited: bool
+    before: Kernel
+    after: Kernel
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """One file: its kernels that differ from what was emitted, now or before; `seconds` that compiling it took."""
+
+    file: str
+    restored: bool
+    seconds: float
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The bundle as it is now, what was rebuilt, and sentences for the user."""
+
+    bundle: Bundle
+    files: tuple[Rebuilt, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _File:
+    """An edited file as it was read, and what it was compiled to."""
+
+    variant: BlockVariant
+    data: bytes
+    text: str
+    cubin: Cubin
+    seconds: float
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+
+def rebuild_bundle(bundle: Bundle, *, cache: Path | None) -> Outcome:
+    """Compile the `.cu` files that were edited, and record in the manifest what they are now.
+
+    All is checked before anything is written, and written all or not at all. Raises CompileError with NVRTC's message
+    at the line of the file, or for what does not fit its launch; BundleError for other files that differ.
+    """
+    edited = _edited(bundle)
+    if not edited:
+        return Outcome(bundle, (), ())
+    _check_place(bundle.folder)
+    files = _compile(bundle, edited, cache)
+    arch = bundle.arch
+    _refuse(
+        f"{bundle.folder / file.variant.source}: {reason}"
+        for file in files
+        for launch in _launches(file.variant)
+        for reason in objections(file.text, launch, file.cubin.kernels, arch)
+    )
+    manifest = bundle.manifest
+    rebuilt: list[Rebuilt] = []
+    for file in files:
+        variant, edit = _described(file), _edit(file, bundle)
+        rebuilt.append(_told(file, variant, manifest.edits.get(variant.source), edit))
+        manifest = _updated(manifest, variant, edit)
+    written = update_bundle(
+        bundle,
+        manifest,
+        {file.variant.cubin: file.cubin.data for file in files},
+        {file.variant.source: file.digest for file in files},
+    )
+    return Outcome(written, tuple(rebuilt), tuple(_warnings(bundle, files)))
+
+
+def _edited(bundle: Bundle) -> list[BlockVariant]:
+    """The block variants whose source was edited. Raises BundleError when any other file differs."""
+    states = {name: file_state(bundle, name) for name in bundle.checksums}
+    lost = {
+        "damaged": "differs from its checksum, and only .cu files can be rebuilt; undo the change, or compile again",
+        "missing": "is missing; compile the model again",
+    }
+    _refuse(f"{bundle.folder / name}: {lost[state]}" for name, state in states.items() if state in lost)
+    every = [v for variants in bundle.manifest.blocks.values() for v in variants.values()]
+    return [variant for variant in every if states.get(variant.source) == "edited"]
+
+
+def _check_place(folder: Path) -> None:
+    """The folder is replaced as a whole: whoever works inside of it would be left in one that is gone."""
+    inside = folder.resolve()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # a folder that is gone contains no bundle
+        return
+    if here.is_relative_to(inside):
+        raise BundleError(
+            f"{folder}: is the current folder, which is replaced as a whole; run it from outside: "
+            f"`cd {inside.parent} && infernum rebuild {inside.name}`"
+        )
+
+
+def _compile(bundle: Bundle, edited: list[BlockVariant], cache: Path | None) -> list[_File]:
+    """Compile edited sources side by side. Raises CompileError with the messages for all that do not compile."""
+
+    def compiled(variant: BlockVariant) -> _File | CompileError:
+        path = bundle.folder / variant.source
+        try:
+            data = bundle.read_as_it_is(variant.source)
+            text = data.decode().replace("\r\n", "\n")
+            begin = time.perf_counter()
+            cubin = compile_cuda(text, name=variant.source, arch=bundle.arch, cache=cache, path=path)
+            return _File(variant, data, text, cubin, time.perf_counter() - begin)
+        except UnicodeDecodeError as error:
+            return CompileError(f"{path}: is not UTF-8 text (at byte {error.start}); save it as UTF-8")
+        except CompileError as error:
+            return error
+
+    nvrtc_version()  # loads the library before the threads that share it start
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(compiled, edited))
+    _refuse(str(file) for file in found if isinstance(file, CompileError))
+    return [file for file in found if isinstance(file, _File)]
+
+
+def _refuse(reasons: Iterable[str]) -> None:
+    """Raises CompileError with all the reasons, when there are any."""
+    lines = list(reasons)
+    if lines:
+        raise CompileError("\n".join(lines))
+
+
+def _launches(variant: BlockVariant) -> list[Launch]:
+    return [step for step in variant.steps if isinstance(step, Launch)]
+
+
+def _described(file: _File) -> BlockVariant:
+    """The block variant with what its kernels take now."""
+    kernels = [
+        msgspec.structs.replace(k, **asdict(file.cubin.kernels[k.name])) if isinstance(step, Launch) else k
+        for step, k in zip(file.variant.steps, file.variant.kernels, strict=True)
+    ]
+    return msgspec.structs.replace(file.variant, kernels=kernels)
+
+
+def _edit(file: _File, bundle: Bundle) -> Edit | None:
+    """What to record of a file; None when it is as it was emitted."""
+    name = file.variant.source
+    recorded = bundle.manifest.edits.get(name)
+    emitted = recorded.emitted_sha256 if recorded else bundle.checksums[name]
+    if file.digest == emitted:
+        return None
+    return Edit(emitted_sha256=emitted, kernels=_changed(file))
+
+
+def _changed(file: _File) -> list[str]:
+    """The kernels that differ from what was emitted: all of them when it is code that they share that does."""
+    hashes = {k.name: k.source_hash for k in file.variant.kernels if k.source_hash}
+    parts = sections(file.text)
+    own = [name for name, emitted in hashes.items() if source_hash(parts.get(name, "")) != emitted]
+    return (
+        own
+        if own and source_hash(shared_code(file.text, hashes)) == file.variant.shared_hash
+        else list(hashes)
+    )
+
+
+def _told(file: _File, after: BlockVariant, recorded: Edit | None, edit: Edit | None) -> Rebuilt:
+    names = {*(recorded.kernels if recorded else ()), *(edit.kernels if edit else ())}
+    changes = [
+        Change(edit is not None and new.name in edit.kernels, old, new)
+        for old, new in zip(file.variant.kernels, after.kernels, strict=True)
+        if new.name in names or new != old
+    ]
+    return Rebuilt(after.source, edit is None, file.seconds, tuple(changes))
+
+
+def _updated(manifest: Manifest, variant: BlockVariant, edit: Edit | None) -> Manifest:
+    others = {name: kept for name, kept in manifest.edits.items() if name != variant.source}
+    block = {**manifest.blocks[variant.block], variant.variant: variant}
+    return msgspec.structs.replace(
+        manifest,
+        edits=dict(sorted({**others, **({variant.source: edit} if edit else {})}.items())),
+        blocks={**manifest.blocks, variant.block: block},
+    )
+
+
+def _warnings(bundle: Bundle, files: list[_File]) -> Iterator[str]:
+    ours, theirs = nvrtc_version(), bundle.manifest.nvrtc
+    if ours != theirs:
+        yield f"compiled with NVRTC {ours}; the rest of {bundle.folder} was compiled with {theirs}"
+    for file in files:
+        parts = sections(file.text)
+        for launch in _launches(file.variant):
+            where, found = f"{file.variant.source}: {launch.kernel}", file.cubin.kernels[launch.kernel]
+            if found.spill_bytes:
+                yield f"{where} spills registers to memory ({found.spill_bytes} bytes)"
+            if no_longer_waits(parts.get(launch.kernel, file.text), launch):
+                yield (
+                    f"{where} starts before the kernel ahead of it has ended, and no longer calls "
+                    "wait_for_previous_kernel(); it may read values that are not there yet"
+                )

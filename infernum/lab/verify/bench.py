@@ -1,0 +1,117 @@
+"""A GPU on which programs are run by themselves, on memory made for one trial, and timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from infernum.dims import ceildiv
+from infernum.lab.verify.facts import Facts
+from infernum.lab.verify.image import ALIGNMENT, Image
+from infernum.runtime.binding import BoundProgram, Symbols
+from infernum.runtime.timing import median_ms
+
+Array = np.ndarray[Any, Any]
+
+REPETITIONS = 20
+"""Launches of a program in the graph that is timed."""
+
+CACHE_BYTES = 2 * 64 * 2**20
+"""Memory to pass over before the same bytes are read again: twice the L2 cache of an H200, of which it keeps little."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """Microseconds that a program takes, and whether its memory may have been in the L2 cache."""
+
+    microseconds: float
+    in_cache: bool
+
+
+class Bench:
+    """`device`, `stream` and `products` are those of the runtime, or fakes."""
+
+    def __init__(self, device: Any, stream: Any, products: Any) -> None:
+        self.device = device
+        self._stream = stream
+        self._products = products
+        self._memory: Any = None
+        self._modules: dict[bytes, Any] = {}
+
+    def run(self, image: Image) -> Array:
+        """Launch the image's program on a copy of it in GPU memory; what the memory holds afterwards.
+
+        Raises DeviceError when a kernel fails; the GPU's context is then lost.
+        """
+        base = self._room(len(image.bytes))
+        self._stream.upload(base, image.bytes.ctypes.data, len(image.bytes))
+        self._bound(image, [base])()
+        after = np.empty_like(image.bytes)
+        self._stream.download(after.ctypes.data, base, len(after))
+        self._stream.synchronize()
+        return after
+
+    def time(self, image: Image) -> Time:
+        """The median time of one run, among runs that follow each other over several copies of the image."""
+        nbytes = ceildiv(len(image.bytes), ALIGNMENT) * ALIGNMENT
+        copies = min(REPETITIONS, ceildiv(CACHE_BYTES, nbytes) + 1)
+        base = self._room(copies * nbytes)
+        bases = [base + i * nbytes for i in range(copies)]
+        for to in bases:
+            self._stream.upload(to, image.bytes.ctypes.data, len(image.bytes))
+        queue = self._bound(image, [bases[i % copies] for i in range(REPETITIONS)])
+        queue()  # the library chooses its algorithms before anything is captured
+        self._stream.synchronize()
+        with self._stream.capture() as capture:
+            queue()
+        assert capture.graph is not None, "a capture that ended without an error has a graph"
+        try:
+            milliseconds = median_ms(self.device, self._stream, capture.graph.launch, runs=11)
+        finally:
+            capture.graph.close()
+        return Time(milliseconds * 1e3 / REPETITIONS, copies * nbytes < CACHE_BYTES)
+
+    def forget_modules(self) -> None:
+        """Unload every cubin."""
+        for module in self._modules.values():
+            module.close()
+        self._modules.clear()
+
+    def close(self) -> None:
+        """Give back memory and modules."""
+        self.forget_modules()
+        if self._memory is not None:
+            self._memory.free()
+            self._memory = None
+
+    def _room(self, nbytes: int) -> int:
+        """The address of at least `nbytes` of GPU memory, which lasts until more is asked for."""
+        if self._memory is None or self._memory.nbytes < nbytes:
+            if self._memory is not None:
+                self._memory.free()
+                self._memory = None
+            self._memory = self.device.alloc(nbytes, "tensors of a kernel that is verified")
+        return self._memory.address
+
+    def _bound(self, image: Image, bases: list[int]) -> Callable[[], None]:
+        """What queues the image's program once for every base address that memory like it lies at."""
+        program = BoundProgram(self._stream, self._symbols(image.facts), self._products)
+        for base in bases:
+            addresses: Mapping[str, int] = {name: base + begin for name, (begin, _) in image.spans.items()}
+            program.append(image.program.variant, self._module(image), addresses)
+        return program.queue
+
+    def _symbols(self, facts: Facts) -> Symbols:
+        counts = facts.symbols
+        symbols = Symbols(max_pages=counts["max_pages"], pages=counts["pages"], sms=self.device.facts.sms)
+        symbols.set(counts["tokens"], counts["seqs"], counts["rows"], counts["context_pages"])
+        return symbols
+
+    def _module(self, image: Image) -> Any:
+        cubin = image.program.cubin
+        if cubin not in self._modules:
+            self._modules[cubin] = self.device.load_module(cubin, image.program.variant.cubin)
+        return self._modules[cubin]

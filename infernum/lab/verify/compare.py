@@ -1,0 +1,153 @@
+"""How the memory that a program left differs from what its node means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from infernum.dtypes import DType
+from infernum.lab.verify.image import Image
+from infernum.lab.verify.values import bits_of, from_bits, smallest_normal, to_bits
+
+Array = np.ndarray[Any, Any]
+
+WRONG = math.inf
+"""The error of a result that is no number, of an integer that is another one, of a copy that differs in a bit."""
+
+
+def differences(
+    image: Image,
+    after: Array,
+    expected: Sequence[Array],
+    tolerance: float,
+    *,
+    bitwise: bool = False,
+    may_flush: bool = False,
+) -> tuple[float, list[str]]:
+    """The largest error of any result, and a sentence for everything that is wrong with the memory `after`.
+
+    bitwise    results are copies, so that every bit counts, also the sign of zero
+    may_flush  denormal numbers may be taken for zero, as NVIDIA promises nothing else of its library
+    """
+    errors: list[float] = [0.0]
+    wrong: list[str] = []
+    may_change: dict[str, Array] = {}
+    inputs = {place.tensor for place in image.program.operands}
+    for place, reference in zip(image.program.results, expected, strict=True):
+        dtype = place.type.dtype
+        bits, bits_before = image.value(place, after), image.value(place, image.bytes)
+        found, before = (from_bits(each, dtype).reshape(reference.shape) for each in (bits, bits_before))
+        written = np.ones(reference.shape, bool)
+        if place.tensor in inputs:  # in place: what the node leaves as it was must stay, NaN too
+            written = (before != reference) & ((before == before) | (reference == reference))
+            if bitwise:
+                written |= (reference == reference) & (to_bits(before, dtype) != to_bits(reference, dtype))
+        begin, end = image.spans[place.tensor]
+        mask = may_change.setdefault(place.tensor, np.zeros(end - begin, np.uint8))
+        image.within(place, mask)[written.reshape(bits.shape)] = np.iinfo(bits_of(dtype)).max
+        poisoned = (bits == np.iinfo(bits_of(dtype)).max).reshape(reference.shape)
+        least = smallest_normal(dtype) / (tolerance if may_flush and tolerance else 1.0)
+        error, what = compare(
+            found, reference, written, dtype, tolerance, poisoned=poisoned, bitwise=bitwise, least=least
+        )
+        errors.append(error)
+        if what is not None:
+            wrong.append(f"{place.tensor}: {what}")
+    return max(errors), [*wrong, *_changed_elsewhere(image, after, may_change)]
+
+
+def results_of(image: Image, after: Array) -> list[Array]:
+    """What `after` holds of a program's results, [first dim, elements of a row] each."""
+    return [from_bits(image.value(place, after), place.type.dtype) for place in image.program.results]
+
+
+def _changed_elsewhere(image: Image, after: Array, may_change: Mapping[str, Array]) -> Iterator[str]:
+    for name, (begin, end) in image.spans.items():
+        if name in image.program.scratch or np.array_equal(image.bytes[begin:end], after[begin:end]):
+            continue
+        changed = image.bytes[begin:end] != after[begin:end]
+        if name in may_change:
+            changed &= may_change[name] == 0
+        if count := int(np.count_nonzero(changed)):
+            yield f"{count} bytes of {name} changed that should not have"
+    for name, guard in image.guards():
+        places = np.flatnonzero(after[guard] != image.bytes[guard])
+        if len(places):
+            yield f"{len(places)} bytes behind {name} were written, the first {places[0]} past its end"
+
+
+def compare(
+    found: Array,
+    reference: Array,
+    written: Array,
+    dtype: DType,
+    tolerance: float,
+    *,
+    poisoned: Array | None = None,
+    bitwise: bool = False,
+    least: float | None = None,
+) -> tuple[float, str | None]:
+    """The error of results where they should have been `written`, and what is wrong; None when they are right.
+
+    Integers and copies must be equal. Of floats, the relative error of every row (of a head, of a token) must be
+    within `tolerance`, so that one wrong element among many shows. A row counts as no smaller than one full of `least`,
+    by default the smallest normal number: below that a type has fewer digits, and a last bit would be a large error.
+    Where the reference is NaN or infinite, the result must be the same, and not be `poisoned`: never written.
+    """
+    if not written.any():
+        return 0.0, None
+    if not dtype.is_float:
+        return _compare_exactly(found, reference, (found != reference) & written, written)
+    width = reference.shape[-1]
+    rows = written.reshape(-1, width).any(axis=1)
+    got, wanted = found.reshape(-1, width)[rows], reference.reshape(-1, width)[rows]
+    numbers = np.flatnonzero(rows)
+    same = (got == wanted) | ((got != got) & (wanted != wanted))
+    if poisoned is not None:
+        same &= ~poisoned.reshape(-1, width)[rows]
+    finite = np.isfinite(got) & np.isfinite(wanted)
+    bad = ~finite & ~same & written.reshape(-1, width)[rows]
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        lines = int(bad.any(axis=1).sum())
+        return WRONG, (
+            f"{bad.sum()} elements in {lines} of {len(got)} rows are NaN or infinite,"
+            f" the first in row {numbers[row]}, column {column}: {got[row, column]:.6g}, not {wanted[row, column]:.6g}"
+        )
+    if bitwise:
+        unlike = (to_bits(found, dtype) != to_bits(reference, dtype)) & written & (reference == reference)
+        return _compare_exactly(found, reference, unlike, written)
+    if not finite.all():
+        got, wanted = np.where(finite, got, 0), np.where(finite, wanted, 0)
+    errors = row_errors(got, wanted, smallest_normal(dtype) if least is None else least)
+    worst = int(errors.argmax())
+    if errors[worst] <= tolerance:
+        return float(errors[worst]), None
+    column = int(np.abs(got[worst] - wanted[worst]).argmax())
+    return float(errors[worst]), (
+        f"in {int((errors > tolerance).sum())} of {len(got)} rows the relative error is more than {tolerance:g};"
+        f" the worst is {errors[worst]:.2g} in row {numbers[worst]}, where column {column} is"
+        f" {got[worst, column]:.6g}, not {wanted[worst, column]:.6g}"
+    )
+
+
+def row_errors(got: Array, wanted: Array, least: float) -> Array:
+    """The relative error of each row [rows, width], in float64, none taken for smaller than one full of `least`."""
+    floor = least * math.sqrt(wanted.shape[-1])
+    wanted64 = wanted.astype(np.float64)
+    return np.linalg.norm(got - wanted64, axis=1) / np.maximum(np.linalg.norm(wanted64, axis=1), floor)
+
+
+def _compare_exactly(
+    found: Array, reference: Array, unlike: Array, written: Array
+) -> tuple[float, str | None]:
+    places = np.argwhere(unlike)
+    if len(places) == 0:
+        return 0.0, None
+    first = tuple(int(i) for i in places[0])
+    return WRONG, (
+        f"{len(places)} of {written.sum()} differ, the first at {first}: {found[first]}, not {reference[first]}"
+    )

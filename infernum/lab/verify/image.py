@@ -1,0 +1,71 @@
+"""The memory that a program's steps see: each tensor with a guard behind it, everything poisoned until written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from infernum import dims, dtypes
+from infernum.codegen.places import Place
+from infernum.lab.verify.facts import Facts
+from infernum.lab.verify.units import Program
+from infernum.lab.verify.values import bits_of, to_bits
+
+Array = np.ndarray[Any, Any]
+
+POISON = 0xFF
+"""NaN in every float type, −1 in every integer type."""
+
+ALIGNMENT = 256
+GUARD = 4096
+"""Poisoned bytes after each tensor, in which nothing may be written."""
+
+
+class Image:
+    """Where a program's tensors lie in one stretch of memory, for one step, and what they hold beforehand."""
+
+    def __init__(self, program: Program, facts: Facts) -> None:
+        self.program = program
+        self.facts = facts
+        self.spans: dict[str, tuple[int, int]] = {}
+        self._shapes: dict[str, tuple[int, int]] = {}
+        end = 0
+        for name in program.tensors:
+            spec = program.spec(name)
+            first, *rest = [dims.evaluate(dim, facts.symbols) for dim in spec.shape]
+            self._shapes[name] = (first, math.prod(rest))
+            nbytes = first * math.prod(rest) * dtypes.dtype(spec.dtype).bytes
+            self.spans[name] = (end, end + nbytes)
+            end = dims.ceildiv(end + nbytes + GUARD, ALIGNMENT) * ALIGNMENT
+        self.bytes: Array = np.full(end, POISON, np.uint8)
+
+    def value(self, place: Place, image: Array) -> Array:
+        """The bits of what lies at a place as [first dim, elements of a row], a view into `image`."""
+        begin, end = self.spans[place.tensor]
+        return self.within(place, image[begin:end])
+
+    def within(self, place: Place, tensor: Array) -> Array:
+        """The same, given the bytes of the place's tensor alone."""
+        dtype = dtypes.dtype(self.program.spec(place.tensor).dtype)
+        rows = tensor.view(bits_of(dtype)).reshape(self._shapes[place.tensor])
+        return rows[:, place.offset : place.offset + math.prod(self.facts.sizes(place.type)[1:])]
+
+    def write(self, place: Place, values: Array) -> None:
+        """Store the values of a place, in its shape; NaN keeps the bytes it was poisoned with."""
+        dtype, view = place.type.dtype, self.value(place, self.bytes)
+        flat = values.reshape(view.shape)
+        if dtype.is_float and np.isnan(flat.max()):
+            written = ~np.isnan(flat)
+            view[written] = to_bits(flat[written], dtype)
+        else:
+            view[:] = to_bits(flat, dtype)
+
+    def guards(self) -> Iterator[tuple[str, slice]]:
+        """The bytes behind each tensor, by its name."""
+        names = list(self.spans)
+        starts = [self.spans[name][0] for name in names[1:]] + [len(self.bytes)]
+        for name, start in zip(names, starts, strict=True):
+            yield name, slice(self.spans[name][1], start)

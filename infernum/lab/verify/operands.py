@@ -1,0 +1,176 @@
+"""What a unit's operands hold in one trial."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from infernum import dims
+from infernum.codegen.places import Place
+from infernum.dtypes import DType, round_to
+from infernum.ir.block import PAGE
+from infernum.ir.op import Fused, Op
+from infernum.lab.verify.facts import Facts
+from infernum.lab.verify.units import Unit
+from infernum.lab.verify.values import Kind, draw
+from infernum.recipes import tensor_names
+from infernum.step import NO_TOKEN
+
+Array = np.ndarray[Any, Any]
+
+_STEEPEST = 32.0
+"""Factor of attention's queries for "large": scores of ±130, whose powers overflow unless a maximum is subtracted."""
+
+
+def operands_of(
+    unit: Unit, facts: Facts, kind: Kind, factor: float, seed: list[int], weights: dict[Place, Array]
+) -> list[Array]:
+    """Values of every operand, by slot: float32 or int32, one array for operands in the same place.
+
+    factor   what "large" multiplies by
+    weights  those that are the same in every trial, kept from one to the next
+    """
+    rng, made = np.random.default_rng([*seed, 1]), dict[Place, Array]()
+    maker = _Operands(unit, facts, kind, factor, weights, rng)
+    for slot, place in enumerate(unit.program.operands):
+        if place not in made:
+            made[place] = maker.values(slot, place)
+    return [made[place] for place in unit.program.operands]
+
+
+@dataclass
+class _Operands:
+    """Makes the operands of one unit for one trial."""
+
+    unit: Unit
+    facts: Facts
+    kind: Kind
+    factor: float
+    weights: dict[Place, Array]
+    rng: np.random.Generator
+
+    def __post_init__(self) -> None:
+        self.queries = set(_read_by(self.unit, "attention", 0))
+        self.keys = set(_read_by(self.unit, "append", 1)) if self.queries else set[int]()
+        self.sampled = {*_read_by(self.unit, "advance", 0), *_read_by(self.unit, "mark_seen", 1)}
+
+    def values(self, slot: int, place: Place) -> Array:
+        shape, dtype = self.facts.sizes(place.type), place.type.dtype
+        source = self.unit.source(place)
+        match self.unit.role(place):
+            case "batch":
+                assert source is not None
+                return self.facts.arrays[source.name].copy()
+            case "state":
+                whole = self.unit.graph.operands(self.unit.node.name)[slot].node == place.tensor
+                return self._cache(shape, dtype, self.facts.starts if whole else self.facts.ends)
+            case "weight":
+                return self._weight(place, shape, dtype)
+            case _ if not dtype.is_float:
+                vocab = self.unit.bundle.manifest.model.vocab_size
+                tokens = self.rng.integers(0, vocab, shape).astype(np.int32)
+                return (
+                    np.where(self.rng.random(shape) < 0.25, NO_TOKEN, tokens)
+                    if slot in self.sampled
+                    else tokens
+                )
+            case _ if slot in self.queries:
+                return self._gentle(shape, dtype)
+            case _ if slot in self.keys:
+                return draw(self._key_kind(), shape, dtype, self.rng)
+            case _:
+                values = draw(self.kind, shape, dtype, self.rng, self.factor)
+                return self._logits(values) if place.tensor == "logits" and self.kind == "normal" else values
+
+    def _gentle(self, shape: tuple[int, ...], dtype: DType) -> Array:
+        """Queries and keys: their products are exponents, so that large means steep and small would mean flat.
+
+        The rounding of a score is an error of what it is the exponent of; the tolerance bounds how steep it may be.
+        """
+        match self.kind:
+            case "large":
+                steep = min(_STEEPEST, dtype.tolerance * 2.0**18)
+                return round_to(draw("normal", shape, dtype, self.rng, steep), dtype)
+            case "denormal":
+                return draw("normal", shape, dtype, self.rng)
+            case kind:
+                return draw(kind, shape, dtype, self.rng)
+
+    def _key_kind(self) -> Kind:
+        return "normal" if self.queries and self.kind in ("large", "denormal") else self.kind
+
+    def _cache(self, shape: tuple[int, ...], dtype: DType, filled: Sequence[int]) -> Array:
+        """A KV cache [pages, 2, kv_heads, 64, dim]: the first `filled[s]` positions of sequence s, NaN elsewhere."""
+        kv = np.full(shape, np.nan, np.float32)
+        key_kind = self._key_kind()
+        for pages, count in zip(self.facts.arrays["page_table"], filled, strict=True):
+            for column in range(dims.ceildiv(count, PAGE)):
+                rows = min(PAGE, count - column * PAGE)
+                keys, values = kv[pages[column], 0, :, :rows], kv[pages[column], 1, :, :rows]
+                keys[:] = draw(
+                    key_kind, keys.shape, dtype, self.rng, self.factor if key_kind == self.kind else 1.0
+                )
+                values[:] = draw(self.kind, values.shape, dtype, self.rng, self.factor)
+        return kv
+
+    def _weight(self, place: Place, shape: tuple[int, ...], dtype: DType) -> Array:
+        """A weight of unit gain, the same in every trial: deviation 1/sqrt(k) for a matrix, norms around 1.
+
+        Biases are of the trial's kind, since they are added to what is, and so are weights that are copied.
+        """
+        name = tensor_names(self.unit.variant.weights[place.tensor].recipe)[0]
+        if self.unit.copies or name.endswith("bias"):
+            return draw(self.kind, shape, dtype, self.rng, self.factor)
+        if place not in self.weights:
+            self.weights[place] = _unit_gain(name, shape, dtype)
+        return self.weights[place]
+
+    def _logits(self, values: Array) -> Array:
+        """Logits some of which are −∞, and whose largest value occurs twice in some rows; few rows allow no token."""
+        values = values * np.float32(3)
+        rows, vocab = values.shape
+        for row in range(0, rows, 2):
+            values[row, self.rng.integers(0, vocab, 3)] = -np.inf
+        for row in range(0, rows, 3):
+            values[row, self.rng.integers(0, vocab, 2)] = 40.0
+        for row in range(rows):
+            match int(self.rng.integers(12)):
+                case 0:
+                    values[row, self.rng.integers(vocab)] = np.nan
+                case 1:
+                    values[row, self.rng.integers(vocab)] = np.inf
+                case 2:
+                    values[row] = -np.inf
+                case _:
+                    pass
+        return values
+
+
+def _unit_gain(name: str, shape: tuple[int, ...], dtype: DType) -> Array:
+    rng = np.random.default_rng([len(name), *shape])
+    if len(shape) == 2:
+        return draw("normal", shape, dtype, rng, shape[1] ** -0.5)
+    return round_to(1 + np.float32(0.2) * draw("normal", shape, dtype, rng), dtype)
+
+
+def _read_by(unit: Unit, op: str, index: int) -> Iterator[int]:
+    """The slots of operands that an op of the unit takes as its operand `index`, turned or not."""
+    fused = unit.node.op if isinstance(unit.node.op, Fused) else None
+    slots = {name: slot for slot, name in enumerate(fused.params)} if fused else {}
+    for node, read, body in unit.calls:
+        if not isinstance(node.op, Op) or node.op.name != op:
+            continue
+        name = read[index].node
+        while fused and name not in slots:
+            name = body.operands(name)[0].node
+        yield slots[name] if fused else index
+
+
+def weight_bytes(unit: Unit) -> int:
+    """Bytes of the unit's weights, which decide how long NumPy takes."""
+    weights = {place.tensor: place.type for place in unit.program.operands if unit.role(place) == "weight"}
+    return sum(math.prod(map(int, type_.shape)) * type_.dtype.bytes for type_ in weights.values())

@@ -1,0 +1,151 @@
+"""Numbers for the inputs of a graph: ordinary and nasty ones, and facts of a step that fit together."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from infernum.dtypes import F16, DType, round_to
+from infernum.ir.block import PAGE
+from infernum.ir.graph import Input, Node, TensorType
+from infernum.lab.verify.facts import Facts, ragged_step
+from infernum.recipes import Read, Recipe, tensors_of
+from infernum.step import SEEN
+from infernum.weights.values import choose, values
+
+Array = np.ndarray[Any, Any]
+
+KINDS = ("normal", "large", "tiny", "zeros", "equal")
+"""What the rows of a stream are, in turn. Tiny ones are denormal in part, zeros have both signs."""
+
+POOL = 1_000_003
+"""Random numbers: a prime number of them, so that no two rows of a large array are the same."""
+
+VOCAB = 4
+"""Tokens, fewer than any table of a random graph has rows."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One choice of inputs: the number of tokens, and which of `KINDS` the first row is."""
+
+    tokens: int
+    first: int = 0
+
+    @property
+    def facts(self) -> Facts:
+        """The step: one sequence, or two of which the first begins near the end of a page."""
+        return _facts(self.tokens)
+
+
+@dataclass
+class Values:
+    """The arrays of one round, made when first asked for: the same for the same name, or checkpoint tensor."""
+
+    round: Round
+    made: dict[str, Array] = field(default_factory=dict[str, Array])
+
+    def of(self, node: Node) -> Array:
+        """The array of a graph's input, float32 or of its integer type; not shared, but for weights.
+
+        Raises ShapeError for a weight whose recipe makes no sense.
+        """
+        assert isinstance(node.op, Input), f"{node.name} is not an input"
+        if node.op.recipe:
+            return self._weight(node.op.recipe, node.types[0].dtype)
+        if node.name not in self.made:
+            self.made[node.name] = self._array(node.name, node.types[0])
+        return self.made[node.name].copy()
+
+    def _weight(self, recipe: Recipe, dtype: DType) -> Array:
+        tensors = {tensor.names[0]: tensor for tensor in tensors_of(recipe)}
+        return values(choose(recipe, tensors), _Tensors(tensors, dtype, self.made))
+
+    def _array(self, name: str, kind: TensorType) -> Array:
+        facts = self.round.facts
+        if name in facts.arrays and name != SEEN.name:
+            return facts.arrays[name]
+        shape = facts.sizes(kind)
+        if not kind.dtype.is_float:
+            return _integers(name, kind, shape, facts)
+        return round_to(self._rows(name, _normal(name, shape), kind.dtype), kind.dtype)
+
+    def _rows(self, name: str, numbers: Array, dtype: DType) -> Array:
+        """Rows of all kinds: of the same kind in every stream at first, then of different ones side by side."""
+        large, tiny = (30.0, 1e-6) if dtype is F16 else (3e4, 1e-30)
+        denormal = 1e-7 if dtype is F16 else 1e-39
+        signs = np.sign(numbers)
+        for row in range(len(numbers)) if numbers.ndim > 1 else ():
+            shift = zlib.crc32(name.encode()) if row >= len(KINDS) else 0
+            match KINDS[(row + self.round.first + shift) % len(KINDS)]:
+                case "large":
+                    numbers[row] *= np.float32(large)
+                case "tiny":
+                    numbers[row] *= np.float32(tiny)
+                    numbers[row, ..., ::2] = signs[row, ..., ::2] * np.float32(denormal)
+                case "zeros":
+                    numbers[row] = signs[row] * np.float32(0.0)
+                case "equal":
+                    numbers[row] = np.float32(1.0) + np.abs(numbers[row].flat[0])
+                case _:
+                    pass
+        return numbers
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """Tensors of a checkpoint, in float32: matrices of unit gain. Each is drawn once and held in `made`."""
+
+    tensors: Mapping[str, Read]
+    type: DType
+    made: dict[str, Array]
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self.tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.tensors[name].shape
+
+    def dtype(self, name: str) -> DType:
+        return self.type
+
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        if name not in self.made:
+            shape = self.shape(name)
+            scale = shape[-1] ** -0.5 if len(shape) > 1 else 1.0
+            self.made[name] = round_to(_normal(name, shape) * np.float32(scale), self.type)
+        return self.made[name][start:stop]
+
+
+@cache
+def _facts(tokens: int) -> Facts:
+    half = tokens // 2
+    chunks = ((PAGE - 2, half), (3, tokens - half)) if half else ((PAGE - 2, tokens),)
+    return ragged_step(chunks, VOCAB, np.random.default_rng(tokens))
+
+
+def _integers(name: str, kind: TensorType, shape: tuple[int, ...], facts: Facts) -> Array:
+    """Bits for what holds a set, and otherwise numbers that can stand for a row or a token."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    below = 2**31 if name == SEEN.name else min(facts.symbols["rows"], 8)
+    return rng.integers(0, below, shape).astype(kind.dtype.numpy)
+
+
+@cache
+def _pool() -> Array:
+    """Random numbers, twice, that all arrays are cut from: drawing them anew would take most of a check's time."""
+    return np.tile(np.random.default_rng(7).standard_normal(POOL).astype(np.float32), 2)
+
+
+def _normal(name: str, shape: tuple[int, ...]) -> Array:
+    """Normally distributed numbers, others for another name."""
+    numbers = _pool()
+    start, most = zlib.crc32(name.encode()) % POOL, min(math.prod(shape), POOL)
+    return np.resize(numbers[start : start + most], shape)
