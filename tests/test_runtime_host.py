@@ -36,7 +36,7 @@ from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.gemm import Product
 from infernum.runtime.kv_cache import CachePlan, count_pages
 from infernum.runtime.loading import LoadOptions
-from infernum.runtime.stream import Graph
+from infernum.runtime.stream import CudaGraph
 from infernum.sampling_params import SamplingParams
 from infernum.weights.plan import plan_weights
 
@@ -205,7 +205,7 @@ def test_a_graph_that_cannot_be_uploaded_is_destroyed() -> None:
             return call
 
     with pytest.raises(DeviceError, match="uploading a CUDA graph: the GPU is out of memory"):
-        Graph(Api(), 1, 2)
+        CudaGraph(Api(), 1, 2)
     assert calls == ["cuGraphInstantiate", "cuGraphDestroy", "cuGraphUpload", "cuGraphExecDestroy"]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from infernum.errors import DeviceError
 from infernum.runtime.driver import GpuFacts, bindings, checked, gpu_facts, is_out_of_memory
 from infernum.runtime.modules import Module
-from infernum.runtime.stream import Event, Stream
+from infernum.runtime.stream import CudaEvent, Stream
 
 GIB = 2**30
 
@@ -113,11 +113,11 @@ class Device:
         flag = int(self._api.CUstream_flags.CU_STREAM_NON_BLOCKING)
         return Stream(self._api, checked(self._api.cuStreamCreate(flag), "creating a stream"))
 
-    def event(self, *, timing: bool = False) -> Event:
+    def event(self, *, timing: bool = False) -> CudaEvent:
         """A new event; only one made with `timing` can measure time."""
         flags = self._api.CUevent_flags
         flag = int(flags.CU_EVENT_DEFAULT if timing else flags.CU_EVENT_DISABLE_TIMING)
-        return Event(self._api, checked(self._api.cuEventCreate(flag), "creating an event"))
+        return CudaEvent(self._api, checked(self._api.cuEventCreate(flag), "creating an event"))
 
     def load_module(self, image: bytes, where: str) -> Module:
         """Load a cubin; `where` is its file, for errors. Raises DeviceError when it does not suit the GPU."""

@@ -25,7 +25,7 @@ from infernum.runtime.prepared import PreparedStep
 from infernum.runtime.product import Product
 from infernum.runtime.recent import Recent
 from infernum.runtime.sampled import SampledTokens, TokenRing
-from infernum.runtime.stream import Graph, Stream
+from infernum.runtime.stream import CudaGraph, Stream
 from infernum.step import Batch, Float32, Sampling
 from infernum.weights.source import Progress, TensorSource
 
@@ -59,7 +59,7 @@ class StepShape:
 class _Decode:
     """A decode that has been launched before: its CUDA graph for each turn, unless a capture has failed."""
 
-    graphs: dict[int, Graph] = field(default_factory=dict[int, Graph])
+    graphs: dict[int, CudaGraph] = field(default_factory=dict[int, CudaGraph])
     capturable: bool = True
 
 
@@ -318,7 +318,7 @@ class CudaExecutor:
             program.queue(numbers)
         return collected
 
-    def _graph(self, decode: _Decode, shape: StepShape, turn: int) -> Graph | None:
+    def _graph(self, decode: _Decode, shape: StepShape, turn: int) -> CudaGraph | None:
         """The graph of a decode, captured when it is seen again: its first run loads kernels and chooses algorithms.
 
         None when it cannot be captured, for want of memory as a rule: then it is launched kernel by kernel for good.

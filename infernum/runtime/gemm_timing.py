@@ -14,7 +14,7 @@ from infernum import dtypes
 from infernum.errors import DeviceError
 from infernum.runtime.device import Device
 from infernum.runtime.product import Product
-from infernum.runtime.stream import Graph, Stream
+from infernum.runtime.stream import CudaGraph, Stream
 from infernum.runtime.timing import Stopwatch
 
 MARGIN = 0.02
@@ -60,7 +60,7 @@ def time_algorithms(
     compared = _Compared(stream, products[0], m)
     right = [0, *compared.agreeing(algorithms, run)]
     with ExitStack() as stack:
-        graphs: dict[int, Graph] = {}
+        graphs: dict[int, CudaGraph] = {}
         for algorithm in right:
             graphs[algorithm] = _captured(stream, in_turn, algorithm, run)
             stack.callback(graphs[algorithm].close)
@@ -80,7 +80,7 @@ def time_algorithms(
     )
 
 
-def _captured(stream: Stream, products: Sequence[Product], algorithm: int, run: Run) -> Graph:
+def _captured(stream: Stream, products: Sequence[Product], algorithm: int, run: Run) -> CudaGraph:
     with stream.capture() as capture:
         for product in products:
             run(product, algorithm)

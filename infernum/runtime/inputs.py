@@ -17,7 +17,7 @@ from infernum.runtime.device import Device, PinnedMemory
 from infernum.runtime.kv_cache import POISON
 from infernum.runtime.layout import Limits, pack
 from infernum.runtime.sampled import TURNS
-from infernum.runtime.stream import Event, Stream
+from infernum.runtime.stream import CudaEvent, Stream
 from infernum.step import INPUTS, SEEN, Batch, Sampling, StepInput, check_input
 
 _BYTES = 4
@@ -43,7 +43,7 @@ class _Slot:
     packed: PinnedMemory
     page_table: PinnedMemory
     arrays: dict[str, np.ndarray[Any, Any]]
-    sent: Event
+    sent: CudaEvent
 
 
 class Inputs:

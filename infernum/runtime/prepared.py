@@ -8,7 +8,7 @@ from infernum.runtime.binding import BoundProgram, Place
 from infernum.runtime.device import Device
 from infernum.runtime.loading import LoadedBundle
 from infernum.runtime.sampled import SampledTokens, TokenRing
-from infernum.runtime.stream import Graph, Stream
+from infernum.runtime.stream import CudaGraph, Stream
 from infernum.step import Batch, Sampling
 
 
@@ -70,7 +70,7 @@ class PreparedStep:
         for program, numbers in _runs(only, first):
             (self._sampler if program else self._model).queue(numbers)
 
-    def capture(self, only: Sequence[int]) -> Graph:
+    def capture(self, only: Sequence[int]) -> CudaGraph:
         """These kernels as a graph; each must have run before, which loads it and chooses its algorithm."""
         with self.stream.capture() as capture:
             self.queue(only)

@@ -10,7 +10,7 @@ import numpy as np
 
 from infernum.dtypes import I32
 from infernum.runtime.device import Device
-from infernum.runtime.stream import Event, Stream
+from infernum.runtime.stream import CudaEvent, Stream
 from infernum.step import Int32
 
 SLOTS = 8
@@ -24,8 +24,8 @@ TURNS = 2
 class _Slot:
     address: int
     values: np.ndarray[Any, Any]
-    sampled: Event
-    arrived: Event
+    sampled: CudaEvent
+    arrived: CudaEvent
 
 
 class TokenRing:

@@ -12,7 +12,7 @@ from infernum.runtime.driver import checked
 _NOT_READY = 600  # CUresult
 
 
-class Event:
+class CudaEvent:
     """A mark in a stream that the host can wait for."""
 
     def __init__(self, api: Any, handle: Any) -> None:
@@ -31,7 +31,7 @@ class Event:
         checked(result, "asking for an event")
         return True
 
-    def milliseconds_since(self, earlier: Event) -> float:
+    def milliseconds_since(self, earlier: CudaEvent) -> float:
         """Time between two recorded marks, both made with `timing` and both passed."""
         return checked(self._api.cuEventElapsedTime(earlier.handle, self.handle), "reading a timer")
 
@@ -95,7 +95,7 @@ class LaunchConfig:
         self.raw.numAttrs = len(self._attributes)
 
 
-class Graph:
+class CudaGraph:
     """A captured sequence of launches, replayed with one call."""
 
     def __init__(self, api: Any, captured: Any, stream: Any) -> None:
@@ -126,7 +126,7 @@ class Graph:
 class Capture:
     """Holds the graph once a `Stream.capture()` block has ended without an error."""
 
-    graph: Graph | None = None
+    graph: CudaGraph | None = None
 
 
 class Stream:
@@ -161,11 +161,11 @@ class Stream:
         """Set every byte of a stretch of GPU memory."""
         checked(self._api.cuMemsetD8Async(to, byte, nbytes, self.handle), "filling GPU memory")
 
-    def record(self, event: Event) -> None:
+    def record(self, event: CudaEvent) -> None:
         """Mark this point of the stream."""
         checked(self._api.cuEventRecord(event.handle, self.handle), "recording an event")
 
-    def wait(self, event: Event) -> None:
+    def wait(self, event: CudaEvent) -> None:
         """Let what is queued from now on begin only when the GPU has passed a mark of another stream."""
         checked(self._api.cuStreamWaitEvent(self.handle, event.handle, 0), "making a stream wait")
 
@@ -195,7 +195,7 @@ class Stream:
                 self._api.cuGraphDestroy(result[1])
             raise
         captured = checked(self._api.cuStreamEndCapture(self.handle), "capturing a CUDA graph")
-        capture.graph = Graph(self._api, captured, self.handle)
+        capture.graph = CudaGraph(self._api, captured, self.handle)
 
     def synchronize(self) -> None:
         """Wait until everything queued so far is done."""

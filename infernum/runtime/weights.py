@@ -16,7 +16,7 @@ from infernum import dtypes
 from infernum.dtypes import DType
 from infernum.recipes import Rank, Recipe, size_of
 from infernum.runtime.device import Device, PinnedMemory
-from infernum.runtime.stream import Event, Stream
+from infernum.runtime.stream import CudaEvent, Stream
 from infernum.weights.dummy import is_norm, pool_of, pool_runs, settle
 from infernum.weights.plan import StoredWeight, WeightPlan
 from infernum.weights.source import Array, Progress, TensorSource
@@ -68,7 +68,7 @@ class Staging:
 
     def __init__(self, device: Device, stream: Stream, stack: ExitStack) -> None:
         self._stream = stream
-        chunks: list[tuple[PinnedMemory, Event]] = []
+        chunks: list[tuple[PinnedMemory, CudaEvent]] = []
         for _ in range(2):
             chunk = device.alloc_pinned(CHUNK_BYTES)
             stack.callback(chunk.free)
