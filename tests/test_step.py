@@ -28,7 +28,7 @@ from infernum.errors import BundleError
 from infernum.ir.block import BATCH, RESERVED
 from infernum.ir.graph import TensorType
 from infernum.lab.verify.facts import ragged_step
-from infernum.lab.verify.rule_values import Round, Values
+from infernum.lab.verify.rule_values import InputValues, RuleTrial
 from infernum.models.sampler import sample
 from infernum.ops.sampling import kept_weights
 from infernum.resources import templates_folder
@@ -118,12 +118,12 @@ def test_verify_draws_every_input_in_its_shape_and_type() -> None:
 
 
 def test_checks_of_rules_draw_values_that_a_user_may_ask_for() -> None:
-    chosen = Round(5)
+    chosen = RuleTrial(5)
     graph = sample.trace(type("Config", (), {"vocab_size": 40}), F32)
     nodes = {node.name: node for node in graph.inputs}
     for parameter in PARAMETERS:
         node = nodes[parameter.name]
-        array = Values(chosen).of(node)
+        array = InputValues(chosen).of(node)
         assert (array.dtype, array.shape) == (node.types[0].dtype.numpy, chosen.facts.sizes(node.types[0]))
         if parameter.tried:
             assert all(parameter.allows(parameter.kind(value)) for value in array.tolist())

@@ -35,7 +35,7 @@ from infernum.lab.verify.decompose import decomposed_graph, decomposed_programs
 from infernum.lab.verify.facts import STEPS, Chunks, count_tokens, ragged_step, steps_for
 from infernum.lab.verify.image import Image
 from infernum.lab.verify.trials import trials
-from infernum.lab.verify.units import Program, Unit, units_of
+from infernum.lab.verify.units import Unit, UnitProgram, units_of
 from infernum.lab.verify.values import KINDS, Kind, draw, from_bits, smallest_normal, to_bits
 from infernum.lab.verify.verdict import select_units, verify_bundle
 from infernum.models.presets import resolve
@@ -324,7 +324,7 @@ def test_a_wrong_decomposed_form_is_told_apart_from_a_wrong_kernel(t8: Bundle) -
 def test_decomposed_forms_have_kernels_of_one_op_each(t8: Bundle) -> None:
     unit = unit_with(t8, "decoder", "rope")
     program = decomposed_programs([unit])[str(unit)]
-    assert isinstance(program, Program)
+    assert isinstance(program, UnitProgram)
     assert [len(kernel.ops) for kernel in program.variant.kernels] == [1] * len(program.variant.steps)
 
 

@@ -22,7 +22,7 @@ from infernum.ir.text import parse_graph
 from infernum.lab.verify.random_graphs import random_graph
 from infernum.lab.verify.rule_change import change_of
 from infernum.lab.verify.rule_meaning import compare
-from infernum.lab.verify.rule_values import Round
+from infernum.lab.verify.rule_values import RuleTrial
 from infernum.lab.verify.rules import RuleVerdict, verify_rules
 from infernum.models.presets import resolve
 from infernum.ops import add, append, cast, columns, linear, mul, rms_norm, silu, stack_rows
@@ -360,7 +360,7 @@ def test_only_what_changed_and_its_operands_are_compared() -> None:
     assert [n.name for n in change.after.calls] == ["mul_2"]
     assert {n.name for n in change.before.inputs} == {"silu_1", "v"}
     assert change.computed
-    assert compare(change, BF16, BF16, [Round(1)]).wrong
+    assert compare(change, BF16, BF16, [RuleTrial(1)]).wrong
 
 
 def test_a_call_that_reads_another_value_has_changed() -> None:
@@ -368,12 +368,12 @@ def test_a_call_that_reads_another_value_has_changed() -> None:
     change = change_of(parse_graph(PLAIN), parse_graph(changed))
     assert change.before is not change.after
     assert "mul_1" in [n.name for n in change.before.calls]
-    assert compare(change, BF16, BF16, [Round(3)]).wrong
+    assert compare(change, BF16, BF16, [RuleTrial(3)]).wrong
 
 
 def test_operands_in_another_order_mean_the_same_to_the_last_bit() -> None:
     change = change_of(parse_graph(PLAIN), parse_graph(PLAIN.replace("(%silu_1, %v)", "(%v, %silu_1)")))
-    found = compare(change, BF16, BF16, [Round(1), Round(13)])
+    found = compare(change, BF16, BF16, [RuleTrial(1), RuleTrial(13)])
     assert (found.error, found.half_error, found.wrong, found.unusable) == (0.0, 0.0, None, None)
 
 
@@ -387,7 +387,7 @@ def test_weights_of_other_checkpoint_tensors_are_told_apart() -> None:
         "%w)", "%w_2)"
     )
     change = change_of(parse_graph(PLAIN), parse_graph(changed))
-    assert compare(change, BF16, BF16, [Round(3)]).wrong
+    assert compare(change, BF16, BF16, [RuleTrial(3)]).wrong
 
 
 def test_random_graphs_are_the_same_every_time_and_grow() -> None:

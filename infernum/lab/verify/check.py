@@ -14,7 +14,7 @@ from infernum.lab.verify.facts import Chunks, count_tokens, steps_for
 from infernum.lab.verify.image import Image
 from infernum.lab.verify.operands import weight_bytes
 from infernum.lab.verify.trials import Trial, trials
-from infernum.lab.verify.units import Program, Unit
+from infernum.lab.verify.units import Unit, UnitProgram
 from infernum.lab.verify.values import KINDS, Kind, smallest_normal
 
 Array = np.ndarray[Any, Any]
@@ -37,7 +37,7 @@ _POSITIONS = {"positions", "page_table", "query_start"}
 
 
 @dataclass(frozen=True)
-class Difference:
+class UnitFault:
     """A way in which a unit's kernels do not do what its node means."""
 
     unit: Unit
@@ -62,15 +62,15 @@ class Checked:
     at: str = ""
     decomposed_error: float = 0.0
     between: float = 0.0
-    wrong: list[Difference] = field(default_factory=list[Difference])
-    wrong_apart: list[Difference] = field(default_factory=list[Difference])
+    wrong: list[UnitFault] = field(default_factory=list[UnitFault])
+    wrong_apart: list[UnitFault] = field(default_factory=list[UnitFault])
     largest: Trial | None = None
 
 
 def check_unit(
     bench: Bench,
     unit: Unit,
-    decomposed: Program | None = None,
+    decomposed: UnitProgram | None = None,
     *,
     steps: Iterable[Chunks] | None = None,
     kinds: Iterable[Kind] = KINDS,
@@ -113,7 +113,7 @@ def _draws(unit: Unit, chunks: Chunks) -> int:
     return DRAWS if "seed" in unit.program.named and len(chunks) <= EVERY_END else 1
 
 
-def image_of(program: Program, trial: Trial) -> Image:
+def image_of(program: UnitProgram, trial: Trial) -> Image:
     """A program's memory before a trial."""
     image = Image(program, trial.facts)
     for place, values in zip(program.operands, trial.operands, strict=True):
@@ -121,7 +121,7 @@ def image_of(program: Program, trial: Trial) -> Image:
     return image
 
 
-def _try(bench: Bench, checked: Checked, trial: Trial, decomposed: Program | None) -> None:
+def _try(bench: Bench, checked: Checked, trial: Trial, decomposed: UnitProgram | None) -> None:
     unit = checked.unit
     found, checked_error = _run(bench, unit, unit.program, trial, checked.wrong)
     checked.trials += 1
@@ -143,7 +143,7 @@ def _try(bench: Bench, checked: Checked, trial: Trial, decomposed: Program | Non
 
 
 def _run(
-    bench: Bench, unit: Unit, program: Program, trial: Trial, wrong: list[Difference]
+    bench: Bench, unit: Unit, program: UnitProgram, trial: Trial, wrong: list[UnitFault]
 ) -> tuple[list[Array], float]:
     """The results of a program in a trial, and their error; what is wrong with them goes to `wrong`."""
     image = image_of(program, trial)
@@ -151,5 +151,5 @@ def _run(
     error, sentences = differences(
         image, after, trial.expected, unit.tolerance, bitwise=unit.copies, may_flush=unit.uses_library
     )
-    wrong += [Difference(unit, str(trial), sentence) for sentence in sentences]
+    wrong += [UnitFault(unit, str(trial), sentence) for sentence in sentences]
     return results_of(image, after), error

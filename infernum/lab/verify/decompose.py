@@ -18,7 +18,7 @@ from infernum.errors import CompileError
 from infernum.ir.apply import apply_rules
 from infernum.ir.graph import Graph, Input, Node
 from infernum.ir.op import Fused
-from infernum.lab.verify.units import Program, Unit, target_of
+from infernum.lab.verify.units import Unit, UnitProgram, target_of
 
 Progress = Callable[[str, int, int], None]
 _NOTHING = Cubin(b"", {})
@@ -37,12 +37,14 @@ class _Emitted:
         return f"{self.unit.variant.block}.{self.unit.variant.variant}.{self.unit.node.name}.decomposed.cu"
 
 
-def decomposed_programs(units: Iterable[Unit], progress: Progress | None = None) -> dict[str, Program | str]:
+def decomposed_programs(
+    units: Iterable[Unit], progress: Progress | None = None
+) -> dict[str, UnitProgram | str]:
     """By `str(unit)`, for every fused unit: its ops as kernels of their own, or why there are none. Compiles them.
 
     The units are of one bundle.
     """
-    found: dict[str, Program | str] = {}
+    found: dict[str, UnitProgram | str] = {}
     emitted: list[_Emitted] = []
     for unit in units:
         if not isinstance(unit.node.op, Fused):
@@ -96,14 +98,14 @@ def _emit(unit: Unit) -> _Emitted:
     return _Emitted(unit, block, source if any(isinstance(step, Kernel) for step in plan.steps) else None)
 
 
-def _program(emitted: _Emitted, cubin: Cubin) -> Program:
+def _program(emitted: _Emitted, cubin: Cubin) -> UnitProgram:
     unit, plan = emitted.unit, emitted.block.plan
     variant = spec_of(unit.bundle.manifest.variants, unit.variant.variant)
     described: BlockVariant = describe_block(emitted.block, variant, cubin)
     op = unit.node.op
     assert isinstance(op, Fused)
     places: dict[str, Place] = {value.node: place for value, place in plan.places.items() if value.index == 0}
-    return Program(
+    return UnitProgram(
         emitted.file.removesuffix(".cu"),
         unit.node,
         described,

@@ -11,7 +11,7 @@ import numpy as np
 from infernum import dims, dtypes
 from infernum.codegen.places import Place
 from infernum.lab.verify.facts import Facts
-from infernum.lab.verify.units import Program
+from infernum.lab.verify.units import UnitProgram
 from infernum.lab.verify.values import bits_of, to_bits
 
 Array = np.ndarray[Any, Any]
@@ -27,7 +27,7 @@ GUARD = 4096
 class Image:
     """Where a program's tensors lie in one stretch of memory, for one step, and what they hold beforehand."""
 
-    def __init__(self, program: Program, facts: Facts) -> None:
+    def __init__(self, program: UnitProgram, facts: Facts) -> None:
         self.program = program
         self.facts = facts
         self.spans: dict[str, tuple[int, int]] = {}

@@ -11,11 +11,11 @@ from infernum.dtypes import DType
 from infernum.errors import CompileError
 from infernum.ir.graph import Graph, Input, Node, TensorType, Value
 from infernum.ir.op import Fused
-from infernum.lab.verify.rule_values import Round
+from infernum.lab.verify.rule_values import RuleTrial
 
 
 @dataclass(frozen=True)
-class Change:
+class GraphPair:
     """Two graphs of the same inputs whose outputs, one by one, must mean the same.
 
     `computed` is True where some of the inputs are computed by the graph that the change was made in, so that they
@@ -38,7 +38,7 @@ class Change:
 
     def bytes(self, tokens: int) -> int:
         """Bytes of all inputs as float32."""
-        facts = Round(tokens).facts
+        facts = RuleTrial(tokens).facts
         return 4 * sum(math.prod(facts.sizes(node.types[0])) for node in self.before.inputs)
 
     def mistyped(self) -> str | None:
@@ -49,12 +49,12 @@ class Change:
                 return f"{old} is {was}, and what takes its place, {new}, is {made}"
         return None
 
-    def typed(self, old: DType, new: DType) -> Change:
+    def typed(self, old: DType, new: DType) -> GraphPair:
         """The same change in another element type."""
         return replace(self, before=_typed(self.before, old, new), after=_typed(self.after, old, new))
 
 
-def change_of(before: Graph, after: Graph) -> Change:
+def change_of(before: Graph, after: Graph) -> GraphPair:
     """The smallest change that turns `before` into `after`. Raises CompileError for another number of outputs."""
     if len(before.outputs) != len(after.outputs):
         raise CompileError(f"the graph returns {len(after.outputs)} values instead of {len(before.outputs)}")
@@ -74,7 +74,7 @@ def change_of(before: Graph, after: Graph) -> Change:
     own = {n.name for n in before.nodes}
     foreign = any(n.name in own - read and not before.node(n.name).is_input for n in parts[1].inputs)
     # where it reads what the part that went did not, only the whole graphs tell how the two are related
-    return Change(before, after) if foreign else Change(parts[0], parts[1], computed)
+    return GraphPair(before, after) if foreign else GraphPair(parts[0], parts[1], computed)
 
 
 def _kept(before: Graph, after: Graph) -> set[str]:

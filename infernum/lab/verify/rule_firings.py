@@ -9,22 +9,22 @@ from infernum.codegen.weights import fold_weights
 from infernum.ir.graph import Graph
 from infernum.ir.kernel import Target
 from infernum.ir.rewrite import Rule, candidates
-from infernum.lab.verify.rule_change import Change, change_of
+from infernum.lab.verify.rule_change import GraphPair, change_of
 
 
 @dataclass(frozen=True)
-class Fired:
+class AppliedRule:
     """One time that a rule was applied: where, the whole graphs, the part of them that differs, and its text."""
 
     rule: str
     at: str
-    whole: Change
-    change: Change
+    whole: GraphPair
+    change: GraphPair
     text: str
 
 
 @dataclass(frozen=True)
-class Broken:
+class RuleFault:
     """A rule that could not be applied to a graph, or never came to an end, and why."""
 
     rule: str
@@ -34,7 +34,7 @@ class Broken:
 
 def firings(
     graph: Graph, rules: Sequence[Rule], target: Target, goes_on: Callable[[str], bool]
-) -> Iterator[Fired | Broken]:
+) -> Iterator[AppliedRule | RuleFault]:
     """Apply each rule, in order, wherever it can be.
 
     A firing is undone, and the next rule's turn, where `goes_on` is False for its rule once the firing was looked at.
@@ -46,13 +46,13 @@ def firings(
             try:
                 fired = _fire(rule, graph, target)
             except Exception as error:  # a rule is anybody's code
-                yield Broken(rule.name, graph, f"it raised {type(error).__name__}: {error}")
+                yield RuleFault(rule.name, graph, f"it raised {type(error).__name__}: {error}")
                 break
             if fired is None:
                 break
             if count == most or len(fired.whole.after.calls) > 2 * most:
                 reason = f"it fired {count + 1} times in one graph: does it match what it makes?"
-                yield Broken(rule.name, graph, reason)
+                yield RuleFault(rule.name, graph, reason)
                 break
             yield fired
             if fired.change.mistyped() or not goes_on(rule.name):
@@ -60,10 +60,10 @@ def firings(
             graph = fired.whole.after
 
 
-def _fire(rule: Rule, graph: Graph, target: Target) -> Fired | None:
+def _fire(rule: Rule, graph: Graph, target: Target) -> AppliedRule | None:
     chosen = next((c for c in candidates(rule, graph, target) if c.reason is None), None)
     if chosen is None:
         return None
     after = fold_weights(chosen.apply())
     change = change_of(graph, after)
-    return Fired(rule.name, chosen.at, Change(graph, after), change, change.text)
+    return AppliedRule(rule.name, chosen.at, GraphPair(graph, after), change, change.text)

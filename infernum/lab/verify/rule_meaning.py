@@ -15,8 +15,8 @@ from infernum.errors import ShapeError
 from infernum.ir.graph import Graph, Input, Node, Value
 from infernum.ir.op import Fused
 from infernum.lab.verify.compare import row_errors
-from infernum.lab.verify.rule_change import Change
-from infernum.lab.verify.rule_values import Round, Values
+from infernum.lab.verify.rule_change import GraphPair
+from infernum.lab.verify.rule_values import InputValues, RuleTrial
 from infernum.lab.verify.values import smallest_normal
 
 Array = np.ndarray[Any, Any]
@@ -26,7 +26,7 @@ CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
-class Finding:
+class Comparison:
     """What a comparison gave: the error in float32 and in the half type, and what is wrong, or None.
 
     `error` and `tolerance` belong to what is wrong, and to float32 where nothing is. `unusable`: the graph before
@@ -40,11 +40,11 @@ class Finding:
     unusable: str | None = None
 
 
-def compare(change: Change, dtype: DType, half: DType, rounds: Sequence[Round]) -> Finding:
+def compare(change: GraphPair, dtype: DType, half: DType, rounds: Sequence[RuleTrial]) -> Comparison:
     """Compare both graphs of a change, written for `dtype`, in float32 and in `half`, for each round of inputs."""
     mistyped = change.mistyped()
     if mistyped:
-        return Finding(math.inf, wrong=mistyped)
+        return Comparison(math.inf, wrong=mistyped)
     worst = {F32: 0.0, half: 0.0}
     for measured in worst:
         typed = change.typed(dtype, measured)
@@ -53,30 +53,32 @@ def compare(change: Change, dtype: DType, half: DType, rounds: Sequence[Round]) 
             if found.wrong or found.unusable:
                 return found
             worst[measured] = max(worst[measured], found.error)
-    return Finding(worst[F32], half_error=worst[half])
+    return Comparison(worst[F32], half_error=worst[half])
 
 
-def _compare(change: Change, dtype: DType, chosen: Round) -> Finding:
-    values, states = Values(chosen), _states(change.before)
+def _compare(change: GraphPair, dtype: DType, chosen: RuleTrial) -> Comparison:
+    values, states = InputValues(chosen), _states(change.before)
     try:
         wanted = _outcome(change.before, states, values)
     except Exception as error:
-        return Finding(unusable=_said(error))
+        return Comparison(unusable=_said(error))
     try:
         got = _outcome(change.after, states, values)
     except Exception as error:
-        return Finding(math.inf, dtype.tolerance, wrong=f"what it made cannot be evaluated: {_said(error)}")
+        return Comparison(
+            math.inf, dtype.tolerance, wrong=f"what it made cannot be evaluated: {_said(error)}"
+        )
     worst = 0.0
     names = [*map(str, change.before.outputs), *(f"%{name}" for name in states)]
     for name, out, ref in zip(names, got, wanted, strict=True):
         error, place = _error(out, ref, dtype)
         if not error <= dtype.tolerance:
-            return Finding(error, dtype.tolerance, wrong=_sentence(name, error, place, dtype, chosen))
+            return Comparison(error, dtype.tolerance, wrong=_sentence(name, error, place, dtype, chosen))
         worst = max(worst, error)
-    return Finding(worst)
+    return Comparison(worst)
 
 
-def _sentence(name: str, error: float, place: str, dtype: DType, chosen: Round) -> str:
+def _sentence(name: str, error: float, place: str, dtype: DType, chosen: RuleTrial) -> str:
     size = place if math.isinf(error) else f"a relative error of {error:.2g}{place}, over {dtype.tolerance:g}"
     return f"{name} has {size} (in {dtype.long_name}, {chosen.tokens} token(s))"
 
@@ -89,7 +91,7 @@ def _states(graph: Graph) -> list[str]:
     return [n.name for n in graph.inputs if isinstance(n.op, Input) and n.op.role == "state"]
 
 
-def _outcome(graph: Graph, states: Sequence[str], values: Values) -> list[Array]:
+def _outcome(graph: Graph, states: Sequence[str], values: InputValues) -> list[Array]:
     """The outputs, and what became of the states, which those keep that no call of the graph reads."""
     arrays = {node.name: values.of(node) for node in graph.inputs}
     for node in graph.inputs:
@@ -99,7 +101,7 @@ def _outcome(graph: Graph, states: Sequence[str], values: Values) -> list[Array]
     return [*results, *(arrays[name] if name in arrays else values.made[name] for name in states)]
 
 
-def _evaluate(graph: Graph, arrays: Mapping[str, Array], chosen: Round) -> list[Array]:
+def _evaluate(graph: Graph, arrays: Mapping[str, Array], chosen: RuleTrial) -> list[Array]:
     """As `infernum.ir.interpret`, but products are summed in float64, and shapes must be the declared ones."""
     values: dict[Value, Array] = {}
     for node in graph.nodes:
@@ -127,7 +129,7 @@ def _product(x: Array, weight: Array) -> Array:
     return np.concatenate(blocks, axis=1).astype(np.float32)
 
 
-def _check_shape(node: Node, index: int, array: Array, chosen: Round) -> None:
+def _check_shape(node: Node, index: int, array: Array, chosen: RuleTrial) -> None:
     wanted = chosen.facts.sizes(node.types[index])
     if array.shape != wanted:
         raise ShapeError(

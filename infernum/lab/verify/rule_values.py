@@ -32,7 +32,7 @@ VOCAB = 4
 
 
 @dataclass(frozen=True)
-class Round:
+class RuleTrial:
     """One choice of inputs: the number of tokens, and which of `KINDS` the first row is."""
 
     tokens: int
@@ -45,10 +45,10 @@ class Round:
 
 
 @dataclass
-class Values:
+class InputValues:
     """The arrays of one round, made when first asked for: the same for the same name, or checkpoint tensor."""
 
-    round: Round
+    round: RuleTrial
     made: dict[str, Array] = field(default_factory=dict[str, Array])
 
     def of(self, node: Node) -> Array:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from infernum.dtypes import F32
-from infernum.lab.verify.rule_firings import Fired
+from infernum.lab.verify.rule_firings import AppliedRule
 
 LARGEST = 256 << 20
 """Bytes of the operands, in float32, of a place in a bundle that is checked as a matter of course."""
@@ -52,7 +52,7 @@ class Failure:
 
 
 @dataclass
-class Record:
+class RuleTally:
     """What was found about one rule so far."""
 
     in_bundle: bool = True
@@ -63,7 +63,7 @@ class Record:
     worst: float = 0.0
     half: float = 0.0
     failures: list[Failure] = field(default_factory=list[Failure])
-    skipped: list[tuple[Fired, str]] = field(default_factory=list[tuple[Fired, str]])
+    skipped: list[tuple[AppliedRule, str]] = field(default_factory=list[tuple[AppliedRule, str]])
 
     @property
     def settled(self) -> bool:

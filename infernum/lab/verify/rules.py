@@ -21,11 +21,11 @@ from infernum.ir.rewrite import Fusion, Rewrite, Rule, traced_pattern
 from infernum.ir.text import parse_graph
 from infernum.lab.verify.random_graphs import random_graph
 from infernum.lab.verify.random_instances import Harvest, harvest, instances
-from infernum.lab.verify.rule_change import Change
-from infernum.lab.verify.rule_firings import Broken, Fired, firings
-from infernum.lab.verify.rule_meaning import Finding, compare
-from infernum.lab.verify.rule_values import KINDS, Round
-from infernum.lab.verify.rule_verdict import LARGEST, Failure, Record, RuleVerdict
+from infernum.lab.verify.rule_change import GraphPair
+from infernum.lab.verify.rule_firings import AppliedRule, RuleFault, firings
+from infernum.lab.verify.rule_meaning import Comparison, compare
+from infernum.lab.verify.rule_values import KINDS, RuleTrial
+from infernum.lab.verify.rule_verdict import LARGEST, Failure, RuleTally, RuleVerdict
 from infernum.lab.verify.units import target_of
 
 RANDOM = 96
@@ -69,7 +69,7 @@ def verify_rules(
     applied = [rule for rule in fusion.RULES if rule.name in tested | used]
     told: Progress = progress or (lambda what, done, total: None)
     dtype = dtype_named(bundle.manifest.dtype)
-    records = {rule.name: Record(rule.name in used) for rule in applied if rule.name in tested}
+    records = {rule.name: RuleTally(rule.name in used) for rule in applied if rule.name in tested}
     check = _Check(dtype, records)
     graphs = _in_bundle(check, bundle, applied, told)
     for record in check.records.values():
@@ -90,16 +90,16 @@ class _Check:
     """The element type that is checked beside float32, what was found by rule, and what was compared before."""
 
     dtype: DType
-    records: dict[str, Record]
-    known: dict[tuple[str, tuple[Round, ...]], Finding] = field(
-        default_factory=dict[tuple[str, tuple[Round, ...]], Finding]
+    records: dict[str, RuleTally]
+    known: dict[tuple[str, tuple[RuleTrial, ...]], Comparison] = field(
+        default_factory=dict[tuple[str, tuple[RuleTrial, ...]], Comparison]
     )
 
     @property
     def half(self) -> DType:
         return BF16 if self.dtype is F32 else self.dtype
 
-    def look(self, graph: Graph, rules: Sequence[Rule], target: Target) -> Iterator[tuple[str, Fired]]:
+    def look(self, graph: Graph, rules: Sequence[Rule], target: Target) -> Iterator[tuple[str, AppliedRule]]:
         """Every firing that is to be compared; what is broken is recorded."""
         known = {name: len(record.failures) for name, record in self.records.items()}
 
@@ -111,14 +111,14 @@ class _Check:
         for step in firings(graph, wanted, target, goes_on):
             if step.rule not in self.records:
                 continue
-            if isinstance(step, Broken):
+            if isinstance(step, RuleFault):
                 where = f"{step.graph.name}, {target.variant}: {step.reason}"
                 failure = Failure(len(step.graph.calls), where, f"in:\n{step.graph}")
                 self.records[step.rule].failures.append(failure)
             else:
                 yield f"{graph.name}, {target.variant}, at {step.at}", step
 
-    def compare(self, place: str, fired: Fired, rounds: Sequence[Round]) -> bool:
+    def compare(self, place: str, fired: AppliedRule, rounds: Sequence[RuleTrial]) -> bool:
         """Compare the graphs of one firing and record what was found. False where they could not be evaluated."""
         record = self.records[fired.rule]
         key, change = (fired.text, tuple(rounds)), fired.change
@@ -144,7 +144,7 @@ class _Check:
             if record.skipped and not record.sites and not record.graphs:
                 fired, place = min(record.skipped, key=lambda skipped: skipped[0].change.bytes(1))
                 record.skipped.remove((fired, place))
-                record.sites += self.compare(place, fired, [Round(1)])
+                record.sites += self.compare(place, fired, [RuleTrial(1)])
 
 
 def _in_bundle(check: _Check, bundle: Bundle, rules: Sequence[Rule], told: Progress) -> list[Graph]:
@@ -166,16 +166,16 @@ def _in_bundle(check: _Check, bundle: Bundle, rules: Sequence[Rule], told: Progr
     return list(graphs.values())
 
 
-def _rounds(target: Target, change: Change) -> list[Round]:
+def _rounds(target: Target, change: GraphPair) -> list[RuleTrial]:
     """The fewest tokens of a variant and an even number, at most 70; a single row is of every kind in turn."""
     even = max(target.min_tokens, min(target.max_tokens, 70) // 2 * 2)
-    rounds = [Round(tokens) for tokens in dict.fromkeys((target.min_tokens, even))]
+    rounds = [RuleTrial(tokens) for tokens in dict.fromkeys((target.min_tokens, even))]
     if target.min_tokens < len(KINDS) and change.bytes(target.min_tokens) <= SMALL:
-        rounds += [Round(target.min_tokens, first) for first in range(1, len(KINDS))]
+        rounds += [RuleTrial(target.min_tokens, first) for first in range(1, len(KINDS))]
     return rounds
 
 
-SMALL_ROUNDS = (Round(14), Round(1))
+SMALL_ROUNDS = (RuleTrial(14), RuleTrial(1))
 """Rounds for random graphs: every kind of row, alike in all streams and mixed, and a single token.
 
 Numbers of tokens are even where there are several: then a step has a row of logits for each."""

@@ -34,7 +34,7 @@ from infernum.ir.text import parse_graph
 
 
 @dataclass(frozen=True)
-class Program:
+class UnitProgram:
     """Steps to launch by themselves. `variant` has these steps alone; what they compute is `node`.
 
     `operands` and `results` are where the node's operands and results lie, in its order. What the steps name besides
@@ -87,7 +87,7 @@ class Unit:
     graph: Graph
     places: Mapping[Value, Place] = field(repr=False)
     node: Node
-    program: Program = field(repr=False)
+    program: UnitProgram = field(repr=False)
     kernels: tuple[Kernel, ...]
 
     def __str__(self) -> str:
@@ -175,7 +175,7 @@ def units_of(bundle: Bundle, variant: BlockVariant, serving: str | None = None) 
     units: list[Unit] = []
     for node in nodes:
         kernels = tuple(kernel for _, kernel in steps[node.name])
-        program = Program(
+        program = UnitProgram(
             " + ".join(kernel.name for kernel in kernels),
             node,
             msgspec.structs.replace(variant, steps=[step for step, _ in steps[node.name]]),

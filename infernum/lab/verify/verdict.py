@@ -10,9 +10,9 @@ from infernum import fusion
 from infernum.bundle import BlockVariant, Bundle, variant_names
 from infernum.errors import BundleError, DeviceError
 from infernum.lab.verify.bench import Bench, Time
-from infernum.lab.verify.check import Checked, Difference, check_unit, image_of
+from infernum.lab.verify.check import Checked, UnitFault, check_unit, image_of
 from infernum.lab.verify.decompose import decomposed_programs
-from infernum.lab.verify.units import Program, Unit, units_of
+from infernum.lab.verify.units import Unit, UnitProgram, units_of
 from infernum.runtime.layout import check_arch
 
 Progress = Callable[[str, int, int], None]
@@ -151,8 +151,8 @@ def _check_name(bundle: Bundle, what: str, name: str | None, known: Collection[s
     raise BundleError(f"{bundle.folder}: has no {what} {name!r}; it has {', '.join(near) or 'none'}")
 
 
-def _verify(bench: Bench, unit: Unit, apart: Program | str, *, timed: bool) -> Verdict:
-    program = apart if isinstance(apart, Program) else None
+def _verify(bench: Bench, unit: Unit, apart: UnitProgram | str, *, timed: bool) -> Verdict:
+    program = apart if isinstance(apart, UnitProgram) else None
     checked = check_unit(bench, unit, program)
     times: tuple[Time, Time] | None = None
     if timed and program is not None and checked.largest is not None:
@@ -162,11 +162,14 @@ def _verify(bench: Bench, unit: Unit, apart: Program | str, *, timed: bool) -> V
 
 
 def _verdict(
-    checked: Checked, failed: Sequence[str], apart: Program | str = "", times: tuple[Time, Time] | None = None
+    checked: Checked,
+    failed: Sequence[str],
+    apart: UnitProgram | str = "",
+    times: tuple[Time, Time] | None = None,
 ) -> Verdict:
     unit = checked.unit
     wrong = [*failed, *_told(checked.wrong, ""), *_told(checked.wrong_apart, "taken apart, ")]
-    program = apart if isinstance(apart, Program) else None
+    program = apart if isinstance(apart, UnitProgram) else None
     return Verdict(
         kernel=unit.name,
         block=unit.variant.block,
@@ -190,7 +193,7 @@ def _verdict(
     )
 
 
-def _told(found: Sequence[Difference], where: str) -> list[str]:
+def _told(found: Sequence[UnitFault], where: str) -> list[str]:
     """A sentence for each of the first few differences, and how many more there are."""
     more = len(found) - MOST_SENTENCES
     sentences = [f"{where}at {difference.at}: {difference.what}" for difference in found[:MOST_SENTENCES]]
