@@ -35,34 +35,35 @@ def command() -> None:
 @command.command("kernels", short_help="Time every kernel of a step in its place.")
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--model", help="Of the bundle; without one, what is compiled and measured: a preset or a folder."
+    "--model",
+    help="The bundle's model; without BUNDLE, the model to compile and measure: a preset or a folder.",
 )
 @click.option(
-    "--variant", help="The class of token counts to measure, such as t1, t8, t64 or prefill.  [default: t1]"
+    "--variant", help="Variant to measure, a class of token counts: t1, t8, t64 or prefill.  [default: t1]"
 )
-@click.option("--tokens", type=int, help="Tokens of the step, instead of --variant.")
+@click.option("--tokens", type=int, help="Number of tokens in the step, instead of --variant.")
 @click.option(
     "--context",
     type=int,
     default=512,
     show_default=True,
-    help="Positions of each sequence, new ones included.",
+    help="Positions of each sequence, including the new ones.",
 )
 @click.option(
     "--kernel",
     "names",
     multiple=True,
     metavar="NAME",
-    help="Verify and tell of only this one; may be given several times.  [default: all]",
+    help="Verify and report only this kernel. May be repeated.  [default: all]",
 )
 @options.subject
 @options.dtype
 @click.option(
-    "--repeats", type=int, default=10, show_default=True, help="Rounds, of which the fastest counts."
+    "--repeats", type=int, default=10, show_default=True, help="Number of rounds; the fastest one counts."
 )
 @options.as_json
 @click.option("--csv", "as_csv", is_flag=True, help="Print the kernels as CSV.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the results there, as JSON.")
+@click.option("--output", type=click.Path(path_type=Path), help="File to write the results to, as JSON.")
 @options.plugin
 @options.verbose
 def kernels(
@@ -82,12 +83,13 @@ def kernels(
 ) -> None:
     """Time every kernel of a step of BUNDLE in its place.
 
-    Next to it stands the bound, measured in the same run; kernels are sorted by what they would gain there. What of a
-    step no kernel accounts for is said as well. Every kernel of the variant is verified first: when one is wrong, no
-    number is given. With --kernel only those named are verified, and told of.
+    Next to the time of a kernel stands its bound, measured in the same run. Kernels are sorted by the time that they
+    lose against their bounds. The time of the step that belongs to no kernel is printed too. Every kernel of the
+    variant is verified first; if one is wrong, no time is printed. With --kernel, only the named kernels are verified
+    and printed.
 
-    The time of a kernel in place is what the step takes longer when it is cut after this kernel rather than before;
-    its time alone is given next to it.
+    The time of a kernel in place is the difference of two times: of the step cut after this kernel, and of the step
+    cut before it. The time of the kernel alone stands beside it.
     """
     from infernum.cli.console import print_json, progress_bar, warn
     from infernum.lab.measure.kernels import Request, measure_kernels

@@ -13,13 +13,13 @@ from infernum.sampling_params import EXCLUDING, SamplingParams, listed
 
 HELP = f"""Time a prompt and the tokens that follow it: the whole loop at the given sizes, greedy or with sampling.
 
-The results are checked before they are printed: finite logits, tokens that are the most likely ones, or ones that
-{listed((parameter.label for parameter in EXCLUDING), "and")} leave, the same tokens in every generation, and logits
-that the unfused path computes again. The bound is what a step must read, weights and cache, over the bandwidth measured
-in this run.
+The results are checked before they are printed. Logits are finite, and the unfused path computes the same ones.
+Tokens are the most likely ones, or ones that {listed((parameter.label for parameter in EXCLUDING), "and")} allow, and
+are the same in every generation. The bound is the bytes that a step must read, weights and cache, over the bandwidth
+measured in this run.
 
-With sampling, greedy decoding is timed in turns with it, to say what sampling costs. --against transformers runs
-transformers afterwards, in this process and over the very same weights, and compares its logits with ours.
+With sampling, rounds of greedy decoding alternate with rounds of sampling, to measure the cost of sampling. --against
+transformers runs transformers afterwards, in this process and over the same weights, and compares its logits.
 """
 
 
@@ -28,22 +28,26 @@ transformers afterwards, in this process and over the very same weights, and com
     "--model", default="llama", show_default=True, help="A preset or a folder in Hugging Face's format."
 )
 @options.load_format
-@click.option("--prompt", type=int, default=512, show_default=True, help="Tokens of the prompt.")
-@click.option("--tokens", type=int, default=256, show_default=True, help="Tokens to generate.")
-@click.option("--batch", type=int, default=1, show_default=True, help="Sequences at once.")
+@click.option("--prompt", type=int, default=512, show_default=True, help="Number of tokens in the prompt.")
+@click.option("--tokens", type=int, default=256, show_default=True, help="Number of tokens to generate.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Number of sequences in the batch.")
 @options.measured_sampling
 @click.option("--fuse/--no-fuse", default=True, show_default=True, help="Apply the fusion rules.")
 @options.rules
 @options.dtype
 @click.option(
-    "--repeats", type=int, default=3, show_default=True, help="Medians are over so many generations."
+    "--repeats",
+    type=int,
+    default=3,
+    show_default=True,
+    help="Number of generations; times are their medians.",
 )
 @click.option(
     "--identical",
     type=int,
     default=0,
     metavar="N",
-    help="Generate N more times, and fail unless all tokens and logits are the same, bit by bit.",
+    help="Generate N more times, and fail unless all tokens and logits are the same, bit for bit.",
 )
 @click.option(
     "--against",
@@ -51,7 +55,7 @@ transformers afterwards, in this process and over the very same weights, and com
     help="Time transformers too: static cache, torch.compile, the same weights and prompts.",
 )
 @options.as_json
-@click.option("--output", type=click.Path(path_type=Path), help="Write the results there, as JSON.")
+@click.option("--output", type=click.Path(path_type=Path), help="File to write the results to, as JSON.")
 @options.plugin
 @options.verbose
 def latency(

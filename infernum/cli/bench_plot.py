@@ -12,7 +12,7 @@ from infernum.cli.output import write_output
 
 @click.command("plot", short_help="Draw results of `bench latency` as an SVG.")
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="The SVG to write.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="SVG file to write.")
 @options.verbose
 def plot(results: tuple[Path, ...], output: Path) -> None:
     """Draw the milliseconds per token in RESULTS, files that `bench latency --output` has written.

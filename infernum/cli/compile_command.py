@@ -25,26 +25,30 @@ NUMPY = "numpy"
 @click.option(
     "--arch",
     metavar="ARCH",
-    help="sm_80, sm_86, sm_89, sm_90a, sm_100a or native; by default the GPU at hand, else sm_90a."
-    " numpy: graphs only, for --device cpu.",
+    help="sm_80, sm_86, sm_89, sm_90a, sm_100a or native. Default: native, or sm_90a without a GPU."
+    " numpy compiles only graphs, for --device cpu.",
 )
 @options.dtype
 @click.option(
-    "--max-batch-tokens", type=int, default=4096, show_default=True, help="Most tokens in one step."
+    "--max-batch-tokens",
+    type=int,
+    default=4096,
+    show_default=True,
+    help="Largest number of tokens in one step.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The bundle's folder; by default build/MODEL."
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder of the bundle. Default: build/MODEL."
 )
 @click.option(
     "--dump-passes",
     is_flag=True,
-    help="Keep the graph after each pass, what it changed and its time, in OUTPUT-passes.",
+    help="Write the graph after each pass, the changes and the time of the pass to OUTPUT-passes.",
 )
 @click.option(
     "--tuned/--no-tuned",
     default=True,
     show_default=True,
-    help="Take up what `infernum tune` found for this model on the GPU at hand.",
+    help="Use the parameters that `infernum tune` chose for this model on this GPU.",
 )
 @options.as_json
 @options.plugin

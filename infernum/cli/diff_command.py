@@ -13,8 +13,8 @@ from infernum.cli import options
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--block", help="Only this block.")
-@click.option("--variant", help="Only this class of token counts, such as t1.")
-@click.option("--source/--no-source", default=True, help="Show or leave out how the emitted CUDA differs.")
+@click.option("--variant", help="Only this variant, a class of token counts, such as t1.")
+@click.option("--source/--no-source", default=True, help="Show or hide the differences of the emitted CUDA.")
 @click.option(
     "--bench-a",
     type=click.Path(path_type=Path),
@@ -30,7 +30,7 @@ from infernum.cli import options
 @click.option(
     "--fail-on-regression",
     is_flag=True,
-    help="Exit with 1 where B spills more, launches more kernels, moves more bytes, or takes over 3 % longer.",
+    help="Exit with 1 if B spills more, launches more kernels, moves more bytes, or takes over 3 % longer.",
 )
 @options.as_json
 @options.verbose

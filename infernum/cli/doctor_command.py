@@ -30,18 +30,20 @@ class Finding:
     mend: str = ""
 
 
-@click.command("doctor", short_help="Say what works on this machine, and what mends the rest.")
+@click.command(
+    "doctor", short_help="Check this machine, a bundle or a model, and show how to fix what is broken."
+)
 @click.argument("folder", required=False)
 @options.as_json
 @options.plugin
 @options.verbose
 def command(folder: str | None, as_json: bool) -> int:
-    """Look for driver, GPU, compiler and libraries; say what works and the command that mends what does not.
+    """Check driver, GPU, compiler and libraries, and show the command that fixes what is missing.
 
-    FOLDER is a bundle, of which files, edits, architecture and plugins are looked at; or a model (also a preset):
-    its configuration, tokenizer and generation settings, the headers of its weights, and the memory that it needs.
+    FOLDER is a bundle or a model (also a preset). Of a bundle, files, edits, architecture and plugins are checked; of a
+    model, its configuration, tokenizer and generation settings, the headers of its weights, and the memory it needs.
 
-    Ends with 1 when `infernum run` could not work.
+    The exit code is 1 when `infernum run` could not work.
     """
     from infernum.bundle import MANIFEST
     from infernum.cli.bundle_check import check_bundle

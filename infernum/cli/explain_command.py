@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from infernum.bundle import Bundle
 
 
-@click.command("explain", short_help="Say why a block, kernel or rule is as it is.")
+@click.command("explain", short_help="Explain how a block, kernel or rule came about.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("name", required=False, metavar="[BLOCK|KERNEL|RULE]")
-@click.option("--variant", help="Only this class of token counts, such as t1.")
-@click.option("--tokens", type=click.IntRange(min=1), help="Tokens in the step that costs are given for.")
+@click.option("--variant", help="Only this variant, a class of token counts, such as t1.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Compute costs for a step of this many tokens.")
 @click.option(
     "--context",
     type=click.IntRange(min=1),
     default=1024,
     show_default=True,
-    help="Positions of each sequence that costs are given for.",
+    help="Compute costs for sequences of this many positions.",
 )
 @options.plugin
 @options.as_json
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 def command(
     bundle: Path, name: str | None, variant: str | None, tokens: int | None, context: int, as_json: bool
 ) -> None:
-    """Say why a block, a kernel or a rule of BUNDLE is as it is; without a name, what there is to ask about.
+    """Explain how a block, a kernel or a rule of BUNDLE came about. Without a name, list the names.
 
-    A name that means several things is told apart as block:NAME, kernel:NAME or rule:NAME.
+    Where a block, a kernel and a rule share a name, write block:NAME, kernel:NAME or rule:NAME.
     """
     import msgspec
 

@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 @click.command("graph", short_help="Draw the graph of one block.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("block")
-@click.option("--variant", help="The class of token counts, such as t1; by default the first.")
-@click.option("--before", is_flag=True, help="The graph as it was traced, before any rule.")
+@click.option("--variant", help="Variant, a class of token counts, such as t1. Default: the first.")
+@click.option("--before", is_flag=True, help="Draw the graph as it was traced, before any rule.")
 @click.option(
     "--format",
     "format_",
     type=click.Choice(["svg", "dot"]),
-    help="svg, a drawing, or dot, text for Graphviz; by default as FILE ends, or else svg.",
+    help="svg: a drawing; dot: text for Graphviz. Default: the ending of FILE, or svg.",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The file to write instead of stdout; one that exists is replaced.",
+    help="File to write instead of stdout. An existing file is replaced.",
 )
 @options.plugin
 @options.verbose
 def command(
     bundle: Path, block: str, variant: str | None, before: bool, format_: str | None, output: Path | None
 ) -> None:
-    """Draw the graph of BLOCK in BUNDLE, one box a node; boxes of one kernel have one colour."""
+    """Draw the graph of BLOCK in BUNDLE: one box for each node, one colour for each kernel."""
     from infernum.bundle import open_bundle
     from infernum.cli.console import say
     from infernum.cli.output import is_stream, write_output

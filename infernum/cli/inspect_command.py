@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 @click.command("inspect", short_help="Show what is in a bundle.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--block", help="Only this block: its kernels, memory plan, weights and refused rules.")
-@click.option("--variant", help="Only this class of token counts, such as t1.")
+@click.option("--variant", help="Only this variant, a class of token counts, such as t1.")
 @click.option("--kernel", help="Only this kernel.")
 @click.option(
-    "--source", is_flag=True, help="Print the CUDA source of --kernel, or of the one --block and --variant."
+    "--source", is_flag=True, help="Print the CUDA source of --kernel, or the file of --block and --variant."
 )
 @options.as_json
 @options.verbose

@@ -37,7 +37,7 @@ def verbose(function: Command) -> Command:
         is_eager=True,
         expose_value=False,
         callback=_note_verbose,
-        help="Log passes, and show the traceback of an error; -vv: rules and cache too; -vvv: kernels too.",
+        help="Log passes, and print the traceback of an error. -vv logs rules and the cache too, -vvv kernels too.",
     )(function)
 
 
@@ -53,21 +53,23 @@ def load_format(function: Command) -> Command:
         type=click.Choice(["auto", "dummy"]),
         default="auto",
         show_default=True,
-        help="dummy: random weights instead of the model's.",
+        help="auto: the weights of the model; dummy: random weights.",
     )(function)
 
 
 def subject(function: Command) -> Command:
     """--load-format and --fuse/--no-fuse of what is measured: a bundle, or a model to be compiled for it."""
     function = click.option(
-        "--fuse/--no-fuse", default=None, help="Apply the fusion rules, when compiling.  [default: fuse]"
+        "--fuse/--no-fuse",
+        default=None,
+        help="Apply the fusion rules when the model is compiled.  [default: fuse]",
     )(function)
     return click.option(
         "--load-format",
         type=click.Choice(["auto", "dummy"]),
         default="dummy",
         show_default=True,
-        help="dummy: random weights; auto: those of --model.",
+        help="auto: the weights of --model; dummy: random weights.",
     )(function)
 
 
@@ -78,7 +80,7 @@ def dtype(function: Command) -> Command:
         type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
         default="auto",
         show_default=True,
-        help="Of weights and activations; auto: as the weights are stored.",
+        help="Element type of weights and activations. auto: the type of the stored weights.",
     )(function)
 
 
@@ -88,7 +90,7 @@ def rules(function: Command) -> Command:
         "--rules",
         default="",
         metavar="+NAME,-NAME…",
-        help="Switch single rules on or off, after --fuse or --no-fuse.",
+        help="Switch single rules on or off; applied after --fuse or --no-fuse.",
     )(function)
 
 
@@ -130,7 +132,7 @@ def plugin(function: Command) -> Command:
         metavar="FILE",
         expose_value=False,
         callback=_load_plugins,
-        help="Load ops, rules, templates and model families from a Python file; may be given several times.",
+        help="Load ops, rules, templates and model families from this Python file. May be repeated.",
     )(function)
 
 
@@ -147,7 +149,7 @@ def gpu_memory_utilization(function: Command) -> Command:
         default=0.9,
         show_default=True,
         metavar="SHARE",
-        help="Share of the GPU's memory for weights and KV cache.",
+        help="Share of the GPU's memory that weights and KV cache may take.",
     )(function)
 
 
@@ -157,5 +159,5 @@ def max_model_len(function: Command) -> Command:
         "--max-model-len",
         type=int,
         metavar="TOKENS",
-        help="Longest sequence; by default the model's context, as far as memory goes.",
+        help="Longest sequence. Default: the model's context, or less if memory is short.",
     )(function)

@@ -15,19 +15,24 @@ DEMO_MODEL = "dante"
 @click.command("profile", short_help="Write a Perfetto/Chrome trace of kernels by block and step.")
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--model", help=f"Of the bundle; without one, what is compiled and run.  [default: {DEMO_MODEL}]"
+    "--model",
+    help=f"The bundle's model; without BUNDLE, the model to compile and run.  [default: {DEMO_MODEL}]",
 )
 @options.subject
 @options.dtype
-@click.option("--prompt-tokens", type=int, default=64, show_default=True, help="Tokens of the prompt.")
-@click.option("--tokens", type=int, default=8, show_default=True, help="Steps of one token after the prompt.")
+@click.option(
+    "--prompt-tokens", type=int, default=64, show_default=True, help="Number of tokens in the prompt."
+)
+@click.option(
+    "--tokens", type=int, default=8, show_default=True, help="Number of steps of one token after the prompt."
+)
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     default=Path("trace.json"),
     show_default=True,
-    help="Where the trace is written.",
+    help="File to write the trace to.",
 )
 @options.plugin
 @options.verbose
@@ -41,7 +46,7 @@ def command(
     tokens: int,
     output: Path,
 ) -> None:
-    """Run a prompt and the tokens after it through BUNDLE, and write when each kernel ran.
+    """Run a prompt and the tokens after it through BUNDLE, and write a trace of its kernels.
 
     The trace has a track each for steps, blocks and kernels; open it in https://ui.perfetto.dev or chrome://tracing.
     The prompt is random tokens.

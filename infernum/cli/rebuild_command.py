@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     "--run",
     "prompt",
     metavar="PROMPT",
-    help="Then generate text with it: `infernum run PROMPT --bundle BUNDLE`.",
+    help="Then generate text: `infernum run PROMPT --bundle BUNDLE`.",
 )
-@click.option("--model", help="For --run: the bundle's model; by default the preset it was compiled from.")
+@click.option("--model", help="For --run: the bundle's model. Default: the preset that it was compiled from.")
 @click.argument("run_options", nargs=-1, metavar="[-- OPTIONS OF RUN]")
 @options.as_json
 @options.plugin
@@ -44,8 +44,8 @@ def command(
 ) -> None:
     """Compile the `.cu` files in BUNDLE that were edited, and record the edits in its manifest.
 
-    Nothing is written unless all of them compile and still fit the way they are launched. What follows `--` goes to
-    `infernum run`, such as `--run "Midway upon" -- -n 20 --greedy`.
+    Nothing is written unless all of them compile and still fit the launches in the manifest. Options after `--` are
+    those of `infernum run`, as in `--run "Midway upon" -- -n 20 --greedy`.
     """
     from infernum.bundle import open_kernels
     from infernum.cache import cache_folder

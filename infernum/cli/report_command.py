@@ -17,13 +17,13 @@ from infernum.cli import options
     type=click.Path(path_type=Path),
     default=Path("report.html"),
     show_default=True,
-    help="The file to write, which ends in .html; one that exists is replaced.",
+    help="File to write, whose name ends in .html. An existing file is replaced.",
 )
 @click.option(
     "--bench",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Measured times, as `infernum bench kernels --json` prints them.",
+    help="Measured times: a file with the output of `infernum bench kernels --json`.",
 )
 @options.plugin
 @options.verbose

@@ -22,38 +22,53 @@ LONGEST_ID = 10  # digits
 
 @click.command("run", short_help="Generate text that continues a prompt.")
 @click.argument("prompt", required=False)
-@click.option("--prompt-ids", is_flag=True, help="PROMPT is token ids, such as 1,15,27.")
+@click.option("--prompt-ids", is_flag=True, help="Read PROMPT as token ids, such as 1,15,27.")
 @click.option(
     "--model", default=DEMO_MODEL, show_default=True, help="A folder in Hugging Face's format, or a preset."
 )
 @click.option(
-    "--bundle", type=click.Path(path_type=Path), help="A compiled bundle; by default compiled now and kept."
+    "--bundle",
+    type=click.Path(path_type=Path),
+    help="A compiled bundle. Default: compile MODEL, and keep the bundle in the cache.",
 )
-@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cuda", "cpu"]),
+    default="auto",
+    show_default=True,
+    help="Where to run. auto: on the GPU, or in NumPy without one.",
+)
 @options.dtype
 @click.option(
-    "--fuse/--no-fuse", default=None, help="Apply the fusion rules, when compiling.  [default: fuse]"
+    "--fuse/--no-fuse",
+    default=None,
+    help="Apply the fusion rules when the model is compiled.  [default: fuse]",
 )
 @options.rules
-@click.option("-n", "--max-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
-@options.sampling
-@click.option("--greedy", is_flag=True, help="Always the most likely token: --temperature 0.")
 @click.option(
-    "--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times."
+    "-n",
+    "--max-tokens",
+    type=int,
+    default=128,
+    show_default=True,
+    help="Largest number of tokens to generate.",
 )
+@options.sampling
+@click.option("--greedy", is_flag=True, help="Always choose the most likely token, as --temperature 0 does.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. May be repeated.")
 @click.option(
     "--stop-token-id",
     "stop_token_ids",
     type=int,
     multiple=True,
     metavar="ID",
-    help="End with this token; may be given several times.",
+    help="Stop after this token. May be repeated.",
 )
-@click.option("--ignore-eos", is_flag=True, help="Generate on past the model's end tokens.")
+@click.option("--ignore-eos", is_flag=True, help="Do not stop at the model's end-of-sequence tokens.")
 @options.load_format
 @options.gpu_memory_utilization
 @options.max_model_len
-@click.option("--stats", is_flag=True, help="Print speeds on stderr at the end.")
+@click.option("--stats", is_flag=True, help="Print speeds on stderr after the text.")
 @options.as_json
 @options.plugin
 @options.verbose
@@ -79,10 +94,10 @@ def command(
     as_json: bool,
     **sampling: float | None,
 ) -> None:
-    """Generate text that continues PROMPT; "-" reads it from stdin, less one newline at its end.
+    """Generate text that continues PROMPT; "-" reads the prompt from stdin.
 
-    Sampling options that are not given are as the model's makers say in generation_config.json. A model
-    without a tokenizer takes token ids, with --prompt-ids, and its output is token ids too.
+    One newline at the end of stdin is dropped. Sampling options that are not given have the values of the model's
+    generation_config.json. A model without a tokenizer needs --prompt-ids, and its output is token ids too.
     """
     from infernum.cli.console import progress_bar, warn
     from infernum.engine.tokenizer import has_tokenizer, why_no_tokenizer

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     "--variant",
     "variants",
     multiple=True,
-    help="Class of token counts to tune, such as t1 or prefill; may be given several times.  [default: t1, t8]",
+    help="Variant to tune, a class of token counts, such as t1 or prefill. May be repeated.  [default: t1, t8]",
 )
 @click.option(
     "--context",
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     "prompts",
     type=int,
     multiple=True,
-    help="With --variant prefill: tokens of a prompt whose library products are timed; may be given several times."
+    help="With --variant prefill: length of a prompt whose library products are timed. May be repeated."
     "  [default: 512, 2048, 4096]",
 )
 @click.option(
@@ -43,20 +43,20 @@ if TYPE_CHECKING:
     default=120.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time after which what was found so far is kept.",
+    help="Stop after this time, and keep what was chosen until then.",
 )
 @click.option(
     "--load-format",
     type=click.Choice(["auto", "dummy"]),
     default="dummy",
     show_default=True,
-    help="dummy: random weights; auto: the model's.",
+    help="auto: the weights of the model; dummy: random weights.",
 )
 @click.option("--fuse/--no-fuse", default=True, show_default=True, help="Apply the fusion rules.")
 @options.rules
 @options.dtype
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The bundle's folder; by default in the cache."
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder of the bundle. Default: in the cache."
 )
 @options.as_json
 @options.plugin
@@ -76,9 +76,9 @@ def command(
 ) -> None:
     """Time the parameters of MODEL's kernels on the GPU at hand, and keep the fastest.
 
-    Each candidate is timed in the whole step, right after the default; it is taken when it is faster beyond doubt, and
-    right by NumPy. What was found is written into the bundle, and kept in the cache for `compile` and `run` of the same
-    model on this kind of GPU; `infernum explain BUNDLE KERNEL` tells it.
+    Each candidate is timed in the whole step, right after the default. A candidate is chosen if it is faster by more
+    than the noise and agrees with NumPy. The choices are written into the bundle and into the cache, where `compile`
+    and `run` of the same model on this kind of GPU read them. `infernum explain BUNDLE KERNEL` shows them.
     """
     from infernum.cli.console import print_json, progress_bar, warn
     from infernum.compiler import Options, cached_bundle, compile_model

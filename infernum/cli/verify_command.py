@@ -22,10 +22,10 @@ WRONG = 1
 
 @click.command("verify", short_help="Check every kernel and rule of a bundle against NumPy.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--kernel", help="Only this kernel, and the rules that made it.")
-@click.option("--rule", help="Only this rule, and kernels that it made.")
+@click.option("--kernel", help="Only this kernel, and the rules that produced it.")
+@click.option("--rule", help="Only this rule, and the kernels that it produced.")
 @click.option("--block", help="Only kernels of this block.")
-@click.option("--variant", help="Only kernels of this class of token counts, such as t1.")
+@click.option("--variant", help="Only kernels of this variant, a class of token counts, such as t1.")
 @options.plugin
 @options.as_json
 @options.verbose
@@ -34,9 +34,9 @@ def command(
 ) -> int:
     """Check every kernel and rule of BUNDLE against NumPy.
 
-    On a GPU, every kernel runs on shapes and values that are often got wrong, and every fused one beside the kernels of
-    its ops. Anywhere, every rule is applied in the bundle's graphs and in random ones; so are rules of plugins that the
-    bundle was compiled without.
+    On a GPU, every kernel runs on shapes and values that expose mistakes, and every fused kernel is compared with the
+    kernels of its ops. With or without a GPU, every rule is checked on the bundle's graphs and on random graphs; so are
+    the rules of plugins that the bundle was compiled without.
 
     The exit code is 1 when something is wrong. In JSON, an error that is no number (NaNs, another type) is null.
     """
