@@ -1,7 +1,7 @@
 """What `compile` writes and `run` reads: a folder of readable kernels, cubins, graphs, and one manifest.
 
-This module is the only place where the compile side and the run side meet; both take the records from here. It knows
-file formats and nothing about graphs, templates or GPUs.
+Together with the records of `infernum.manifest`, this module is the only place where the compile side and the run side
+meet. It knows file formats and nothing about graphs, templates or GPUs.
 
     manifest.json        everything the runtime needs to know (the records of `infernum.manifest`)
     checksums.txt        SHA-256 of every other file, in the format of `sha256sum -c`
@@ -29,83 +29,7 @@ from typing import Literal
 import msgspec
 
 from infernum.errors import BundleError
-from infernum.manifest import (
-    ANY,
-    SCHEMA,
-    Arg,
-    BlockVariant,
-    Buffer,
-    Cost,
-    Edit,
-    Firing,
-    Formula,
-    Gemm,
-    Kernel,
-    Launch,
-    Manifest,
-    ModelInfo,
-    Parameters,
-    Plugin,
-    Pointer,
-    Record,
-    Refusal,
-    Stage,
-    Step,
-    SymbolArg,
-    TensorSpec,
-    VariantSpec,
-    Weight,
-    any_step,
-    check_file_name,
-    spec_of,
-    variant_names,
-)
-
-__all__ = [
-    "ANY",
-    "CHECKSUMS",
-    "MANIFEST",
-    "SCHEMA",
-    "SECTION",
-    "Arg",
-    "BlockVariant",
-    "Buffer",
-    "Bundle",
-    "Cost",
-    "Edit",
-    "FileState",
-    "Firing",
-    "Formula",
-    "Gemm",
-    "Kernel",
-    "Launch",
-    "Manifest",
-    "ModelInfo",
-    "Parameters",
-    "Plugin",
-    "Pointer",
-    "Record",
-    "Refusal",
-    "Stage",
-    "Step",
-    "SymbolArg",
-    "TensorSpec",
-    "VariantSpec",
-    "Weight",
-    "any_step",
-    "file_state",
-    "not_rebuilt",
-    "open_bundle",
-    "open_kernels",
-    "sections",
-    "shared_code",
-    "source_hash",
-    "spec_of",
-    "traced_name",
-    "update_bundle",
-    "variant_names",
-    "write_bundle",
-]
+from infernum.manifest import SCHEMA, Manifest, VariantSpec, check_file_name
 
 MANIFEST = "manifest.json"
 CHECKSUMS = "checksums.txt"

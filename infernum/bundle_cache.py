@@ -10,6 +10,7 @@ from pathlib import Path
 
 from infernum import __version__, bundle, logs, plugins
 from infernum.cache import cache_folder, locked
+from infernum.manifest import SCHEMA
 from infernum.models.config import config_hash
 from infernum.models.presets import ModelSource
 
@@ -55,7 +56,7 @@ def _usable(folder: Path) -> bundle.Bundle | None:
 def _key(source: ModelSource, facts: Sequence[object]) -> str:
     """A hash of the model, of `facts`, and of Infernum's own version, plugins, code and templates."""
     digest = hashlib.sha256()
-    known = [config_hash(source.config), source.config.dtype, __version__, bundle.SCHEMA, plugins.loaded()]
+    known = [config_hash(source.config), source.config.dtype, __version__, SCHEMA, plugins.loaded()]
     digest.update(repr([*known, *facts]).encode())
     digest.update(_own_sources())
     return digest.hexdigest()

@@ -22,6 +22,7 @@ from infernum.ir.graph import Graph
 from infernum.ir.kernel import Target, Tuned
 from infernum.ir.rewrite import Rule
 from infernum.ir.text import print_graph
+from infernum.manifest import BlockVariant, Manifest, VariantSpec, any_step, spec_of
 from infernum.models import sampler
 from infernum.models.presets import ModelSource
 from infernum.passes import Passes, record_passes
@@ -56,7 +57,7 @@ class Sources:
 
     program: Program
     options: Options
-    variants: list[bundle.VariantSpec]
+    variants: list[VariantSpec]
     rules: list[Rule]
     blocks: list[CompiledBlock] = field(default_factory=list[CompiledBlock])
     passes: Passes = field(default_factory=Passes)
@@ -141,7 +142,7 @@ def emit_blocks(sources: Sources) -> Iterator[CompiledBlock]:
     samplers = [block for block in program.blocks if block in sampler.SAMPLERS]
     model = [block for block in program.blocks if block not in samplers]
     for block in [*reversed(samplers), *model]:
-        classes = [bundle.any_step(sources.variants)] if block in samplers else sources.variants
+        classes = [any_step(sources.variants)] if block in samplers else sources.variants
         begin = time.perf_counter()
         traced = block.trace(program.source.config, program.dtype)
         sources.passes.traced(traced, time.perf_counter() - begin)
@@ -177,11 +178,11 @@ def compile_block(traced: Graph, target: Target, rules: Sequence[Rule], sources:
     return CompiledBlock(traced.name, target, traced, outcome, plan, before, emitted)
 
 
-def variants_for(largest: int) -> list[bundle.VariantSpec]:
+def variants_for(largest: int) -> list[VariantSpec]:
     """The classes of token counts up to `largest`: one token, a few (GEMV), decoding many sequences, and prompts."""
     classes = [("t1", 1, 1), ("t8", 2, 8), ("t64", 9, 64), ("prefill", 65, largest)]
     return [
-        bundle.VariantSpec(
+        VariantSpec(
             name=n, min_tokens=low, max_tokens=min(high, largest), max_rows=min(high, largest, MAX_ROWS)
         )
         for n, low, high in classes
@@ -189,12 +190,12 @@ def variants_for(largest: int) -> list[bundle.VariantSpec]:
     ]
 
 
-def describe(sources: Sources, cubins: Mapping[str, Cubin]) -> bundle.Manifest:
+def describe(sources: Sources, cubins: Mapping[str, Cubin]) -> Manifest:
     """The manifest of a bundle."""
     options = sources.options
-    blocks: dict[str, dict[str, bundle.BlockVariant]] = {}
+    blocks: dict[str, dict[str, BlockVariant]] = {}
     for block in sources.blocks:
-        variant = bundle.spec_of(sources.variants, block.target.variant)
+        variant = spec_of(sources.variants, block.target.variant)
         blocks.setdefault(block.block, {})[variant.name] = describe_block(block, variant, cubins[block.stem])
     return describe_program(
         sources.program,
@@ -221,7 +222,7 @@ def _rules_text(sources: Sources) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _log_kernels(manifest: bundle.Manifest) -> None:
+def _log_kernels(manifest: Manifest) -> None:
     """Say what every step of every block became."""
     if not kernel_log.isEnabledFor(logs.LEVEL):
         return

@@ -9,6 +9,7 @@ from infernum.bundle_cache import cached
 from infernum.ir.graph import Graph
 from infernum.ir.interface import inputs_of, streams_out, weights_of
 from infernum.ir.text import print_graph
+from infernum.manifest import ANY, BlockVariant, Manifest, VariantSpec
 from infernum.models.presets import ModelSource
 from infernum.program import MAX_BATCH_TOKENS, Program, describe_program, read_program
 from infernum.roofline import MAX_ROWS
@@ -25,7 +26,7 @@ def trace_model(
     return bundle.write_bundle(out, _describe(program, graphs), files)
 
 
-def describe_graphs(source: ModelSource, dtype: str = "auto") -> bundle.Manifest:
+def describe_graphs(source: ModelSource, dtype: str = "auto") -> Manifest:
     """The manifest of a model's graphs, of which nothing is written: the weights and the state that it needs."""
     program = read_program(source, dtype, MAX_BATCH_TOKENS)
     return _describe(program, _trace(program))
@@ -41,22 +42,22 @@ def _trace(program: Program) -> dict[str, Graph]:
     return {block.name: block.trace(program.source.config, program.dtype) for block in program.blocks}
 
 
-def _describe(program: Program, graphs: dict[str, Graph]) -> bundle.Manifest:
+def _describe(program: Program, graphs: dict[str, Graph]) -> Manifest:
     """One class of steps, which every block serves with its graph as traced."""
-    steps = bundle.VariantSpec(
-        name=bundle.ANY,
+    steps = VariantSpec(
+        name=ANY,
         min_tokens=1,
         max_tokens=program.max_tokens,
         max_rows=min(program.max_tokens, MAX_ROWS),
     )
-    blocks = {name: {bundle.ANY: _describe_block(name, graph)} for name, graph in graphs.items()}
+    blocks = {name: {ANY: _describe_block(name, graph)} for name, graph in graphs.items()}
     return describe_program(program, blocks, [steps], arch=None, nvrtc=None, fuse=False, rules=())
 
 
-def _describe_block(name: str, graph: Graph) -> bundle.BlockVariant:
-    return bundle.BlockVariant(
+def _describe_block(name: str, graph: Graph) -> BlockVariant:
+    return BlockVariant(
         block=name,
-        variant=bundle.ANY,
+        variant=ANY,
         traced=bundle.traced_name(name),
         graph=bundle.traced_name(name),
         stream_in=inputs_of(graph, "stream"),

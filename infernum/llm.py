@@ -19,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from infernum import dtypes
-from infernum.bundle import Bundle, Manifest, not_rebuilt, open_bundle
+from infernum.bundle import Bundle, not_rebuilt, open_bundle
 from infernum.checkpoint import Checkpoint
 from infernum.engine.engine import Completion, Engine, Event, Statistics
 from infernum.engine.request import read_params, read_prompts, read_texts, read_token_ids, shown
 from infernum.engine.tokenizer import Tokenizer, load_tokenizer, why_no_tokenizer
 from infernum.errors import BundleError, CheckpointError, CompileError, DeviceError, RequestError
 from infernum.machine import Device, choose_device, native_arch, tuned_here
+from infernum.manifest import Manifest
 from infernum.model_folder.folder import find_weights
 from infernum.model_folder.weights import Weights
 from infernum.models.config import GenerationDefaults, config_hash

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import infernum.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # fills the registry
-from infernum import __version__, bundle, logs, plugins
+from infernum import __version__, logs, plugins
 from infernum.dtypes import DType
 from infernum.dtypes import dtype as dtype_named
 from infernum.errors import CompileError
 from infernum.ir.block import PAGE, Block
 from infernum.ir.interface import weights_of
+from infernum.manifest import SCHEMA, BlockVariant, Manifest, ModelInfo, Plugin, Stage, VariantSpec
 from infernum.models import sampler
 from infernum.models.config import config_hash, find_family
 from infernum.models.presets import ModelSource
@@ -91,18 +92,18 @@ def _definition(block: Block) -> str:
 
 def describe_program(
     program: Program,
-    blocks: Mapping[str, Mapping[str, bundle.BlockVariant]],
-    variants: Sequence[bundle.VariantSpec],
+    blocks: Mapping[str, Mapping[str, BlockVariant]],
+    variants: Sequence[VariantSpec],
     *,
     arch: str | None,
     nvrtc: str | None,
     fuse: bool,
     rules: Sequence[str],
-) -> bundle.Manifest:
+) -> Manifest:
     """The manifest of a program whose blocks were compiled, or only traced: then `arch` and `nvrtc` are None."""
     source = program.source
-    return bundle.Manifest(
-        schema=bundle.SCHEMA,
+    return Manifest(
+        schema=SCHEMA,
         infernum=__version__,
         nvrtc=nvrtc,
         arch=arch,
@@ -110,7 +111,7 @@ def describe_program(
         fuse=fuse,
         rules=list(rules),
         page_size=PAGE,
-        model=bundle.ModelInfo(
+        model=ModelInfo(
             family=source.family,
             name=source.name,
             config=source.config.to_json(),
@@ -120,9 +121,9 @@ def describe_program(
             num_layers=source.config.num_hidden_layers,
         ),
         variants=list(variants),
-        program=[bundle.Stage(block=block.name, layer=layer) for block, layer in program.stages],
+        program=[Stage(block=block.name, layer=layer) for block, layer in program.stages],
         samplers=[block.name for block in sampler.SAMPLERS],
-        plugins=[bundle.Plugin(name=p.name, sha256=p.sha256) for p in plugins.loaded()],
+        plugins=[Plugin(name=p.name, sha256=p.sha256) for p in plugins.loaded()],
         edits={},
         blocks={name: dict(compiled) for name, compiled in blocks.items()},
     )

@@ -12,8 +12,9 @@ import numpy as np
 import toy_bundle as toy
 from fake_gpu import FakeEvent, FakeGpu, FakeStream, Kernel, at
 
-from infernum import bundle
-from infernum.bundle import Bundle, Cost, Launch
+from infernum import manifest
+from infernum.bundle import Bundle
+from infernum.manifest import BlockVariant, Cost, Launch, Step
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.gemm import Product
 from infernum.runtime.loading import LoadOptions
@@ -114,7 +115,7 @@ def clock_gpu() -> ClockGpu:
 def described_toy(folder: Path, costs: Mapping[str, tuple[int | str, int | str]] | None = None) -> Bundle:
     """The toy's bundle with a description of every kernel; `costs`: bytes and FLOPs by name."""
     manifest = toy.toy_manifest()
-    blocks: dict[str, dict[str, bundle.BlockVariant]] = {}
+    blocks: dict[str, dict[str, BlockVariant]] = {}
     for block, variants in manifest.blocks.items():
         for name, variant in variants.items():
             kernels = [_described(step, costs or {}) for step in variant.steps]
@@ -122,11 +123,11 @@ def described_toy(folder: Path, costs: Mapping[str, tuple[int | str, int | str]]
     return toy.toy_bundle(folder, msgspec.structs.replace(manifest, blocks=blocks))
 
 
-def _described(step: bundle.Step, costs: Mapping[str, tuple[int | str, int | str]]) -> bundle.Kernel:
+def _described(step: Step, costs: Mapping[str, tuple[int | str, int | str]]) -> manifest.Kernel:
     is_launch = isinstance(step, Launch)
     name = step.kernel if is_launch else step.name
     nbytes, flops = costs.get(name, (4, 0))
-    return bundle.Kernel(
+    return manifest.Kernel(
         name=name,
         node=name,
         template=name if is_launch else "cublaslt",

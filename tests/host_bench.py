@@ -12,9 +12,9 @@ from pathlib import Path
 
 from fake_gpu import FakeGpu
 
-from infernum.bundle import Launch, Pointer
 from infernum.lab.verify.bench import Bench
 from infernum.lab.verify.image import Image
+from infernum.manifest import Launch, Pointer
 
 HEADER = Path(__file__).with_name("host_cuda.h")
 COMPILER = shutil.which("g++") or shutil.which("clang++")

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from fake_gpu import FakeGpu, at
 
-from infernum.bundle import Launch, Pointer
 from infernum.dtypes import dtype, round_to
 from infernum.lab.verify.bench import Bench, Time
 from infernum.lab.verify.image import Image
 from infernum.lab.verify.trials import meaning
 from infernum.lab.verify.values import bits_of, from_bits, to_bits
+from infernum.manifest import Launch, Pointer
 from infernum.runtime.gemm import Product
 
 Spoil = Callable[[str, str, np.ndarray], None]

@@ -11,7 +11,6 @@ from cuda.bindings import driver
 from fake_gpu import FakeGpu, FakeModule, FakeStream
 from toy_bundle import block
 
-from infernum.bundle import Launch, Pointer
 from infernum.codegen.cubin import KernelResources
 from infernum.codegen.emit import emit_block
 from infernum.codegen.nvrtc import compile_cuda, parse_arch, supported_archs
@@ -25,6 +24,7 @@ from infernum.ir.block import BATCH
 from infernum.ir.graph import TensorType
 from infernum.ir.kernel import Call, Choice, Layout, RowCall, Target, choose
 from infernum.ir.parse import parse_graph
+from infernum.manifest import Launch, Pointer
 from infernum.ops.attention_cluster import ATTEND_CLUSTER
 from infernum.ops.attention_split import ATTEND
 from infernum.ops.rope import rope

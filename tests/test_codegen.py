@@ -40,6 +40,7 @@ from infernum.ir.kernel import Target
 from infernum.ir.op import OPS, pointwise
 from infernum.ir.rewrite import fusion
 from infernum.ir.text import parse_graph
+from infernum.manifest import BlockVariant, Launch, Manifest, Pointer, any_step, spec_of
 from infernum.models.config import understand
 from infernum.models.fields import Fields
 from infernum.models.presets import ModelSource
@@ -137,9 +138,9 @@ def test_no_kernel_of_a_llama_writes_over_what_it_or_a_later_one_reads(fuse: boo
             check_arena(block_of(sources, f"{name}.{variant}").plan, found, manifest)
 
 
-def check_arena(plan: BlockPlan, found: bundle.BlockVariant, manifest: bundle.Manifest) -> None:
+def check_arena(plan: BlockPlan, found: BlockVariant, manifest: Manifest) -> None:
     """Replay the steps: each byte of the arena that a step reads was last written by the tensor it reads."""
-    spec = bundle.spec_of(manifest.variants, found.variant)
+    spec = spec_of(manifest.variants, found.variant)
     symbols = {"tokens": spec.max_tokens, "rows": spec.max_rows, "seqs": spec.max_tokens}
     owner: dict[int, str] = {}
 
@@ -218,8 +219,8 @@ def test_a_fused_result_in_place_is_where_its_operand_is_and_is_not_a_parameter_
 def test_the_offsets_of_merged_queries_keys_and_values_reach_the_manifest_in_bytes() -> None:
     sources = emitted()
     steps = describe(sources, no_cubins(sources)).blocks["decoder"]["t8"].steps
-    (attend,) = [s for s in steps if isinstance(s, bundle.Launch) and s.kernel == "attend_cluster"]
-    q, k, v = (arg for arg in attend.args[:3] if isinstance(arg, bundle.Pointer))
+    (attend,) = [s for s in steps if isinstance(s, Launch) and s.kernel == "attend_cluster"]
+    q, k, v = (arg for arg in attend.args[:3] if isinstance(arg, Pointer))
     assert len({q.tensor, k.tensor, v.tensor}) == 1
     assert (q.offset, k.offset, v.offset) == (0, 2 * 64, 2 * 96)
 
@@ -541,7 +542,7 @@ def test_each_rule_can_be_switched_off_and_on_alone() -> None:
 def test_a_sampler_is_compiled_once_and_its_code_would_be_the_same_for_every_variant(sampler: Block) -> None:
     sources = emitted()
     (compiled,) = [b for b in sources.blocks if b.block == sampler.name]
-    spec = bundle.any_step(sources.variants)
+    spec = any_step(sources.variants)
     assert (compiled.stem, spec.min_tokens) == (f"{sampler.name}.any", 1)
     assert (spec.max_tokens, spec.max_rows) == (sources.variants[-1].max_tokens, MAX_ROWS)
     for each in sources.variants:

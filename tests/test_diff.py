@@ -11,12 +11,13 @@ import msgspec
 import pytest
 from conftest import Outcome
 
-from infernum.bundle import Bundle, Edit, Manifest, open_bundle, write_bundle
+from infernum.bundle import Bundle, open_bundle, write_bundle
 from infernum.errors import BundleError
 from infernum.lab.explain.diff_text import diff_text
 from infernum.lab.explain.difference import Difference, difference, regressions
 from infernum.lab.explain.measurements import MeasuredKernel, Measurements
 from infernum.lab.explain.text_diff import graph_diff
+from infernum.manifest import Edit, Manifest
 
 
 def shown(told: Difference, width: int = 160) -> str:

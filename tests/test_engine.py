@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_executor import ToyExecutor, ToyPending, hashed_logits, scripted
 
-from infernum.bundle import ModelInfo
 from infernum.engine.engine import Engine
 from infernum.engine.page_pool import PagePool
 from infernum.engine.step_inputs import sampling_of
 from infernum.errors import DeviceError, LogitsError, RequestError
+from infernum.manifest import ModelInfo
 from infernum.ops import sampling
 from infernum.sampling_params import SamplingParams, derived_seed
 

@@ -15,7 +15,7 @@ from conftest import Outcome, Tiny, graphs_only
 
 import infernum.ops  # noqa: F401 - registers what graphs call
 from infernum import roofline
-from infernum.bundle import ANY, BlockVariant, Bundle, Edit, Plugin, Refusal, write_bundle
+from infernum.bundle import Bundle, write_bundle
 from infernum.codegen.weights import fold_weights
 from infernum.compiler import Options
 from infernum.dtypes import BF16
@@ -39,6 +39,7 @@ from infernum.lab.explain.names import find
 from infernum.lab.explain.occupancy import occupancy
 from infernum.lab.explain.overview import explain_bundle
 from infernum.lab.explain.rule_text import rule_text
+from infernum.manifest import ANY, BlockVariant, Edit, Plugin, Refusal
 from infernum.models.presets import resolve
 from infernum.resources import PACKAGE
 from infernum.runtime.layout import block_variant

@@ -14,10 +14,11 @@ import pytest
 from conftest import Outcome
 
 import infernum as package
-from infernum.bundle import ANY, Bundle
+from infernum.bundle import Bundle
 from infernum.errors import BundleError, CompileError
 from infernum.graph_bundle import cached_graphs, trace_model
 from infernum.llm import LLM
+from infernum.manifest import ANY
 from infernum.models.presets import resolve
 from infernum.runtime.layout import check_arch
 from infernum.sampling_params import SamplingParams

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from oracle.configs import case
 
-from infernum import bundle, roofline
-from infernum.bundle import BlockVariant
+from infernum import roofline
 from infernum.codegen.costs import touched_by
 from infernum.codegen.cubin import Cubin, KernelResources
 from infernum.codegen.manifest import CompiledBlock
@@ -22,6 +21,7 @@ from infernum.ir.fuse import fuse_nodes
 from infernum.ir.graph import Value
 from infernum.ir.host import is_free
 from infernum.ir.op import Fused
+from infernum.manifest import BlockVariant, Launch, Manifest
 from infernum.models.config import understand
 from infernum.models.fields import Fields
 from infernum.models.presets import resolve
@@ -34,7 +34,7 @@ def sources_of(name: str, rules: tuple[str, ...] = ()) -> Sources:
     return emit_sources(source, Options(rules=rules))
 
 
-def manifest_of(sources: Sources) -> bundle.Manifest:
+def manifest_of(sources: Sources) -> Manifest:
     def cubin(block: CompiledBlock) -> Cubin:
         names = [step.name for step in block.plan.steps if isinstance(step, Kernel)]
         return Cubin(b"", dict.fromkeys(names, KernelResources(0, 0, 0, 0)))
@@ -75,7 +75,7 @@ def test_what_kernels_cost_before_adds_up_to_the_block_without_rules(
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_are_described_one_by_one_as_they_are_launched(name: str) -> None:
     for _, variant in variants_of(name):
-        launched = [step.kernel if isinstance(step, bundle.Launch) else step.name for step in variant.steps]
+        launched = [step.kernel if isinstance(step, Launch) else step.name for step in variant.steps]
         assert [kernel.name for kernel in variant.kernels] == launched
 
 

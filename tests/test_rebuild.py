@@ -16,13 +16,14 @@ from conftest import Outcome
 from test_bad_input import rewrite_manifest
 
 from infernum import bundle as bundles
-from infernum.bundle import Bundle, Edit, Kernel, Launch, file_state, not_rebuilt, open_bundle
+from infernum.bundle import Bundle, file_state, not_rebuilt, open_bundle
 from infernum.codegen.cubin import KernelResources
 from infernum.codegen.nvrtc import compile_cuda
 from infernum.errors import BundleError, CompileError, DeviceError
 from infernum.lab.rebuild import edited as rebuilding
 from infernum.lab.rebuild.edited import rebuild_bundle
 from infernum.lab.rebuild.fit import Signature, objections, signature_of
+from infernum.manifest import Edit, Kernel, Launch, Plugin
 from infernum.runtime import driver
 from infernum.runtime.driver import GpuFacts
 
@@ -554,7 +555,7 @@ def test_doctor_asks_for_the_plugins_that_a_bundle_needs(folder: Path, infernum:
     import msgspec
 
     opened = open_bundle(folder)
-    needed = [bundles.Plugin(name="my_ops", sha256="0" * 64)]
+    needed = [Plugin(name="my_ops", sha256="0" * 64)]
     bundles.update_bundle(opened, msgspec.structs.replace(opened.manifest, plugins=needed), {}, {})
     done = infernum("doctor", folder, "--json")
     plugins = look(json.loads(done.out), "plugins")

@@ -8,10 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from infernum.bundle import CHECKSUMS, MANIFEST, Bundle, Edit, file_state, open_bundle, write_bundle
+from infernum.bundle import CHECKSUMS, MANIFEST, Bundle, file_state, open_bundle, write_bundle
 from infernum.cache import cache_folder
 from infernum.compiler import Options, compile_model
 from infernum.errors import BundleError
+from infernum.manifest import Edit
 from infernum.models.presets import resolve
 
 

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 from conftest import Outcome
 
-from infernum.bundle import Bundle, Gemm, write_bundle
+from infernum.bundle import Bundle, write_bundle
 from infernum.errors import BundleError, InfernumError
 from infernum.lab.explain.facts import facts_of
 from infernum.lab.explain.measurements import read_measurements
 from infernum.lab.report.data import report_data
 from infernum.lab.report.html import html_of
+from infernum.manifest import Gemm
 
 VENDOR = Path(__file__).parents[1] / "infernum/lab/report/web/vendor"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -23,10 +23,11 @@ from fake_gpu import FakeGpu, FakeMemory, FakeStream, at
 
 from infernum import dims
 from infernum import llm as llm_module
-from infernum.bundle import Bundle, Manifest, Stage, Weight
+from infernum.bundle import Bundle
 from infernum.engine.engine import Engine
 from infernum.errors import BundleError, CheckpointError, DeviceError, LogitsError
 from infernum.llm import LLM
+from infernum.manifest import Manifest, Stage, Weight
 from infernum.recipes import Read, Recipe, read
 from infernum.runtime import device as device_module
 from infernum.runtime import driver, kv_cache, layout, sampled, weights

@@ -8,9 +8,10 @@ import pytest
 from breakages import BREAKAGES, Breakage
 from host_bench import COMPILER, HostBench
 
-from infernum.bundle import ANY, Bundle
+from infernum.bundle import Bundle
 from infernum.lab.verify.check import check_unit
 from infernum.lab.verify.units import units_of
+from infernum.manifest import ANY
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 

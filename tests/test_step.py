@@ -19,7 +19,6 @@ from fake_gpu import FakeGpu, at
 
 import infernum
 from infernum import ops
-from infernum.bundle import TensorSpec
 from infernum.checkpoint import Checkpoint
 from infernum.cli import options
 from infernum.cpu.executor import CpuExecutor
@@ -29,6 +28,7 @@ from infernum.ir.block import BATCH, RESERVED
 from infernum.ir.graph import TensorType
 from infernum.lab.verify.facts import ragged_step
 from infernum.lab.verify.rule_values import InputValues, RuleTrial
+from infernum.manifest import TensorSpec
 from infernum.models.sampler import sample
 from infernum.ops.sampling import kept_weights
 from infernum.resources import templates_folder

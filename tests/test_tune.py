@@ -20,7 +20,7 @@ from clock_gpu import MICROSECONDS, clock_gpu, described_toy, open_clocked
 from conftest import Outcome, graphs_only
 
 from infernum import machine
-from infernum.bundle import ANY, SCHEMA, Bundle, Kernel, Launch, open_bundle, write_bundle
+from infernum.bundle import Bundle, open_bundle, write_bundle
 from infernum.codegen.emit import emit_block
 from infernum.codegen.plan import plan_block
 from infernum.codegen.tuned import load_tuned, store_tuned, tuned_path
@@ -46,6 +46,7 @@ from infernum.lab.measure.race import Comparison, race, winner
 from infernum.lab.measure.rig import Rig
 from infernum.lab.measure.workload import workload
 from infernum.lab.rebuild.edited import rebuild_bundle
+from infernum.manifest import ANY, SCHEMA, Kernel, Launch
 from infernum.models.config import config_hash
 from infernum.models.presets import resolve
 from infernum.runtime.driver import DriverFacts, GpuFacts

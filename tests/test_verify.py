@@ -20,7 +20,7 @@ from numpy_bench import NumpyBench, Spoil
 from oracle.configs import case
 
 from infernum import fusion, plugins
-from infernum.bundle import Bundle, Edit, VariantSpec
+from infernum.bundle import Bundle
 from infernum.cli import verify_command
 from infernum.compiler import Options
 from infernum.dtypes import BF16, DTYPES, F32, DType
@@ -38,6 +38,7 @@ from infernum.lab.verify.trials import trials
 from infernum.lab.verify.units import Unit, UnitProgram, units_of
 from infernum.lab.verify.values import KINDS, Kind, draw, from_bits, smallest_normal, to_bits
 from infernum.lab.verify.verdict import select_units, verify_bundle
+from infernum.manifest import Edit, VariantSpec
 from infernum.models.presets import resolve
 from infernum.runtime import driver
 from infernum.runtime.layout import block_variant

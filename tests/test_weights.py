@@ -15,13 +15,14 @@ from conftest import Tiny
 from fake_gpu import FakeGpu, FakeMemory, at
 from safetensors.numpy import save_file
 
-from infernum.bundle import Bundle, Manifest, Stage, Weight
+from infernum.bundle import Bundle
 from infernum.checkpoint import Checkpoint
 from infernum.cpu.executor import CpuExecutor
 from infernum.cpu.weights import HostWeights
 from infernum.dtypes import BF16, F16, F32, I32, dtype, round_to
 from infernum.errors import BundleError, CheckpointError
 from infernum.llm import check_checkpoint
+from infernum.manifest import Manifest, Stage, Weight
 from infernum.model_folder.weights import SINGLE
 from infernum.recipes import (
     ALONE,

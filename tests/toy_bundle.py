@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 from fake_gpu import at
 
-from infernum.bundle import (
+from infernum.bundle import Bundle, write_bundle
+from infernum.dtypes import F32, DType
+from infernum.manifest import (
     ANY,
     SCHEMA,
     BlockVariant,
     Buffer,
-    Bundle,
     Gemm,
     Launch,
     Manifest,
@@ -27,9 +28,7 @@ from infernum.bundle import (
     TensorSpec,
     VariantSpec,
     Weight,
-    write_bundle,
 )
-from infernum.dtypes import F32, DType
 from infernum.ops.sampling import argmax
 from infernum.recipes import read, stack
 from infernum.step import Batch, Sampling

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from infernum.cli.folder_check import FolderCheck, Look
 
 if TYPE_CHECKING:
-    from infernum.bundle import BlockVariant, Bundle, FileState
+    from infernum.bundle import Bundle, FileState
+    from infernum.manifest import BlockVariant
 
 
 def check_bundle(folder: Path, *, gpu_works: bool, numpy_works: bool) -> FolderCheck:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from infernum.bundle import Gemm, Launch, not_rebuilt
+from infernum.bundle import not_rebuilt
 from infernum.cli.console import print_table
 from infernum.ir.recipe_text import recipe_text
+from infernum.manifest import Gemm, Launch
 
 if TYPE_CHECKING:
-    from infernum.bundle import BlockVariant, Bundle, Kernel, Manifest, Step, TensorSpec
+    from infernum.bundle import Bundle
+    from infernum.manifest import BlockVariant, Kernel, Manifest, Step, TensorSpec
 
 
 def print_overview(bundle: Bundle) -> None:

@@ -11,7 +11,8 @@ import click
 from infernum.cli import options
 
 if TYPE_CHECKING:
-    from infernum.bundle import BlockVariant, Bundle
+    from infernum.bundle import Bundle
+    from infernum.manifest import BlockVariant
     from infernum.models.presets import ModelSource
 
 NUMPY = "numpy"

@@ -10,7 +10,8 @@ import click
 from infernum.cli import options
 
 if TYPE_CHECKING:
-    from infernum.bundle import BlockVariant, Bundle
+    from infernum.bundle import Bundle
+    from infernum.manifest import BlockVariant
 
 
 @click.command("graph", short_help="Draw the graph of one block.")
@@ -58,8 +59,8 @@ def command(
 
 def _choose(bundle: Bundle, block: str, variant: str | None) -> BlockVariant:
     """The block variant asked for. Raises BundleError when there is none."""
-    from infernum.bundle import variant_names
     from infernum.errors import BundleError
+    from infernum.manifest import variant_names
 
     blocks = bundle.manifest.blocks
     if block not in blocks:

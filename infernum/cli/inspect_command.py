@@ -10,7 +10,8 @@ import click
 from infernum.cli import options
 
 if TYPE_CHECKING:
-    from infernum.bundle import BlockVariant, Bundle
+    from infernum.bundle import Bundle
+    from infernum.manifest import BlockVariant
 
 
 @click.command("inspect", short_help="Show what is in a bundle.")
@@ -58,8 +59,8 @@ def command(
 
 def _choose(bundle: Bundle, block: str | None, variant: str | None, kernel: str | None) -> list[BlockVariant]:
     """The block variants asked for. Raises BundleError when there are none."""
-    from infernum.bundle import variant_names
     from infernum.errors import BundleError
+    from infernum.manifest import variant_names
 
     every = [v for variants in bundle.manifest.blocks.values() for v in variants.values()]
     for what, wanted, known in (

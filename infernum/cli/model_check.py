@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from infernum.cli.folder_check import FolderCheck, Look
 
 if TYPE_CHECKING:
-    from infernum.bundle import Manifest
+    from infernum.manifest import Manifest
     from infernum.model_folder.folder import ModelFolder
     from infernum.models.presets import ModelSource
 

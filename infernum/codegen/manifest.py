@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from infernum import bundle
+from infernum import bundle, manifest
 from infernum.codegen.costs import total
 from infernum.codegen.cubin import Cubin
 from infernum.codegen.memory import Lifetime, check_no_overlap, plan_memory
@@ -41,7 +41,9 @@ class CompiledBlock:
         return f"{self.block}.{self.target.variant}"
 
 
-def describe_block(block: CompiledBlock, variant: bundle.VariantSpec, cubin: Cubin) -> bundle.BlockVariant:
+def describe_block(
+    block: CompiledBlock, variant: manifest.VariantSpec, cubin: Cubin
+) -> manifest.BlockVariant:
     """Everything the runtime needs to know of one block for one variant."""
     plan, graph = block.plan, block.plan.graph
     inputs = {node.name: node for node in graph.inputs}
@@ -49,7 +51,7 @@ def describe_block(block: CompiledBlock, variant: bundle.VariantSpec, cubin: Cub
     out_types = {plan.places[v].tensor: graph.type(v) for v in graph.outputs}
     streams_out = [name for name in produced if name not in inputs]
     buffers, arena = _plan_arena(plan, variant, set(streams_out) | set(inputs))
-    return bundle.BlockVariant(
+    return manifest.BlockVariant(
         block=block.block,
         variant=variant.name,
         source=f"{block.stem}.cu",
@@ -70,14 +72,14 @@ def describe_block(block: CompiledBlock, variant: bundle.VariantSpec, cubin: Cub
         kernels=_kernels(block, cubin),
         kernels_before_fusion=len(block.before.steps),
         fired=dict(block.outcome.fired),
-        firings=[bundle.Firing(**asdict(f)) for f in block.outcome.firings],
-        refused=[bundle.Refusal(**asdict(r)) for r in block.outcome.refused],
+        firings=[manifest.Firing(**asdict(f)) for f in block.outcome.firings],
+        refused=[manifest.Refusal(**asdict(r)) for r in block.outcome.refused],
     )
 
 
 def _plan_arena(
-    plan: BlockPlan, variant: bundle.VariantSpec, external: set[str]
-) -> tuple[dict[str, bundle.Buffer], int]:
+    plan: BlockPlan, variant: manifest.VariantSpec, external: set[str]
+) -> tuple[dict[str, manifest.Buffer], int]:
     """Offsets of every intermediate tensor, at the variant's largest token count."""
     symbols = {"tokens": variant.max_tokens, "seqs": variant.max_tokens, "rows": variant.max_rows}
     order = {step.node.name: i for i, step in enumerate(plan.steps)}
@@ -102,18 +104,18 @@ def _plan_arena(
     offsets, arena = plan_memory(lifetimes)
     check_no_overlap(lifetimes, offsets)
     return {
-        name: bundle.Buffer(spec=spec(name, types[name]), offset=offset) for name, offset in offsets.items()
+        name: manifest.Buffer(spec=spec(name, types[name]), offset=offset) for name, offset in offsets.items()
     }, arena
 
 
-def _step(step: Kernel | Product, target: Target) -> bundle.Step:
+def _step(step: Kernel | Product, target: Target) -> manifest.Step:
     if isinstance(step, Product):
         return step.gemm
-    return bundle.Launch(
+    return manifest.Launch(
         kernel=step.name,
         args=[
             *(pointer(o.place) for o in step.operands),
-            *(bundle.SymbolArg(symbol=symbol) for _, symbol in step.symbols),
+            *(manifest.SymbolArg(symbol=symbol) for _, symbol in step.symbols),
         ],
         grid=list(step.grid),
         block=[step.block, 1, 1],
@@ -123,14 +125,14 @@ def _step(step: Kernel | Product, target: Target) -> bundle.Step:
     )
 
 
-def _kernels(block: CompiledBlock, cubin: Cubin) -> list[bundle.Kernel]:
+def _kernels(block: CompiledBlock, cubin: Cubin) -> list[manifest.Kernel]:
     """What is known of each step. Of several steps that do the work of one traced node, the first has its cost."""
     unfused: dict[str, list[Kernel | Product]] = {}
     for step in block.before.steps:
         unfused.setdefault(step.node.name, []).append(step)
     texts = bundle.sections(block.source)
     counted: set[str] = set()
-    found: list[bundle.Kernel] = []
+    found: list[manifest.Kernel] = []
     for step in block.plan.steps:
         node = step.node
         replaced = [s for o in node.origins if o not in counted for s in unfused.get(o, ())]
@@ -138,7 +140,7 @@ def _kernels(block: CompiledBlock, cubin: Cubin) -> list[bundle.Kernel]:
         emitted = step if isinstance(step, Kernel) else None
         resources = asdict(cubin.kernels[step.name]) if emitted else {}
         found.append(
-            bundle.Kernel(
+            manifest.Kernel(
                 name=step.name,
                 node=node.name,
                 template=emitted.template.name if emitted else LIBRARY,
@@ -146,7 +148,7 @@ def _kernels(block: CompiledBlock, cubin: Cubin) -> list[bundle.Kernel]:
                 rules=list(made_by(node)),
                 where=list(node.where),
                 origin=list(node.origins),
-                before=bundle.Cost(
+                before=manifest.Cost(
                     kernels=len(replaced),
                     bytes=total(s.bytes for s in replaced),
                     flops=total(s.flops for s in replaced),
@@ -162,11 +164,11 @@ def _kernels(block: CompiledBlock, cubin: Cubin) -> list[bundle.Kernel]:
     return found
 
 
-def _parameters(step: Kernel | None, target: Target) -> bundle.Parameters | None:
+def _parameters(step: Kernel | None, target: Target) -> manifest.Parameters | None:
     if step is None or step.parameters is None:
         return None
     chosen = step.parameters
-    return bundle.Parameters(
+    return manifest.Parameters(
         key=chosen.key,
         values=dict(chosen.values),
         default=dict(chosen.default),

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from infernum import bundle
 from infernum.codegen.costs import bytes_moved, flops, touched_by
 from infernum.codegen.identifiers import identifiers
 from infernum.codegen.places import Operand, Place
@@ -35,6 +34,7 @@ from infernum.ir.kernel import (
 )
 from infernum.ir.op import Op
 from infernum.ir.parameters import Parameters, settle
+from infernum.manifest import Gemm, Pointer
 
 
 def _pointwise_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
@@ -289,7 +289,7 @@ class NodePlanner:
         place_x, place_w = self.inputs[x], self.inputs[weight]
         lead = str(out.type.shape[0])
         n, k = int(place_w.type.shape[0]), place_w.type.width
-        gemm = bundle.Gemm(
+        gemm = Gemm(
             name=self._fresh(self._name_with_weight("gemm", host.nodes[0])),
             x=pointer(place_x),
             weight=pointer(place_w),
@@ -390,9 +390,9 @@ class NodePlanner:
         return name
 
 
-def pointer(place: Place) -> bundle.Pointer:
+def pointer(place: Place) -> Pointer:
     """A place as the manifest names it."""
-    return bundle.Pointer(tensor=place.tensor, offset=place.offset * place.type.dtype.bytes)
+    return Pointer(tensor=place.tensor, offset=place.offset * place.type.dtype.bytes)
 
 
 def _vector(most: int, operands: Sequence[Operand]) -> int:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from infernum import bundle
 from infernum.codegen.places import Operand
 from infernum.ir.graph import Node
 from infernum.ir.kernel import Formula, Template
 from infernum.ir.parameters import Parameters
+from infernum.manifest import Gemm
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Product:
     """One library product, with the node it computes."""
 
     node: Node
-    gemm: bundle.Gemm
+    gemm: Gemm
     bytes: Formula
     flops: Formula
     passed_over: tuple[str, ...] = ()

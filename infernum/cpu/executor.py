@@ -11,12 +11,13 @@ import numpy as np
 
 import infernum.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers the ops that graphs name
 from infernum import dims, dtypes
-from infernum.bundle import ANY, Bundle, Manifest, Stage
+from infernum.bundle import Bundle
 from infernum.cpu.routine import Routine
 from infernum.cpu.weights import HostWeights
 from infernum.dtypes import F32
 from infernum.errors import BundleError, CompileError, DeviceError
 from infernum.ir.text import parse_graph
+from infernum.manifest import ANY, Manifest, Stage
 from infernum.step import BATCH_INPUTS, SEEN, Batch, Float32, Int32, Sampling, check_input
 from infernum.weights.source import Progress, TensorSource
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infernum.bundle import Manifest, Stage, Weight
 from infernum.dtypes import F32, round_to
 from infernum.dtypes import dtype as dtype_named
 from infernum.errors import DeviceError
+from infernum.manifest import Manifest, Stage, Weight
 from infernum.weights.dummy import settle
 from infernum.weights.plan import WeightPlan, plan_weights
 from infernum.weights.source import Array, Progress, TensorSource

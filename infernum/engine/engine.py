@@ -9,7 +9,6 @@ from collections.abc import Sequence as Ordered
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from infernum.bundle import ModelInfo
 from infernum.engine.events import Completion, Event, Statistics
 from infernum.engine.page_pool import PagePool
 from infernum.engine.request import read_params, read_token_ids
@@ -18,6 +17,7 @@ from infernum.engine.sequence import FinishReason, Sequence
 from infernum.engine.step_inputs import batch_of, prompt_logits, sampling_of
 from infernum.engine.tokenizer import TextStream, Tokenizer
 from infernum.errors import LogitsError, RequestError
+from infernum.manifest import ModelInfo
 from infernum.sampling_params import SamplingParams, derived_seed
 from infernum.step import NO_TOKEN, Executor, Float32, Int32, Pending
 

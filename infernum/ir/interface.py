@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from infernum.bundle import TensorSpec, Weight
 from infernum.ir.graph import Graph, Input, TensorType
 from infernum.ir.op import Op
+from infernum.manifest import TensorSpec, Weight
 
 
 def spec(name: str, type_: TensorType) -> TensorSpec:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from infernum import dims
-from infernum.bundle import BlockVariant, Formula, Gemm, Launch, Pointer, SymbolArg
 from infernum.errors import BundleError
+from infernum.manifest import BlockVariant, Formula, Gemm, Launch, Pointer, SymbolArg
 from infernum.runtime.gemm import Product
 from infernum.runtime.stream import LaunchConfig, Stream
 

@@ -14,8 +14,9 @@ from typing import Self
 import numpy as np
 
 from infernum import dims
-from infernum.bundle import Bundle, Gemm
+from infernum.bundle import Bundle
 from infernum.errors import BundleError, DeviceError
+from infernum.manifest import Gemm
 from infernum.runtime.device import Device
 from infernum.runtime.gemm import CublasLt
 from infernum.runtime.gemm_algorithms import Tuned

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from infernum import dtypes
-from infernum.bundle import TensorSpec
 from infernum.dtypes import I32, DType
+from infernum.manifest import TensorSpec
 from infernum.runtime.device import Device, PinnedMemory
 from infernum.runtime.kv_cache import POISON
 from infernum.runtime.layout import Limits, pack

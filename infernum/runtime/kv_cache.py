@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infernum import dims, dtypes
-from infernum.bundle import Manifest, TensorSpec
 from infernum.errors import BundleError, DeviceError
+from infernum.manifest import Manifest, TensorSpec
 from infernum.runtime.device import Device, DeviceMemory
 from infernum.runtime.stream import Stream
 

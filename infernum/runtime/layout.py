@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from infernum import dims, dtypes
-from infernum.bundle import ANY, BlockVariant, Bundle, Manifest, TensorSpec, VariantSpec
+from infernum.bundle import Bundle
 from infernum.errors import BundleError
+from infernum.manifest import ANY, BlockVariant, Manifest, TensorSpec, VariantSpec
 
 ALIGNMENT = 256
 

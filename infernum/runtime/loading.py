@@ -6,8 +6,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from infernum.bundle import BlockVariant, Bundle, Gemm, Launch, Manifest, VariantSpec
+from infernum.bundle import Bundle
 from infernum.errors import BundleError
+from infernum.manifest import BlockVariant, Gemm, Launch, Manifest, VariantSpec
 from infernum.runtime.binding import BoundProgram, ProductLibrary, Symbols
 from infernum.runtime.device import Device, DeviceMemory
 from infernum.runtime.inputs import Inputs

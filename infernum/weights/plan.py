@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, combinations
 
 from infernum import dims, dtypes
-from infernum.bundle import Manifest, Stage, Weight
 from infernum.errors import BundleError, CheckpointError, ShapeError
+from infernum.manifest import Manifest, Stage, Weight
 from infernum.recipes import (
     ALONE,
     Rank,

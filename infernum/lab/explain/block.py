@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from infernum.bundle import BlockVariant, Bundle, spec_of
+from infernum.bundle import Bundle
 from infernum.ir.graph import Graph, Value
 from infernum.lab.explain.calls import Call, call_of
 from infernum.lab.explain.facts import Amount, KernelFacts, facts_of, total
 from infernum.lab.explain.graphs import costs_nothing, graphs_of
 from infernum.lab.explain.history import Applied, applied_to
 from infernum.lab.explain.kernel import own
+from infernum.manifest import BlockVariant, spec_of
 from infernum.roofline import CONTEXT, gpu_of
 
 

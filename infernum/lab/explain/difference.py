@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from infernum.bundle import BlockVariant, Bundle, Manifest, Refusal, spec_of, variant_names
+from infernum.bundle import Bundle
 from infernum.errors import BundleError
 from infernum.lab.explain.facts import facts_of
 from infernum.lab.explain.kernel_difference import KernelDiff, Numbers, Side, kernel_diffs, numbers_of
 from infernum.lab.explain.measurements import Measurements
 from infernum.lab.explain.names import every_variant
 from infernum.lab.explain.text_diff import GraphDiff, SourceDiff, graph_diff, source_diffs
+from infernum.manifest import BlockVariant, Manifest, Refusal, spec_of, variant_names
 
 SLOWER = 1.03
 """A step is slower when it takes more than so many times as long."""

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from infernum.bundle import BlockVariant, Bundle, Formula, Gemm, Kernel, Step, spec_of
+from infernum.bundle import Bundle
 from infernum.dims import evaluate
 from infernum.lab.explain.occupancy import Occupancy, occupancy
+from infernum.manifest import BlockVariant, Formula, Gemm, Kernel, Step, spec_of
 from infernum.roofline import CONTEXT, Gpu, floor_seconds, gpu_of, step_symbols
 
 Bound = Literal["memory", "compute"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import infernum.ops  # noqa: F401 - registers what graphs call
-from infernum.bundle import BlockVariant, Bundle
+from infernum.bundle import Bundle
 from infernum.errors import BundleError, CompileError
 from infernum.ir.graph import Graph, Node
 from infernum.ir.kernel import LoadTime, View
 from infernum.ir.op import Op
 from infernum.ir.parse import parse_graph
+from infernum.manifest import BlockVariant
 
 
 def read_graph(bundle: Bundle, name: str) -> Graph:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from infernum.bundle import BlockVariant, Bundle, Firing, Kernel
+from infernum.bundle import Bundle
 from infernum.fusion import RULES
 from infernum.ir.graph import Graph
 from infernum.ir.op import Fused
 from infernum.ir.rewrite import Fusion, Rewrite, Rule
+from infernum.manifest import BlockVariant, Firing, Kernel
 
 
 @dataclass(frozen=True)

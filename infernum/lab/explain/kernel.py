@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from infernum.bundle import BlockVariant, Bundle
+from infernum.bundle import Bundle
 from infernum.errors import BundleError
 from infernum.ir.graph import Graph
 from infernum.lab.explain.calls import Call, Read, Write, calls_of, reads_of, writes_of
@@ -12,6 +12,7 @@ from infernum.lab.explain.facts import Amount, KernelFacts, facts_of, total
 from infernum.lab.explain.graphs import costs_nothing, graphs_of
 from infernum.lab.explain.history import Applied, applied_to
 from infernum.lab.explain.lines import text_of
+from infernum.manifest import BlockVariant
 from infernum.roofline import CONTEXT, gpu_of
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from infernum.bundle import BlockVariant, Bundle, Gemm
+from infernum.bundle import Bundle
 from infernum.lab.explain.facts import KernelFacts
 from infernum.lab.explain.measurements import Measurements
+from infernum.manifest import BlockVariant, Gemm
 
 
 @dataclass(frozen=True)

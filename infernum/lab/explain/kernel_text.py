@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from rich.text import Text
 
-from infernum.bundle import Launch
 from infernum.lab.explain.amounts import counted, flops, microseconds, nbytes, times
 from infernum.lab.explain.facts import Amount
 from infernum.lab.explain.kernel import KernelExplanation
 from infernum.lab.explain.ops_text import ops_text
 from infernum.lab.explain.paper import columns, fold, heading, paragraph
+from infernum.manifest import Launch
 from infernum.roofline import gpu_of
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from infernum.bundle import Manifest
 from infernum.errors import InfernumError
+from infernum.manifest import Manifest
 
 
 class _Result(msgspec.Struct, frozen=True):

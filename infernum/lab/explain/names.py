@@ -6,9 +6,10 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from infernum.bundle import BlockVariant, Bundle, VariantSpec, spec_of, variant_names
+from infernum.bundle import Bundle
 from infernum.errors import BundleError
 from infernum.fusion import RULES
+from infernum.manifest import BlockVariant, VariantSpec, spec_of, variant_names
 
 Kind = Literal["block", "kernel", "rule"]
 

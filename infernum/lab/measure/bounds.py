@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from infernum import dims, dtypes
-from infernum.bundle import Kernel
 from infernum.lab.measure.read_bandwidth import measure_read_bandwidth
+from infernum.manifest import Kernel
 from infernum.runtime.device import Device
 from infernum.runtime.gemm import CublasLt, Product
 from infernum.runtime.timing import Stopwatch

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from infernum.bundle import ANY, BlockVariant, Bundle, VariantSpec, spec_of, write_bundle
+from infernum.bundle import Bundle, write_bundle
 from infernum.cache import cache_folder
 from infernum.codegen.cubin import Cubin
 from infernum.codegen.emit import emit_block
@@ -21,6 +21,7 @@ from infernum.compiler import Sources, describe, texts
 from infernum.errors import CompileError
 from infernum.ir.kernel import Tuned
 from infernum.ir.parameters import Parameters
+from infernum.manifest import ANY, BlockVariant, VariantSpec, spec_of
 from infernum.roofline import gpu_of
 
 Values = Mapping[str, int]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from infernum.bundle import BlockVariant, Bundle, Launch, Pointer
+from infernum.bundle import Bundle
 from infernum.errors import DeviceError, RequestError
 from infernum.lab.measure.bounds import Speeds, cost, cost_symbols, measure_speeds
 from infernum.lab.measure.cuts import KernelInStep, cuts, in_place, kernels_in_step
@@ -27,6 +27,7 @@ from infernum.lab.measure.origin import origin
 from infernum.lab.measure.replay import Replayed, launches_alone, replays_for
 from infernum.lab.measure.workload import Workload, greedy, prompt_steps, workload
 from infernum.llm import Progress
+from infernum.manifest import BlockVariant, Launch, Pointer
 from infernum.runtime.device import Device
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.layout import block_variant

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 
 from infernum import dims
-from infernum.bundle import Bundle, Gemm, Launch, Step
+from infernum.bundle import Bundle
 from infernum.errors import RequestError
 from infernum.lab.measure.bounds import cost, cost_symbols
 from infernum.lab.measure.origin import origin
 from infernum.lab.measure.trace import TracedKernel, TracedStep, block_name, trace
 from infernum.lab.measure.workload import decode_batch, greedy, page_table, prompt_steps, random_prompts
 from infernum.llm import Progress
+from infernum.manifest import Gemm, Launch, Step
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.layout import block_variant
 from infernum.runtime.prepared import PreparedStep

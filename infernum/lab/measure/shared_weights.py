@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from infernum import dtypes
-from infernum.bundle import Manifest
+from infernum.manifest import Manifest
 from infernum.recipes import Read
 from infernum.runtime.device import Device, DeviceMemory
 from infernum.runtime.weights import placed_sections

@@ -11,23 +11,12 @@ from pathlib import Path
 
 import msgspec
 
-from infernum.bundle import (
-    BlockVariant,
-    Bundle,
-    Edit,
-    Kernel,
-    Launch,
-    Manifest,
-    file_state,
-    sections,
-    shared_code,
-    source_hash,
-    update_bundle,
-)
+from infernum.bundle import Bundle, file_state, sections, shared_code, source_hash, update_bundle
 from infernum.codegen.cubin import Cubin
 from infernum.codegen.nvrtc import compile_cuda, nvrtc_version
 from infernum.errors import BundleError, CompileError
 from infernum.lab.rebuild.fit import no_longer_waits, objections
+from infernum.manifest import BlockVariant, Edit, Kernel, Launch, Manifest
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from infernum.bundle import Launch, SymbolArg
 from infernum.codegen.cubin import KernelResources
+from infernum.manifest import Launch, SymbolArg
 from infernum.roofline import Gpu, gpu_of
 
 WAIT = re.compile(r"\bwait_for_previous_kernel\b|\bgriddepcontrol\.wait\b")

@@ -6,9 +6,17 @@ from typing import Any
 
 import msgspec
 
-from infernum.bundle import (
+from infernum.bundle import Bundle
+from infernum.ir.graph import Graph
+from infernum.lab.explain.facts import KernelFacts, facts_of
+from infernum.lab.explain.graphs import graphs_of
+from infernum.lab.explain.measurements import MeasuredKernel, Measurements
+from infernum.lab.report.graphs import graph_data
+from infernum.lab.report.memory import buffer_data, tensors_of
+from infernum.lab.report.rules import reasons, rule_data
+from infernum.lab.report.sources import Texts, parts_of
+from infernum.manifest import (
     BlockVariant,
-    Bundle,
     Gemm,
     Kernel,
     Launch,
@@ -18,14 +26,6 @@ from infernum.bundle import (
     any_step,
     spec_of,
 )
-from infernum.ir.graph import Graph
-from infernum.lab.explain.facts import KernelFacts, facts_of
-from infernum.lab.explain.graphs import graphs_of
-from infernum.lab.explain.measurements import MeasuredKernel, Measurements
-from infernum.lab.report.graphs import graph_data
-from infernum.lab.report.memory import buffer_data, tensors_of
-from infernum.lab.report.rules import reasons, rule_data
-from infernum.lab.report.sources import Texts, parts_of
 from infernum.roofline import CONTEXT, gpu_of
 
 

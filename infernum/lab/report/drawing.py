@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
-from infernum.bundle import BlockVariant
 from infernum.ir.graph import Graph, Input, Node
 from infernum.lab.report.graphs import kind_of, ops_of
 from infernum.lab.report.layout import Layout, Point, lay_out
+from infernum.manifest import BlockVariant
 
 LINE, PADDING, MARGIN = 15.0, 9.0, 8.0
 SIZES = (12.5, 11.0)

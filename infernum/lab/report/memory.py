@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from infernum.bundle import BlockVariant, Gemm, Launch, Pointer, Step, TensorSpec, VariantSpec
 from infernum.dims import evaluate
 from infernum.dtypes import DTYPES
+from infernum.manifest import BlockVariant, Gemm, Launch, Pointer, Step, TensorSpec, VariantSpec
 
 
 def tensors_of(step: Step) -> list[str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from infernum.bundle import BlockVariant, Firing
 from infernum.fusion import RULES
 from infernum.ir.graph import Graph
 from infernum.ir.op import Fused
+from infernum.manifest import BlockVariant, Firing
 
 
 def reasons() -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from infernum.bundle import BlockVariant, spec_of
 from infernum.cache import cache_folder
 from infernum.codegen.cubin import Cubin
 from infernum.codegen.emit import emit_block
@@ -19,6 +18,7 @@ from infernum.ir.apply import apply_rules
 from infernum.ir.graph import Graph, Input, Node
 from infernum.ir.op import Fused
 from infernum.lab.verify.units import Unit, UnitProgram, target_of
+from infernum.manifest import BlockVariant, spec_of
 
 Progress = Callable[[str, int, int], None]
 _NOTHING = Cubin(b"", {})

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from infernum import dims
-from infernum.bundle import VariantSpec
 from infernum.ir.block import PAGE
 from infernum.ir.graph import TensorType
+from infernum.manifest import VariantSpec
 from infernum.sampling_params import PARAMETERS, SamplingParameter
 from infernum.step import BATCH_INPUTS, PARAMETER_INPUTS, SEEN, StepInput
 

@@ -11,7 +11,7 @@ import numpy as np
 
 import infernum.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers the ops that graphs name
 from infernum import fusion, plugins
-from infernum.bundle import Bundle, spec_of
+from infernum.bundle import Bundle
 from infernum.dtypes import BF16, F32, DType
 from infernum.dtypes import dtype as dtype_named
 from infernum.errors import BundleError
@@ -27,6 +27,7 @@ from infernum.lab.verify.rule_meaning import Comparison, compare
 from infernum.lab.verify.rule_values import KINDS, RuleTrial
 from infernum.lab.verify.rule_verdict import LARGEST, Failure, RuleTally, RuleVerdict
 from infernum.lab.verify.units import target_of
+from infernum.manifest import spec_of
 
 RANDOM = 96
 """Random graphs to which all rules are applied."""

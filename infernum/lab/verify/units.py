@@ -9,19 +9,7 @@ from itertools import groupby
 import msgspec
 
 from infernum import dims
-from infernum.bundle import (
-    ANY,
-    BlockVariant,
-    Bundle,
-    Gemm,
-    Kernel,
-    Launch,
-    Pointer,
-    Step,
-    TensorSpec,
-    VariantSpec,
-    spec_of,
-)
+from infernum.bundle import Bundle
 from infernum.codegen.manifest import LIBRARY
 from infernum.codegen.nvrtc import parse_arch
 from infernum.codegen.places import Place, places_of
@@ -31,6 +19,18 @@ from infernum.ir.host import is_free
 from infernum.ir.kernel import Target
 from infernum.ir.op import Fused, Op
 from infernum.ir.text import parse_graph
+from infernum.manifest import (
+    ANY,
+    BlockVariant,
+    Gemm,
+    Kernel,
+    Launch,
+    Pointer,
+    Step,
+    TensorSpec,
+    VariantSpec,
+    spec_of,
+)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from infernum import fusion
-from infernum.bundle import BlockVariant, Bundle, variant_names
+from infernum.bundle import Bundle
 from infernum.errors import BundleError, DeviceError
 from infernum.lab.verify.bench import Bench, Time
 from infernum.lab.verify.check import Checked, UnitFault, check_unit, image_of
 from infernum.lab.verify.decompose import decomposed_programs
 from infernum.lab.verify.units import Unit, UnitProgram, units_of
+from infernum.manifest import BlockVariant, variant_names
 from infernum.runtime.layout import check_arch
 
 Progress = Callable[[str, int, int], None]
