@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 
@@ -19,8 +18,8 @@ from infernum.ir.graph import Graph
 from infernum.ir.kernel import Target
 from infernum.ir.rewrite import Fusion, Rewrite, Rule, traced_pattern
 from infernum.ir.text import parse_graph
+from infernum.lab.verify.example_graphs import Attrs, attrs_of, example_graphs
 from infernum.lab.verify.random_graphs import random_graph
-from infernum.lab.verify.random_instances import Harvest, harvest, instances
 from infernum.lab.verify.rule_change import GraphPair
 from infernum.lab.verify.rule_firings import AppliedRule, RuleFault, firings
 from infernum.lab.verify.rule_meaning import Comparison, compare
@@ -35,8 +34,8 @@ RANDOM = 96
 INSTANCES = 16
 """Graphs around the rule's own pattern in which it is to fire, for every rule."""
 
-ATTEMPTS = 250
-"""Instances that are made at most to find them."""
+ATTEMPTS = 400
+"""Graphs that are tried at most to find them."""
 
 SMALL = 4 << 20
 """Up to so many bytes, a place is also checked with every kind of first row."""
@@ -77,10 +76,10 @@ def verify_rules(
         record.enough += len(record.failures)
     targets = [target_of(bundle, spec) for spec in bundle.manifest.variants]
     _in_random_graphs(check, applied, targets, told)
-    found = harvest(graphs)
+    attrs = attrs_of(graphs)
     for done, rule in enumerate(r for r in applied if r.name in tested):
         told("patterns", done, len(tested))
-        _in_instances(check, rule, targets, found)
+        _in_examples(check, rule, targets, attrs)
     told("patterns", len(tested), len(tested))
     check.finish()
     return [record.verdict(name) for name, record in check.records.items()]
@@ -206,18 +205,18 @@ def _in_graph(check: _Check, graph: Graph, rules: Sequence[Rule], target: Target
     return {fired.rule for place, fired in looked if check.compare(place, fired, SMALL_ROUNDS)}
 
 
-def _in_instances(check: _Check, rule: Rule, targets: Sequence[Target], found: Harvest) -> None:
-    """Apply a rule by itself to graphs around its own examples, until it has fired in enough of them."""
+def _in_examples(check: _Check, rule: Rule, targets: Sequence[Target], attrs: Attrs) -> None:
+    """Apply a rule by itself to random graphs around its examples, until it has fired in enough of them."""
     record = check.records[rule.name]
     try:
         patterns = [traced_pattern(rule.name, example) for example in rule.examples]
     except Exception as error:  # a rule is anybody's code
-        said = f"its pattern cannot be traced: {type(error).__name__}: {error}"
-        record.failures.append(Failure(0, said, ""))
+        sentence = f"its pattern cannot be traced: {type(error).__name__}: {error}"
+        record.failures.append(Failure(0, sentence, ""))
         return
     rng = np.random.default_rng(zlib.crc32(rule.name.encode()))
     fired = 0
-    for graph in islice(instances(rule.name, patterns, check.dtype, rng, found), ATTEMPTS):
+    for graph in example_graphs(rule.name, patterns, check.dtype, attrs, rng, ATTEMPTS):
         if fired == INSTANCES or record.settled:
             break
         fired += any(_in_graph(check, graph, [rule], target) for target in targets)
