@@ -16,7 +16,7 @@ from infernum import manifest
 from infernum.bundle import Bundle
 from infernum.manifest import BlockVariant, Cost, Launch, Step
 from infernum.runtime.executor import CudaExecutor
-from infernum.runtime.gemm import Product
+from infernum.runtime.gemm import MatrixProduct
 from infernum.runtime.loading import LoadOptions
 
 MICROSECONDS = {
@@ -82,7 +82,7 @@ class ClockProducts:
     def __init__(self, device: ClockGpu, stream: Any) -> None:
         self._device, self._stream = device, stream
 
-    def run(self, product: Product, m: int) -> None:
+    def run(self, product: MatrixProduct, m: int) -> None:
         def multiply() -> None:
             x = at(product.x, np.float32, m, product.x_stride)[:, : product.k]
             weight = at(product.weight, np.float32, product.n, product.k)

@@ -14,7 +14,7 @@ from infernum.lab.verify.image import Image
 from infernum.lab.verify.trials import meaning
 from infernum.lab.verify.values import bits_of, from_bits, to_bits
 from infernum.manifest import Launch, Pointer
-from infernum.runtime.gemm import Product
+from infernum.runtime.gemm import MatrixProduct
 
 Spoil = Callable[[str, str, np.ndarray], None]
 """Called with a program's name, a result's tensor and its bits after a kernel has run, to make a mistake."""
@@ -26,10 +26,10 @@ class NumpyProducts:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
-    def run(self, product: Product, m: int) -> None:
+    def run(self, product: MatrixProduct, m: int) -> None:
         self._stream.put(lambda: self._multiply(product, m))
 
-    def _multiply(self, product: Product, m: int) -> None:
+    def _multiply(self, product: MatrixProduct, m: int) -> None:
         def read(address: int, name: str, rows: int, stride: int, width: int) -> np.ndarray:
             kind = dtype(name)
             bits = at(address, bits_of(kind), (rows - 1) * stride + width)

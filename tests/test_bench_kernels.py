@@ -26,7 +26,7 @@ from infernum.lab.measure.cuts import KernelInStep, cuts, in_place, kernels_in_s
 from infernum.lab.measure.workload import chunk_batch, decode_batch, workload
 from infernum.lab.verify.verdict import Verdict
 from infernum.roofline import step_symbols
-from infernum.runtime.binding import Place
+from infernum.runtime.binding import StepPlace
 from infernum.runtime.executor import CudaExecutor
 from infernum.step import NO_TOKEN
 
@@ -76,9 +76,9 @@ def by_name(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_a_cut_keeps_the_first_kernels_of_a_block_in_every_layer() -> None:
     places = [
-        Place("embed", None, 0),
-        *(Place("layer", n, i) for n in range(2) for i in range(2)),
-        Place("head", None, 0),
+        StepPlace("embed", None, 0),
+        *(StepPlace("layer", n, i) for n in range(2) for i in range(2)),
+        StepPlace("head", None, 0),
     ]
     kernels = kernels_in_step(places, range(6))
     assert kernels == [
@@ -91,14 +91,14 @@ def test_a_cut_keeps_the_first_kernels_of_a_block_in_every_layer() -> None:
 
 
 def test_blocks_that_take_turns_are_cut_one_after_the_other_and_run_in_program_order() -> None:
-    places = [Place(block, n, i) for n, block in enumerate("abab") for i in range(2)]
+    places = [StepPlace(block, n, i) for n, block in enumerate("abab") for i in range(2)]
     kernels = kernels_in_step(places, range(8))
     assert [(k.block, k.index) for k in kernels] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
     assert cuts(kernels) == [(0, 4), (0, 1, 4, 5), (0, 1, 2, 4, 5, 6), tuple(range(8))]
 
 
 def test_a_launch_without_blocks_is_no_kernel_of_the_step() -> None:
-    places = [Place("a", None, 0), Place("a", None, 1)]
+    places = [StepPlace("a", None, 0), StepPlace("a", None, 1)]
     assert kernels_in_step(places, [1]) == [KernelInStep("a", 1, (1,))]
 
 

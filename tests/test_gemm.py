@@ -23,7 +23,7 @@ from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.gemm import CublasLt
 from infernum.runtime.gemm_algorithms import bucket, buckets, known_algorithms
 from infernum.runtime.loading import LoadOptions
-from infernum.runtime.product import Product
+from infernum.runtime.product import MatrixProduct
 
 M, N, K = 48, 6, 8
 ROOM = 64  # rows that the operands have memory for
@@ -59,7 +59,7 @@ class Setting:
         self.x.array(np.float32, ROOM * K)[:] = rng.standard_normal(ROOM * K)
         added = {"": 0, "in place": self.out.address, "apart": self.residual.address}[residual]
         self.products = [
-            Product(
+            MatrixProduct(
                 *(
                     f"layer {layer}",
                     self.x.address,
@@ -357,7 +357,7 @@ def test_no_proposal_is_an_error_that_names_the_product(install: Install) -> Non
 def test_of_many_shapes_those_used_last_are_remembered(
     install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gemm, "MOST_PLANS", 3)
+    monkeypatch.setattr(gemm, "MOST_PREPARED", 3)
     lt = install(SLOW, FAST)
     setting = Setting(lt)
     live: list[int] = []

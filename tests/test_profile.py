@@ -19,7 +19,7 @@ from infernum.bundle import Bundle
 from infernum.errors import RequestError
 from infernum.lab.measure import origin, profile, subject
 from infernum.lab.measure.trace import TracedKernel, TracedStep, trace
-from infernum.runtime.binding import Place
+from infernum.runtime.binding import StepPlace
 from infernum.runtime.executor import CudaExecutor
 
 LAYER = ["append", "mean", "scale_add"]
@@ -175,7 +175,9 @@ def test_ranges_named_after_steps_and_blocks_surround_the_launches(
 
 def test_rounding_keeps_kernels_within_their_block() -> None:
     third = 1 / 3
-    kernels = [TracedKernel(str(i), Place("a", i // 2, i % 2), i * third, (i + 1) * third) for i in range(6)]
+    kernels = [
+        TracedKernel(str(i), StepPlace("a", i // 2, i % 2), i * third, (i + 1) * third) for i in range(6)
+    ]
     check_trace(trace("t", [TracedStep("s", "t1", 1, kernels), TracedStep("t", "t1", 1, kernels)], {}))
 
 

@@ -34,7 +34,7 @@ from infernum.runtime import driver, kv_cache, layout, sampled, weights
 from infernum.runtime import executor as executor_module
 from infernum.runtime.device import Device
 from infernum.runtime.executor import CudaExecutor
-from infernum.runtime.gemm import Product
+from infernum.runtime.gemm import MatrixProduct
 from infernum.runtime.kv_cache import CachePlan, count_pages
 from infernum.runtime.loading import LoadOptions
 from infernum.runtime.stream import CudaGraph
@@ -48,7 +48,7 @@ class FakeProducts:
     def __init__(self, device: FakeGpu, stream: Any) -> None:
         self._stream = stream
 
-    def run(self, product: Product, m: int) -> None:
+    def run(self, product: MatrixProduct, m: int) -> None:
         def multiply() -> None:
             x = at(product.x, np.float32, m, product.x_stride)[:, : product.k]
             out = at(product.out, np.float32, m, product.out_stride)
@@ -286,8 +286,8 @@ def test_tokens_must_be_read_before_their_place_is_used_again(open_toy: Open) ->
         pending = executor.run(toy.step([[8]], [1], [[3, 1, 6]]), toy.greedy(1))
         early = executor.advance()
         second = early.tokens()
-        later = [executor.advance().tokens() for _ in range(sampled.SLOTS)]
-        assert [int(t[0]) for t in (second, *later)] == expected_decode([8], sampled.SLOTS + 2)[1:]
+        later = [executor.advance().tokens() for _ in range(sampled.BUFFERS)]
+        assert [int(t[0]) for t in (second, *later)] == expected_decode([8], sampled.BUFFERS + 2)[1:]
         assert early.tokens() is second, "tokens once read stay"
         with pytest.raises(AssertionError, match="must be read before"):
             pending.tokens()
@@ -300,13 +300,13 @@ def test_no_step_overwrites_tokens_that_were_not_copied_yet(gpu: FakeGpu) -> Non
         ring = sampled.TokenRing(device, stream, 1, stack)
         places = [gpu.alloc(4, "next_tokens") for _ in range(sampled.TURNS)]
         pending: list[sampled.SampledTokens] = []
-        for step in range(sampled.SLOTS):
+        for step in range(sampled.BUFFERS):
             place = places[ring.next_turn()]
             stream.fill(place.address, step, 4)
             pending.append(ring.fetch(place.address, 1))
             stream.synchronize()  # steps run as early as they may, copies as late
         assert [int(tokens.tokens()[0]) for tokens in pending] == [
-            step * 0x01010101 for step in range(sampled.SLOTS)
+            step * 0x01010101 for step in range(sampled.BUFFERS)
         ]
 
 
@@ -831,7 +831,9 @@ def test_poison_is_nan_in_every_float_type() -> None:
 
 
 def test_an_algorithm_is_chosen_anew_when_a_pointer_is_less_aligned() -> None:
-    product = Product("p", 512, 1024, 768, n=8, k=8, x_stride=8, out_stride=8, dtype="bf16", out_dtype="bf16")
+    product = MatrixProduct(
+        "p", 512, 1024, 768, n=8, k=8, x_stride=8, out_stride=8, dtype="bf16", out_dtype="bf16"
+    )
     assert product.shape_key(4) == replace(product, x=4096, out=1280).shape_key(4)
     assert product.shape_key(4) != replace(product, x=512 + 16).shape_key(4)
     assert product.shape_key(4) != replace(product, residual=512, residual_stride=8).shape_key(4)

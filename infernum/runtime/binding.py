@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from infernum import dims
 from infernum.errors import BundleError
 from infernum.manifest import BlockVariant, Formula, Gemm, Launch, Pointer, SymbolArg
-from infernum.runtime.gemm import Product
+from infernum.runtime.gemm import MatrixProduct
 from infernum.runtime.stream import LaunchConfig, Stream
 
 _REMEMBERED_SIZES = 1024
@@ -29,7 +29,7 @@ class Kernels(Protocol):
 class ProductLibrary(Protocol):
     """What runs matrix products; see `infernum.runtime.gemm.CublasLt`."""
 
-    def run(self, product: Product, m: int) -> None: ...
+    def run(self, product: MatrixProduct, m: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -88,12 +88,12 @@ class BoundLaunch:
 class BoundProduct:
     """A matrix product of `m` rows."""
 
-    product: Product
+    product: MatrixProduct
     m: Formula
 
 
 @dataclass(frozen=True)
-class Place:
+class StepPlace:
     """Where a step of a program comes from: a block, the layer it is applied for, and its index in that block."""
 
     block: str
@@ -108,7 +108,7 @@ class BoundProgram:
         self._stream = stream
         self._symbols = symbols
         self._products = products
-        self.places: list[Place] = []
+        self.places: list[StepPlace] = []
         self._steps: list[BoundLaunch | BoundProduct] = []
         self._configs: dict[tuple[object, ...], LaunchConfig] = {}
         self._grids: list[tuple[LaunchConfig, tuple[Formula, ...]]] = []
@@ -121,7 +121,7 @@ class BoundProgram:
         layer: int | None = None,
     ) -> None:
         """Add the steps of a block, with every tensor that they name at the given address."""
-        self.places += [Place(variant.block, layer, index) for index in range(len(variant.steps))]
+        self.places += [StepPlace(variant.block, layer, index) for index in range(len(variant.steps))]
         where = f"{variant.block}.{variant.variant}"
         for step in variant.steps:
             match step:
@@ -211,10 +211,10 @@ def pack_arguments(
     return ctypes.addressof(array), (array, values, symbols)
 
 
-def bind_product(gemm: Gemm, addresses: Mapping[str, int], bias_dtype: str, where: str) -> Product:
+def bind_product(gemm: Gemm, addresses: Mapping[str, int], bias_dtype: str, where: str) -> MatrixProduct:
     """A matrix product with its operands' addresses."""
     place = f"{where}: {gemm.name}"
-    return Product(
+    return MatrixProduct(
         name=place,
         x=resolve(gemm.x, addresses, place),
         weight=resolve(gemm.weight, addresses, place),

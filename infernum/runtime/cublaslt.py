@@ -14,7 +14,7 @@ from typing import Any
 
 from infernum.errors import DeviceError
 from infernum.runtime.gemm_algorithms import ALGORITHM_BYTES, AlgorithmFacts
-from infernum.runtime.product import Product
+from infernum.runtime.product import MatrixProduct
 
 WORKSPACE_BYTES = 32 * 2**20
 """What NVIDIA recommends for Hopper and newer (cuBLAS documentation, cublasSetWorkspace)."""
@@ -62,7 +62,7 @@ def load_library() -> Any:
         ) from error
 
 
-def describe(lt: Any, product: Product, m: int) -> Descriptors:
+def describe(lt: Any, product: MatrixProduct, m: int) -> Descriptors:
     """Descriptors of a product of `m` rows."""
     operands, result = _DATA_TYPES[product.dtype], _DATA_TYPES[product.out_dtype]
     operation = lt.matmul_desc_create(_COMPUTE_32F, _R_32F)
@@ -97,7 +97,7 @@ def destroy(lt: Any, descriptors: Descriptors) -> None:
 
 
 def proposals(
-    lt: Any, handle: int, descriptors: Descriptors, product: Product, m: int, most: int
+    lt: Any, handle: int, descriptors: Descriptors, product: MatrixProduct, m: int, most: int
 ) -> list[bytes]:
     """Up to `most` algorithms that the library's heuristic proposes, the one it expects to be fastest first.
 

@@ -19,11 +19,11 @@ from infernum.errors import BundleError, DeviceError
 from infernum.manifest import Gemm
 from infernum.runtime.device import Device
 from infernum.runtime.gemm import CublasLt
-from infernum.runtime.gemm_algorithms import Tuned
+from infernum.runtime.gemm_algorithms import TunedProduct
 from infernum.runtime.layout import block_variant
 from infernum.runtime.loading import LoadOptions, MemoryUse, OpenLibrary, load_bundle
 from infernum.runtime.prepared import PreparedStep
-from infernum.runtime.product import Product
+from infernum.runtime.product import MatrixProduct
 from infernum.runtime.recent import Recent
 from infernum.runtime.sampled import SampledTokens, TokenRing
 from infernum.runtime.stream import CudaGraph, Stream
@@ -57,7 +57,7 @@ class StepShape:
 
 
 @dataclass
-class _Decode:
+class _DecodeGraphs:
     """A decode that has been launched before: its CUDA graph for each turn, unless a capture has failed."""
 
     graphs: dict[int, CudaGraph] = field(default_factory=dict[int, CudaGraph])
@@ -97,7 +97,9 @@ class CudaExecutor:
                 bundle, checkpoint, device, self._stream, options, open_library, self._stack, progress
             )
             self._ring = TokenRing(device, self._stream, self._loaded.limits.rows, self._stack)
-            self._decodes = Recent[StepShape, _Decode](MOST_DECODES, partial(_close_graphs, self._stream))
+            self._decodes = Recent[StepShape, _DecodeGraphs](
+                MOST_DECODES, partial(_close_graphs, self._stream)
+            )
             self._stack.callback(self._decodes.clear)
         except BaseException:
             with suppress(DeviceError):  # the first error is the one to report
@@ -221,8 +223,8 @@ class CudaExecutor:
         )
 
     def tune_products(
-        self, tokens: int, on_tuned: Callable[[Tuned], None] = lambda tuned: None
-    ) -> list[Tuned]:
+        self, tokens: int, on_tuned: Callable[[TunedProduct], None] = lambda tuned: None
+    ) -> list[TunedProduct]:
         """Time the algorithms of every matrix product in a step of one sequence of `tokens` tokens.
 
         The fastest ones are kept in the user's cache and used from now on; `on_tuned` is told of each. Nothing may be
@@ -235,10 +237,10 @@ class CudaExecutor:
         self._device.activate()
         self._stream.synchronize()
         self._last = None
-        by_shape: dict[tuple[object, ...], tuple[list[Product], int]] = {}
+        by_shape: dict[tuple[object, ...], tuple[list[MatrixProduct], int]] = {}
         for product, m in self._products(library, tokens):
             by_shape.setdefault(product.shape_key(m), ([], m))[0].append(product)
-        tuned: list[Tuned] = []
+        tuned: list[TunedProduct] = []
         for products, m in by_shape.values():
             tuned.append(library.tune(products, m))
             on_tuned(tuned[-1])
@@ -302,10 +304,10 @@ class CudaExecutor:
         else:
             self._queue(shape, turn)
         if decode is None and self._use_graphs and shape.is_decode and shape.tokens <= MAX_GRAPH_TOKENS:
-            self._decodes.put(shape, _Decode())
+            self._decodes.put(shape, _DecodeGraphs())
         return self._ring.fetch(self._loaded.inputs.next_tokens(turn), shape.rows, self)
 
-    def _products(self, library: CublasLt, tokens: int) -> list[tuple[Product, int]]:
+    def _products(self, library: CublasLt, tokens: int) -> list[tuple[MatrixProduct, int]]:
         """The matrix products of a step of one sequence, in order, each with its rows."""
         variant = self._bundle.variant_for(tokens).name
         program = self._loaded.programs[variant]
@@ -319,7 +321,7 @@ class CudaExecutor:
             program.queue(numbers)
         return collected
 
-    def _graph(self, decode: _Decode, shape: StepShape, turn: int) -> CudaGraph | None:
+    def _graph(self, decode: _DecodeGraphs, shape: StepShape, turn: int) -> CudaGraph | None:
         """The graph of a decode, captured when it is seen again: its first run loads kernels and chooses algorithms.
 
         None when it cannot be captured, for want of memory as a rule: then it is launched kernel by kernel for good.
@@ -357,7 +359,7 @@ def _give_back_quietly(device: Device, stack: ExitStack) -> None:
         stack.close()
 
 
-def _close_graphs(stream: Stream, decode: _Decode) -> None:
+def _close_graphs(stream: Stream, decode: _DecodeGraphs) -> None:
     """Destroy the graphs of a decode, none of which may be running."""
     if decode.graphs:
         stream.synchronize()

@@ -14,23 +14,23 @@ from infernum.errors import DeviceError
 from infernum.runtime import cublaslt
 from infernum.runtime.cublaslt import WORKSPACE_BYTES, Descriptors
 from infernum.runtime.device import Device
-from infernum.runtime.gemm_algorithms import AlgorithmStore, Shape, Tuned
+from infernum.runtime.gemm_algorithms import AlgorithmStore, Shape, TunedProduct
 from infernum.runtime.gemm_timing import time_algorithms
-from infernum.runtime.product import ALIGNMENT, Product
+from infernum.runtime.product import ALIGNMENT, MatrixProduct
 from infernum.runtime.recent import Recent
 from infernum.runtime.stream import Stream
 
 CANDIDATES = 16
 """Proposals of the library's heuristic that are timed."""
 
-MOST_PLANS = 4096
-"""Plans that are held at once; a step needs one for each shape of its products, a handful."""
+MOST_PREPARED = 4096
+"""Prepared products that are held at once; a step needs a handful, one for each shape of its products."""
 
 log = logs.channel("cache")
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _PreparedProduct:
     """What the library needs for one shape: descriptors, and the algorithm that was chosen."""
 
     descriptors: Descriptors
@@ -51,8 +51,10 @@ class CublasLt:
         self._stream = stream
         self._stream_handle = int(stream.handle)
         self._one, self._zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
-        self._plans = Recent[tuple[object, ...], _Plan](MOST_PLANS, partial(_give_back, self._lt))
-        self._collected: list[tuple[Product, int]] | None = None
+        self._prepared = Recent[tuple[object, ...], _PreparedProduct](
+            MOST_PREPARED, partial(_give_back, self._lt)
+        )
+        self._collected: list[tuple[MatrixProduct, int]] | None = None
         with ExitStack() as undo:
             try:
                 self._handle: int = self._lt.create()
@@ -67,22 +69,22 @@ class CublasLt:
             self._workspace = device.alloc(WORKSPACE_BYTES + ALIGNMENT, "the workspace of matrix products")
             undo.pop_all()
 
-    def run(self, product: Product, m: int) -> None:
+    def run(self, product: MatrixProduct, m: int) -> None:
         """Queue the product for `m` rows. Raises DeviceError when the library has no algorithm for it."""
         if self._collected is not None:
             self._collected.append((product, m))
             return
         key = product.shape_key(m)
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = self._choose(product, m)
-            self._plans.put(key, plan)
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            prepared = self._choose(product, m)
+            self._prepared.put(key, prepared)
         elif product.bias:
-            cublaslt.set_bias(self._lt, plan.descriptors.operation, product.bias)
-        self._multiply(product, m, plan.descriptors, ctypes.addressof(plan.algorithm))
+            cublaslt.set_bias(self._lt, prepared.descriptors.operation, product.bias)
+        self._multiply(product, m, prepared.descriptors, ctypes.addressof(prepared.algorithm))
 
     @contextmanager
-    def collect(self) -> Generator[list[tuple[Product, int]]]:
+    def collect(self) -> Generator[list[tuple[MatrixProduct, int]]]:
         """Inside the block products are not queued but listed, each with its rows."""
         self._collected = collected = []
         try:
@@ -90,7 +92,7 @@ class CublasLt:
         finally:
             self._collected = None
 
-    def tune(self, products: Sequence[Product], m: int) -> Tuned:
+    def tune(self, products: Sequence[MatrixProduct], m: int) -> TunedProduct:
         """Time the algorithms for `m` rows of a shape, keep the fastest in the user's cache, and use it from now on.
 
         `products` are of that shape, with the weights of several layers, so that these are not in the L2 cache when
@@ -106,7 +108,7 @@ class CublasLt:
             candidates = cublaslt.proposals(self._lt, self._handle, descriptors, first, m, CANDIDATES)
             algorithms = [cublaslt.Algorithm.from_buffer_copy(candidate) for candidate in candidates]
 
-            def run(product: Product, number: int) -> None:
+            def run(product: MatrixProduct, number: int) -> None:
                 self._multiply(product, m, descriptors, ctypes.addressof(algorithms[number]))
 
             timing = time_algorithms(self._device, self._stream, products, m, len(algorithms), run)
@@ -116,7 +118,7 @@ class CublasLt:
         assert best is not None and heuristic is not None, (
             "the chosen algorithm and the first have been timed"
         )
-        tuned = Tuned(
+        tuned = TunedProduct(
             shape=Shape.of(first),
             m=m,
             algorithm=candidates[timing.best].hex(),
@@ -129,19 +131,19 @@ class CublasLt:
             in_cache=timing.in_cache,
         )
         self._known.keep(tuned)
-        self._plans.clear()  # one for fewer rows may now be another
+        self._prepared.clear()  # one for fewer rows may now be another
         return tuned
 
     def close(self) -> None:
         """Give back descriptors and workspace; no product may be running."""
         if not self._handle:
             return
-        self._plans.clear()
+        self._prepared.clear()
         self._workspace.free()
         self._lt.destroy(self._handle)
         self._handle = 0
 
-    def _multiply(self, product: Product, m: int, descriptors: Descriptors, algorithm: int) -> None:
+    def _multiply(self, product: MatrixProduct, m: int, descriptors: Descriptors, algorithm: int) -> None:
         beta = self._one if product.residual else self._zero
         try:
             self._lt.matmul(
@@ -167,18 +169,18 @@ class CublasLt:
                 f"{product.name}: cuBLASLt could not multiply {product.describe(m)}: {error}"
             ) from error
 
-    def _choose(self, product: Product, m: int) -> _Plan:
+    def _choose(self, product: MatrixProduct, m: int) -> _PreparedProduct:
         descriptors = cublaslt.describe(self._lt, product, m)
         try:
-            algorithm = self._kept(product, m, descriptors)
+            algorithm = self._cached_algorithm(product, m, descriptors)
             if algorithm is None:
                 algorithm = cublaslt.proposals(self._lt, self._handle, descriptors, product, m, 1)[0]
         except BaseException:
             cublaslt.destroy(self._lt, descriptors)
             raise
-        return _Plan(descriptors, cublaslt.Algorithm.from_buffer_copy(algorithm))
+        return _PreparedProduct(descriptors, cublaslt.Algorithm.from_buffer_copy(algorithm))
 
-    def _kept(self, product: Product, m: int, descriptors: Descriptors) -> bytes | None:
+    def _cached_algorithm(self, product: MatrixProduct, m: int, descriptors: Descriptors) -> bytes | None:
         """The algorithm in the user's cache, if there is one and the library accepts it for this very product."""
         tuned = self._known.find(Shape.of(product), m)
         if tuned is None:
@@ -195,5 +197,5 @@ class CublasLt:
         return algorithm
 
 
-def _give_back(lt: Any, plan: _Plan) -> None:
-    cublaslt.destroy(lt, plan.descriptors)
+def _give_back(lt: Any, prepared: _PreparedProduct) -> None:
+    cublaslt.destroy(lt, prepared.descriptors)

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from infernum.cache import cache_folder, locked, write_whole
-from infernum.runtime.product import Product
+from infernum.runtime.product import MatrixProduct
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +24,11 @@ NEARBY_GAIN = 0.05
 """Share of the time that an algorithm must have saved where it was timed, to be used for fewer rows as well."""
 
 
-class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class _CacheRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of what the files hold."""
 
 
-class Shape(_Record, frozen=True):
+class Shape(_CacheRecord, frozen=True):
     """What decides which algorithm is fastest for so many rows. Strides in elements, alignments in bytes."""
 
     n: int
@@ -43,7 +43,7 @@ class Shape(_Record, frozen=True):
     alignments: tuple[int, int, int, int]
 
     @classmethod
-    def of(cls, product: Product) -> Shape:
+    def of(cls, product: MatrixProduct) -> Shape:
         """The shape of a product."""
         return cls(
             n=product.n,
@@ -59,7 +59,7 @@ class Shape(_Record, frozen=True):
         )
 
 
-class AlgorithmFacts(_Record, frozen=True):
+class AlgorithmFacts(_CacheRecord, frozen=True):
     """How an algorithm computes, by cuBLASLt's own numbers and names."""
 
     id: int
@@ -69,7 +69,7 @@ class AlgorithmFacts(_Record, frozen=True):
     split_k: int
 
 
-class Tuned(_Record, frozen=True):
+class TunedProduct(_CacheRecord, frozen=True):
     """The algorithm that is used for `m` rows of a shape, and what timing found.
 
     algorithm           the library's own 64 bytes, as hexadecimal digits
@@ -102,10 +102,10 @@ class Tuned(_Record, frozen=True):
         return 1 - self.microseconds / self.first_microseconds if self.first_microseconds > 0 else 0.0
 
 
-class _Kept(_Record, frozen=True):
+class _AlgorithmFile(_CacheRecord, frozen=True):
     gpu: str
     library: int
-    products: list[Tuned]
+    products: list[TunedProduct]
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class KnownAlgorithm:
 
     gpu: str
     library: int
-    tuned: Tuned
+    tuned: TunedProduct
 
 
 class AlgorithmStore:
@@ -126,9 +126,9 @@ class AlgorithmStore:
         self._library = library
         name = re.sub(r"[^A-Za-z0-9]+", "_", gpu).strip("_")
         self.path = (folder or _folder()) / f"{name}-{library}.json"
-        self._read: dict[tuple[Shape, int], Tuned] | None = None
+        self._read: dict[tuple[Shape, int], TunedProduct] | None = None
 
-    def find(self, shape: Shape, m: int) -> Tuned | None:
+    def find(self, shape: Shape, m: int) -> TunedProduct | None:
         """What was timed for `m` rows, or else, if it saved much, for the next larger number in the same bucket."""
         known = self._known()
         exact = known.get((shape, m))
@@ -138,18 +138,18 @@ class AlgorithmStore:
         near = known[shape, min(larger)] if larger else None
         return near if near is not None and near.gain >= NEARBY_GAIN else None
 
-    def keep(self, tuned: Tuned) -> None:
+    def keep(self, tuned: TunedProduct) -> None:
         """Add an entry to what other processes have written since. A file that cannot be written is a warning."""
         with locked(self.path):
             written = _by_shape(_read(self.path, self._gpu, self._library))
             self._read = known = self._known() | written | {(tuned.shape, tuned.m): tuned}
-            kept = _Kept(gpu=self._gpu, library=self._library, products=list(known.values()))
+            content = _AlgorithmFile(gpu=self._gpu, library=self._library, products=list(known.values()))
             try:
-                write_whole(self.path, msgspec.json.format(msgspec.json.encode(kept)) + b"\n")
+                write_whole(self.path, msgspec.json.format(msgspec.json.encode(content)) + b"\n")
             except OSError as error:
                 log.warning("%s: algorithms cannot be kept there (%s)", self.path, error.strerror)
 
-    def _known(self) -> dict[tuple[Shape, int], Tuned]:
+    def _known(self) -> dict[tuple[Shape, int], TunedProduct]:
         if self._read is None:
             self._read = _by_shape(_read(self.path, self._gpu, self._library))
         return self._read
@@ -158,8 +158,8 @@ class AlgorithmStore:
 def known_algorithms(folder: Path | None = None) -> list[KnownAlgorithm]:
     """Everything in the cache, of all GPUs and versions; `folder` as for `AlgorithmStore`."""
     files = sorted((folder or _folder()).glob("*.json"))
-    found = [kept for path in files if (kept := _decoded(path)) is not None]
-    return [KnownAlgorithm(kept.gpu, kept.library, tuned) for kept in found for tuned in kept.products]
+    readable = [decoded for path in files if (decoded := _decoded(path)) is not None]
+    return [KnownAlgorithm(file.gpu, file.library, tuned) for file in readable for tuned in file.products]
 
 
 def bucket(m: int) -> int:
@@ -178,19 +178,19 @@ def _folder() -> Path:
     return cache_folder() / "gemm"
 
 
-def _by_shape(kept: _Kept | None) -> dict[tuple[Shape, int], Tuned]:
-    return {(tuned.shape, tuned.m): tuned for tuned in kept.products} if kept else {}
+def _by_shape(file: _AlgorithmFile | None) -> dict[tuple[Shape, int], TunedProduct]:
+    return {(tuned.shape, tuned.m): tuned for tuned in file.products} if file else {}
 
 
-def _read(path: Path, gpu: str, library: int) -> _Kept | None:
+def _read(path: Path, gpu: str, library: int) -> _AlgorithmFile | None:
     """The file, if it is of this GPU and version: names of two GPUs may give one name of a file."""
-    kept = _decoded(path)
-    return kept if kept is not None and (kept.gpu, kept.library) == (gpu, library) else None
+    file = _decoded(path)
+    return file if file is not None and (file.gpu, file.library) == (gpu, library) else None
 
 
-def _decoded(path: Path) -> _Kept | None:
+def _decoded(path: Path) -> _AlgorithmFile | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Kept)
+        return msgspec.json.decode(path.read_bytes(), type=_AlgorithmFile)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as error:

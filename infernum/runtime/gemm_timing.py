@@ -13,7 +13,7 @@ import numpy as np
 from infernum import dtypes
 from infernum.errors import DeviceError
 from infernum.runtime.device import Device
-from infernum.runtime.product import Product
+from infernum.runtime.product import MatrixProduct
 from infernum.runtime.stream import CudaGraph, Stream
 from infernum.runtime.timing import Stopwatch
 
@@ -29,12 +29,12 @@ _COMPARED_ROWS = 32
 _RANDOM_ROWS = 64
 _TOLERANCE = 1e-3  # the least: sums in another order differ, however exact the type of the result
 
-Run = Callable[[Product, int], None]
+Run = Callable[[MatrixProduct, int], None]
 """Queues a product with the algorithm of this number."""
 
 
 @dataclass(frozen=True)
-class Timing:
+class AlgorithmTimes:
     """`microseconds` of one product by algorithm, None for a rejected one; `best` is the number of the chosen one."""
 
     best: int
@@ -43,8 +43,8 @@ class Timing:
 
 
 def time_algorithms(
-    device: Device, stream: Stream, products: Sequence[Product], m: int, algorithms: int, run: Run
-) -> Timing:
+    device: Device, stream: Stream, products: Sequence[MatrixProduct], m: int, algorithms: int, run: Run
+) -> AlgorithmTimes:
     """Time `algorithms` algorithms, the first of which is what runs without timing and is known to be right.
 
     `products` are of one shape, each with the weights of another layer, which are read in turn so that they come
@@ -73,14 +73,14 @@ def time_algorithms(
                 times[algorithm].append(watch.milliseconds(graph.launch))
     medians = {algorithm: statistics.median(taken) * 1e3 / runs for algorithm, taken in times.items()}
     fastest = min(right, key=lambda algorithm: medians[algorithm])
-    return Timing(
+    return AlgorithmTimes(
         best=fastest if medians[fastest] <= medians[0] * (1 - MARGIN) else 0,
         microseconds=tuple(medians.get(algorithm) for algorithm in range(algorithms)),
         in_cache=len({product.weight for product in in_turn}) * weight_bytes < PASSED_OVER_BYTES,
     )
 
 
-def _captured(stream: Stream, products: Sequence[Product], algorithm: int, run: Run) -> CudaGraph:
+def _captured(stream: Stream, products: Sequence[MatrixProduct], algorithm: int, run: Run) -> CudaGraph:
     with stream.capture() as capture:
         for product in products:
             run(product, algorithm)
@@ -88,7 +88,7 @@ def _captured(stream: Stream, products: Sequence[Product], algorithm: int, run: 
     return capture.graph
 
 
-def _fill_with_random(stream: Stream, address: int, product: Product, m: int) -> None:
+def _fill_with_random(stream: Stream, address: int, product: MatrixProduct, m: int) -> None:
     """Fill x [m, k] with normally distributed numbers, the same in every `_RANDOM_ROWS` rows."""
     element = dtypes.dtype(product.dtype)
     values = _random(min(m, _RANDOM_ROWS), product.k, element)
@@ -106,7 +106,7 @@ def _random(rows: int, columns: int, element: dtypes.DType) -> np.ndarray[Any, A
 class _Compared:
     """Some rows of a product's result, spread over all of them, by algorithm."""
 
-    def __init__(self, stream: Stream, product: Product, m: int) -> None:
+    def __init__(self, stream: Stream, product: MatrixProduct, m: int) -> None:
         self._stream = stream
         self._product = product
         self._m = m

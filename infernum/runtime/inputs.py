@@ -37,7 +37,7 @@ class _Array:
 
 
 @dataclass(frozen=True)
-class _Slot:
+class _UploadBuffers:
     """Pinned memory of one upload, free again once `sent` has passed."""
 
     packed: PinnedMemory
@@ -64,10 +64,10 @@ class Inputs:
         self._packed_bytes = packed_bytes
         self.addresses = {name: memory.address + array.offset for name, array in self._arrays.items()}
         self.addresses |= {name: memory.address + at for name, at in zip(others, offsets[1:], strict=True)}
-        self._slots = [self._slot(device, stack) for _ in range(2)]
+        self._buffers = [self._allocate_buffers(device, stack) for _ in range(2)]
         self._turn = 0
 
-    def _slot(self, device: Device, stack: ExitStack) -> _Slot:
+    def _allocate_buffers(self, device: Device, stack: ExitStack) -> _UploadBuffers:
         packed = device.alloc_pinned(self._packed_bytes)
         stack.callback(packed.free)
         page_table = device.alloc_pinned(self._limits.seqs * self._limits.max_pages * _BYTES)
@@ -76,7 +76,7 @@ class Inputs:
         stack.callback(sent.close)
         packed.array(I32.numpy, packed.nbytes // _BYTES)[:] = 0
         arrays = {name: packed.array(a.dtype.numpy, a.count, a.offset) for name, a in self._arrays.items()}
-        return _Slot(packed, page_table, arrays, sent)
+        return _UploadBuffers(packed, page_table, arrays, sent)
 
     def next_tokens(self, turn: int) -> int:
         """Where the sampler of a step leaves its tokens; steps take turns."""
@@ -90,31 +90,31 @@ class Inputs:
     def upload(self, batch: Batch, sampling: Sampling | None) -> None:
         """Queue the copy of a step's arrays to the GPU; the caller may change them once this returns."""
         self._turn = 1 - self._turn
-        slot = self._slots[self._turn]
-        slot.sent.wait()
+        buffers = self._buffers[self._turn]
+        buffers.sent.wait()
         values = batch.arrays()
         if sampling is not None and not sampling.greedy:
             values |= sampling.parameters
-        for name, array in slot.arrays.items():
+        for name, array in buffers.arrays.items():
             if name in values:
                 _put(array, values[name])
-        self._stream.upload(self._base, slot.packed.address, self._packed_bytes)
-        self._upload_page_table(batch, slot)
-        self._stream.record(slot.sent)
+        self._stream.upload(self._base, buffers.packed.address, self._packed_bytes)
+        self._upload_page_table(batch, buffers)
+        self._stream.record(buffers.sent)
         if sampling is not None and sampling.seen is not None:
             seen = np.ascontiguousarray(sampling.seen, np.int32)
             self._stream.upload(
                 self.addresses[SEEN.name], seen.ctypes.data, seen.nbytes
             )  # pageable: copied before it returns
 
-    def _upload_page_table(self, batch: Batch, slot: _Slot) -> None:
+    def _upload_page_table(self, batch: Batch, buffers: _UploadBuffers) -> None:
         seqs, columns = batch.page_table.shape
         if seqs * columns == 0:
             return
-        slot.page_table.array(I32.numpy, seqs * columns).reshape(seqs, columns)[:] = batch.page_table
+        buffers.page_table.array(I32.numpy, seqs * columns).reshape(seqs, columns)[:] = batch.page_table
         width, pitch = columns * _BYTES, self._limits.max_pages * _BYTES
         self._stream.upload_rows(
-            self.addresses["page_table"], pitch, slot.page_table.address, width, width, seqs
+            self.addresses["page_table"], pitch, buffers.page_table.address, width, width, seqs
         )
 
 

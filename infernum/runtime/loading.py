@@ -115,7 +115,7 @@ def load_bundle(
     cache.allocate(device, stream)
 
     symbols = Symbols(max_pages=limits.max_pages, pages=pages, sms=device.facts.sms)
-    binder = _Binder(
+    binder = _AddressBinder(
         manifest=manifest,
         weight_plan=weight_plan,
         stream_plan=stream_plan,
@@ -212,7 +212,7 @@ class _Loader:
 
 
 @dataclass(frozen=True)
-class _Binder:
+class _AddressBinder:
     """Knows where every tensor of every stage lies."""
 
     manifest: Manifest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from infernum.runtime.binding import BoundProgram, Place
+from infernum.runtime.binding import BoundProgram, StepPlace
 from infernum.runtime.device import Device
 from infernum.runtime.loading import LoadedBundle
 from infernum.runtime.sampled import SampledTokens, TokenRing
@@ -35,7 +35,7 @@ class PreparedStep:
         self._context_pages = context_pages
         self._sampling = sampling
         self._ring = ring
-        self.places: tuple[Place, ...] = (*self._model.places, *self._sampler.places)
+        self.places: tuple[StepPlace, ...] = (*self._model.places, *self._sampler.places)
         self.upload(batch)
 
     @property

@@ -9,7 +9,7 @@ ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
-class Product:
+class MatrixProduct:
     """A matrix product whose addresses are known; strides are elements from row to row, 0 an absent operand.
 
     out[m, n] = x[m, k] · weight[n, k]ᵀ (+ bias[n]) (+ residual[m, n]); m is given when it runs.

@@ -13,7 +13,7 @@ from infernum.runtime.device import Device
 from infernum.runtime.stream import CudaEvent, Stream
 from infernum.step import Int32
 
-SLOTS = 8
+BUFFERS = 8
 """Steps whose tokens may be on their way at once."""
 
 TURNS = 2
@@ -21,7 +21,7 @@ TURNS = 2
 
 
 @dataclass(frozen=True)
-class _Slot:
+class _TokenBuffer:
     address: int
     values: np.ndarray[Any, Any]
     sampled: CudaEvent
@@ -39,25 +39,25 @@ class TokenRing:
         self._device = device
         self._stream = stream
         self.step = 0
-        memory = device.alloc_pinned(SLOTS * max_rows * I32.bytes)
+        memory = device.alloc_pinned(BUFFERS * max_rows * I32.bytes)
         stack.callback(memory.free)
         self._copies = device.stream()
         stack.callback(self._copies.close)
-        self._slots: list[_Slot] = []
-        for index in range(SLOTS):
+        self._buffers: list[_TokenBuffer] = []
+        for index in range(BUFFERS):
             offset = index * max_rows * I32.bytes
             sampled = device.event()
             stack.callback(sampled.close)
             arrived = device.event()
             stack.callback(arrived.close)
             values = memory.array(I32.numpy, max_rows, offset)
-            self._slots.append(_Slot(memory.address + offset, values, sampled, arrived))
+            self._buffers.append(_TokenBuffer(memory.address + offset, values, sampled, arrived))
         stack.callback(self._copies.synchronize)
 
     def next_turn(self) -> int:
         """The place on the GPU that the next step may write its tokens to, once what it held has been copied."""
         if self.step >= TURNS:
-            self._slots[(self.step - TURNS) % SLOTS].arrived.wait()
+            self._buffers[(self.step - TURNS) % BUFFERS].arrived.wait()
         return self.step % TURNS
 
     def fetch(self, source: int, rows: int, owner: object = None) -> SampledTokens:
@@ -65,28 +65,28 @@ class TokenRing:
 
         `owner` gives this ring back when it is dropped, and so lives as long as the tokens may be asked for.
         """
-        slot = self._slots[self.step % SLOTS]
-        self._stream.record(slot.sampled)
-        self._copies.wait(slot.sampled)
+        buffer = self._buffers[self.step % BUFFERS]
+        self._stream.record(buffer.sampled)
+        self._copies.wait(buffer.sampled)
         if rows:
-            self._copies.download(slot.address, source, rows * I32.bytes)
-        self._copies.record(slot.arrived)
+            self._copies.download(buffer.address, source, rows * I32.bytes)
+        self._copies.record(buffer.arrived)
         self.step += 1
         return SampledTokens(self, self.step - 1, rows, owner)
 
     def read(self, step: int, rows: int) -> Int32:
         """The tokens of step number `step`, once they have arrived."""
-        assert self.step - step <= SLOTS, (
-            f"the tokens of a step must be read before {SLOTS} more steps are started"
+        assert self.step - step <= BUFFERS, (
+            f"the tokens of a step must be read before {BUFFERS} more steps are started"
         )
-        slot = self._slots[step % SLOTS]
+        buffer = self._buffers[step % BUFFERS]
         self._device.activate()
-        slot.arrived.wait()
-        return slot.values[:rows].copy()
+        buffer.arrived.wait()
+        return buffer.values[:rows].copy()
 
 
 class SampledTokens:
-    """Tokens of a step that may still be running; must be asked for before `SLOTS` more steps are started."""
+    """Tokens of a step that may still be running; must be asked for before `BUFFERS` more steps are started."""
 
     def __init__(self, ring: TokenRing, step: int, rows: int, owner: object) -> None:
         self._ring = ring

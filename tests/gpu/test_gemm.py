@@ -20,7 +20,7 @@ from infernum.runtime.device import Device
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.gemm import CublasLt
 from infernum.runtime.gemm_algorithms import ALGORITHM_BYTES, bucket, known_algorithms
-from infernum.runtime.product import Product
+from infernum.runtime.product import MatrixProduct
 from infernum.runtime.stream import Stream
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
@@ -66,7 +66,7 @@ class Operands:
         self.bias, bias = self._random(dtypes.BF16, n)
         self.residual, self.out = self._random(self._out, M, n)
         self.products = [
-            Product(
+            MatrixProduct(
                 *(f"layer {layer}", x, weight, self.out, n, k, k, n, "bf16", case.out_dtype),
                 bias=bias if case.bias else 0,
                 bias_dtype="bf16" if case.bias else "",

@@ -12,7 +12,7 @@ from infernum import dims, dtypes
 from infernum.lab.measure.read_bandwidth import measure_read_bandwidth
 from infernum.manifest import Kernel
 from infernum.runtime.device import Device
-from infernum.runtime.gemm import CublasLt, Product
+from infernum.runtime.gemm import CublasLt, MatrixProduct
 from infernum.runtime.timing import Stopwatch
 from infernum.step import Batch
 
@@ -54,7 +54,9 @@ def measure_product_rate(device: Device, dtype: str, *, side: int = SIDE, runs: 
         library = CublasLt(device, stream)
         stack.callback(library.close)
         stack.callback(stream.synchronize)
-        product = Product("the product that is timed", x, weight, out, side, side, side, side, dtype, dtype)
+        product = MatrixProduct(
+            "the product that is timed", x, weight, out, side, side, side, side, dtype, dtype
+        )
         for _ in range(2):  # chooses an algorithm, raises the clocks
             library.run(product, side)
         watch = stack.enter_context(Stopwatch(device, stream))

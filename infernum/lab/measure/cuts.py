@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from infernum.runtime.binding import Place
+from infernum.runtime.binding import StepPlace
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class KernelInStep:
     launches: tuple[int, ...]
 
 
-def kernels_in_step(places: Sequence[Place], queued: Sequence[int]) -> list[KernelInStep]:
+def kernels_in_step(places: Sequence[StepPlace], queued: Sequence[int]) -> list[KernelInStep]:
     """The kernels that a step launches, in the order in which they first appear."""
     launches: dict[tuple[str, int], list[int]] = {}
     for number in queued:

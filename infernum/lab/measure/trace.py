@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from infernum.runtime.binding import Place
+from infernum.runtime.binding import StepPlace
 
 TRACKS = ("steps", "blocks", "kernels")
 
@@ -17,7 +17,7 @@ class TracedKernel:
     """One launch, from `start` to `end` in microseconds since its step began; `facts` are shown when it is clicked."""
 
     name: str
-    place: Place
+    place: StepPlace
     start: float
     end: float
     facts: Mapping[str, object] = field(default_factory=dict[str, object])
@@ -34,7 +34,7 @@ class TracedStep:
     facts: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
-def block_name(place: Place) -> str:
+def block_name(place: StepPlace) -> str:
     """A block of the program, such as `decoder[3]`."""
     return place.block if place.layer is None else f"{place.block}[{place.layer}]"
 
