@@ -13,7 +13,7 @@ from infernum.dtypes import DType
 from infernum.errors import CheckpointError
 from infernum.model_folder.folder import find_weights
 from infernum.model_folder.problems import Problem
-from infernum.model_folder.weights import SUPPORTED, StoredTensor, Weights, listed
+from infernum.model_folder.weights import SUPPORTED, FolderWeights, StoredTensor, listed
 
 _ROWS_COMPARED_AT_ONCE = 4096  # of head and embedding: 64 MiB of each when a row has 8192 elements of 2 bytes
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -24,7 +24,7 @@ class Checkpoint:
     """The tensors of one folder. Opening reads the headers only; elements are read when asked for."""
 
     folder: Path
-    weights: Weights
+    weights: FolderWeights
 
     @classmethod
     def open(cls, folder: Path) -> Self:

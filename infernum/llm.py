@@ -28,7 +28,7 @@ from infernum.errors import BundleError, CheckpointError, CompileError, DeviceEr
 from infernum.machine import Device, choose_device, native_arch, tuned_here
 from infernum.manifest import Manifest
 from infernum.model_folder.folder import find_weights
-from infernum.model_folder.weights import Weights
+from infernum.model_folder.weights import FolderWeights
 from infernum.models.config import GenerationDefaults, config_hash
 from infernum.models.presets import ModelSource, resolve
 from infernum.recipes import tensors_of
@@ -325,7 +325,7 @@ def check_claims(source: ModelSource, checkpoint: Checkpoint) -> None:
 def check_folder(source: ModelSource) -> None:
     """`check_claims` for the weights beside config.json, if there are any that can be read. Raises CheckpointError."""
     weights = None if source.folder is None else find_weights(source.folder)
-    if isinstance(weights, Weights) and source.folder is not None:
+    if isinstance(weights, FolderWeights) and source.folder is not None:
         check_claims(source, Checkpoint(source.folder, weights))
 
 

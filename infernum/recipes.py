@@ -32,7 +32,7 @@ class Rank:
 ALONE = Rank(0, 1)
 
 
-class _Step(
+class _RecipeBase(
     msgspec.Struct,
     frozen=True,
     forbid_unknown_fields=True,
@@ -43,7 +43,7 @@ class _Step(
     """Base of every recipe. Two recipes are the same weight when they are equal once `filled`."""
 
 
-class Read(_Step, frozen=True):
+class Read(_RecipeBase, frozen=True):
     """A tensor of the checkpoint. Of several `names`, the first that the checkpoint has is read.
 
     dtype  the type that it must be stored in; None: any float type, cast to that of the buffer
@@ -54,7 +54,7 @@ class Read(_Step, frozen=True):
     dtype: str | None = None
 
 
-class Rows(_Step, frozen=True):
+class Rows(_RecipeBase, frozen=True):
     """Rows start … stop − 1: a part of a fused tensor, such as q of qkv_proj."""
 
     of: Recipe
@@ -62,34 +62,34 @@ class Rows(_Step, frozen=True):
     stop: int
 
 
-class Share(_Step, frozen=True):
+class Share(_RecipeBase, frozen=True):
     """The part of this rank: one of as many equal parts of an axis as there are ranks."""
 
     of: Recipe
     axis: int
 
 
-class Stack(_Step, frozen=True):
+class Stack(_RecipeBase, frozen=True):
     """Several weights, one after the other along the rows."""
 
     of: tuple[Recipe, ...]
 
 
-class Each(_Step, frozen=True):
+class Each(_RecipeBase, frozen=True):
     """A new first axis: the recipe for `{expert}` = 0 … count − 1."""
 
     of: Recipe
     count: int
 
 
-class Packed(_Step, frozen=True):
+class Packed(_RecipeBase, frozen=True):
     """The values in another order or form, by the function of `PACKINGS` called `by`."""
 
     of: Recipe
     by: str
 
 
-class Either(_Step, frozen=True):
+class Either(_RecipeBase, frozen=True):
     """The first recipe all of whose tensors the checkpoint has: q_proj, or else some rows of qkv_proj."""
 
     of: tuple[Recipe, ...]

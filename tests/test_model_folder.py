@@ -16,7 +16,7 @@ from infernum.checkpoint import Checkpoint
 from infernum.errors import CheckpointError, ConfigError
 from infernum.model_folder.folder import find_config, find_tokenizer, find_weights, look_at
 from infernum.model_folder.problems import Problem
-from infernum.model_folder.weights import INDEX, SINGLE, Weights
+from infernum.model_folder.weights import INDEX, SINGLE, FolderWeights
 from infernum.models.presets import resolve
 
 ARRAYS = {"a": np.ones((2, 3), np.float32), "b": np.ones(5, ml_dtypes.bfloat16), "c": np.ones(7, np.int32)}
@@ -76,7 +76,7 @@ def test_a_whole_folder_is_described_without_reading_its_weights(tmp_path: Path)
     assert held.tokenizer == tmp_path / "tokenizer.json"
     assert held.tokenizer_files == ("tokenizer.json",)
     assert held.weights_format == "safetensors"
-    assert isinstance(held.weights, Weights)
+    assert isinstance(held.weights, FolderWeights)
     assert held.weights.files == (tmp_path / SINGLE,)
     assert held.weights.bytes_by_kind == {"I32": 28, "F32": 24, "BF16": 10}
     assert held.weights.total_bytes == 62

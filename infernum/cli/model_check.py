@@ -118,11 +118,13 @@ def _of_config(source: ModelSource, inside: ModelFolder | None) -> Iterator[Look
     from infernum.errors import InfernumError
     from infernum.graph_bundle import describe_graphs
     from infernum.llm import check_claims, check_tensors
-    from infernum.model_folder.weights import Weights
+    from infernum.model_folder.weights import FolderWeights
 
     try:
         weights = None if inside is None else inside.weights
-        checkpoint = Checkpoint(inside.folder, weights) if inside and isinstance(weights, Weights) else None
+        checkpoint = (
+            Checkpoint(inside.folder, weights) if inside and isinstance(weights, FolderWeights) else None
+        )
         if checkpoint is not None:
             check_claims(source, checkpoint)
         manifest = describe_graphs(source)

@@ -31,7 +31,7 @@ SEQUENCES = 16
 
 
 @dataclass(frozen=True)
-class Done:
+class HostTokens:
     """The tokens of a step that has been run: in NumPy nothing stays in flight."""
 
     sampled: Int32
@@ -51,7 +51,7 @@ class _Bound:
 
 
 @dataclass
-class _Decode:
+class _LastStep:
     """The last step, as `advance` goes on from it: its inputs (updated in place by the sampler) and what ran."""
 
     variant: str
@@ -67,7 +67,7 @@ class CpuExecutor:
         self._bundle = bundle
         self._pages = pages
         self._caches = _allocate(bundle.manifest, pages)
-        binder = _Binder(bundle, weights, self._caches)
+        binder = _RoutineBinder(bundle, weights, self._caches)
         stages = list(enumerate(bundle.manifest.program))
         names = [variant.name for variant in bundle.manifest.variants]
         self._programs = {
@@ -76,7 +76,7 @@ class CpuExecutor:
         self._samplers = {
             sampler: binder.bind(Stage(block=sampler), ANY, None) for sampler in bundle.manifest.samplers
         }
-        self._last: _Decode | None = None
+        self._last: _LastStep | None = None
 
     @classmethod
     def open(
@@ -129,7 +129,7 @@ class CpuExecutor:
         self._last = None
         return self._forward(self._variant(batch), _inputs(batch))
 
-    def run(self, batch: Batch, sampling: Sampling) -> Done:
+    def run(self, batch: Batch, sampling: Sampling) -> HostTokens:
         """Run a step and sample one token for each row. Raises BundleError when the bundle lacks the sampler."""
         sampler = "greedy" if sampling.greedy else "sample"
         if sampler not in self._bundle.manifest.samplers:
@@ -143,9 +143,9 @@ class CpuExecutor:
             inputs[SEEN.name] = SEEN.filled(symbols) if sampling.seen is None else sampling.seen.copy()
         decode = batch.tokens == batch.seqs == batch.rows
         room = _room(batch, self.page_size) if decode else 0
-        return self._step(_Decode(self._variant(batch), sampler, inputs, room))
+        return self._step(_LastStep(self._variant(batch), sampler, inputs, room))
 
-    def advance(self) -> Done:
+    def advance(self) -> HostTokens:
         """Run the next step of the last batch: each sequence's input is the token it has just sampled.
 
         The page table of that batch must have had pages for the new positions. After a step that failed, `run` must
@@ -173,13 +173,13 @@ class CpuExecutor:
     ) -> None:
         self.close()
 
-    def _step(self, step: _Decode) -> Done:
+    def _step(self, step: _LastStep) -> HostTokens:
         self._last = None
         logits = self._forward(step.variant, step.inputs)
         bound = self._samplers[step.sampler]
         next_tokens, *_ = bound.routine.run(step.inputs | dict(zip(bound.streams, [logits], strict=True)))
         self._last = step
-        return Done(next_tokens)
+        return HostTokens(next_tokens)
 
     def _forward(self, variant: str, inputs: dict[str, Array]) -> Float32:
         """Run the program's stages, each fed by the outputs of the one before; the last gives the logits."""
@@ -197,7 +197,7 @@ class CpuExecutor:
         return variant.name
 
 
-class _Binder:
+class _RoutineBinder:
     """Finds what each stage works with. A block's graph is read once, whatever the number of its layers."""
 
     def __init__(self, bundle: Bundle, weights: HostWeights, caches: dict[int, Array]) -> None:

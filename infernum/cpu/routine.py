@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class _Step:
+class _OpCall:
     """One op call. `rounded[i]` is what result i is rounded to; None: it is as it should be."""
 
     meaning: Callable[..., Any]
@@ -49,14 +49,14 @@ class Routine:
         kept = {*self._outputs, *self.inputs.values()}
         reads = [[slots[v] for v in flat.operands(node.name)] for node in flat.calls]
         last = {slot: place for place, operands in enumerate(reads) for slot in operands}
-        steps: list[_Step] = []
+        steps: list[_OpCall] = []
         for place, (node, operands) in enumerate(zip(flat.calls, reads, strict=True)):
             op = node.op
             assert isinstance(op, Op), "a decomposed graph holds primitive ops only"
             results = tuple(slots[Value(node.name, i)] for i in range(len(node.types)))
             rounded = tuple(_rounding(op, i, t.dtype) for i, t in enumerate(node.types))
             done = tuple(s for s in dict.fromkeys(operands) if last[s] == place and s not in kept)
-            steps.append(_Step(op.meaning, tuple(operands), node.attrs, results, rounded, done))
+            steps.append(_OpCall(op.meaning, tuple(operands), node.attrs, results, rounded, done))
         self._steps = tuple(steps)
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")

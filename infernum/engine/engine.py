@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from infernum.engine.events import Completion, Event, Statistics
 from infernum.engine.page_pool import PagePool
 from infernum.engine.request import read_params, read_token_ids
-from infernum.engine.scheduler import Plan, Scheduler
+from infernum.engine.scheduler import Scheduler, StepPlan
 from infernum.engine.sequence import FinishReason, Sequence
 from infernum.engine.step_inputs import batch_of, prompt_logits, sampling_of
 from infernum.engine.tokenizer import TextStream, Tokenizer
@@ -26,7 +26,7 @@ from infernum.step import NO_TOKEN, Executor, Float32, Int32, Pending
 class Flight:
     """A step that has been launched and whose tokens have not been read."""
 
-    plan: Plan
+    plan: StepPlan
     pending: Pending
 
 
@@ -250,7 +250,7 @@ class Engine:
         if self.busy:
             raise RequestError("the engine is generating; finish or close that generation first")
 
-    def _run(self, plan: Plan) -> Flight:
+    def _run(self, plan: StepPlan) -> Flight:
         pending = self.executor.run(batch_of(plan), sampling_of(plan, self.model.vocab_size))
         for chunk in plan.chunks:
             chunk.sequence.cached += chunk.length

@@ -28,7 +28,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """One step: chunks of different sequences, sequence after sequence."""
 
     chunks: tuple[Chunk, ...]
@@ -47,9 +47,9 @@ class Plan:
         """How many of the step's tokens belong to prompts."""
         return sum(chunk.prompt_tokens for chunk in self.chunks)
 
-    def following(self) -> Plan:
+    def following(self) -> StepPlan:
         """The step after this one when each sequence goes on by the one token that it samples."""
-        return Plan(tuple(replace(chunk, start=chunk.start + 1) for chunk in self.chunks))
+        return StepPlan(tuple(replace(chunk, start=chunk.start + 1) for chunk in self.chunks))
 
 
 class Scheduler:
@@ -88,7 +88,7 @@ class Scheduler:
         self.pool.release(sequence.pages)
         sequence.pages = ()
 
-    def plan(self) -> Plan | None:
+    def plan(self) -> StepPlan | None:
         """The next step, or None when there is nothing to do. Every token sampled so far must be known."""
         while self._can_admit():
             sequence = self.waiting.popleft()
@@ -105,9 +105,9 @@ class Scheduler:
             if length > 0:
                 chunks.append(Chunk(sequence, sequence.cached, length, last=length == left))
                 room -= length
-        return Plan(tuple(chunks)) if chunks else None
+        return StepPlan(tuple(chunks)) if chunks else None
 
-    def repeats(self, plan: Plan) -> bool:
+    def repeats(self, plan: StepPlan) -> bool:
         """True when the step after `plan`, which is still in flight, needs nothing from the host.
 
         That is when every sequence had one token, samples another that it may keep, and nobody comes or goes.

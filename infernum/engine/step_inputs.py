@@ -6,12 +6,12 @@ from collections.abc import Sequence as Ordered
 
 import numpy as np
 
-from infernum.engine.scheduler import Plan
+from infernum.engine.scheduler import StepPlan
 from infernum.engine.sequence import Sequence
 from infernum.step import SEEN, Batch, Executor, Float32, Int32, Sampling
 
 
-def batch_of(plan: Plan) -> Batch:
+def batch_of(plan: StepPlan) -> Batch:
     """The ragged batch of a plan: its chunks one after another, one row of logits for each of `plan.rows`."""
     lengths = [chunk.length for chunk in plan.chunks]
     query_start = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
@@ -36,7 +36,7 @@ def page_table(pages: Ordered[tuple[int, ...]]) -> Int32:
     return table
 
 
-def sampling_of(plan: Plan, vocab_size: int) -> Sampling:
+def sampling_of(plan: StepPlan, vocab_size: int) -> Sampling:
     """How each of a plan's rows is sampled."""
     sequences = [plan.chunks[i].sequence for i in plan.rows]
     penalised = any(sequence.params.repetition_penalty != 1 for sequence in sequences)

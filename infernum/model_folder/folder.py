@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from infernum.model_folder.problems import DOWNLOAD_AGAIN, Problem, file_problem, is_listed
-from infernum.model_folder.weights import INDEX, SINGLE, Weights, listed, read_weights
+from infernum.model_folder.weights import INDEX, SINGLE, FolderWeights, listed, read_weights
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -87,7 +87,7 @@ class ModelFolder:
 
     folder: Path
     config: Path | Problem
-    weights: Weights | Problem
+    weights: FolderWeights | Problem
     weights_format: str
     tokenizer: Path | Problem | None
     tokenizer_files: tuple[str, ...]
@@ -99,7 +99,7 @@ def look_at(folder: Path) -> ModelFolder:
     """What the folder holds. Names are listed, headers and first bytes read, and nothing is raised."""
     weights = find_weights(folder)
     other = _other_format(folder)
-    stored = any(folder.glob("*.safetensors")) and (other is None or isinstance(weights, Weights))
+    stored = any(folder.glob("*.safetensors")) and (other is None or isinstance(weights, FolderWeights))
     return ModelFolder(
         folder=folder,
         config=find_config(folder),
@@ -135,7 +135,7 @@ def find_config(folder: Path) -> Path | Problem:
     )
 
 
-def find_weights(folder: Path) -> Weights | Problem:
+def find_weights(folder: Path) -> FolderWeights | Problem:
     """The headers of all tensors, or why the folder has no weights that can be read."""
     weights = None if _cannot_hold_files(folder) else read_weights(folder)
     if weights is not None:

@@ -49,7 +49,7 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class Weights:
+class FolderWeights:
     """The tensors of a folder, by name, and the files that hold them.
 
     `aliases` are the names of `tensors` that no file stores: those that safetensors' `save_model` leaves out, because
@@ -82,7 +82,7 @@ class Weights:
         return next((dtype for dtype in stored if dtype.is_float), None)
 
 
-def read_weights(folder: Path) -> Weights | Problem | None:
+def read_weights(folder: Path) -> FolderWeights | Problem | None:
     """The tensors of `model.safetensors` or of the shards in its index; None where neither is there."""
     if is_listed(folder / SINGLE):
         path = folder / SINGLE
@@ -93,7 +93,7 @@ def read_weights(folder: Path) -> Weights | Problem | None:
 
 def _weights(
     listing: Path, by_file: Mapping[Path, Mapping[str, StoredTensor]], metadata: Mapping[str, object]
-) -> Weights:
+) -> FolderWeights:
     """All tensors, with the aliases in the metadata of the files and of the index."""
     tensors = {name: tensor for stored in by_file.values() for name, tensor in stored.items()}
     notes = [metadata, *(_metadata(next(iter(s.values())).opened) for s in by_file.values() if s)]
@@ -103,14 +103,14 @@ def _weights(
         for name, stored in note.items()
         if isinstance(stored, str) and stored in tensors and name not in tensors
     }
-    return Weights(listing, tuple(by_file), tensors | aliases, frozenset(aliases))
+    return FolderWeights(listing, tuple(by_file), tensors | aliases, frozenset(aliases))
 
 
 def _metadata(opened: Any) -> Mapping[str, object]:
     return opened.metadata() or {}
 
 
-def _read_shards(folder: Path) -> Weights | Problem:
+def _read_shards(folder: Path) -> FolderWeights | Problem:
     path = folder / INDEX
     index = _read_index(path)
     if isinstance(index, Problem):
@@ -134,7 +134,7 @@ def _read_shards(folder: Path) -> Weights | Problem:
             return Problem(path, f"{name} is not in {shard}, where it should be", "download both again")
     weights = _weights(path, by_file, index.notes)
     stated = {name: by_file[folder / shard][name] for name, shard in index.weight_map.items()}
-    return Weights(path, weights.files, {**weights.tensors, **stated}, weights.aliases)
+    return FolderWeights(path, weights.files, {**weights.tensors, **stated}, weights.aliases)
 
 
 def _read_file(path: Path) -> dict[str, StoredTensor] | Problem:

@@ -20,7 +20,7 @@ import infernum.models
 from infernum.errors import ConfigError
 from infernum.model_folder.folder import CONFIG, GENERATION, find_config, find_file, find_weights
 from infernum.model_folder.problems import Problem
-from infernum.model_folder.weights import Weights
+from infernum.model_folder.weights import FolderWeights
 from infernum.models.config_fields import dtype_field
 from infernum.models.family_config import FamilyConfig
 from infernum.models.fields import Fields, read_json, show
@@ -152,7 +152,7 @@ def _with_dtype(config: FamilyConfig, fields: Fields, folder: Path | None) -> tu
     if any(dtype_field(place) for place in (fields, config.holder(fields))):
         return config, "as config.json says"
     weights = None if folder is None else find_weights(folder)
-    if isinstance(weights, Weights) and weights.main_dtype is not None:
+    if isinstance(weights, FolderWeights) and weights.main_dtype is not None:
         reason = "as most bytes of the weights are stored, since config.json does not say"
         return replace(cast("Any", config), dtype=weights.main_dtype.name), reason
     return config, "since neither config.json nor weights say"

@@ -50,7 +50,7 @@ class StoredWeight:
 
 
 @dataclass(frozen=True)
-class Place:
+class WeightPlace:
     """Where a weight lies: in which stored weight, and from which of its elements on."""
 
     stored: int
@@ -62,11 +62,11 @@ class WeightPlan:
     """Everything to fill on one rank, and where any weight of any stage is found in it."""
 
     stored: tuple[StoredWeight, ...]
-    places: dict[WeightKey, Place]
+    places: dict[WeightKey, WeightPlace]
     total_bytes: int
     rank: Rank
 
-    def place(self, weight: Weight, stage: Stage) -> Place:
+    def place(self, weight: Weight, stage: Stage) -> WeightPlace:
         """Where `weight` lies as applied in `stage`."""
         return self.places[weight_key(weight, stage)]
 
@@ -104,7 +104,7 @@ def plan_weights(manifest: Manifest, rank: Rank = ALONE) -> WeightPlan:
     of `ALIGNMENT`. Raises BundleError for a recipe that does not give the weight, and when two disagree about a tensor.
     """
     keys = _distinct(manifest, rank)
-    places: dict[WeightKey, Place] = {}
+    places: dict[WeightKey, WeightPlace] = {}
     stored: list[StoredWeight] = []
     end = 0
     for recipe, dtype in sorted(keys, key=lambda key: -len(stacked(key[0]))):  # stable: then by first use
@@ -112,7 +112,7 @@ def plan_weights(manifest: Manifest, rank: Rank = ALONE) -> WeightPlan:
             continue
         weight = StoredWeight(recipe, dtype, end, size_of(recipe, rank.count))
         for run, first in _aligned_runs(weight, rank):
-            places.setdefault((run, dtype), Place(len(stored), first))
+            places.setdefault((run, dtype), WeightPlace(len(stored), first))
         stored.append(weight)
         end += dims.ceildiv(weight.nbytes, ALIGNMENT) * ALIGNMENT
     return WeightPlan(tuple(stored), places, end, rank)
