@@ -173,14 +173,14 @@ class Kernel(Record, frozen=True):
 
 
 class Firing(Record, frozen=True):
-    """One time that a rule was applied: the nodes it took, and those it put in their place."""
+    """One time that a rule was applied: the calls it removed (`at`), and those in their place (`made`)."""
 
     rule: str
     at: str
     made: str
 
 
-class Refusal(Record, frozen=True):
+class RuleRefusal(Record, frozen=True):
     """A place where a rule matched and was not applied, and why."""
 
     rule: str
@@ -232,7 +232,7 @@ class BlockVariant(Record, frozen=True):
     kernels_before_fusion: int = 0
     fired: dict[str, int] = {}
     firings: list[Firing] = []
-    refused: list[Refusal] = []
+    refused: list[RuleRefusal] = []
 
     def __post_init__(self) -> None:
         compiled = (self.source, self.cubin) if self.has_kernels else ()

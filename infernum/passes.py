@@ -18,16 +18,19 @@ import shutil
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from difflib import unified_diff
 from pathlib import Path
+
+import msgspec
 
 from infernum import logs
 from infernum.cache import write_whole
 from infernum.errors import CompileError
-from infernum.ir.apply import Fired, Pass, Refused
+from infernum.ir.apply import Pass
 from infernum.ir.graph import Graph
 from infernum.ir.text import print_graph
+from infernum.manifest import Firing, RuleRefusal
 
 SUMMARY = "passes.json"
 TABLE = "passes.txt"
@@ -44,8 +47,8 @@ class Done:
     ms: float
     nodes_before: int
     nodes_after: int
-    firings: tuple[Fired, ...] = ()
-    refused: tuple[Refused, ...] = ()
+    firings: tuple[Firing, ...] = ()
+    refused: tuple[RuleRefusal, ...] = ()
     file: str | None = None
     diff: str = ""
 
@@ -141,7 +144,7 @@ class Passes:
                     "block": b.block,
                     "variant": b.variant,
                     "kernels": b.kernels,
-                    "passes": [asdict(done) for done in b.done],
+                    "passes": msgspec.to_builtins(b.done),
                 }
                 for b in self.blocks.values()
             ]

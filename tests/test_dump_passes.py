@@ -15,9 +15,10 @@ from conftest import Outcome
 from infernum.bundle import Bundle, open_bundle
 from infernum.compiler import Options, compile_model, emit_sources
 from infernum.errors import CompileError
-from infernum.ir.apply import Fired, Pass
+from infernum.ir.apply import Pass
 from infernum.ir.graph import Graph
 from infernum.ir.text import parse_graph, print_graph
+from infernum.manifest import Firing
 from infernum.models.presets import resolve
 from infernum.passes import Passes, record_passes
 
@@ -230,7 +231,7 @@ graph g {
 def test_a_compilation_that_fails_leaves_what_it_did_until_then(tmp_path: Path) -> None:
     def fail(passes: Passes) -> None:
         block = passes.over(traced, "t1")
-        fired = Fired("renames", "silu_1", "silu_1")
+        fired = Firing(rule="renames", at="silu_1", made="silu_1")
         block.rule(Pass("renames", "It's a rule\nthat says # much.", traced, renamed, (fired,), (), 0.25))
         raise CompileError("no kernel")
 

@@ -39,7 +39,7 @@ from infernum.lab.explain.names import find
 from infernum.lab.explain.occupancy import occupancy
 from infernum.lab.explain.overview import explain_bundle
 from infernum.lab.explain.rule_text import rule_text
-from infernum.manifest import ANY, BlockVariant, Edit, Plugin, Refusal
+from infernum.manifest import ANY, BlockVariant, Edit, Plugin, RuleRefusal
 from infernum.models.presets import resolve
 from infernum.resources import PACKAGE
 from infernum.runtime.layout import block_variant
@@ -450,7 +450,7 @@ def with_refusals(variant: BlockVariant, refused: Refused) -> BlockVariant:
     target = Target(90, f"t{refused.max_tokens}", 1, refused.max_tokens, BF16)
     graph = parse_graph(refused.graph)
     found = apply_rules(graph, [RULE[refused.rule]], target, normalise=fold_weights).refused
-    refusals = [Refusal(rule=r.rule, at=r.at, reason=r.reason) for r in found]
+    refusals = [RuleRefusal(rule=r.rule, at=r.at, reason=r.reason) for r in found]
     return msgspec.structs.replace(variant, firings=[], refused=refusals)
 
 

@@ -72,8 +72,8 @@ def describe_block(
         kernels=_kernels(block, cubin),
         kernels_before_fusion=len(block.before.steps),
         fired=dict(block.outcome.fired),
-        firings=[manifest.Firing(**asdict(f)) for f in block.outcome.firings],
-        refused=[manifest.Refusal(**asdict(r)) for r in block.outcome.refused],
+        firings=list(block.outcome.firings),
+        refused=list(block.outcome.refused),
     )
 
 

@@ -12,24 +12,7 @@ from infernum.errors import CompileError
 from infernum.ir.graph import Graph
 from infernum.ir.kernel import Target
 from infernum.ir.rewrite import Rule
-
-
-@dataclass(frozen=True)
-class Fired:
-    """One time that a rule was applied: the nodes it took, and the calls it put in their place."""
-
-    rule: str
-    at: str
-    made: str
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A place where a rule matched and was not applied, and why."""
-
-    rule: str
-    at: str
-    reason: str
+from infernum.manifest import Firing, RuleRefusal
 
 
 @dataclass(frozen=True)
@@ -38,8 +21,8 @@ class Outcome:
 
     graph: Graph
     fired: Mapping[str, int]
-    firings: tuple[Fired, ...]
-    refused: tuple[Refused, ...]
+    firings: tuple[Firing, ...]
+    refused: tuple[RuleRefusal, ...]
 
 
 @dataclass(frozen=True)
@@ -50,8 +33,8 @@ class Pass:
     why: str
     before: Graph
     after: Graph
-    firings: tuple[Fired, ...]
-    refused: tuple[Refused, ...]
+    firings: tuple[Firing, ...]
+    refused: tuple[RuleRefusal, ...]
     seconds: float
 
 
@@ -94,16 +77,16 @@ def apply_rules(
 
 def _apply_one(
     rule: Rule, graph: Graph, target: Target, normalise: Callable[[Graph], Graph]
-) -> tuple[Graph, tuple[Fired, ...], tuple[Refused, ...]]:
+) -> tuple[Graph, tuple[Firing, ...], tuple[RuleRefusal, ...]]:
     """The graph after a rule has been applied wherever it can be, what it did, and what it did not do.
 
     Calls are visited in graph order, new ones next; after a visit to all of them that changed something there is
     another, since what was refused may fit now.
     """
     block = f"{graph.name}.{target.variant}"
-    firings: list[Fired] = []
+    firings: list[Firing] = []
     while True:
-        fired_before, refused = len(firings), dict[str, list[Refused]]()
+        fired_before, refused = len(firings), dict[str, list[RuleRefusal]]()
         todo = deque(node.name for node in graph.calls)
         while todo:
             name = todo.popleft()
@@ -112,11 +95,14 @@ def _apply_one(
             candidates = list(rule.at(graph, graph.node(name), target))
             chosen = next((c for c in candidates if c.reason is None), None)
             if chosen is None:
-                refused[name] = [Refused(rule.name, c.at, c.reason) for c in candidates if c.reason]
+                refused[name] = [
+                    RuleRefusal(rule=rule.name, at=c.at, reason=c.reason) for c in candidates if c.reason
+                ]
                 continue
             before, graph = graph, normalise(chosen.apply())
             new_calls = _not_in(before, graph)
-            firings.append(Fired(rule.name, ", ".join(_not_in(graph, before)), ", ".join(new_calls)))
+            removed = ", ".join(_not_in(graph, before))
+            firings.append(Firing(rule=rule.name, at=removed, made=", ".join(new_calls)))
             log.info("%s: %s fired at %s -> %s", block, rule.name, firings[-1].at, firings[-1].made)
             if len(firings) == MOST_FIRINGS:
                 raise CompileError(

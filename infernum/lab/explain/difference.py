@@ -12,7 +12,7 @@ from infernum.lab.explain.kernel_difference import KernelDiff, Numbers, Side, ke
 from infernum.lab.explain.measurements import Measurements
 from infernum.lab.explain.names import every_variant
 from infernum.lab.explain.text_diff import GraphDiff, SourceDiff, graph_diff, source_diffs
-from infernum.manifest import BlockVariant, Manifest, Refusal, spec_of, variant_names
+from infernum.manifest import BlockVariant, Manifest, RuleRefusal, spec_of, variant_names
 
 SLOWER = 1.03
 """A step is slower when it takes more than so many times as long."""
@@ -203,7 +203,7 @@ def _rules(where: str, a: BlockVariant, b: BlockVariant) -> list[RuleDiff]:
     return found
 
 
-def _refusals(refused: Sequence[Refusal], rule: str) -> list[str]:
+def _refusals(refused: Sequence[RuleRefusal], rule: str) -> list[str]:
     return [f"{r.at}: {r.reason}" for r in refused if r.rule == rule]
 
 
