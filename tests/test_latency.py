@@ -35,15 +35,15 @@ class NoDevice:
 
 
 @pytest.fixture
-def request_(tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch) -> latency.Request:
+def request_(tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch) -> latency.LatencyRequest:
     """A request that NumPy serves, two sequences at once and the prompts in several steps."""
     case = tiny(NAME)
 
-    def compiled(request: latency.Request, *, fuse: bool, progress: object) -> object:
+    def compiled(request: latency.LatencyRequest, *, fuse: bool, progress: object) -> object:
         return case.bundle(fuse=fuse, max_batch_tokens=50)
 
     def opened(
-        request: latency.Request, bundle: Any, weights: Any, pages: np.ndarray
+        request: latency.LatencyRequest, bundle: Any, weights: Any, pages: np.ndarray
     ) -> tuple[CpuExecutor, int]:
         length = request.prompt + request.tokens
         return CpuExecutor.open(bundle, weights, max_model_len=length, max_pages_total=pages.size), 0
@@ -57,7 +57,7 @@ def request_(tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch) -> la
         origin, "describe", lambda: type("Facts", (), {"gpus": (gpu,), "cuda_version": "13.0"})
     )
     source = resolve(str(case.folder))
-    return latency.Request(source, "dummy", prompt=70, tokens=12, batch=2, repeats=2, dtype="float32")
+    return latency.LatencyRequest(source, "dummy", prompt=70, tokens=12, batch=2, repeats=2, dtype="float32")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_sampling_that_makes_no_sense_is_refused(
 
 @pytest.mark.parametrize("load_format", ["dummy", "auto"])
 def test_a_measurement_is_checked_and_says_what_it_was_made_with(
-    request_: latency.Request, load_format: str
+    request_: latency.LatencyRequest, load_format: str
 ) -> None:
     found = latency.measure(replace(request_, load_format=load_format))
     assert 0 <= found["error_against_unfused"] <= found["allowed_error"] < 1e-4
@@ -94,7 +94,7 @@ def test_a_measurement_is_checked_and_says_what_it_was_made_with(
 
 
 def test_no_number_is_given_when_the_logits_are_wrong(
-    request_: latency.Request, monkeypatch: pytest.MonkeyPatch
+    request_: latency.LatencyRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = latency.prefilled_logits
     for wrong, message in ((np.float32(1.001), "differ"), (np.float32(np.nan), "not finite")):
@@ -104,7 +104,7 @@ def test_no_number_is_given_when_the_logits_are_wrong(
 
 
 def test_no_number_is_given_when_other_tokens_were_decoded(
-    request_: latency.Request, monkeypatch: pytest.MonkeyPatch
+    request_: latency.LatencyRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = latency.decoded_logits
     monkeypatch.setattr(latency, "decoded_logits", lambda *given: -right(*given))
@@ -113,11 +113,11 @@ def test_no_number_is_given_when_other_tokens_were_decoded(
 
 
 def test_sampling_is_timed_in_turns_with_greedy_decoding(
-    request_: latency.Request, monkeypatch: pytest.MonkeyPatch
+    request_: latency.LatencyRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right, ran = latency.generate, list[bool]()
 
-    def noting(executor: Any, generation: Any, steps: Any, params: SamplingParams) -> latency.Timing:
+    def noting(executor: Any, generation: Any, steps: Any, params: SamplingParams) -> latency.TimedGeneration:
         ran.append(params.greedy)
         found = right(executor, generation, steps, params)
         return replace(found, decode_seconds=1.0 if params.greedy else 1.25)
@@ -131,7 +131,7 @@ def test_sampling_is_timed_in_turns_with_greedy_decoding(
 
 
 def test_sampled_tokens_must_be_ones_that_the_sampler_may_draw(
-    request_: latency.Request, monkeypatch: pytest.MonkeyPatch
+    request_: latency.LatencyRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = generation.drawn
     monkeypatch.setattr(
@@ -142,7 +142,7 @@ def test_sampled_tokens_must_be_ones_that_the_sampler_may_draw(
 
 
 def test_what_transformers_takes_is_kept_with_the_results_and_printed(
-    request_: latency.Request, monkeypatch: pytest.MonkeyPatch
+    request_: latency.LatencyRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Any] = []
     theirs = {
@@ -196,11 +196,11 @@ def test_a_kept_token_is_among_the_most_likely_and_above_the_thresholds() -> Non
 
 
 def test_generations_that_differ_are_found_and_named(
-    request_: latency.Request, monkeypatch: pytest.MonkeyPatch
+    request_: latency.LatencyRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right, count = latency.generate, iter(range(100))
 
-    def one_is_other(*given: Any) -> latency.Timing:
+    def one_is_other(*given: Any) -> latency.TimedGeneration:
         found = right(*given)
         if next(count) != 6:  # two to warm up, two that are timed, one that is checked, and then the second
             return found
@@ -218,7 +218,7 @@ def test_generations_that_differ_are_found_and_named(
 
 
 def test_a_timed_generation_that_differs_from_the_checked_one_is_found(
-    request_: latency.Request, monkeypatch: pytest.MonkeyPatch
+    request_: latency.LatencyRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right, count = latency.generate, iter(range(100))
     monkeypatch.setattr(
@@ -231,7 +231,7 @@ def test_a_timed_generation_that_differs_from_the_checked_one_is_found(
 
 
 def test_identical_generations_have_the_same_logits_bit_by_bit(
-    request_: latency.Request, monkeypatch: pytest.MonkeyPatch
+    request_: latency.LatencyRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = latency.measure(replace(request_, identical=2, sampling=SAMPLING))
     assert found["identical_generations"] == 5
@@ -249,7 +249,7 @@ def test_identical_generations_have_the_same_logits_bit_by_bit(
 
 
 def test_only_rows_that_are_asked_for_have_logits(
-    request_: latency.Request, monkeypatch: pytest.MonkeyPatch
+    request_: latency.LatencyRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[int] = []
     right = CpuExecutor.logits
@@ -276,7 +276,7 @@ def test_only_rows_that_are_asked_for_have_logits(
     ],
 )
 def test_sizes_that_cannot_be_measured_are_refused(
-    request_: latency.Request, change: dict[str, int], message: str
+    request_: latency.LatencyRequest, change: dict[str, int], message: str
 ) -> None:
     with pytest.raises(RequestError, match=message):
         latency.measure(replace(request_, **change))

@@ -34,13 +34,13 @@ from infernum.lab.explain.kernel import explain_kernels
 from infernum.lab.explain.kernel_text import kernel_text
 from infernum.lab.measure import tune as tuning
 from infernum.lab.measure.candidates import (
-    Trials,
+    CandidateBundle,
     Tunable,
     candidates_of,
     compile_candidates,
     compile_default,
     tunables,
-    write_trials,
+    write_candidates,
 )
 from infernum.lab.measure.race import Comparison, race, winner
 from infernum.lab.measure.rig import Rig
@@ -182,7 +182,7 @@ def emit_again(sources: Any, variant: str, tuned: Mapping[str, Tuned]) -> list[A
 def test_a_sampler_is_tuned_once_in_the_step_of_the_first_variant() -> None:
     sources = emit_sources(resolve("dante"), Options(max_batch_tokens=8))
     for variants in (("t1", "t8"), ("t8", "t1")):
-        found = tuning.tunables_of(tuning.Request(resolve("dante"), variants=variants), sources)
+        found = tuning.tunables_of(tuning.TuneRequest(resolve("dante"), variants=variants), sources)
         of_sampler = [each for each in found if any(block == "greedy" for block, _ in each.kernels)]
         assert [each.variant for each in of_sampler] == [variants[0]]
         assert {each.variant for each in found} == set(variants)
@@ -195,7 +195,7 @@ def test_a_candidate_for_a_sampler_runs_in_its_own_variant_and_the_others_run_th
     base = compile_default(sources)
     (argmax,) = tunables(sources, "t1", ["greedy"])
     (compiled,) = compile_candidates(sources, base, candidates_of(argmax, 0)[:1])
-    manifest = write_trials(tmp_path / "trials", sources, base, [compiled]).manifest
+    manifest = write_candidates(tmp_path / "candidate_bundle", sources, base, [compiled]).manifest
     assert set(manifest.blocks["greedy"]) == {ANY, "t1.0"} and set(manifest.blocks["sample"]) == {ANY}
     default, tried = (block_variant(manifest, "greedy", name) for name in ("t1", "t1.0"))
     assert default.variant == ANY and tried.variant == "t1.0"
@@ -430,7 +430,7 @@ def test_a_bundle_with_other_choices_is_another_bundle_in_the_cache(
 
 
 @pytest.fixture
-def trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trials:
+def candidate_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CandidateBundle:
     """The toy with two more variants of its decode: one whose `mean` is faster, one whose `mean` is wrong."""
     bundle = described_toy(tmp_path)
     manifest, kernels = bundle.manifest, {"t1.0": "fast_mean", "t1.1": "wrong_mean"}
@@ -446,12 +446,12 @@ def trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trials:
             of_block[name] = msgspec.structs.replace(of_block["t1"], variant=name, steps=steps)
     specs = [*manifest.variants, *(msgspec.structs.replace(manifest.variants[0], name=n) for n in kernels)]
     manifest = msgspec.structs.replace(manifest, blocks=blocks, variants=specs)
-    written = toy.toy_bundle(tmp_path / "trials", manifest)
-    return Trials(written.folder, written.manifest, written.checksums)
+    written = toy.toy_bundle(tmp_path / "candidate_bundle", manifest)
+    return CandidateBundle(written.folder, written.manifest, written.checksums)
 
 
 def test_variants_are_timed_in_the_whole_step_and_wrong_ones_are_refused(
-    trials: Trials, monkeypatch: pytest.MonkeyPatch
+    candidate_bundle: CandidateBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = clock_gpu()
     signature, mean = toy.KERNELS["mean"]
@@ -467,12 +467,12 @@ def test_variants_are_timed_in_the_whole_step_and_wrong_ones_are_refused(
 
     monkeypatch.setitem(MICROSECONDS, "fast_mean", 1.0)
     gpu.kernels |= {"fast_mean": (signature, fast), "wrong_mean": (signature, wrong)}
-    load = workload(trials, variant="t1", tokens=None, context=12, room=8, seed=0)
+    load = workload(candidate_bundle, variant="t1", tokens=None, context=12, room=8, seed=0)
     with (
-        open_clocked(gpu, trials, max_model_len=load.length, pages=load.pages.size) as executor,
+        open_clocked(gpu, candidate_bundle, max_model_len=load.length, pages=load.pages.size) as executor,
         ExitStack() as stack,
     ):
-        rig = Rig(executor, trials, load, stack)
+        rig = Rig(executor, candidate_bundle, load, stack)
         with ExitStack() as opened:
             assert rig.open("t1.0", opened) == ""
             assert "logits differ" in rig.open("t1.1", opened)
@@ -482,7 +482,7 @@ def test_variants_are_timed_in_the_whole_step_and_wrong_ones_are_refused(
             rig.sample("t1.0")
         launches, us = rig.kernel_us()["decoder", "mean"]
         assert (launches, us) == (toy.LAYERS, pytest.approx(MICROSECONDS["mean"]))
-    assert trials.serving == [] and not gpu.live
+    assert candidate_bundle.serving == [] and not gpu.live
 
 
 # The whole search, with times that are made up.
@@ -491,15 +491,15 @@ def test_variants_are_timed_in_the_whole_step_and_wrong_ones_are_refused(
 class FakeRig:
     """Times of the step by what is chosen: argmax is best with 128 threads and the largest tile, all else as it is."""
 
-    def __init__(self, executor: Any, trials: Trials, load: Any, stack: ExitStack) -> None:
-        self._trials, self._variant, self._rng = trials, load.variant, random.Random(1)
+    def __init__(self, executor: Any, candidate_bundle: CandidateBundle, load: Any, stack: ExitStack) -> None:
+        self._bundle, self._variant, self._rng = candidate_bundle, load.variant, random.Random(1)
 
     def open(self, variant: str, stack: ExitStack) -> str:
         return ""
 
     def sample(self, variant: str) -> float:
         us = 700.0 + self._rng.gauss(0, 0.05)
-        for name, block in self._trials.manifest.blocks.items():
+        for name, block in self._bundle.manifest.blocks.items():
             for kernel in block.get(variant, block.get(ANY)).kernels:
                 chosen = kernel.parameters
                 if chosen is None or chosen.values == chosen.default:
@@ -511,7 +511,7 @@ class FakeRig:
         return us
 
     def kernel_us(self) -> dict[tuple[str, str], tuple[int, float]]:
-        blocks = self._trials.manifest.blocks
+        blocks = self._bundle.manifest.blocks
         return {
             (name, kernel.name): (4 if name == "decoder" else 1, 5.0)
             for name, block in blocks.items()
@@ -550,7 +550,7 @@ def fine(bundle: Bundle, variant: str, kernels: Any) -> dict[tuple[str, str], st
 def test_the_fastest_that_is_right_is_kept_and_the_next_compile_takes_it_up(
     infernum: Callable[..., Outcome], tmp_path: Path
 ) -> None:
-    request = tuning.Request(resolve("dante"), variants=("t1",), context=128, budget=600.0)
+    request = tuning.TuneRequest(resolve("dante"), variants=("t1",), context=128, budget=600.0)
     results = tuning.tune(request, fine)
     other, argmax = results["kernels"]
     assert argmax["kernel"] == "argmax + argmax_finish"
@@ -583,7 +583,7 @@ def test_a_winner_that_numpy_does_not_agree_with_is_not_kept() -> None:
         asked.append(variant)
         return {name: "3 elements differ" for name in kernels if name[1] == "argmax"}
 
-    request = tuning.Request(resolve("dante"), variants=("t1",), context=128, budget=600.0)
+    request = tuning.TuneRequest(resolve("dante"), variants=("t1",), context=128, budget=600.0)
     results = tuning.tune(request, check)
     row = next(r for r in results["kernels"] if r["kernel"].startswith("argmax"))
     assert asked == ["t1.with0"]
@@ -593,14 +593,16 @@ def test_a_winner_that_numpy_does_not_agree_with_is_not_kept() -> None:
 
 @pytest.mark.usefixtures("gpu_made_up")
 def test_a_budget_that_is_used_up_keeps_what_was_decided_and_says_what_was_not() -> None:
-    results = tuning.tune(tuning.Request(resolve("dante"), variants=("t1",), context=128, budget=1e-6), fine)
+    results = tuning.tune(
+        tuning.TuneRequest(resolve("dante"), variants=("t1",), context=128, budget=1e-6), fine
+    )
     assert not results["complete"] and results["kept"] is None
     assert {row["why"] for row in results["kernels"]} == {"not decided: the time was up"}
 
 
-def found_of(name: str, values: dict[str, int]) -> tuning.Found:
+def found_of(name: str, values: dict[str, int]) -> tuning.TuningResult:
     chosen = settled(template(A=(1, 2)), ops=[name])
-    return tuning.Found(tuning.Tunable("t1", (("decoder", name),), chosen), 4, 5.0, 1.0, values, True)
+    return tuning.TuningResult(tuning.Tunable("t1", (("decoder", name),), chosen), 4, 5.0, 1.0, values, True)
 
 
 def test_of_the_winners_those_are_kept_that_are_fastest_together() -> None:

@@ -89,10 +89,10 @@ def latency(
         describe()
     except DeviceError as error:
         raise DeviceError(f"bench latency measures a GPU: {error}; see `infernum doctor`") from error
-    from infernum.lab.measure.latency import Request, measure
+    from infernum.lab.measure.latency import LatencyRequest, measure
 
     warn(source.warnings)
-    request = Request(
+    request = LatencyRequest(
         source,
         load_format,
         prompt,

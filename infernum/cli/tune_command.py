@@ -95,11 +95,11 @@ def command(
         describe()
     except DeviceError as error:
         raise DeviceError(f"tune measures a GPU: {error}; see `infernum doctor`") from error
-    from infernum.lab.measure.tune import PROMPTS, Request, tune
+    from infernum.lab.measure.tune import PROMPTS, TuneRequest, tune
 
     warn(source.warnings)
     split = options.split_rules(rules)
-    request = Request(
+    request = TuneRequest(
         source,
         load_format,
         dtype,

@@ -85,7 +85,7 @@ def test_the_trace_names_exactly_the_kernels_that_are_launched(bundles: Bundles,
 @pytest.mark.parametrize("batch", [1, 3])
 def test_sampled_generations_are_checked_repeated_and_compared_with_greedy_ones(batch: int) -> None:
     sampling = SamplingParams(temperature=0.8, top_k=40, top_p=0.95, min_p=0.01, seed=5)
-    request = latency.Request(
+    request = latency.LatencyRequest(
         resolve("dante"), "auto", prompt=70, tokens=40, batch=batch, seed=5, sampling=sampling, identical=3
     )
     found = latency.measure(request)
@@ -101,7 +101,7 @@ def test_torch_sees_the_very_weights_that_our_kernels_read(bundles: Bundles) -> 
     source, bundle = resolve("dante"), bundles.get(RECIPE)
     assert source.folder is not None
     checkpoint = Checkpoint.open(source.folder)
-    request = latency.Request(source, "auto", prompt=40, tokens=8)
+    request = latency.LatencyRequest(source, "auto", prompt=40, tokens=8)
     pages = page_table(1, 48, bundle.manifest.page_size, 0)
     tokens = np.arange(40, dtype=np.int32)
     executor, weights_at = latency._open(request, bundle, checkpoint, pages)

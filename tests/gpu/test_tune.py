@@ -13,7 +13,7 @@ import pytest
 
 from infernum.lab.measure.candidates import Tunable, tunables
 from infernum.lab.measure.race import Comparison
-from infernum.lab.measure.tune import Request, tune
+from infernum.lab.measure.tune import TuneRequest, tune
 from infernum.lab.verify.gpu import open_bench
 from infernum.lab.verify.named import wrong_kernels
 from infernum.models.presets import resolve
@@ -83,7 +83,9 @@ def test_a_candidate_that_is_taken_is_right_by_numpy(monkeypatch: pytest.MonkeyP
         assert not wrong, wrong
         return wrong
 
-    results = tune(Request(resolve("dante"), variants=("t1", "prefill"), context=128, prompts=(128,)), check)
+    results = tune(
+        TuneRequest(resolve("dante"), variants=("t1", "prefill"), context=128, prompts=(128,)), check
+    )
     assert "argmax" in checked and len(set(checked)) > 2
     assert any(row["after"] != row["before"] for row in results["kernels"])
     assert results["products"] and all(p["m"] == 128 or p["m"] == 1 for p in results["products"])

@@ -20,7 +20,7 @@ import numpy as np
 
 from infernum.dtypes import relative_error
 from infernum.errors import DeviceError, RequestError
-from infernum.lab.measure.generation import Generation, Timing
+from infernum.lab.measure.generation import Generation, TimedGeneration
 from infernum.models.config import FamilyConfig
 from infernum.models.llama import LlamaConfig
 from infernum.step import Float32, Int32
@@ -54,7 +54,7 @@ def against_transformers(
     config: FamilyConfig,
     tensors: Mapping[str, Any],
     generation: Generation,
-    ours: Sequence[Timing],
+    ours: Sequence[TimedGeneration],
     checked: tuple[Int32, Float32],
     places: Sequence[int],
     allowed: float,
@@ -118,7 +118,7 @@ def tokens_that_agree(output: Int32, ours: Int32) -> int:
     return int(differs.argmax()) if differs.any() else output.shape[1]
 
 
-def _milliseconds(timings: Sequence[Timing], steps: int) -> tuple[list[float], list[float]]:
+def _milliseconds(timings: Sequence[TimedGeneration], steps: int) -> tuple[list[float], list[float]]:
     return [1e3 * t.prompt_seconds for t in timings], [1e3 * t.decode_seconds / steps for t in timings]
 
 
@@ -187,7 +187,7 @@ class Peer:
         )
         self._step: Any = compiled(self._model.forward)
 
-    def generate(self) -> Timing:
+    def generate(self) -> TimedGeneration:
         """Prompt and greedy tokens, by the wall clock between synchronisations; the tokens' way to the host counts."""
         torch = self._torch
         with torch.no_grad():
@@ -201,7 +201,7 @@ class Peer:
                 tokens.append(self._decode(tokens[-1]).argmax(-1, keepdim=True))
             output = torch.cat(tokens, dim=1).cpu()
             end = time.perf_counter()
-        return Timing(middle - begin, end - middle, output.numpy().astype(np.int32))
+        return TimedGeneration(middle - begin, end - middle, output.numpy().astype(np.int32))
 
     def forced_logits(self, output: Int32, places: Sequence[int]) -> Float32:
         """Their logits for each of `places` when fed the tokens `output` [batch, tokens]: [places, batch, vocab]."""

@@ -37,7 +37,7 @@ class Tunable:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CandidateVariant:
     """A block variant in which kernels have other parameters than by default. `name`: the variant that it becomes."""
 
     name: str
@@ -47,7 +47,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Trials(Bundle):
+class CandidateBundle(Bundle):
     """A bundle in which several variants serve the same steps: the one that `serving` names does, if any."""
 
     serving: list[str] = field(default_factory=list[str])
@@ -71,20 +71,20 @@ def tunables(sources: Sources, variant: str, blocks: Iterable[str]) -> list[Tuna
     return [Tunable(variant, tuple(names), chosen) for chosen, names in by_key.values()]
 
 
-def candidates_of(tunable: Tunable, first: int) -> list[Candidate]:
+def candidates_of(tunable: Tunable, first: int) -> list[CandidateVariant]:
     """Every combination but the default one, named by numbers from `first` on."""
     chosen = tunable.parameters
     return [
-        Candidate(f"{tunable.variant}.{first + i}", tunable.variant, {chosen.key: values})
+        CandidateVariant(f"{tunable.variant}.{first + i}", tunable.variant, {chosen.key: values})
         for i, values in enumerate(chosen.candidates[1:])
     ]
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompiledCandidate:
     """The blocks of a candidate that differ from the default ones, with their cubins; or why it cannot be tried."""
 
-    candidate: Candidate
+    candidate: CandidateVariant
     blocks: tuple[tuple[CompiledBlock, Cubin], ...] = ()
     refused: str = ""
 
@@ -92,19 +92,19 @@ class Compiled:
 def compile_candidates(
     sources: Sources,
     base: Mapping[str, Cubin],
-    candidates: Sequence[Candidate],
+    candidates: Sequence[CandidateVariant],
     in_time: Callable[[], bool] = lambda: True,
     progress: Callable[[str, int, int], None] | None = None,
-) -> list[Compiled]:
+) -> list[CompiledCandidate]:
     """Plan, emit and compile each candidate side by side; `base`: the default cubins by file.
 
     One that does not compile, spills more than the default, or that no SM could hold, is refused with the reason, and
     so are those that are not begun in time.
     """
 
-    def compiled(candidate: Candidate) -> Compiled:
+    def compiled(candidate: CandidateVariant) -> CompiledCandidate:
         if not in_time():
-            return Compiled(candidate, refused="not compiled: the time was up")
+            return CompiledCandidate(candidate, refused="not compiled: the time was up")
         try:
             changed = [_changed(block, candidate) for block in _blocks_of(sources, candidate)]
             pairs = [
@@ -120,15 +120,15 @@ def compile_candidates(
                 for block in changed
             ]
         except CompileError as error:
-            return Compiled(candidate, refused=f"does not compile: {str(error).splitlines()[0]}")
+            return CompiledCandidate(candidate, refused=f"does not compile: {str(error).splitlines()[0]}")
         for block, cubin in pairs:
             reason = _refusal(block, cubin, base[f"{block.stem}.cu"], sources.options.arch)
             if reason:
-                return Compiled(candidate, refused=reason)
-        return Compiled(candidate, tuple(pairs))
+                return CompiledCandidate(candidate, refused=reason)
+        return CompiledCandidate(candidate, tuple(pairs))
 
     with ThreadPoolExecutor() as pool:
-        done: list[Compiled] = []
+        done: list[CompiledCandidate] = []
         for each in pool.map(compiled, candidates):
             done.append(each)
             if progress:
@@ -142,9 +142,9 @@ def compile_default(sources: Sources) -> dict[str, Cubin]:
     return compile_all(files.items(), sources.options.arch, cache=cache_folder())
 
 
-def write_trials(
-    folder: Path, sources: Sources, base: Mapping[str, Cubin], compiled: Sequence[Compiled]
-) -> Trials:
+def write_candidates(
+    folder: Path, sources: Sources, base: Mapping[str, Cubin], compiled: Sequence[CompiledCandidate]
+) -> CandidateBundle:
     """A bundle of the default variants, and of one more for each candidate.
 
     Blocks that are compiled once have such a variant only where the candidate changes them.
@@ -168,10 +168,10 @@ def write_trials(
             contents |= {source: block.source.encode(), binary: cubin.data}
     manifest = msgspec.structs.replace(manifest, variants=variants, blocks=blocks)
     written = write_bundle(folder, manifest, contents)
-    return Trials(written.folder, written.manifest, written.checksums)
+    return CandidateBundle(written.folder, written.manifest, written.checksums)
 
 
-def _blocks_of(sources: Sources, candidate: Candidate) -> list[CompiledBlock]:
+def _blocks_of(sources: Sources, candidate: CandidateVariant) -> list[CompiledBlock]:
     """The blocks that have a kernel of a key that is changed."""
     return [
         block
@@ -184,7 +184,7 @@ def _blocks_of(sources: Sources, candidate: Candidate) -> list[CompiledBlock]:
     ]
 
 
-def _changed(block: CompiledBlock, candidate: Candidate) -> CompiledBlock:
+def _changed(block: CompiledBlock, candidate: CandidateVariant) -> CompiledBlock:
     tuned = {key: Tuned(values, "tried") for key, values in candidate.changes.items()}
     target = replace(block.target, tuned=tuned)
     plan = plan_block(block.plan.graph, target)

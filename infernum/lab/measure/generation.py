@@ -33,7 +33,7 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class Timing:
+class TimedGeneration:
     """Wall-clock of one generation, and the tokens that came out, int32 [batch, tokens]."""
 
     prompt_seconds: float
@@ -46,7 +46,7 @@ def generate(
     generation: Generation,
     steps: Sequence[tuple[Batch, list[int]]],
     params: SamplingParams,
-) -> Timing:
+) -> TimedGeneration:
     """One whole generation, as the engine does it: each step's tokens are read when the next one is under way."""
     sampling = drawn(params, range(generation.batch))
     begin = time.perf_counter()
@@ -63,17 +63,17 @@ def generate(
         output.append(pending.tokens())
         pending = following
     output.append(pending.tokens())
-    return Timing(middle - begin, time.perf_counter() - middle, np.stack(output, axis=1))
+    return TimedGeneration(middle - begin, time.perf_counter() - middle, np.stack(output, axis=1))
 
 
 def interleaved(
-    run: Callable[[SamplingParams], Timing], modes: Sequence[SamplingParams], repeats: int
-) -> list[list[Timing]]:
+    run: Callable[[SamplingParams], TimedGeneration], modes: Sequence[SamplingParams], repeats: int
+) -> list[list[TimedGeneration]]:
     """The timings of each mode over `repeats` rounds; a round runs all modes, in turns forwards and backwards.
 
     What drifts while it is measured, such as a clock, then hits all modes alike.
     """
-    timings: list[list[Timing]] = [[] for _ in modes]
+    timings: list[list[TimedGeneration]] = [[] for _ in modes]
     for repeat in range(repeats):
         order = range(len(modes)) if repeat % 2 == 0 else reversed(range(len(modes)))
         for mode in order:

@@ -24,7 +24,7 @@ from infernum.lab.measure.checked import (
     decoded_logits,
     prefilled_logits,
 )
-from infernum.lab.measure.generation import GREEDY, Generation, Timing, generate, interleaved
+from infernum.lab.measure.generation import GREEDY, Generation, TimedGeneration, generate, interleaved
 from infernum.lab.measure.origin import origin
 from infernum.lab.measure.read_bandwidth import measure_read_bandwidth
 from infernum.lab.measure.shared_weights import NotingDevice, tensors_on_gpu
@@ -46,7 +46,7 @@ WARM_UPS = 2
 
 
 @dataclass(frozen=True)
-class Request:
+class LatencyRequest:
     """What is measured: `batch` prompts of `prompt` random tokens, each continued by `tokens` tokens.
 
     repeats    timed generations, over which medians are taken
@@ -84,12 +84,12 @@ class Opened(Executor, AbstractContextManager["Opened"], Protocol):
 class Measured:
     """Of each mode its timings, of the reported one the tokens [batch, tokens] and the logits at the checked places."""
 
-    timings: list[list[Timing]]
+    timings: list[list[TimedGeneration]]
     output: Int32
     logits: Float32
 
 
-def measure(request: Request, progress: Progress | None = None) -> dict[str, Any]:
+def measure(request: LatencyRequest, progress: Progress | None = None) -> dict[str, Any]:
     """Time prompt and decoding, check what was computed, and relate the time to the GPU's read bandwidth.
 
     Raises DeviceError, and gives no number, when a check fails; RequestError for what cannot be measured.
@@ -128,7 +128,7 @@ def measure(request: Request, progress: Progress | None = None) -> dict[str, Any
     return results if theirs is None else results | {"against": theirs}
 
 
-def _check(request: Request) -> None:
+def _check(request: LatencyRequest) -> None:
     context = request.source.config.max_position_embeddings
     for name, value, least in (
         ("--prompt", request.prompt, 1),
@@ -147,7 +147,7 @@ def _check(request: Request) -> None:
         check_comparable(request.source.config)
 
 
-def _compile(request: Request, *, fuse: bool, progress: Progress | None) -> Bundle:
+def _compile(request: LatencyRequest, *, fuse: bool, progress: Progress | None) -> Bundle:
     rules = request.rules if fuse == request.fuse else ()
     arch = native_arch()
     tuned = tuned_here(config_hash(request.source.config), arch)
@@ -155,7 +155,9 @@ def _compile(request: Request, *, fuse: bool, progress: Progress | None) -> Bund
     return cached_bundle(request.source, options, progress=progress)
 
 
-def _open(request: Request, bundle: Bundle, weights: TensorSource | None, pages: Int32) -> tuple[Opened, int]:
+def _open(
+    request: LatencyRequest, bundle: Bundle, weights: TensorSource | None, pages: Int32
+) -> tuple[Opened, int]:
     """An executor for the generation, and where its weights begin on the GPU."""
     length = request.prompt + request.tokens
     device = NotingDevice.open()
@@ -166,7 +168,7 @@ def _open(request: Request, bundle: Bundle, weights: TensorSource | None, pages:
 
 def _measure(
     executor: Executor,
-    request: Request,
+    request: LatencyRequest,
     generation: Generation,
     places: Sequence[int],
     progress: Progress | None,
@@ -175,7 +177,7 @@ def _measure(
     steps = generation.steps(executor)
     done, total = 0, len(request.modes) * (WARM_UPS + request.repeats + 1) + request.identical
 
-    def run(params: SamplingParams) -> Timing:
+    def run(params: SamplingParams) -> TimedGeneration:
         nonlocal done
         timing = generate(executor, generation, steps, params)
         done += 1
@@ -204,9 +206,9 @@ def _measure(
 def _check_mode(
     executor: Executor,
     generation: Generation,
-    run: Callable[[SamplingParams], Timing],
+    run: Callable[[SamplingParams], TimedGeneration],
     params: SamplingParams,
-    timed: Sequence[Timing],
+    timed: Sequence[TimedGeneration],
     places: Sequence[int],
 ) -> tuple[Int32, Float32]:
     """Tokens and logits of one more generation. Raises DeviceError when they are wrong, or not those of the timed."""
@@ -219,7 +221,7 @@ def _check_mode(
 
 
 def _against(
-    request: Request,
+    request: LatencyRequest,
     bundle: Bundle,
     weights_at: int,
     generation: Generation,
@@ -260,7 +262,11 @@ def bytes_per_token(bundle: Bundle, batch: int, mean_context: float) -> dict[str
 
 
 def _results(
-    request: Request, bundle: Bundle, timings: list[list[Timing]], bandwidth: float, error: float
+    request: LatencyRequest,
+    bundle: Bundle,
+    timings: list[list[TimedGeneration]],
+    bandwidth: float,
+    error: float,
 ) -> dict[str, Any]:
     manifest = bundle.manifest
     steps = request.tokens - 1

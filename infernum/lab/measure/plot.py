@@ -52,7 +52,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Group:
+class BarGroup:
     """Bars of one scale: the times of one model at one size. `origin`: where, how and when they were measured."""
 
     title: str
@@ -84,7 +84,7 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
     return found
 
 
-def groups_of(results: Sequence[Result]) -> list[Group]:
+def groups_of(results: Sequence[Result]) -> list[BarGroup]:
     """The groups in the order of the results. Raises RequestError when one bar has two results."""
     members: dict[str, dict[bool, Result]] = {}
     for result in results:
@@ -103,7 +103,7 @@ def _title(result: Result) -> str:
     )
 
 
-def _group(title: str, found: Mapping[bool, Result]) -> Group:
+def _group(title: str, found: Mapping[bool, Result]) -> BarGroup:
     main = found[True] if True in found else found[False]
     bars = [Bar("bound", "bound", main["floor_ms_per_token"], "weights and cache, read once")]
     for fused, kind, label in ((True, "fused", "Infernum"), (False, "unfused", "Infernum, --no-fuse")):
@@ -115,14 +115,14 @@ def _group(title: str, found: Mapping[bool, Result]) -> Group:
         ratio = theirs["ms_per_token"] / main["ms_per_token"]
         bars.append(Bar("other", _name(theirs), theirs["ms_per_token"], f"{ratio:.2f}× as long"))
     origin = f"{main['gpu']}, {main['dtype']}, {str(main['date'])[:10]}"
-    return Group(title, origin, tuple(bars))
+    return BarGroup(title, origin, tuple(bars))
 
 
 def _name(theirs: Result) -> str:
     return f"{theirs['name']} + compile" if theirs["name"] == "transformers" else str(theirs["name"])
 
 
-def draw(groups: Sequence[Group]) -> str:
+def draw(groups: Sequence[BarGroup]) -> str:
     """The picture; the same groups always give the same text."""
     height = HEADER + sum(TITLE + ROW * len(group.bars) for group in groups) + FOOTER
     lines = [
@@ -143,7 +143,7 @@ def draw(groups: Sequence[Group]) -> str:
     return "\n".join([*lines, "</svg>", ""])
 
 
-def _draw_group(group: Group, top: int) -> list[str]:
+def _draw_group(group: BarGroup, top: int) -> list[str]:
     scale = LONGEST / max(bar.milliseconds for bar in group.bars)
     lines = [_text(16, top + 20, group.title, "group")]
     for number, bar in enumerate(group.bars):
@@ -166,7 +166,7 @@ def _text(x: float, y: float, text: str, kind: str, *, end: bool = False) -> str
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}"{anchor}>{escape(text)}</text>'
 
 
-def _description(groups: Sequence[Group]) -> str:
+def _description(groups: Sequence[BarGroup]) -> str:
     """All numbers as a sentence, for those who do not see the picture."""
     return "; ".join(
         f"{group.title}: " + ", ".join(f"{bar.label} {bar.milliseconds:.3f} ms" for bar in group.bars)

@@ -9,7 +9,7 @@ import numpy as np
 
 from infernum.dtypes import relative_error
 from infernum.errors import DeviceError
-from infernum.lab.measure.candidates import Trials
+from infernum.lab.measure.candidates import CandidateBundle
 from infernum.lab.measure.checked import allowed_error
 from infernum.lab.measure.cuts import cuts, in_place, kernels_in_step
 from infernum.lab.measure.kernels import advancing_launches
@@ -33,9 +33,11 @@ class Rig:
     The prompts are run once; what they leave in the cache is what all variants attend to.
     """
 
-    def __init__(self, executor: CudaExecutor, trials: Trials, load: Workload, stack: ExitStack) -> None:
+    def __init__(
+        self, executor: CudaExecutor, bundle: CandidateBundle, load: Workload, stack: ExitStack
+    ) -> None:
         """Raises DeviceError when the logits of the default variant are not finite."""
-        self._executor, self._trials, self._load = executor, trials, load
+        self._executor, self._bundle, self._load = executor, bundle, load
         for batch, _ in prompt_steps(load.prompts, load.pages, executor):
             executor.run(batch, greedy(batch.rows)).tokens()
         if not np.isfinite(self._output(load.variant)).all():
@@ -65,7 +67,7 @@ class Rig:
         step.queue()
         launches = tuple(step.queued())
         kernels = kernels_in_step(step.places, launches)
-        advances = bool(advancing_launches(self._trials, variant, kernels))
+        advances = bool(advancing_launches(self._bundle, variant, kernels))
         self._graphs[variant] = Replayed(step, launches, advances, self._load, self._replays, stack)
         stack.callback(self._graphs.pop, variant)
         return ""
@@ -78,7 +80,7 @@ class Rig:
         """Of each kernel of the default: its launches in a step, and the microseconds of one of them in its place."""
         step = self._prepared(self._load.variant)
         kernels = kernels_in_step(step.places, step.queued())
-        advancing = advancing_launches(self._trials, self._load.variant, kernels)
+        advancing = advancing_launches(self._bundle, self._load.variant, kernels)
         with ExitStack() as stack:
             stack.callback(step.stream.synchronize)
             graphs = [
@@ -91,38 +93,38 @@ class Rig:
         least = {number: min(times) for number, times in enumerate(zip(*rounds, strict=True))}
         found: dict[Named, tuple[int, float]] = {}
         for number, kernel in enumerate(kernels):
-            block = block_variant(self._trials.manifest, kernel.block, self._load.variant)
+            block = block_variant(self._bundle.manifest, kernel.block, self._load.variant)
             us = 1e3 * in_place(kernels, least, number)
             found[kernel.block, block.kernels[kernel.index].name] = len(kernel.launches), us
         return found
 
     def _prepared(self, variant: str) -> PreparedStep:
         batch = self._load.batch()
-        self._trials.serving[:] = [variant]
+        self._bundle.serving[:] = [variant]
         try:
             return self._executor.prepare(batch, greedy(batch.rows))
         finally:
-            self._trials.serving.clear()
+            self._bundle.serving.clear()
 
     def _output(self, variant: str) -> np.ndarray:
-        self._trials.serving[:] = [variant]
+        self._bundle.serving[:] = [variant]
         try:
             return self._executor.logits(self._load.batch())
         finally:
-            self._trials.serving.clear()
+            self._bundle.serving.clear()
 
     def _difference(self, variant: str) -> str:
         batch = self._load.batch()
         expected = self._output(self._load.variant)  # anew: steps that were timed have left other keys behind
         logits = self._output(variant)
         error = relative_error(logits, expected)
-        if not error <= allowed_error(self._trials):
+        if not error <= allowed_error(self._bundle):
             return f"wrong: its logits differ from the default's by {error:.1e}"
-        self._trials.serving[:] = [variant]
+        self._bundle.serving[:] = [variant]
         try:
             tokens = self._executor.run(batch, greedy(batch.rows)).tokens()
         finally:
-            self._trials.serving.clear()
+            self._bundle.serving.clear()
         if not np.array_equal(tokens, np.argmax(logits, axis=-1)):
             return "wrong: its tokens are not the most likely ones"
         return ""

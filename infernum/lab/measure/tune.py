@@ -25,16 +25,16 @@ from infernum.compiler import Options, Sources, emit_sources
 from infernum.errors import DeviceError, RequestError
 from infernum.ir.kernel import Tuned
 from infernum.lab.measure.candidates import (
-    Candidate,
-    Compiled,
-    Trials,
+    CandidateBundle,
+    CandidateVariant,
+    CompiledCandidate,
     Tunable,
     Values,
     candidates_of,
     compile_candidates,
     compile_default,
     tunables,
-    write_trials,
+    write_candidates,
 )
 from infernum.lab.measure.origin import origin
 from infernum.lab.measure.race import FIRST_ROUNDS, Comparison, race, winner
@@ -64,7 +64,7 @@ PROMPTS = (512, 2048, 4096)
 
 
 @dataclass(frozen=True)
-class Request:
+class TuneRequest:
     """What is tuned: `variants` of a model, decodes with `context` positions each, within `budget` seconds.
 
     `prompts`: lengths for which library products are tuned too, when the variant prefill is among `variants`.
@@ -83,7 +83,7 @@ class Request:
 
 
 @dataclass
-class Found:
+class TuningResult:
     """What came of one kernel, or of kernels that are alike. Times are of one launch in its place, in microseconds.
 
     `raced`: False when the time was up before all candidates were compared. `gain_us`: of the whole step.
@@ -123,7 +123,7 @@ class Step:
     after_us: float
 
 
-def tune(request: Request, check: Check, progress: Progress | None = None) -> dict[str, Any]:
+def tune(request: TuneRequest, check: Check, progress: Progress | None = None) -> dict[str, Any]:
     """Find and keep the fastest parameters that `check` finds right.
 
     When the budget is used up, what was decided until then is kept and the rest stays as it is. Raises DeviceError
@@ -147,7 +147,7 @@ def tune(request: Request, check: Check, progress: Progress | None = None) -> di
     sources = emit_sources(request.source, options)
     check_variants(request, sources)
     base = compile_default(sources)
-    found = [Found(each) for each in tunables_of(request, sources)]
+    found = [TuningResult(each) for each in tunables_of(request, sources)]
     with tempfile.TemporaryDirectory(prefix="infernum-tune-") as folder:
         workshop = _Workshop(request, sources, base, checkpoint, Path(folder), check, progress)
         workshop.race_each(found, still_before(at(COMPILING)), at(RACING))
@@ -180,7 +180,7 @@ def tune(request: Request, check: Check, progress: Progress | None = None) -> di
     }
 
 
-def tunables_of(request: Request, sources: Sources) -> list[Tunable]:
+def tunables_of(request: TuneRequest, sources: Sources) -> list[Tunable]:
     """What is tuned: the model's kernels in each variant, the sampler's in the first one, since it has but one code."""
     blocks = {block.name for block, _ in sources.program.stages}
     first, *others = request.variants
@@ -188,7 +188,7 @@ def tunables_of(request: Request, sources: Sources) -> list[Tunable]:
     return [*found, *(each for variant in others for each in tunables(sources, variant, blocks))]
 
 
-def check_variants(request: Request, sources: Sources) -> None:
+def check_variants(request: TuneRequest, sources: Sources) -> None:
     """Raises RequestError for a variant, context or prompt that the model has not."""
     names = [spec.name for spec in sources.variants]
     for variant in request.variants:
@@ -207,7 +207,7 @@ def spelled(values: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def why(found: Found, gpu: str, arch: str, date: str) -> str:
+def why(found: TuningResult, gpu: str, arch: str, date: str) -> str:
     """The sentence that the manifest has of a kernel that was tuned."""
     tried = f"{len(found.tunable.parameters.candidates)} candidates"
     if not found.changed:
@@ -218,7 +218,7 @@ def why(found: Found, gpu: str, arch: str, date: str) -> str:
     )
 
 
-def row(found: Found, kept: Mapping[str, Tuned]) -> dict[str, Any]:
+def row(found: TuningResult, kept: Mapping[str, Tuned]) -> dict[str, Any]:
     """What is reported of a kernel."""
     blocks = dict.fromkeys(block for block, _ in found.tunable.kernels)
     names = dict.fromkeys(name for _, name in found.tunable.kernels)
@@ -239,7 +239,7 @@ def row(found: Found, kept: Mapping[str, Tuned]) -> dict[str, Any]:
     }
 
 
-def record_kernel_times(found: Sequence[Found], times: Mapping[Named, tuple[int, float]]) -> None:
+def record_kernel_times(found: Sequence[TuningResult], times: Mapping[Named, tuple[int, float]]) -> None:
     """Note how often each kernel runs in a step and what it takes: those of one key, and of one op, together."""
     for each in found:
         timed = [times[name] for name in each.tunable.kernels if name in times]
@@ -248,7 +248,7 @@ def record_kernel_times(found: Sequence[Found], times: Mapping[Named, tuple[int,
         each.before_us = total / each.launches if each.launches else 0.0
 
 
-def decide(found: Found, names: Mapping[str, Values], comparisons: Mapping[str, Comparison]) -> None:
+def decide(found: TuningResult, names: Mapping[str, Values], comparisons: Mapping[str, Comparison]) -> None:
     """Take the winner of a race, or the default; `names`: the values of each candidate that took part."""
     found.raced = all(each.decided for each in comparisons.values())
     best = winner(dict(comparisons), found.before_us * found.launches)
@@ -256,17 +256,19 @@ def decide(found: Found, names: Mapping[str, Values], comparisons: Mapping[str, 
     found.gain_us = 0.0 if best is None else -comparisons[best].median
 
 
-def combinations(variant: str, winners: Sequence[Found]) -> list[Candidate]:
+def combinations(variant: str, winners: Sequence[TuningResult]) -> list[CandidateVariant]:
     """All winners of a variant together, and all but each of them."""
     changes: dict[str, Values] = {f.key: f.values for f in winners}
     if not changes:
         return []
     without = [{k: v for k, v in changes.items() if k != key} for key in changes] if len(changes) > 1 else []
-    return [Candidate(f"{variant}.with{i}", variant, each) for i, each in enumerate([changes, *without])]
+    return [
+        CandidateVariant(f"{variant}.with{i}", variant, each) for i, each in enumerate([changes, *without])
+    ]
 
 
 def settle_together(
-    winners: Sequence[Found], tried: Sequence[Candidate], comparisons: Mapping[str, Comparison]
+    winners: Sequence[TuningResult], tried: Sequence[CandidateVariant], comparisons: Mapping[str, Comparison]
 ) -> float:
     """Keep of the winners those of the fastest combination, none where no one is faster than the default beyond doubt.
 
@@ -285,7 +287,7 @@ class _Workshop:
 
     def __init__(
         self,
-        request: Request,
+        request: TuneRequest,
         sources: Sources,
         base: Mapping[str, Cubin],
         checkpoint: Checkpoint | None,
@@ -296,43 +298,43 @@ class _Workshop:
         self._request, self._sources, self._base = request, sources, base
         self._checkpoint, self._folder, self._check, self._progress = checkpoint, folder, check, progress
 
-    def race_each(self, found: Sequence[Found], may_compile: Callable[[], bool], until: float) -> None:
+    def race_each(self, found: Sequence[TuningResult], may_compile: Callable[[], bool], until: float) -> None:
         """Race the candidates of every kernel against the default, one kernel changed at a time."""
-        listed: list[list[Candidate]] = []
+        listed: list[list[CandidateVariant]] = []
         for each in found:
             each.values = dict(each.default)
             listed.append(candidates_of(each.tunable, sum(map(len, listed))))
         every = [candidate for candidates in listed for candidate in candidates]
         compiled = compile_candidates(self._sources, self._base, every, may_compile, self._progress)
         refused = {each.candidate.name: each.refused for each in compiled if each.refused}
-        trials = write_trials(
+        bundle = write_candidates(
             self._folder / "each", self._sources, self._base, [each for each in compiled if not each.refused]
         )
         kernels = list(zip(found, listed, strict=True))
-        with self._executor(trials) as executor:
+        with self._executor(bundle) as executor:
             for number, variant in enumerate(self._request.variants):
                 mine = [pair for pair in kernels if pair[0].tunable.variant == variant]
                 turn = still_before(end_of_turn(until, len(self._request.variants) - number))
                 with ExitStack() as stack:
-                    rig = Rig(executor, trials, self._workload(trials, variant), stack)
+                    rig = Rig(executor, bundle, self._workload(bundle, variant), stack)
                     record_kernel_times([each for each, _ in mine], rig.kernel_us())
                     mine.sort(key=lambda pair: -pair[0].before_us * pair[0].launches)
                     for each, candidates in mine:
                         self._race(rig, each, candidates, refused, turn)
 
     def put_together(
-        self, found: Sequence[Found], in_time: Callable[[], bool]
+        self, found: Sequence[TuningResult], in_time: Callable[[], bool]
     ) -> tuple[list[Step], list[dict[str, Any]]]:
         """Verify the winners, time them together, and settle what is kept; then the products of prompts."""
         compiled = self._verified(found)
-        trials = write_trials(self._folder / "together", self._sources, self._base, compiled)
+        bundle = write_candidates(self._folder / "together", self._sources, self._base, compiled)
         steps: list[Step] = []
-        with self._executor(trials) as executor:
+        with self._executor(bundle) as executor:
             for variant in self._request.variants:
                 tried = [each.candidate for each in compiled if each.candidate.variant == variant]
                 winners = [f for f in found if f.changed and f.tunable.variant == variant]
                 with ExitStack() as stack:
-                    rig = Rig(executor, trials, self._workload(trials, variant), stack)
+                    rig = Rig(executor, bundle, self._workload(bundle, variant), stack)
                     names = [each.name for each in tried if not rig.open(each.name, stack)]
                     comparisons = race(variant, names, rig.sample, lambda: True)
                     gain = settle_together(winners, tried, comparisons)
@@ -344,8 +346,8 @@ class _Workshop:
     def _race(
         self,
         rig: Rig,
-        each: Found,
-        candidates: Sequence[Candidate],
+        each: TuningResult,
+        candidates: Sequence[CandidateVariant],
         refused: Mapping[str, str],
         in_time: Callable[[], bool],
     ) -> None:
@@ -364,7 +366,7 @@ class _Workshop:
             decide(each, names, race(variant, list(names), rig.sample, in_time))
         each.raced = each.raced and not any("time was up" in reason for reason in each.refused.values())
 
-    def _verified(self, found: Sequence[Found]) -> list[Compiled]:
+    def _verified(self, found: Sequence[TuningResult]) -> list[CompiledCandidate]:
         """Combinations of the winners, after those that NumPy does not agree with have gone back to the default."""
         winners = [f for f in found if f.changed]
         together = [
@@ -374,11 +376,11 @@ class _Workshop:
         ]
         compiled = compile_candidates(self._sources, self._base, together)
         usable = [each for each in compiled if not each.refused]
-        trials = write_trials(self._folder / "verified", self._sources, self._base, usable)
+        bundle = write_candidates(self._folder / "verified", self._sources, self._base, usable)
         for candidate in (each.candidate for each in usable):
             mine = [f for f in winners if f.key in candidate.changes]
             names = [name for f in mine for name in f.tunable.kernels]
-            wrong = self._check(trials, candidate.name, names)
+            wrong = self._check(bundle, candidate.name, names)
             for each in mine:
                 reasons = [wrong[name] for name in each.tunable.kernels if name in wrong]
                 if reasons:
@@ -412,16 +414,16 @@ class _Workshop:
             ]
         return rows
 
-    def _workload(self, trials: Trials, variant: str) -> Workload:
+    def _workload(self, bundle: CandidateBundle, variant: str) -> Workload:
         request = self._request
         return workload(
-            trials, variant=variant, tokens=None, context=request.context, room=64, seed=request.seed
+            bundle, variant=variant, tokens=None, context=request.context, room=64, seed=request.seed
         )
 
-    def _executor(self, trials: Trials) -> CudaExecutor:
-        loads = [self._workload(trials, variant) for variant in self._request.variants]
+    def _executor(self, bundle: CandidateBundle) -> CudaExecutor:
+        loads = [self._workload(bundle, variant) for variant in self._request.variants]
         return CudaExecutor.open(
-            trials,
+            bundle,
             self._checkpoint,
             max_model_len=max(load.length for load in loads),
             max_pages_total=max(load.pages.size for load in loads),
