@@ -175,5 +175,5 @@ def test_the_device_notes_where_the_weights_lie(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_runtime_calls_the_weights_what_the_device_listens_for() -> None:
-    source = (Path(against.__file__).parents[1] / "runtime" / "loading.py").read_text(encoding="utf-8")
+    source = (Path(against.__file__).parents[2] / "runtime" / "loading.py").read_text(encoding="utf-8")
     assert source.count('alloc(plan.total_bytes, "the weights")') == 1
