@@ -15,7 +15,7 @@ from infernum.cli.bench_latency import rows
 from infernum.cpu.executor import CpuExecutor
 from infernum.errors import DeviceError, RequestError
 from infernum.lab.measure import generation, latency, origin
-from infernum.lab.measure.checked import CHECKED_STEPS, kept
+from infernum.lab.measure.checked import CHECKED_STEPS, drawable_weights
 from infernum.models.presets import resolve
 from infernum.sampling_params import SamplingParams
 
@@ -180,12 +180,12 @@ def test_what_transformers_takes_is_kept_with_the_results_and_printed(
     assert note in rows(found | {"against": theirs | {"cuda_graph_skips": 1}})
 
 
-def test_a_kept_token_is_among_the_most_likely_and_above_the_thresholds() -> None:
+def test_a_token_that_may_be_drawn_is_among_the_most_likely_and_above_the_thresholds() -> None:
     logits = np.log(np.array([0.4, 0.05, 0.3, 0.2, 0.05], np.float32))
 
     def tokens(**params: Any) -> list[int]:
         return np.flatnonzero(
-            kept(logits, SamplingParams(**{"temperature": 1.0, "top_p": 1.0} | params))
+            drawable_weights(logits, SamplingParams(**{"temperature": 1.0, "top_p": 1.0} | params))
         ).tolist()
 
     assert tokens() == [0, 1, 2, 3, 4]

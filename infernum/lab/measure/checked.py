@@ -1,4 +1,4 @@
-"""Whether a generation is right: its tokens by its logits, its logits by the unfused path, and run against run."""
+"""Checks of a generation: its tokens against its logits, its logits against the unfused path's, and run against run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from infernum.bundle import Bundle
 from infernum.dtypes import relative_error
 from infernum.errors import DeviceError
 from infernum.lab.measure.generation import Generation
-from infernum.lab.measure.workload import decode_batch
+from infernum.lab.measure.workload import chunk_batch, decode_batch
 from infernum.ops.sampling import adjusted, kept_weights
 from infernum.sampling_params import EXCLUDING, SamplingParameter, SamplingParams, listed
-from infernum.step import Batch, Executor, Float32, Int32
+from infernum.step import Executor, Float32, Int32
 
 CHECKED_STEPS = 4
-"""Decode steps, from the first to the last, whose logits are computed again."""
+"""Decode steps, evenly from the first to the last, whose logits are computed again."""
 
 
 def checked_places(tokens: int) -> list[int]:
-    """Indices of output tokens, beginning with the one after the first, whose choice is checked."""
+    """Indices of the output tokens whose choice is checked, from the second token to the last."""
     return sorted({int(i) for i in np.linspace(1, tokens - 1, CHECKED_STEPS)})
 
 
@@ -32,7 +32,7 @@ def decoded_logits(
 ) -> Float32:
     """Logits of the measured path that chose output tokens `places`, [places, batch, vocab].
 
-    They are computed over the cache that the generation has left, which must be the executor's last one.
+    They are computed over the keys and values of the generation, which must be the executor's last one.
     """
     length = generation.prompts.shape[1]
     steps = [
@@ -44,40 +44,31 @@ def decoded_logits(
 def prefilled_logits(
     executor: Executor, generation: Generation, output: Int32, places: Sequence[int]
 ) -> Float32:
-    """The same logits from another executor, which is given prompt and output in chunks, one sequence at a time.
+    """The same logits from another executor, which reads prompt and output in chunks, one sequence at a time.
 
-    Of a chunk only the rows that are asked for have logits, or one row where none is.
+    A chunk computes the logits of the rows at `places`, or of one row where it has none of them.
     """
     length = generation.prompts.shape[1]
+    sequences: list[Float32] = []
     whole = np.concatenate([generation.prompts, output], axis=1)
-    found: list[Float32] = []
     for sequence, tokens in enumerate(whole):
-        rows: list[Float32] = []
-        wanted = [length + p - 1 for p in places]
+        pages = generation.pages[sequence : sequence + 1]
+        logits: list[Float32] = []
         for start in range(0, len(tokens), executor.max_batch_tokens):
             chunk = np.ascontiguousarray(tokens[start : start + executor.max_batch_tokens])
-            positions = np.arange(start, start + len(chunk), dtype=np.int32)
-            inside = [w - start for w in wanted if start <= w < start + len(chunk)]
-            batch = Batch(
-                token_ids=chunk,
-                positions=positions,
-                sequence=np.zeros(len(chunk), np.int32),
-                query_start=np.array([0, len(chunk)], np.int32),
-                page_table=generation.pages[sequence : sequence + 1],
-                output_rows=np.array(inside or [len(chunk) - 1], np.int32),
-            )
-            logits = executor.logits(batch)
-            if inside:
-                rows.append(logits)
-        found.append(np.concatenate(rows))
-    return np.stack(found, axis=1)
+            rows = [r for p in places if 0 <= (r := length + p - 1 - start) < len(chunk)]
+            computed = executor.logits(chunk_batch(chunk, start, pages, rows))
+            if rows:
+                logits.append(computed)
+        sequences.append(np.concatenate(logits))
+    return np.stack(sequences, axis=1)
 
 
 def check_tokens(logits: Float32, output: Int32, places: Sequence[int], params: SamplingParams) -> None:
-    """Raises DeviceError unless the tokens at `places` are ones that `params` may choose by these logits.
+    """Raises DeviceError unless `params` may choose the tokens at `places` from these logits.
 
-    logits [places, batch, vocab], output [batch, tokens]. Greedy: the most likely one. Otherwise one that the sampling
-    parameters do not exclude, by the NumPy meaning of the sampler.
+    logits [places, batch, vocab], output [batch, tokens]. Greedy: the most likely token. Otherwise a token that the
+    sampling parameters do not exclude, by the NumPy meaning of the sampler.
     """
     if not np.isfinite(logits).all():
         raise DeviceError("the logits are not finite; no result is given")
@@ -90,14 +81,14 @@ def check_tokens(logits: Float32, output: Int32, places: Sequence[int], params: 
         return
     for place, rows, tokens in zip(places, logits, chosen, strict=True):
         for row, token in zip(rows, tokens, strict=True):
-            if kept(row, params)[token] == 0:
+            if drawable_weights(row, params)[token] == 0:
                 names = listed((parameter.label for parameter in EXCLUDING), "or")
                 raise DeviceError(
                     f"output token {place} is {token}, which {names} exclude; no result is given"
                 )
 
 
-def kept(logits: Float32, params: SamplingParams) -> np.ndarray:
+def drawable_weights(logits: Float32, params: SamplingParams) -> np.ndarray:
     """The weights of one row of logits [vocab], uint64, zero where `params` exclude a token."""
     none, one = np.zeros(0, np.int32), np.float32(1)
     scores = adjusted(logits, none, np.float32(params.temperature), one)
@@ -124,12 +115,15 @@ def check_logits(bundle: Bundle, logits: Float32, reference: Float32) -> float:
 
 
 def allowed_error(bundle: Bundle) -> float:
-    """How far two right computations of the logits may differ: layers round independently, errors add in quadrature."""
+    """Relative error between two right computations of the logits.
+
+    Layers round independently, so that their errors add in quadrature.
+    """
     return dtypes.dtype(bundle.manifest.dtype).tolerance * math.sqrt(max(1, bundle.manifest.model.num_layers))
 
 
 def check_same_tokens(number: int, output: Int32, first: Int32) -> None:
-    """Raises DeviceError unless generation `number` gave the tokens of the first, int32 [batch, tokens]."""
+    """Raises DeviceError unless generation `number` has the tokens of the first, int32 [batch, tokens]."""
     differs = np.argwhere(output != first)
     if len(differs):
         sequence, token = (int(i) for i in differs[0])
@@ -140,7 +134,7 @@ def check_same_tokens(number: int, output: Int32, first: Int32) -> None:
 
 
 def check_same_logits(number: int, logits: Float32, first: Float32) -> None:
-    """Raises DeviceError unless generation `number` had the very logits of the first, bit by bit."""
+    """Raises DeviceError unless generation `number` has the logits of the first, bit by bit."""
     if not np.array_equal(logits.view(np.uint32), first.view(np.uint32)):
         raise DeviceError(
             f"generation {number} gave the tokens of the first, but by other logits: they differ in their last"

@@ -1,4 +1,4 @@
-"""Batches of random tokens to measure with: prompts in as few steps as fit, and decodes at some position."""
+"""Steps of random tokens to measure with: prompts in as few steps as fit, and decodes at some position."""
 
 from __future__ import annotations
 
@@ -30,33 +30,31 @@ def page_table(sequences: int, length: int, page_size: int, seed: int) -> Int32:
 def prompt_steps(prompts: Int32, pages: Int32, executor: Executor) -> list[tuple[Batch, list[int]]]:
     """The prompts in as few steps as fit, each with the sequences whose prompt ends in it.
 
-    A step in which none ends asks for the logits of its last token, which nobody reads.
+    A step in which no prompt ends computes the logits of its last token, which nothing reads.
     """
     count, length = prompts.shape
     steps: list[tuple[Batch, list[int]]] = []
-    taken = [(s, p) for s in range(count) for p in range(length)]
-    for start in range(0, len(taken), executor.max_batch_tokens):
-        chunk = taken[start : start + executor.max_batch_tokens]
-        present = list(dict.fromkeys(s for s, _ in chunk))
-        ends = [i for i, (_, p) in enumerate(chunk) if p == length - 1]
-        rows = ends[: executor.max_rows] or [len(chunk) - 1]
+    for start in range(0, count * length, executor.max_batch_tokens):
+        chunk = np.arange(start, min(start + executor.max_batch_tokens, count * length))
+        sequence, positions = np.divmod(chunk, length)
+        ends = np.flatnonzero(positions == length - 1)
         assert len(ends) <= executor.max_rows, "more prompts end in a step than it has rows"
-        sequence = np.array([present.index(s) for s, _ in chunk], np.int32)
-        lengths = np.bincount(sequence, minlength=len(present))
+        first, last = int(sequence[0]), int(sequence[-1])
+        query_start = np.searchsorted(sequence, np.arange(first, last + 2))
         batch = Batch(
-            token_ids=np.array([prompts[s, p] for s, p in chunk], np.int32),
-            positions=np.array([p for _, p in chunk], np.int32),
-            sequence=sequence,
-            query_start=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
-            page_table=np.ascontiguousarray(pages[present]),
-            output_rows=np.array(rows, np.int32),
+            token_ids=prompts[sequence, positions],
+            positions=positions.astype(np.int32),
+            sequence=(sequence - first).astype(np.int32),
+            query_start=query_start.astype(np.int32),
+            page_table=np.ascontiguousarray(pages[first : last + 1]),
+            output_rows=(ends if len(ends) else chunk[-1:] - start).astype(np.int32),
         )
-        steps.append((batch, [chunk[i][0] for i in ends]))
+        steps.append((batch, sequence[ends].tolist()))
     return steps
 
 
 def decode_batch(tokens: Int32, position: int, pages: Int32) -> Batch:
-    """One token of each sequence, all at one position. Raises DeviceError where a sampler found no token."""
+    """One token of each sequence, all at one position. Raises DeviceError where a sampler could draw no token."""
     if NO_TOKEN in tokens:
         raise DeviceError("the logits are not finite; no result is given")
     each = np.arange(len(tokens), dtype=np.int32)
@@ -65,8 +63,8 @@ def decode_batch(tokens: Int32, position: int, pages: Int32) -> Batch:
     return Batch(tokens, positions, each, starts, pages, each)
 
 
-def chunk_batch(tokens: Int32, start: int, pages: Int32) -> Batch:
-    """The tokens of one sequence from position `start` on; logits are wanted of the last one."""
+def chunk_batch(tokens: Int32, start: int, pages: Int32, rows: Sequence[int] = ()) -> Batch:
+    """The tokens of one sequence from position `start` on, and logits of the tokens `rows`; none: of the last token."""
     count = len(tokens)
     return Batch(
         token_ids=tokens,
@@ -74,27 +72,28 @@ def chunk_batch(tokens: Int32, start: int, pages: Int32) -> Batch:
         sequence=np.zeros(count, np.int32),
         query_start=np.array([0, count], np.int32),
         page_table=pages,
-        output_rows=np.array([count - 1], np.int32),
+        output_rows=np.array(rows or [count - 1], np.int32),
     )
 
 
 def greedy(rows: int) -> Sampling:
-    """Always the most likely token, of each row."""
+    """The most likely token of each row."""
     return Sampling.off(rows)
 
 
 def drawn(params: SamplingParams, sequences: Sequence[int]) -> Sampling:
-    """One row for each of `sequences`, all sampled by `params`, each with the seed derived for its number."""
-    assert params.repetition_penalty == 1, "what is measured keeps no set of the tokens seen"
+    """A row for each of `sequences`, all sampled by `params`, each with the seed derived for its number."""
+    assert params.repetition_penalty == 1, "measured steps have no set of the tokens seen"
     return Sampling.of((params, derived_seed(params.seed or 0, sequence)) for sequence in sequences)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One kind of step, and sequences with room to repeat it.
+    """A step to measure, and sequences with room to repeat it.
 
-    Up to MAX_DECODES tokens, as far as the variant has rows: one of each of as many sequences, which have `context`
-    positions with it. More: the last ones of a prompt of `context` tokens. Sequences have pages for `length` positions.
+    decodes  True: one token of each of `tokens` sequences, which have `context` positions with it.
+             False: the last `tokens` tokens of one prompt of `context` tokens
+    length   positions of each sequence that `pages` have room for
     """
 
     variant: str
@@ -110,19 +109,19 @@ class Workload:
         return len(self.pages)
 
     def batch(self, start: int | None = None) -> Batch:
-        """The step; a decode at position `start`, None: where each sequence has `context` positions with it."""
+        """The step. Decodes are at position `start`; None: each sequence has `context` positions with the step."""
         if self.decodes:
             position = self.context - 1 if start is None else start
             return decode_batch(np.ascontiguousarray(self.prompts[:, position]), position, self.pages)
         begin = self.context - self.tokens
         return chunk_batch(np.ascontiguousarray(self.prompts[0, begin : self.context]), begin, self.pages)
 
-    def repeats(self, wanted: int) -> int:
-        """How often the step can follow itself, when each time its sampler has moved on by one position."""
-        return min(wanted, self.length if self.decodes else self.length - self.context + 1)
+    def repeats(self, most: int) -> int:
+        """How often the step can be repeated, at most `most` times, if each repeat is one position further on."""
+        return min(most, self.length if self.decodes else self.length - self.context + 1)
 
     def start(self, repeats: int) -> int | None:
-        """Where decodes that move on begin, to have `context` positions on average, as near as pages allow."""
+        """First position of `repeats` decodes that have `context` positions on average, or as near as pages allow."""
         if not self.decodes:
             return None
         return max(0, min(self.context - 1 - repeats // 2, self.length - repeats))
@@ -131,10 +130,10 @@ class Workload:
 def workload(
     bundle: Bundle, *, variant: str | None, tokens: int | None, context: int, room: int, seed: int
 ) -> Workload:
-    """The step that is asked for; `room`: positions that the sequences should have beyond `context`.
+    """A step of `tokens` tokens, by default one; or of `variant`: its most decodes, or a prompt of `context` tokens.
 
-    Either a `variant`, taken at its most decodes or at a prompt of `context` tokens, or a number of `tokens`; by
-    default one token. Raises RequestError when the bundle has no such step.
+    `room`: positions that the sequences should have beyond `context`. Raises RequestError when the bundle has no such
+    step.
     """
     manifest = bundle.manifest
     if not 1 <= context <= manifest.model.context:
