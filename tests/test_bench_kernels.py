@@ -124,7 +124,7 @@ def test_what_is_measured_goes_no_further_where_no_token_was_drawn() -> None:
 
 
 def test_each_kernel_is_given_the_time_it_takes_and_its_bound(toy_on_gpu: Bundle) -> None:
-    results = measured.measure_kernels(toy_on_gpu, None, measured.Request(context=11, repeats=2), right)
+    results = measured.measure_kernels(toy_on_gpu, None, right, context=11, repeats=2)
     rows = by_name(results)
     assert set(rows) == {"embed", "append", "mean", "scale_add", "gather", "logits", "greedy"}
     for name, row in rows.items():
@@ -146,9 +146,7 @@ def test_each_kernel_is_given_the_time_it_takes_and_its_bound(toy_on_gpu: Bundle
 
 
 def test_a_prompt_is_measured_too(toy_on_gpu: Bundle) -> None:
-    results = measured.measure_kernels(
-        toy_on_gpu, None, measured.Request(tokens=7, context=9, repeats=1), right
-    )
+    results = measured.measure_kernels(toy_on_gpu, None, right, tokens=7, context=9, repeats=1)
     assert (results["variant"], results["tokens"], results["context"]) == ("prefill", 7, 9)
     rows = by_name(results)
     assert (rows["mean"]["variant"], rows["greedy"]["variant"]) == ("prefill", "any")
@@ -160,14 +158,14 @@ def test_a_prompt_is_measured_too(toy_on_gpu: Bundle) -> None:
 def test_a_prompt_that_fills_the_context_leaves_its_sampler_no_room_to_move_on(
     toy_on_gpu: Bundle, context: int
 ) -> None:
-    request = measured.Request(tokens=7, context=context, repeats=1)
-    rows = by_name(measured.measure_kernels(toy_on_gpu, None, request, right))
+    results = measured.measure_kernels(toy_on_gpu, None, right, tokens=7, context=context, repeats=1)
+    rows = by_name(results)
     assert rows["greedy"]["alone_us"] == pytest.approx(MICROSECONDS["greedy"])
 
 
 @pytest.mark.parametrize("context", [1, 23, 24])
 def test_decodes_that_move_on_stay_within_their_pages(toy_on_gpu: Bundle, context: int) -> None:
-    results = measured.measure_kernels(toy_on_gpu, None, measured.Request(context=context, repeats=1), right)
+    results = measured.measure_kernels(toy_on_gpu, None, right, context=context, repeats=1)
     assert results["context"] == context
     assert results["graph_ms"] == pytest.approx(STEP_US / 1e3)
 
@@ -181,24 +179,20 @@ def test_decodes_that_move_on_have_the_context_asked_for_on_average() -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "message"),
+    ("sizes", "message"),
     [
-        (measured.Request(context=25), "--context is 25; this bundle serves contexts of 1 to 24"),
-        (measured.Request(context=0), "--context is 0"),
-        (measured.Request(tokens=13, context=13), "--tokens is 13; this bundle serves steps of 1 to 12"),
-        (measured.Request(tokens=0), "--tokens is 0"),
-        (measured.Request(variant="t9"), "this bundle has t1, prefill"),
-        (measured.Request(variant="t1", tokens=1), "exclude each other"),
-        (measured.Request(repeats=0), "--repeats is 0"),
+        ({"context": 25}, "--context is 25; this bundle serves contexts of 1 to 24"),
+        ({"context": 0}, "--context is 0"),
+        ({"tokens": 13, "context": 13}, "--tokens is 13; this bundle serves steps of 1 to 12"),
+        ({"tokens": 0}, "--tokens is 0"),
+        ({"variant": "t9"}, "this bundle has t1, prefill"),
+        ({"variant": "t1", "tokens": 1}, "exclude each other"),
+        ({"repeats": 0}, "--repeats is 0"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(
-    toy_on_gpu: Bundle, request_: measured.Request, message: str
-) -> None:
-    if request_.context == 512:
-        request_ = measured.Request(request_.variant, request_.tokens, 12, request_.repeats)
+def test_what_cannot_be_measured_is_refused(toy_on_gpu: Bundle, sizes: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        measured.measure_kernels(toy_on_gpu, None, request_, right)
+        measured.measure_kernels(toy_on_gpu, None, right, **{"context": 12, **sizes})
 
 
 def test_no_kernel_is_timed_before_all_are_found_right(toy_on_gpu: Bundle, gpu: ClockGpu) -> None:
@@ -209,7 +203,7 @@ def test_no_kernel_is_timed_before_all_are_found_right(toy_on_gpu: Bundle, gpu: 
         raise DeviceError("decoder.t1: mean is wrong")
 
     with pytest.raises(DeviceError, match="mean is wrong"):
-        measured.measure_kernels(toy_on_gpu, None, measured.Request(context=12), wrong)
+        measured.measure_kernels(toy_on_gpu, None, wrong, context=12)
     assert asked == ["t1"] and gpu.launched == []
 
 
@@ -219,7 +213,7 @@ def test_no_number_is_given_when_the_logits_are_not_finite(
     nan = np.full((1, VOCAB), np.nan, np.float32)
     monkeypatch.setattr(CudaExecutor, "logits", lambda executor, batch: nan)
     with pytest.raises(DeviceError, match="not finite"):
-        measured.measure_kernels(toy_on_gpu, None, measured.Request(context=12), right)
+        measured.measure_kernels(toy_on_gpu, None, right, context=12)
 
 
 def test_a_variant_is_measured_at_its_most_decodes_or_at_a_prompt_of_the_context(

@@ -74,7 +74,7 @@ def check_trace(found: dict[str, Any]) -> None:
 
 
 def test_the_trace_holds_every_launch_of_every_step_in_order_with_its_time(toy_on_gpu: Bundle) -> None:
-    found = profile.profile(toy_on_gpu, None, profile.Request(prompt=5, tokens=3))
+    found = profile.profile(toy_on_gpu, None, prompt=5, tokens=3)
     check_trace(found)
     assert [event["name"] for event in on_track(found, 0)] == ["prompt", "token 1", "token 2", "token 3"]
     assert [event["name"] for event in on_track(found, 1)] == BLOCKS * 4
@@ -102,7 +102,7 @@ def test_the_trace_holds_every_launch_of_every_step_in_order_with_its_time(toy_o
 
 
 def test_a_prompt_longer_than_a_step_is_several_steps(toy_on_gpu: Bundle) -> None:
-    found = profile.profile(toy_on_gpu, None, profile.Request(prompt=14, tokens=1))
+    found = profile.profile(toy_on_gpu, None, prompt=14, tokens=1)
     check_trace(found)
     names = [event["name"] for event in on_track(found, 0)]
     assert names == ["prompt, part 1", "prompt, part 2", "token 1"]
@@ -120,7 +120,7 @@ def test_the_traced_tokens_are_those_of_a_normal_run(
         return decode_batch(tokens, position, pages)
 
     monkeypatch.setattr(profile, "decode_batch", noted)
-    profile.profile(toy_on_gpu, None, profile.Request(prompt=5, tokens=6))
+    profile.profile(toy_on_gpu, None, prompt=5, tokens=6)
     from infernum.lab.measure.workload import greedy, page_table, prompt_steps, random_prompts
 
     gpu.closed = False
@@ -137,7 +137,7 @@ def test_a_step_in_which_the_host_fell_behind_says_so(
     toy_on_gpu: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ClockEvent, "passed", lambda event: True)
-    found = profile.profile(toy_on_gpu, None, profile.Request(prompt=2, tokens=1))
+    found = profile.profile(toy_on_gpu, None, prompt=2, tokens=1)
     assert all("did not keep ahead" in event["args"]["note"] for event in on_track(found, 0))
 
 
@@ -148,7 +148,7 @@ def test_a_step_in_which_the_host_fell_behind_is_timed_again_with_a_longer_head_
     starts: list[float] = []
     monkeypatch.setattr(ClockEvent, "passed", lambda event: behind.pop(0))
     monkeypatch.setattr(profile.HeadStart, "queue", lambda start, seconds: starts.append(seconds))
-    found = profile.profile(toy_on_gpu, None, profile.Request(prompt=2, tokens=1))
+    found = profile.profile(toy_on_gpu, None, prompt=2, tokens=1)
     assert not behind and not any("note" in event["args"] for event in on_track(found, 0))
     times = [starts[1] / starts[0], starts[3] / starts[2], starts[4] / starts[2]]
     assert times == pytest.approx([8, 8, 64])
@@ -168,7 +168,7 @@ def test_ranges_named_after_steps_and_blocks_surround_the_launches(
         assert gpu.eager_launches > launches or name == "head", "nothing was launched inside"
 
     monkeypatch.setitem(sys.modules, "nvtx", SimpleNamespace(annotate=annotate))
-    found = profile.profile(toy_on_gpu, None, profile.Request(prompt=2, tokens=1))
+    found = profile.profile(toy_on_gpu, None, prompt=2, tokens=1)
     assert opened == ["prompt", *BLOCKS, "token 1", *BLOCKS]
     assert found["otherData"]["nvtx"] is True
 
@@ -182,18 +182,16 @@ def test_rounding_keeps_kernels_within_their_block() -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "message"),
+    ("sizes", "message"),
     [
-        (profile.Request(prompt=0), "--prompt-tokens is 0"),
-        (profile.Request(tokens=0), "--tokens is 0"),
-        (profile.Request(prompt=20, tokens=5), "make 25 tokens, more than the context of 24"),
+        ({"prompt": 0}, "--prompt-tokens is 0"),
+        ({"tokens": 0}, "--tokens is 0"),
+        ({"prompt": 20, "tokens": 5}, "make 25 tokens, more than the context of 24"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(
-    toy_on_gpu: Bundle, request_: profile.Request, message: str
-) -> None:
+def test_sizes_that_do_not_fit_are_refused(toy_on_gpu: Bundle, sizes: dict[str, int], message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        profile.profile(toy_on_gpu, None, request_)
+        profile.profile(toy_on_gpu, None, **sizes)
 
 
 def test_the_command_writes_the_file_and_says_where_the_times_come_from(

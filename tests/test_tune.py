@@ -531,9 +531,8 @@ def few(sources: Any, variant: str, blocks: Any) -> list[Tunable]:
 @pytest.fixture
 def gpu_made_up(monkeypatch: pytest.MonkeyPatch) -> type[FakeRig]:
     facts = DriverFacts("13.0", (GpuFacts(0, H200, (9, 0), 132, 232448, 1 << 37),))
-    for module in (tuning, "infernum.lab.measure.origin", "infernum.runtime.driver"):
-        name = module if isinstance(module, str) else module.__name__
-        monkeypatch.setattr(f"{name}.describe", lambda: facts)
+    for module in ("lab.measure.subject", "lab.measure.origin", "runtime.driver"):
+        monkeypatch.setattr(f"infernum.{module}.describe", lambda: facts)
     monkeypatch.setattr(tuning, "Rig", FakeRig)
     monkeypatch.setattr(tuning.CudaExecutor, "open", lambda *given, **more: contextlib.nullcontext())
     monkeypatch.setattr(tuning, "tunables", few)
@@ -602,7 +601,7 @@ def test_a_budget_that_is_used_up_keeps_what_was_decided_and_says_what_was_not()
 
 def found_of(name: str, values: dict[str, int]) -> tuning.TuningResult:
     chosen = settled(template(A=(1, 2)), ops=[name])
-    return tuning.TuningResult(tuning.Tunable("t1", (("decoder", name),), chosen), 4, 5.0, 1.0, values, True)
+    return tuning.TuningResult(Tunable("t1", (("decoder", name),), chosen), 4, 5.0, 1.0, values, True)
 
 
 def test_of_the_winners_those_are_kept_that_are_fastest_together() -> None:
@@ -627,7 +626,7 @@ def test_without_a_gpu_the_command_says_so_on_one_line(
     def none() -> DriverFacts:
         raise DeviceError("no NVIDIA driver is installed")
 
-    monkeypatch.setattr("infernum.runtime.driver.describe", none)
+    monkeypatch.setattr("infernum.lab.measure.subject.describe", none)
     found = infernum("tune", "dante")
     assert found.code == 2 and found.out == ""
     assert (

@@ -92,7 +92,7 @@ def kernels(
     cut before it. The time of the kernel alone stands beside it.
     """
     from infernum.cli.console import print_json, progress_bar, warn
-    from infernum.lab.measure.kernels import Request, measure_kernels
+    from infernum.lab.measure.kernels import measure_kernels
     from infernum.lab.measure.subject import open_subject
 
     if as_json and as_csv:
@@ -102,12 +102,21 @@ def kernels(
             "bench kernels", bundle, model, load_format=load_format, fuse=fuse, dtype=dtype, progress=progress
         )
         warn(subject.warnings)
-        request = Request(variant, tokens, context, repeats, kernels=names)
 
-        def check(opened: Bundle, measured: str) -> None:
-            _check_kernels(opened, measured, names, progress)
+        def check(bundle: Bundle, variant: str) -> None:
+            _check_kernels(bundle, variant, names, progress)
 
-        results = measure_kernels(subject.bundle, subject.checkpoint, request, check, progress)
+        results = measure_kernels(
+            subject.bundle,
+            subject.checkpoint,
+            check,
+            variant=variant,
+            tokens=tokens,
+            context=context,
+            repeats=repeats,
+            kernels=names,
+            progress=progress,
+        )
     write_results(results, output)
     if as_json:
         print_json(results)

@@ -56,7 +56,7 @@ def command(
     """
     from infernum.cli.console import progress_bar, warn
     from infernum.cli.output import write_output
-    from infernum.lab.measure.profile import Request, profile
+    from infernum.lab.measure.profile import profile
     from infernum.lab.measure.subject import open_subject
 
     if bundle is None and model is None:
@@ -66,10 +66,12 @@ def command(
             "profile", bundle, model, load_format=load_format, fuse=fuse, dtype=dtype, progress=progress
         )
         warn(subject.warnings)
-        found = profile(subject.bundle, subject.checkpoint, Request(prompt_tokens, tokens), progress)
-    write_output(output, json.dumps(found, ensure_ascii=False) + "\n", make_folders=True)
-    about = found["otherData"]
-    kernels = sum(event.get("cat") == "kernel" for event in found["traceEvents"])
-    steps = sum(event.get("cat") == "step" for event in found["traceEvents"])
+        trace = profile(
+            subject.bundle, subject.checkpoint, prompt=prompt_tokens, tokens=tokens, progress=progress
+        )
+    write_output(output, json.dumps(trace, ensure_ascii=False) + "\n", make_folders=True)
+    about = trace["otherData"]
+    kernels = sum(event.get("cat") == "kernel" for event in trace["traceEvents"])
+    steps = sum(event.get("cat") == "step" for event in trace["traceEvents"])
     nvtx = "with NVTX ranges" if about["nvtx"] else "without NVTX ranges (the package nvtx is not installed)"
     click.echo(f"{output}: {kernels} kernels in {steps} steps; {about['time_source']}; {nvtx}", err=True)

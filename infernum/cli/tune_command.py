@@ -82,20 +82,16 @@ def command(
     """
     from infernum.cli.console import print_json, progress_bar, warn
     from infernum.compiler import Options, cached_bundle, compile_model
-    from infernum.errors import DeviceError
+    from infernum.lab.measure.subject import require_gpu
     from infernum.machine import native_arch, tuned_here
     from infernum.models.config import config_hash
     from infernum.models.presets import resolve
-    from infernum.runtime.driver import describe
 
     if prompts and "prefill" not in variants:
         raise click.UsageError("--prompt is for --variant prefill, which is not given")
     source = resolve(model)
-    try:
-        describe()
-    except DeviceError as error:
-        raise DeviceError(f"tune measures a GPU: {error}; see `infernum doctor`") from error
-    from infernum.lab.measure.tune import PROMPTS, TuneRequest, tune
+    require_gpu("tune")
+    from infernum.lab.measure.tune import PROMPTS, VARIANTS, TuneRequest, tune
 
     warn(source.warnings)
     split = options.split_rules(rules)
@@ -105,10 +101,10 @@ def command(
         dtype,
         fuse,
         split,
-        tuple(dict.fromkeys(variants)) or ("t1", "t8"),
-        context,
-        prompts or PROMPTS,
-        budget,
+        variants=tuple(dict.fromkeys(variants)) or VARIANTS,
+        context=context,
+        prompts=prompts or PROMPTS,
+        budget=budget,
     )
     with progress_bar() as progress:
         results = tune(request, _check, progress)
@@ -138,13 +134,14 @@ def _check(
 
 def _print(results: dict[str, Any]) -> None:
     from infernum.cli.console import print_table
+    from infernum.lab.measure.tune import spelled
 
     rows = [
         (
             k["variant"],
             f"{k['block']}: {k['kernel']}",
-            _spelled(k["before"]),
-            _spelled(k["after"])
+            spelled(k["before"]),
+            spelled(k["after"])
             if k["after"] != k["before"]
             else "the same"
             if k["decided"]
@@ -191,7 +188,3 @@ def _print(results: dict[str, Any]) -> None:
     click.echo(
         f"{results['bundle']}: compiled with these; kept for the next compile in {results['kept'] or 'no file'}"
     )
-
-
-def _spelled(values: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())

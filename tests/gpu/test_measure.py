@@ -17,8 +17,7 @@ from infernum.checkpoint import Checkpoint
 from infernum.dtypes import relative_error
 from infernum.lab.measure import latency
 from infernum.lab.measure.against import language_model
-from infernum.lab.measure.kernels import Request, measure_kernels
-from infernum.lab.measure.profile import Request as ProfileRequest
+from infernum.lab.measure.kernels import measure_kernels
 from infernum.lab.measure.profile import profile
 from infernum.lab.measure.shared_weights import tensors_on_gpu
 from infernum.lab.measure.workload import chunk_batch, page_table
@@ -44,7 +43,7 @@ def test_every_kernel_is_measured_once_and_the_times_add_up_to_the_graph(
 ) -> None:
     bundle = bundles.get(RECIPE)
     found = measure_kernels(
-        bundle, None, Request(variant=variant, context=CONTEXT, repeats=3), lambda bundle, variant: None
+        bundle, None, lambda bundle, variant: None, variant=variant, context=CONTEXT, repeats=3
     )
     launched = names_of(bundle, variant)
     listed = [(row["block"], row["kernel"]) for row in found["kernels"]]
@@ -72,7 +71,7 @@ def test_the_command_verifies_and_measures(infernum: Callable[..., Any], bundles
 
 def test_the_trace_names_exactly_the_kernels_that_are_launched(bundles: Bundles, tmp_path: Path) -> None:
     bundle = bundles.get(RECIPE)
-    found = profile(bundle, None, ProfileRequest(prompt=70, tokens=3))
+    found = profile(bundle, None, prompt=70, tokens=3)
     kernels = [event for event in found["traceEvents"] if event.get("cat") == "kernel"]
     expected = [name for variant in ("prefill", "t1", "t1", "t1") for _, name in names_of(bundle, variant)]
     assert [event["name"] for event in kernels] == expected

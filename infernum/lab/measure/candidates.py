@@ -1,9 +1,10 @@
-"""The candidates of `infernum tune`: other parameters for one kernel, compiled, and made variants of one bundle."""
+"""Candidates of `infernum tune`: kernels with other parameters, compiled, as further variants of one bundle."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,15 +22,17 @@ from infernum.compiler import Sources, describe, texts
 from infernum.errors import CompileError
 from infernum.ir.kernel import Tuned
 from infernum.ir.parameters import Parameters
-from infernum.manifest import ANY, BlockVariant, VariantSpec, spec_of
+from infernum.llm import Progress
+from infernum.manifest import ANY, VariantSpec, spec_of
 from infernum.roofline import gpu_of
 
 Values = Mapping[str, int]
+"""Parameters of a kernel by name."""
 
 
 @dataclass(frozen=True)
 class Tunable:
-    """Kernels of one key: what may be chosen, and block and name of each, in launch order."""
+    """The kernels of one key in a variant: their parameters, and block and name of each kernel in launch order."""
 
     variant: str
     kernels: tuple[tuple[str, str], ...]
@@ -38,19 +41,28 @@ class Tunable:
 
 @dataclass(frozen=True)
 class CandidateVariant:
-    """A block variant in which kernels have other parameters than by default. `name`: the variant that it becomes."""
+    """A copy of `variant`, called `name`, whose kernels have the parameters in `changes`, by key."""
 
     name: str
     variant: str
     changes: Mapping[str, Values]
-    """By key: the values that are tried."""
 
 
 @dataclass(frozen=True)
 class CandidateBundle(Bundle):
-    """A bundle in which several variants serve the same steps: the one that `serving` names does, if any."""
+    """A bundle in which several variants serve the same steps; the one named in `serving`, if any, is chosen."""
 
     serving: list[str] = field(default_factory=list[str])
+
+    @contextmanager
+    def serve(self, variant: str) -> Generator[None]:
+        """Have `variant` serve the steps that it can serve, instead of the default."""
+        outer = list(self.serving)
+        self.serving[:] = [variant]
+        try:
+            yield
+        finally:
+            self.serving[:] = outer
 
     def variant_for(self, tokens: int) -> VariantSpec:
         for spec in self.manifest.variants:
@@ -60,29 +72,26 @@ class CandidateBundle(Bundle):
 
 
 def tunables(sources: Sources, variant: str, blocks: Iterable[str]) -> list[Tunable]:
-    """Everything that can be chosen in a variant of these blocks; kernels of one key are tuned together."""
+    """The tunable kernels of these blocks in a variant; kernels of one key are tuned together."""
     by_key: dict[str, tuple[Parameters, list[tuple[str, str]]]] = {}
-    wanted = set(blocks)
-    for block in (b for b in sources.blocks if b.target.variant in (variant, ANY) and b.block in wanted):
-        for step in block.plan.steps:
-            if isinstance(step, Kernel) and step.parameters and len(step.parameters.candidates) > 1:
-                named = by_key.setdefault(step.parameters.key, (step.parameters, []))[1]
-                named.append((block.block, step.name))
-    return [Tunable(variant, tuple(names), chosen) for chosen, names in by_key.values()]
+    for block, kernel, parameters in _tunable_kernels(sources, variant):
+        if block.block in blocks and len(parameters.candidates) > 1:
+            by_key.setdefault(parameters.key, (parameters, []))[1].append((block.block, kernel.name))
+    return [Tunable(variant, tuple(names), parameters) for parameters, names in by_key.values()]
 
 
 def candidates_of(tunable: Tunable, first: int) -> list[CandidateVariant]:
-    """Every combination but the default one, named by numbers from `first` on."""
-    chosen = tunable.parameters
+    """Every combination of parameters but the default; the variants are numbered from `first` on."""
+    key, (_, *others) = tunable.parameters.key, tunable.parameters.candidates
     return [
-        CandidateVariant(f"{tunable.variant}.{first + i}", tunable.variant, {chosen.key: values})
-        for i, values in enumerate(chosen.candidates[1:])
+        CandidateVariant(f"{tunable.variant}.{number}", tunable.variant, {key: values})
+        for number, values in enumerate(others, first)
     ]
 
 
 @dataclass(frozen=True)
 class CompiledCandidate:
-    """The blocks of a candidate that differ from the default ones, with their cubins; or why it cannot be tried."""
+    """The blocks of a candidate that differ from the default, with their cubins; or why the candidate is refused."""
 
     candidate: CandidateVariant
     blocks: tuple[tuple[CompiledBlock, Cubin], ...] = ()
@@ -94,50 +103,41 @@ def compile_candidates(
     base: Mapping[str, Cubin],
     candidates: Sequence[CandidateVariant],
     in_time: Callable[[], bool] = lambda: True,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[CompiledCandidate]:
-    """Plan, emit and compile each candidate side by side; `base`: the default cubins by file.
+    """Plan, emit and compile candidates in parallel; `base`: the default cubins by file.
 
-    One that does not compile, spills more than the default, or that no SM could hold, is refused with the reason, and
-    so are those that are not begun in time.
+    A candidate is refused when it does not compile, when a kernel spills more than the default does or fits on no SM,
+    and when its turn comes after `in_time` has become False.
     """
+    arch = sources.options.arch
 
     def compiled(candidate: CandidateVariant) -> CompiledCandidate:
         if not in_time():
             return CompiledCandidate(candidate, refused="not compiled: the time was up")
+        pairs: list[tuple[CompiledBlock, Cubin]] = []
         try:
-            changed = [_changed(block, candidate) for block in _blocks_of(sources, candidate)]
-            pairs = [
-                (
-                    block,
-                    compile_cuda(
-                        block.source,
-                        name=f"{block.stem}.cu",
-                        arch=sources.options.arch,
-                        cache=cache_folder(),
-                    ),
-                )
-                for block in changed
-            ]
+            for block in _changed_blocks(sources, candidate):
+                file = f"{block.stem}.cu"
+                cubin = compile_cuda(block.source, name=file, arch=arch, cache=cache_folder())
+                if refusal := _refusal(block, cubin, base[file], arch):
+                    return CompiledCandidate(candidate, refused=refusal)
+                pairs.append((block, cubin))
         except CompileError as error:
             return CompiledCandidate(candidate, refused=f"does not compile: {str(error).splitlines()[0]}")
-        for block, cubin in pairs:
-            reason = _refusal(block, cubin, base[f"{block.stem}.cu"], sources.options.arch)
-            if reason:
-                return CompiledCandidate(candidate, refused=reason)
         return CompiledCandidate(candidate, tuple(pairs))
 
+    results: list[CompiledCandidate] = []
     with ThreadPoolExecutor() as pool:
-        done: list[CompiledCandidate] = []
-        for each in pool.map(compiled, candidates):
-            done.append(each)
+        for result in pool.map(compiled, candidates):
+            results.append(result)
             if progress:
-                progress("compiling candidates", len(done), len(candidates))
-    return done
+                progress("compiling candidates", len(results), len(candidates))
+    return results
 
 
 def compile_default(sources: Sources) -> dict[str, Cubin]:
-    """The cubins of all blocks as they are, by file."""
+    """The cubins of all blocks with their default parameters, by file."""
     files = {f"{block.stem}.cu": block.source for block in sources.blocks}
     return compile_all(files.items(), sources.options.arch, cache=cache_folder())
 
@@ -145,64 +145,62 @@ def compile_default(sources: Sources) -> dict[str, Cubin]:
 def write_candidates(
     folder: Path, sources: Sources, base: Mapping[str, Cubin], compiled: Sequence[CompiledCandidate]
 ) -> CandidateBundle:
-    """A bundle of the default variants, and of one more for each candidate.
+    """A bundle of the default variants, and of one variant more for each candidate that is not refused.
 
     Blocks that are compiled once have such a variant only where the candidate changes them.
     """
     manifest = describe(sources, {block.stem: base[f"{block.stem}.cu"] for block in sources.blocks})
     contents = texts(sources) | {name.removesuffix(".cu") + ".cubin": c.data for name, c in base.items()}
     variants, blocks = list(manifest.variants), {name: dict(each) for name, each in manifest.blocks.items()}
-    for each in compiled:
-        name, spec = each.candidate.name, spec_of(manifest.variants, each.candidate.variant)
+    for result in (result for result in compiled if not result.refused):
+        name, spec = result.candidate.name, spec_of(manifest.variants, result.candidate.variant)
         variants.append(msgspec.structs.replace(spec, name=name))
-        for of_block in blocks.values():
-            if spec.name in of_block:
-                of_block[name] = msgspec.structs.replace(of_block[spec.name], variant=name)
-        for block, cubin in each.blocks:
+        for by_variant in blocks.values():
+            if spec.name in by_variant:
+                by_variant[name] = msgspec.structs.replace(by_variant[spec.name], variant=name)
+        for block, cubin in result.blocks:
             source, binary = f"{block.block}.{name}.cu", f"{block.block}.{name}.cubin"
-            compiled_for = spec_of(manifest.variants, block.target.variant)
-            described: BlockVariant = describe_block(block, compiled_for, cubin)
+            described = describe_block(block, spec_of(manifest.variants, block.target.variant), cubin)
             blocks[block.block][name] = msgspec.structs.replace(
                 described, variant=name, source=source, cubin=binary
             )
             contents |= {source: block.source.encode(), binary: cubin.data}
     manifest = msgspec.structs.replace(manifest, variants=variants, blocks=blocks)
-    written = write_bundle(folder, manifest, contents)
-    return CandidateBundle(written.folder, written.manifest, written.checksums)
+    bundle = write_bundle(folder, manifest, contents)
+    return CandidateBundle(bundle.folder, bundle.manifest, bundle.checksums)
 
 
-def _blocks_of(sources: Sources, candidate: CandidateVariant) -> list[CompiledBlock]:
-    """The blocks that have a kernel of a key that is changed."""
-    return [
-        block
-        for block in sources.blocks
-        if block.target.variant in (candidate.variant, ANY)
-        and any(
-            isinstance(step, Kernel) and step.parameters and step.parameters.key in candidate.changes
-            for step in block.plan.steps
-        )
-    ]
+def _tunable_kernels(sources: Sources, variant: str) -> Iterator[tuple[CompiledBlock, Kernel, Parameters]]:
+    """The kernels with parameters in a step of `variant`."""
+    for block in sources.blocks:
+        if block.target.variant in (variant, ANY):
+            for step in block.plan.steps:
+                if isinstance(step, Kernel) and step.parameters:
+                    yield block, step, step.parameters
 
 
-def _changed(block: CompiledBlock, candidate: CandidateVariant) -> CompiledBlock:
+def _changed_blocks(sources: Sources, candidate: CandidateVariant) -> Iterator[CompiledBlock]:
+    """The blocks that have a kernel whose parameters change, planned and emitted anew."""
     tuned = {key: Tuned(values, "tried") for key, values in candidate.changes.items()}
-    target = replace(block.target, tuned=tuned)
-    plan = plan_block(block.plan.graph, target)
-    return replace(
-        block, target=target, plan=plan, source=emit_block(plan, f"{block.stem}, tried as {candidate.name}.")
-    )
+    kernels = _tunable_kernels(sources, candidate.variant)
+    changed = {block.stem: block for block, _, parameters in kernels if parameters.key in tuned}
+    for block in changed.values():
+        target = replace(block.target, tuned=tuned)
+        plan = plan_block(block.plan.graph, target)
+        source = emit_block(plan, f"{block.stem}, tried as {candidate.name}.")
+        yield replace(block, target=target, plan=plan, source=source)
 
 
 def _refusal(block: CompiledBlock, cubin: Cubin, default: Cubin, arch: str) -> str:
-    """Why kernels of a changed block cannot be launched, or need not be timed; "" where nothing is known against it."""
+    """Why kernels of a changed block cannot be launched, or are not worth timing; "" for none of both."""
     gpu = gpu_of(arch)
     for step in (s for s in block.plan.steps if isinstance(s, Kernel)):
-        found = cubin.kernels[step.name]
-        if found.spill_bytes > default.kernels[step.name].spill_bytes:
-            return f"{step.name} spills {found.spill_bytes} bytes"
-        if -(-found.registers // 8) * 8 * step.block > gpu.registers_per_sm:
-            return f"{step.name}: {step.block} threads of {found.registers} registers are more than an SM has"
-        shared = found.static_shared_bytes + step.shared_bytes + gpu.shared_reserved
+        usage = cubin.kernels[step.name]
+        if usage.spill_bytes > default.kernels[step.name].spill_bytes:
+            return f"{step.name} spills {usage.spill_bytes} bytes"
+        if -(-usage.registers // 8) * 8 * step.block > gpu.registers_per_sm:
+            return f"{step.name}: {step.block} threads of {usage.registers} registers are more than an SM has"
+        shared = usage.static_shared_bytes + step.shared_bytes + gpu.shared_reserved
         if shared > gpu.shared_per_sm:
             return f"{step.name}: {shared} bytes of shared memory are more than an SM has"
         if step.block > 1024:

@@ -1,37 +1,30 @@
 """Each kernel of a step in its place: its time, its bound measured in the same run, and where the rest of a step goes.
 
 The time of a kernel in place is the difference of two cuts of the step (`infernum.lab.measure.cuts`), each captured as
-a CUDA graph and replayed back to back. All cuts are timed in turn, round after round, so that a drift of the clocks
-hits all alike; the least of the rounds counts, since what disturbs a GPU, such as its power limit, only makes it
-slower. The sum over the kernels is the time of the whole graph; what a step takes longer than that by the wall clock,
-run as the engine runs it, is the launch of graphs, the copy of tokens and the host: it is given as unaccounted. The
-first kernel's time includes the pause between two replays. `alone_us` is another number: a graph of nothing but this
-kernel for every layer in turn, which neither hides behind its neighbours nor is slowed by them.
+a CUDA graph and replayed back to back. The sum over the kernels is the time of the whole graph. A step by the wall
+clock, run as the engine runs it, takes longer: the launch of graphs, the copy of tokens and the host are reported as
+unaccounted. The first kernel's time includes the pause between two replays. `alone_us` is another number: a graph of
+nothing but this kernel for every layer in turn, which neither hides behind its neighbours nor is slowed by them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from infernum.bundle import Bundle
-from infernum.errors import DeviceError, RequestError
+from infernum.errors import RequestError
 from infernum.lab.measure.bounds import Speeds, cost, cost_symbols, measure_speeds
-from infernum.lab.measure.cuts import KernelInStep, cuts, in_place, kernels_in_step
+from infernum.lab.measure.cuts import KernelInStep, cuts, in_place
 from infernum.lab.measure.origin import origin
-from infernum.lab.measure.replay import Replayed, launches_alone, replays_for
-from infernum.lab.measure.workload import Workload, greedy, prompt_steps, workload
+from infernum.lab.measure.step_timer import StepTimer, blocks_of
+from infernum.lab.measure.workload import Workload, greedy, workload
 from infernum.llm import Progress
-from infernum.manifest import BlockVariant, Launch, Pointer
 from infernum.runtime.device import Device
 from infernum.runtime.executor import CudaExecutor
-from infernum.runtime.layout import block_variant
-from infernum.runtime.timing import HeadStart, Stopwatch
 from infernum.weights.source import TensorSource
 
 LOOP_STEPS = 64
@@ -41,29 +34,14 @@ LOOP_PROMPTS = 2
 """Prompts in that loop, as few as there are replays of such a step."""
 
 Check = Callable[[Bundle, str], None]
-"""Raises DeviceError, naming the kernel, unless every kernel of a variant that is told of computes what it should."""
+"""Raises DeviceError, naming the kernel, unless the kernels of a variant compute what they should."""
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is measured: a step of `variant` or of `tokens` tokens, at `context` positions; see `workload`.
-
-    `kernels`: the names of those that are told of; none: all of the step.
-    """
-
-    variant: str | None = None
-    tokens: int | None = None
-    context: int = 512
-    repeats: int = 10
-    seed: int = 0
-    kernels: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Times:
+class StepTimes:
     """Milliseconds. `cuts` and `alone`, by the number of a kernel: the step cut after it, and one launch of it alone.
 
-    `cuts` has the last one, which is the whole step as a graph; `step` is that by the wall clock.
+    `cuts` has the last one, which is the whole step as a graph; `step` is the whole step by the wall clock.
     """
 
     cuts: dict[int, float]
@@ -79,37 +57,35 @@ class Times:
 def measure_kernels(
     bundle: Bundle,
     checkpoint: TensorSource | None,
-    request: Request,
     check: Check,
+    *,
+    variant: str | None = None,
+    tokens: int | None = None,
+    context: int = 512,
+    repeats: int = 10,
+    kernels: Collection[str] = (),
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Time every kernel of a step, after `check` has found them right; None for `checkpoint`: random weights.
+    """Time the kernels of a step, all or those named in `kernels`, after `check` has passed.
 
-    Raises RequestError, BundleError or DeviceError, and gives no number, when the step is not in the bundle, the
-    bundle is not for this GPU, a kernel computes wrongly, or the logits are not finite.
+    `variant`, `tokens` and `context` choose the step, as in `workload`. `repeats`: rounds, of which the fastest counts.
+    None for `checkpoint`: random weights. Raises RequestError, BundleError or DeviceError, and gives no number, when
+    the step is not in the bundle, the bundle is not for this GPU, a kernel is wrong, or the logits are not finite.
     """
-    if request.repeats < 1:
-        raise RequestError(f"--repeats is {request.repeats}; it must be 1 or more")
-    load = workload(
-        bundle,
-        variant=request.variant,
-        tokens=request.tokens,
-        context=request.context,
-        room=LOOP_STEPS,
-        seed=request.seed,
-    )
+    if repeats < 1:
+        raise RequestError(f"--repeats is {repeats}; it must be 1 or more")
+    load = workload(bundle, variant=variant, tokens=tokens, context=context, room=LOOP_STEPS, seed=seed)
     manifest = bundle.manifest
     check(bundle, load.variant)
-    executor = CudaExecutor.open(
-        bundle, checkpoint, max_model_len=load.length, max_pages_total=load.pages.size, seed=request.seed
-    )
-    with executor:
-        kernels, symbols, times = time_step(executor, bundle, load, request, progress)
+    with CudaExecutor.open(
+        bundle, checkpoint, max_model_len=load.length, max_pages_total=load.pages.size, seed=seed
+    ) as executor:
+        in_step, symbols, times = time_step(executor, bundle, load, kernels, repeats, progress)
     device = Device.open()
     try:
-        products = any(
-            k.template == "cublaslt" for v in _variants(bundle, load.variant).values() for k in v.kernels
-        )
+        blocks = blocks_of(bundle, load.variant).values()
+        products = any(kernel.template == "cublaslt" for block in blocks for kernel in block.kernels)
         speeds = measure_speeds(device, manifest.dtype, products=products or manifest.dtype != "f32")
     finally:
         device.close()
@@ -123,74 +99,59 @@ def measure_kernels(
         "variant": load.variant,
         "tokens": load.tokens,
         "context": load.context,
-        "repeats": request.repeats,
+        "repeats": repeats,
         "read_bandwidth_gb_s": speeds.bytes_per_second / 1e9,
         "flops_per_second": speeds.flops_per_second,
-        **results(bundle, load.variant, kernels, symbols, times, speeds),
+        **results(bundle, load.variant, in_step, symbols, times, speeds),
     }
 
 
 def time_step(
-    executor: CudaExecutor, bundle: Bundle, load: Workload, request: Request, progress: Progress | None = None
-) -> tuple[list[KernelInStep], dict[str, int], Times]:
-    """The kernels of a step, the values of all symbols in it, and the least times of the rounds that are asked for.
+    executor: CudaExecutor,
+    bundle: Bundle,
+    load: Workload,
+    names: Collection[str],
+    repeats: int,
+    progress: Progress | None = None,
+) -> tuple[Sequence[KernelInStep], dict[str, int], StepTimes]:
+    """The kernels of a step, the values of all symbols in it, and its least times; alone: kernels in `names`, or all.
 
     Raises DeviceError when the logits are not finite, before or after.
     """
-    for batch, _ in prompt_steps(load.prompts, load.pages, executor):
-        executor.run(batch, greedy(batch.rows)).tokens()
-    _check_logits(executor, load)
-    loop_seconds(executor, load)  # loads kernels, chooses algorithms, captures graphs
-    replays = replays_for(loop_seconds(executor, load))
-    batch = load.batch()
-    step = executor.prepare(batch, greedy(batch.rows))
-    kernels = kernels_in_step(step.places, step.queued())
-    step.queue()
-    sizes = cost_symbols(step.symbols, batch)
-    advancing = advancing_launches(bundle, load.variant, kernels)
-    blocks = _variants(bundle, load.variant)
-    told = [
-        number
-        for number, kernel in enumerate(kernels)
-        if not request.kernels or blocks[kernel.block].kernels[kernel.index].name in request.kernels
-    ]
-    ends = sorted({end for number in told for end in (number - 1, number) if end >= 0} | {len(kernels) - 1})
+    loops: list[float] = []
     with ExitStack() as stack:
-        start = HeadStart(step.device, step.stream)
-        stack.callback(start.close)
-        watch = stack.enter_context(Stopwatch(step.device, step.stream))
-        stack.callback(step.stream.synchronize)
-        every = cuts(kernels)
-        groups = [every[end] for end in ends] + [
-            launches_alone(kernels[number], advancing) for number in told
+        timer = StepTimer(executor, bundle, load, stack)
+        loop_seconds(executor, load)  # loads kernels, chooses algorithms, captures graphs
+        kernels, blocks = timer.kernels, blocks_of(bundle, load.variant)
+        numbers = [
+            number
+            for number, kernel in enumerate(kernels)
+            if not names or blocks[kernel.block].kernels[kernel.index].name in names
         ]
-        graphs = [
-            Replayed(step, group, not advancing.isdisjoint(group), load, replays, stack) for group in groups
-        ]
-        whole = dict(zip(ends, graphs[: len(ends)], strict=True))
-        alone = dict(zip(told, graphs[len(ends) :], strict=True))
-        taken: dict[Replayed, list[float]] = {graph: [] for graph in graphs}
-        loops: list[float] = []
-        for done in range(request.repeats):
-            for graph, milliseconds in taken.items():
-                milliseconds.append(graph.milliseconds(start, watch))
+        ends = sorted(
+            {end for number in numbers for end in (number - 1, number) if end >= 0} | {len(kernels) - 1}
+        )
+        cut_launches = cuts(kernels)
+        graphs = [timer.graph(cut_launches[end], stack) for end in ends]
+        graphs += [timer.graph(timer.launches_alone(kernels[number]), stack) for number in numbers]
+
+        def after_round(rounds: int) -> None:
             loops.append(1e3 * loop_seconds(executor, load))
             if progress:
-                progress("timing", done + 1, request.repeats)
-    _check_logits(executor, load)
-    return (
-        kernels,
-        sizes,
-        Times(
-            cuts={end: min(taken[graph]) for end, graph in whole.items()},
-            alone={number: min(taken[graph]) / len(graph.launches) for number, graph in alone.items()},
-            step=min(loops),
-        ),
+                progress("timing", rounds, repeats)
+
+        least = timer.least_milliseconds(graphs, repeats, after_round)
+        symbols = cost_symbols(timer.step.symbols, load.batch())
+    timer.check_logits()
+    alone = [ms / len(graph.launches) for ms, graph in zip(least, graphs, strict=True)][len(ends) :]
+    times = StepTimes(
+        dict(zip(ends, least, strict=False)), dict(zip(numbers, alone, strict=True)), min(loops)
     )
+    return kernels, symbols, times
 
 
 def loop_seconds(executor: CudaExecutor, load: Workload) -> float:
-    """Seconds of a step by the wall clock, as the engine runs it: tokens are read when the next step is under way."""
+    """Seconds of a step by the wall clock, as the engine runs it: tokens are read while the next step runs."""
     steps = load.repeats(LOOP_STEPS) if load.decodes else LOOP_PROMPTS
     batch = load.batch(load.start(steps))
     sampling = greedy(batch.rows)
@@ -209,11 +170,11 @@ def results(
     variant: str,
     kernels: Sequence[KernelInStep],
     symbols: Mapping[str, int],
-    times: Times,
+    times: StepTimes,
     speeds: Speeds,
 ) -> dict[str, Any]:
-    """What is reported: kernels by what they would gain at their bound, and what of the step is unaccounted for."""
-    blocks = _variants(bundle, variant)
+    """The results: kernels by what they would gain at their bound, and what of the step is unaccounted for."""
+    blocks = blocks_of(bundle, variant)
     rows: list[dict[str, Any]] = []
     for number, alone in times.alone.items():
         kernel = kernels[number]
@@ -246,25 +207,3 @@ def results(
         "unaccounted_us": 1e3 * unaccounted,
         "unaccounted_share": unaccounted / times.step,
     }
-
-
-def advancing_launches(bundle: Bundle, variant: str, kernels: Sequence[KernelInStep]) -> set[int]:
-    """The launches that write `positions`: those of the sampler that names it."""
-    blocks = _variants(bundle, variant)
-    found: set[int] = set()
-    for kernel in kernels:
-        block = blocks[kernel.block]
-        step = block.steps[kernel.index]
-        if kernel.block in bundle.manifest.samplers and isinstance(step, Launch):
-            named = {arg.tensor for arg in step.args if isinstance(arg, Pointer)}
-            found |= set(kernel.launches) if "positions" in named else set()
-    return found
-
-
-def _variants(bundle: Bundle, variant: str) -> dict[str, BlockVariant]:
-    return {name: block_variant(bundle.manifest, name, variant) for name in bundle.manifest.blocks}
-
-
-def _check_logits(executor: CudaExecutor, load: Workload) -> None:
-    if not np.isfinite(executor.logits(load.batch())).all():
-        raise DeviceError("the logits are not finite; no result is given")

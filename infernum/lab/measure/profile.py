@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
 from importlib import import_module
 from itertools import groupby
 from typing import Any
@@ -46,45 +45,43 @@ Ranges = Callable[[str], AbstractContextManager[object]]
 """Opens a range of that name in the timeline of a profiler."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """One sequence: a prompt of random tokens, and greedy tokens after it."""
-
-    prompt: int = 64
-    tokens: int = 8
-    seed: int = 0
-
-
 def profile(
-    bundle: Bundle, checkpoint: TensorSource | None, request: Request, progress: Progress | None = None
+    bundle: Bundle,
+    checkpoint: TensorSource | None,
+    *,
+    prompt: int = 64,
+    tokens: int = 8,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """The trace of a prompt and `tokens` decode steps; None for `checkpoint`: random weights.
+    """The trace of a prompt of random tokens and of `tokens` decode steps; None for `checkpoint`: random weights.
 
     Raises RequestError when the sizes do not fit the bundle; BundleError, CheckpointError or DeviceError in loading.
     """
     model = bundle.manifest.model
-    for name, value in (("--prompt-tokens", request.prompt), ("--tokens", request.tokens)):
+    for name, value in (("--prompt-tokens", prompt), ("--tokens", tokens)):
         if value < 1:
             raise RequestError(f"{name} is {value}; it must be 1 or more")
-    length = request.prompt + request.tokens
+    length = prompt + tokens
     if length > model.context:
         raise RequestError(
             f"--prompt-tokens and --tokens make {length} tokens, more than the context of {model.context}"
         )
-    pages = page_table(1, length, bundle.manifest.page_size, request.seed)
+    prompts = random_prompts(1, prompt, model.vocab_size, seed)
+    pages = page_table(1, length, bundle.manifest.page_size, seed)
     ranges = nvtx_ranges()
     about = origin(bundle.manifest.nvrtc)
     with CudaExecutor.open(
-        bundle, checkpoint, max_model_len=length, max_pages_total=pages.size, seed=request.seed
+        bundle, checkpoint, max_model_len=length, max_pages_total=pages.size, seed=seed
     ) as executor:
-        steps = trace_steps(executor, bundle, request, pages, ranges or _no_range, progress)
+        steps = trace_steps(executor, bundle, prompts, tokens, pages, ranges or _no_range, progress)
     metadata = {
         **about,
         "model": model.name,
         "dtype": bundle.manifest.dtype,
         "fuse": bundle.manifest.fuse,
-        "prompt_tokens": request.prompt,
-        "output_tokens": request.tokens,
+        "prompt_tokens": prompt,
+        "output_tokens": tokens,
         "time_source": TIME_SOURCE,
         "nvtx": ranges is not None,
     }
@@ -103,16 +100,16 @@ def nvtx_ranges() -> Ranges | None:
 def trace_steps(
     executor: CudaExecutor,
     bundle: Bundle,
-    request: Request,
+    prompts: Int32,
+    tokens: int,
     pages: Int32,
     ranges: Ranges,
     progress: Progress | None = None,
 ) -> list[TracedStep]:
-    """The steps of the prompt, and one for each token after it, each run once before it is timed."""
-    prompts = random_prompts(1, request.prompt, bundle.manifest.model.vocab_size, request.seed)
+    """The steps of the prompt [1, positions], and `tokens` steps after it; each has run once before it is timed."""
     chunks = [batch for batch, _ in prompt_steps(prompts, pages, executor)]
     first = executor.prepare(chunks[0], greedy(chunks[0].rows))
-    total = len(chunks) + request.tokens
+    total = len(chunks) + tokens
     with ExitStack() as stack:
         start = HeadStart(first.device, first.stream)
         stack.callback(start.close)
@@ -124,7 +121,7 @@ def trace_steps(
                 batch = chunks[number]
                 name = "prompt" if len(chunks) == 1 else f"prompt, part {number + 1}"
             else:
-                batch = decode_batch(sampled, request.prompt + number - len(chunks), pages)
+                batch = decode_batch(sampled, prompts.shape[1] + number - len(chunks), pages)
                 name = f"token {number - len(chunks) + 1}"
             step = executor.prepare(batch, greedy(batch.rows))
             with ranges(name):

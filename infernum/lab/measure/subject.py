@@ -1,4 +1,4 @@
-"""What a measurement is made of: a bundle, given or compiled for the GPU at hand, and weights for it."""
+"""The subject of a measurement: a GPU, a bundle, opened or compiled for that GPU, and weights for it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,44 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infernum.bundle import Bundle, open_bundle
+from infernum.checkpoint import Checkpoint
 from infernum.errors import DeviceError, RequestError
 from infernum.llm import Progress, check_bundle, check_checkpoint, check_claims, compile_for, open_checkpoint
 from infernum.models.presets import ModelSource, resolve
-from infernum.runtime.driver import describe
+from infernum.runtime.driver import GpuFacts, describe
 from infernum.runtime.layout import check_arch
 from infernum.weights.source import TensorSource
+
+
+def require_gpu(command: str) -> GpuFacts:
+    """The GPU at hand. Raises DeviceError, which names the command, where there is none."""
+    try:
+        return describe().gpus[0]
+    except DeviceError as error:
+        raise DeviceError(f"{command} measures a GPU: {error}; see `infernum doctor`") from error
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """A model that is compiled for the GPU at hand and measured there.
+
+    load_format  "auto": the model's weights; "dummy": random ones
+    seed         of random weights, of prompts, and of sampling
+    """
+
+    source: ModelSource
+    load_format: str = "dummy"
+    dtype: str = "auto"
+    fuse: bool = True
+    rules: tuple[str, ...] = ()
+    seed: int = 0
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The weights, which have the tensors that config.json claims; None: random ones. Raises CheckpointError."""
+        checkpoint = open_checkpoint(self.source, self.load_format)
+        if checkpoint is not None:
+            check_claims(self.source, checkpoint)
+        return checkpoint
 
 
 @dataclass(frozen=True)
@@ -35,13 +67,10 @@ def open_subject(
 ) -> Subject:
     """The bundle in `folder`, which must be one of `model` where both are given, or `model` compiled now.
 
-    Raises DeviceError where there is no GPU for `command`; RequestError, BundleError or CheckpointError when what is
-    given does not fit together.
+    Raises DeviceError where there is no GPU for `command`; RequestError, BundleError or CheckpointError when bundle,
+    model and weights do not fit together.
     """
-    try:
-        gpu = describe().gpus[0]
-    except DeviceError as error:
-        raise DeviceError(f"{command} measures a GPU: {error}; see `infernum doctor`") from error
+    gpu = require_gpu(command)
     if folder is None and model is None:
         raise RequestError(f"{command} needs something to measure; give a BUNDLE, or a model by --model")
     if folder is not None and (fuse is not None or dtype != "auto"):

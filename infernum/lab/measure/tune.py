@@ -1,8 +1,8 @@
-"""`infernum tune`: parameters of kernels by timing, in their place in the whole step, and kept for the next compile.
+"""`infernum tune`: find the fastest parameters of kernels by timing the whole step, and keep them for the next compile.
 
-Each kernel's candidates race against the default, one kernel changed at a time, those first that take most of the step.
-Then the winners are put together, verified against NumPy, and timed again: all of them, and all but each one, since
-kernels that overlap may help or hinder each other. What is beyond doubt faster than the default is kept.
+Each kernel's candidates race against the default, one kernel changed at a time, beginning with the kernels that take
+most of the step. Then the winners are combined, verified against NumPy, and timed again: all of them together, and all
+but each one, since kernels that overlap may help or hinder each other. The fastest combination is kept.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from infernum.codegen.cubin import Cubin
 from infernum.codegen.nvrtc import nvrtc_version
 from infernum.codegen.tuned import store_tuned
 from infernum.compiler import Options, Sources, emit_sources
-from infernum.errors import DeviceError, RequestError
+from infernum.errors import RequestError
 from infernum.ir.kernel import Tuned
 from infernum.lab.measure.candidates import (
     CandidateBundle,
@@ -38,55 +38,54 @@ from infernum.lab.measure.candidates import (
 )
 from infernum.lab.measure.origin import origin
 from infernum.lab.measure.race import FIRST_ROUNDS, Comparison, race, winner
-from infernum.lab.measure.rig import Named, Rig
+from infernum.lab.measure.rig import KernelName, Rig
+from infernum.lab.measure.subject import ModelRequest, require_gpu
 from infernum.lab.measure.workload import Workload, workload
-from infernum.llm import Progress, check_claims, open_checkpoint
+from infernum.llm import Progress
 from infernum.machine import native_arch
 from infernum.models.config import config_hash
-from infernum.models.presets import ModelSource
-from infernum.runtime.driver import describe
 from infernum.runtime.executor import CudaExecutor
 
 COMPILING, RACING = 0.35, 0.75
-"""Shares of the budget after which no more candidates are compiled, and no more kernels raced by themselves.
+"""Shares of the budget after which no more candidates are compiled, and no more single kernels raced.
 
-What follows is short: it takes the time that it takes.
+The combination of the winners comes after that. It is short, and has no limit.
 """
 
-Check = Callable[[Bundle, str, Collection[Named]], Mapping[Named, str]]
-"""Which kernels of a variant do not compute what they should, and what is wrong with each."""
+Check = Callable[[Bundle, str, Collection[KernelName]], Mapping[KernelName, str]]
+"""The kernels of a variant that do not compute what they should, each with what is wrong."""
 
 SAMPLER = "greedy"
 """The sampler of the step that is timed."""
 
+VARIANTS = ("t1", "t8")
+"""The variants that are tuned by default."""
+
 PROMPTS = (512, 2048, 4096)
-"""Tokens of the prompts for which cuBLASLt's algorithms are timed."""
+"""Tokens of the prompts for which cuBLASLt's algorithms are timed by default."""
 
 
-@dataclass(frozen=True)
-class TuneRequest:
-    """What is tuned: `variants` of a model, decodes with `context` positions each, within `budget` seconds.
+@dataclass(frozen=True, kw_only=True)
+class TuneRequest(ModelRequest):
+    """`variants` of a model, to be tuned within `budget` seconds.
 
-    `prompts`: lengths for which library products are tuned too, when the variant prefill is among `variants`.
+    context  positions of each sequence in the timed steps
+    prompts  lengths for which library products are tuned too, when the variant prefill is among `variants`
     """
 
-    source: ModelSource
-    load_format: str = "dummy"
-    dtype: str = "auto"
-    fuse: bool = True
-    rules: tuple[str, ...] = ()
-    variants: tuple[str, ...] = ("t1", "t8")
+    variants: tuple[str, ...] = VARIANTS
     context: int = 512
     prompts: tuple[int, ...] = PROMPTS
     budget: float = 120.0
-    seed: int = 0
 
 
 @dataclass
 class TuningResult:
-    """What came of one kernel, or of kernels that are alike. Times are of one launch in its place, in microseconds.
+    """The result of tuning the kernels of one key. Times are of one launch in its place, in microseconds.
 
-    `raced`: False when the time was up before all candidates were compared. `gain_us`: of the whole step.
+    gain_us  of the whole step
+    raced    False when the time was up before all candidates were compared
+    refused  why candidates were refused, by their parameters
     """
 
     tunable: Tunable
@@ -113,52 +112,44 @@ class TuningResult:
     def after_us(self) -> float:
         return self.before_us - self.gain_us / max(1, self.launches) if self.changed else self.before_us
 
-
-@dataclass(frozen=True)
-class Step:
-    """Microseconds of a variant's step before and after, as far as both were timed side by side."""
-
-    variant: str
-    before_us: float
-    after_us: float
+    def reset(self) -> None:
+        """Go back to the default."""
+        self.values, self.gain_us = dict(self.default), 0.0
 
 
 def tune(request: TuneRequest, check: Check, progress: Progress | None = None) -> dict[str, Any]:
-    """Find and keep the fastest parameters that `check` finds right.
+    """Find and keep the fastest parameters that pass `check`.
 
-    When the budget is used up, what was decided until then is kept and the rest stays as it is. Raises DeviceError
-    without a GPU, or when a kernel fails on it; RequestError or CompileError.
+    When the budget is used up, the decisions made until then are kept, and all other parameters stay. Raises
+    DeviceError without a GPU, or when a kernel fails on it; RequestError or CompileError.
     """
     if request.budget <= 0:
         raise RequestError(f"--budget is {request.budget:g}; it must be more than 0 seconds")
-    try:
-        gpu = describe().gpus[0].name
-    except DeviceError as error:
-        raise DeviceError(f"tune measures a GPU: {error}; see `infernum doctor`") from error
+    gpu = require_gpu("tune").name
     begin = time.perf_counter()
 
     def at(share: float) -> float:
         return begin + share * request.budget
 
     options = Options(native_arch(), request.dtype, request.fuse, request.rules)
-    checkpoint = open_checkpoint(request.source, request.load_format)
-    if checkpoint is not None:
-        check_claims(request.source, checkpoint)
+    checkpoint = request.checkpoint()
     sources = emit_sources(request.source, options)
     check_variants(request, sources)
     base = compile_default(sources)
-    found = [TuningResult(each) for each in tunables_of(request, sources)]
+    results = [TuningResult(each) for each in tunables_of(request, sources)]
     with tempfile.TemporaryDirectory(prefix="infernum-tune-") as folder:
-        workshop = _Workshop(request, sources, base, checkpoint, Path(folder), check, progress)
-        workshop.race_each(found, still_before(at(COMPILING)), at(RACING))
-        steps, products = workshop.put_together(found, still_before(at(1.0)))
-    found = [each for each in found if each.launches]
+        tuner = _Tuner(request, sources, base, checkpoint, Path(folder), check, progress)
+        tuner.race_each(results, still_before(at(COMPILING)), at(RACING))
+        steps, products = tuner.combine(results, still_before(at(1.0)))
+    results = [result for result in results if result.launches]
     seconds = time.perf_counter() - begin
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    kept = {
-        f.key: Tuned(dict(f.values), why(f, gpu, options.arch, date)) for f in found if f.raced or f.changed
+    tuned = {
+        result.key: Tuned(dict(result.values), why(result, gpu, options.arch, date))
+        for result in results
+        if result.raced or result.changed
     }
-    path = store_tuned(gpu, config_hash(request.source.config), kept) if kept else None
+    path = store_tuned(gpu, config_hash(request.source.config), tuned) if tuned else None
     return {
         "benchmark": "tune",
         **origin(nvrtc_version()),
@@ -169,27 +160,24 @@ def tune(request: TuneRequest, check: Check, progress: Progress | None = None) -
         "context": request.context,
         "budget_seconds": request.budget,
         "seconds": seconds,
-        "complete": all(f.raced for f in found),
+        "complete": all(result.raced for result in results),
         "kept": str(path) if path else None,
-        "steps": [
-            {"variant": step.variant, "before_us": step.before_us, "after_us": step.after_us}
-            for step in steps
-        ],
-        "kernels": [row(f, kept) for f in found],
+        "steps": steps,
+        "kernels": [row(result, tuned) for result in results],
         "products": products,
     }
 
 
 def tunables_of(request: TuneRequest, sources: Sources) -> list[Tunable]:
-    """What is tuned: the model's kernels in each variant, the sampler's in the first one, since it has but one code."""
+    """The model's kernels in each variant, and in the first one the sampler's, whose code serves all variants."""
     blocks = {block.name for block, _ in sources.program.stages}
     first, *others = request.variants
-    found = tunables(sources, first, blocks | {SAMPLER})
-    return [*found, *(each for variant in others for each in tunables(sources, variant, blocks))]
+    of_first = tunables(sources, first, blocks | {SAMPLER})
+    return [*of_first, *(each for variant in others for each in tunables(sources, variant, blocks))]
 
 
 def check_variants(request: TuneRequest, sources: Sources) -> None:
-    """Raises RequestError for a variant, context or prompt that the model has not."""
+    """Raises RequestError for a variant, context or prompt that the model does not serve."""
     names = [spec.name for spec in sources.variants]
     for variant in request.variants:
         if variant not in names:
@@ -203,62 +191,58 @@ def check_variants(request: TuneRequest, sources: Sources) -> None:
 
 
 def spelled(values: Mapping[str, int]) -> str:
-    """Values of parameters in words: "WARPS 8, SPLITS 16"."""
+    """Values of parameters as text: "WARPS 8, SPLITS 16"."""
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def why(found: TuningResult, gpu: str, arch: str, date: str) -> str:
-    """The sentence that the manifest has of a kernel that was tuned."""
-    tried = f"{len(found.tunable.parameters.candidates)} candidates"
-    if not found.changed:
-        return f"default for {arch}; none was faster on {gpu}, {date}: {found.before_us:.2f} µs; {tried}"
+def why(result: TuningResult, gpu: str, arch: str, date: str) -> str:
+    """The sentence that the manifest has about a kernel that was tuned."""
+    tried = f"{len(result.tunable.parameters.candidates)} candidates"
+    if not result.changed:
+        return f"default for {arch}; none was faster on {gpu}, {date}: {result.before_us:.2f} µs; {tried}"
     return (
-        f"tuned on {gpu}, {date}: {found.after_us:.2f} µs;"
-        f" default {spelled(found.default)}: {found.before_us:.2f} µs; {tried}"
+        f"tuned on {gpu}, {date}: {result.after_us:.2f} µs;"
+        f" default {spelled(result.default)}: {result.before_us:.2f} µs; {tried}"
     )
 
 
-def row(found: TuningResult, kept: Mapping[str, Tuned]) -> dict[str, Any]:
-    """What is reported of a kernel."""
-    blocks = dict.fromkeys(block for block, _ in found.tunable.kernels)
-    names = dict.fromkeys(name for _, name in found.tunable.kernels)
+def row(result: TuningResult, tuned: Mapping[str, Tuned]) -> dict[str, Any]:
+    """A kernel in the results of `tune`."""
+    blocks = dict.fromkeys(block for block, _ in result.tunable.kernels)
+    names = dict.fromkeys(name for _, name in result.tunable.kernels)
     return {
-        "variant": found.tunable.variant,
+        "variant": result.tunable.variant,
         "block": ", ".join(blocks),
         "kernel": " + ".join(names),
-        "key": found.key,
-        "launches": found.launches,
-        "before": dict(found.default),
-        "after": dict(found.values),
-        "before_us": found.before_us,
-        "after_us": found.after_us,
-        "candidates": len(found.tunable.parameters.candidates),
-        "decided": found.raced,
-        "refused": found.refused,
-        "why": kept[found.key].why if found.key in kept else "not decided: the time was up",
+        "key": result.key,
+        "launches": result.launches,
+        "before": dict(result.default),
+        "after": dict(result.values),
+        "before_us": result.before_us,
+        "after_us": result.after_us,
+        "candidates": len(result.tunable.parameters.candidates),
+        "decided": result.raced,
+        "refused": result.refused,
+        "why": tuned[result.key].why if result.key in tuned else "not decided: the time was up",
     }
 
 
-def record_kernel_times(found: Sequence[TuningResult], times: Mapping[Named, tuple[int, float]]) -> None:
-    """Note how often each kernel runs in a step and what it takes: those of one key, and of one op, together."""
-    for each in found:
-        timed = [times[name] for name in each.tunable.kernels if name in times]
-        each.launches = timed[0][0] if timed else 0
+def record_kernel_times(
+    results: Sequence[TuningResult], times: Mapping[KernelName, tuple[int, float]]
+) -> None:
+    """Set launches and time of each result: the kernels of one key count as one kernel."""
+    for result in results:
+        timed = [times[name] for name in result.tunable.kernels if name in times]
+        result.launches = timed[0][0] if timed else 0
         total = sum(launches * us for launches, us in timed)
-        each.before_us = total / each.launches if each.launches else 0.0
-
-
-def decide(found: TuningResult, names: Mapping[str, Values], comparisons: Mapping[str, Comparison]) -> None:
-    """Take the winner of a race, or the default; `names`: the values of each candidate that took part."""
-    found.raced = all(each.decided for each in comparisons.values())
-    best = winner(dict(comparisons), found.before_us * found.launches)
-    found.values = dict(found.default if best is None else names[best])
-    found.gain_us = 0.0 if best is None else -comparisons[best].median
+        result.before_us = total / result.launches if result.launches else 0.0
 
 
 def combinations(variant: str, winners: Sequence[TuningResult]) -> list[CandidateVariant]:
-    """All winners of a variant together, and all but each of them."""
-    changes: dict[str, Values] = {f.key: f.values for f in winners}
+    """All winners of a variant together, and all but each one of them."""
+    changes: dict[str, Values] = {
+        each.key: each.values for each in winners if each.tunable.variant == variant
+    }
     if not changes:
         return []
     without = [{k: v for k, v in changes.items() if k != key} for key in changes] if len(changes) > 1 else []
@@ -268,175 +252,178 @@ def combinations(variant: str, winners: Sequence[TuningResult]) -> list[Candidat
 
 
 def settle_together(
-    winners: Sequence[TuningResult], tried: Sequence[CandidateVariant], comparisons: Mapping[str, Comparison]
+    winners: Sequence[TuningResult],
+    candidates: Sequence[CandidateVariant],
+    comparisons: Mapping[str, Comparison],
 ) -> float:
-    """Keep of the winners those of the fastest combination, none where no one is faster than the default beyond doubt.
+    """Reset the winners that the fastest combination leaves out; all of them when none is faster than the default.
 
-    The microseconds that the step gains.
+    Returns the microseconds that the step gains.
     """
     best = winner(dict(comparisons), 0.0)
-    kept = {key for each in tried if each.name == best for key in each.changes}
-    for each in winners:
-        if each.key not in kept:
-            each.values, each.gain_us = dict(each.default), 0.0
+    keys = {key for each in candidates if each.name == best for key in each.changes}
+    for result in winners:
+        if result.key not in keys:
+            result.reset()
     return 0.0 if best is None else -comparisons[best].median
 
 
-class _Workshop:
-    """Compiles candidates of one model and times them on the GPU."""
+@dataclass(frozen=True)
+class _Tuner:
+    """Compiles candidates of one model and times them on the GPU. `base`: the default cubins by file."""
 
-    def __init__(
-        self,
-        request: TuneRequest,
-        sources: Sources,
-        base: Mapping[str, Cubin],
-        checkpoint: Checkpoint | None,
-        folder: Path,
-        check: Check,
-        progress: Progress | None,
+    request: TuneRequest
+    sources: Sources
+    base: Mapping[str, Cubin]
+    checkpoint: Checkpoint | None
+    folder: Path
+    check: Check
+    progress: Progress | None
+
+    def race_each(
+        self, results: Sequence[TuningResult], may_compile: Callable[[], bool], until: float
     ) -> None:
-        self._request, self._sources, self._base = request, sources, base
-        self._checkpoint, self._folder, self._check, self._progress = checkpoint, folder, check, progress
-
-    def race_each(self, found: Sequence[TuningResult], may_compile: Callable[[], bool], until: float) -> None:
         """Race the candidates of every kernel against the default, one kernel changed at a time."""
-        listed: list[list[CandidateVariant]] = []
-        for each in found:
-            each.values = dict(each.default)
-            listed.append(candidates_of(each.tunable, sum(map(len, listed))))
-        every = [candidate for candidates in listed for candidate in candidates]
-        compiled = compile_candidates(self._sources, self._base, every, may_compile, self._progress)
-        refused = {each.candidate.name: each.refused for each in compiled if each.refused}
-        bundle = write_candidates(
-            self._folder / "each", self._sources, self._base, [each for each in compiled if not each.refused]
+        candidates: dict[str, list[CandidateVariant]] = {}
+        for result in results:
+            result.reset()
+            candidates[result.key] = candidates_of(result.tunable, sum(map(len, candidates.values())))
+        compiled = compile_candidates(
+            self.sources,
+            self.base,
+            [each for by_kernel in candidates.values() for each in by_kernel],
+            may_compile,
+            self.progress,
         )
-        kernels = list(zip(found, listed, strict=True))
+        refused = {each.candidate.name: each.refused for each in compiled if each.refused}
+        bundle = self._write("each", compiled)
         with self._executor(bundle) as executor:
-            for number, variant in enumerate(self._request.variants):
-                mine = [pair for pair in kernels if pair[0].tunable.variant == variant]
-                turn = still_before(end_of_turn(until, len(self._request.variants) - number))
+            for number, variant in enumerate(self.request.variants):
+                in_time = still_before(end_of_turn(until, len(self.request.variants) - number))
+                of_variant = [result for result in results if result.tunable.variant == variant]
                 with ExitStack() as stack:
                     rig = Rig(executor, bundle, self._workload(bundle, variant), stack)
-                    record_kernel_times([each for each, _ in mine], rig.kernel_us())
-                    mine.sort(key=lambda pair: -pair[0].before_us * pair[0].launches)
-                    for each, candidates in mine:
-                        self._race(rig, each, candidates, refused, turn)
+                    record_kernel_times(of_variant, rig.kernel_us())
+                    for result in sorted(of_variant, key=lambda each: -each.before_us * each.launches):
+                        if result.launches and in_time():
+                            race_kernel(result, candidates[result.key], refused, rig, in_time)
 
-    def put_together(
-        self, found: Sequence[TuningResult], in_time: Callable[[], bool]
-    ) -> tuple[list[Step], list[dict[str, Any]]]:
-        """Verify the winners, time them together, and settle what is kept; then the products of prompts."""
-        compiled = self._verified(found)
-        bundle = write_candidates(self._folder / "together", self._sources, self._base, compiled)
-        steps: list[Step] = []
+    def combine(
+        self, results: Sequence[TuningResult], in_time: Callable[[], bool]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Verify the winners, time their combinations and settle which are kept; then tune the products of prompts.
+
+        Returns the times of each variant's step, and the products.
+        """
+        compiled = self._verified(results)
+        bundle = self._write("together", compiled)
+        steps: list[dict[str, Any]] = []
+        products: list[dict[str, Any]] = []
         with self._executor(bundle) as executor:
-            for variant in self._request.variants:
-                tried = [each.candidate for each in compiled if each.candidate.variant == variant]
-                winners = [f for f in found if f.changed and f.tunable.variant == variant]
+            for variant in self.request.variants:
+                candidates = [each.candidate for each in compiled if each.candidate.variant == variant]
+                winners = [each for each in results if each.changed and each.tunable.variant == variant]
                 with ExitStack() as stack:
                     rig = Rig(executor, bundle, self._workload(bundle, variant), stack)
-                    names = [each.name for each in tried if not rig.open(each.name, stack)]
-                    comparisons = race(variant, names, rig.sample, lambda: True)
-                    gain = settle_together(winners, tried, comparisons)
+                    names = [each.name for each in candidates if not rig.open(each.name, stack)]
+                    gain = settle_together(
+                        winners, candidates, race(variant, names, rig.sample, lambda: True)
+                    )
                     before = min(rig.sample(variant) for _ in range(FIRST_ROUNDS))
-                    steps.append(Step(variant, before, before - gain))
-            products = self._products(executor, in_time) if "prefill" in self._request.variants else []
+                steps.append({"variant": variant, "before_us": before, "after_us": before - gain})
+            for tokens in self.request.prompts if "prefill" in self.request.variants else ():
+                if tokens <= executor.max_batch_tokens and in_time():
+                    products += tune_products(executor, tokens)
         return steps, products
 
-    def _race(
-        self,
-        rig: Rig,
-        each: TuningResult,
-        candidates: Sequence[CandidateVariant],
-        refused: Mapping[str, str],
-        in_time: Callable[[], bool],
-    ) -> None:
-        if not each.launches or not in_time():
-            return
-        names: dict[str, Values] = {}
-        with ExitStack() as stack:
-            for candidate in candidates:
-                values = candidate.changes[each.key]
-                reason = refused.get(candidate.name) or rig.open(candidate.name, stack)
-                if reason:
-                    each.refused[spelled(values)] = reason
-                else:
-                    names[candidate.name] = values
-            variant = each.tunable.variant
-            decide(each, names, race(variant, list(names), rig.sample, in_time))
-        each.raced = each.raced and not any("time was up" in reason for reason in each.refused.values())
-
-    def _verified(self, found: Sequence[TuningResult]) -> list[CompiledCandidate]:
-        """Combinations of the winners, after those that NumPy does not agree with have gone back to the default."""
-        winners = [f for f in found if f.changed]
-        together = [
-            candidates[0]
-            for variant in self._request.variants
-            if (candidates := combinations(variant, [f for f in winners if f.tunable.variant == variant]))
-        ]
-        compiled = compile_candidates(self._sources, self._base, together)
-        usable = [each for each in compiled if not each.refused]
-        bundle = write_candidates(self._folder / "verified", self._sources, self._base, usable)
-        for candidate in (each.candidate for each in usable):
-            mine = [f for f in winners if f.key in candidate.changes]
-            names = [name for f in mine for name in f.tunable.kernels]
-            wrong = self._check(bundle, candidate.name, names)
-            for each in mine:
-                reasons = [wrong[name] for name in each.tunable.kernels if name in wrong]
+    def _verified(self, results: Sequence[TuningResult]) -> list[CompiledCandidate]:
+        """Combinations of the winners, after the winners that NumPy contradicts have been reset."""
+        winners = [each for each in results if each.changed]
+        compiled = self._compiled(c for v in self.request.variants for c in combinations(v, winners)[:1])
+        bundle = self._write("verified", compiled)
+        for candidate in (each.candidate for each in compiled):
+            changed = [each for each in winners if each.key in candidate.changes]
+            names = [name for each in changed for name in each.tunable.kernels]
+            wrong = self.check(bundle, candidate.name, names)
+            for result in changed:
+                reasons = [wrong[name] for name in result.tunable.kernels if name in wrong]
                 if reasons:
-                    each.refused[spelled(each.values)] = f"wrong: {reasons[0]}"
-                    each.values, each.gain_us = dict(each.default), 0.0
-        right = [f for f in winners if f.changed]
-        tried = [
-            candidate
-            for variant in self._request.variants
-            for candidate in combinations(variant, [f for f in right if f.tunable.variant == variant])
-        ]
-        return [each for each in compile_candidates(self._sources, self._base, tried) if not each.refused]
+                    result.refused[spelled(result.values)] = f"wrong: {reasons[0]}"
+                    result.reset()
+        right = [each for each in winners if each.changed]
+        return self._compiled(c for v in self.request.variants for c in combinations(v, right))
 
-    def _products(self, executor: CudaExecutor, in_time: Callable[[], bool]) -> list[dict[str, Any]]:
-        """Algorithms of the library for prompts; the executor keeps them in the user's cache."""
-        rows: list[dict[str, Any]] = []
-        for tokens in self._request.prompts:
-            if tokens > executor.max_batch_tokens or not in_time():
-                continue
-            rows += [
-                {
-                    "m": tuned.m,
-                    "n": tuned.shape.n,
-                    "k": tuned.shape.k,
-                    "before_us": tuned.first_microseconds,
-                    "after_us": tuned.microseconds,
-                    "rank": tuned.rank,
-                    "candidates": tuned.candidates,
-                }
-                for tuned in executor.tune_products(tokens)
-            ]
-        return rows
+    def _compiled(self, candidates: Iterable[CandidateVariant]) -> list[CompiledCandidate]:
+        """The candidates that are not refused."""
+        compiled = compile_candidates(self.sources, self.base, list(candidates))
+        return [each for each in compiled if not each.refused]
+
+    def _write(self, name: str, compiled: Sequence[CompiledCandidate]) -> CandidateBundle:
+        return write_candidates(self.folder / name, self.sources, self.base, compiled)
 
     def _workload(self, bundle: CandidateBundle, variant: str) -> Workload:
-        request = self._request
+        request = self.request
         return workload(
             bundle, variant=variant, tokens=None, context=request.context, room=64, seed=request.seed
         )
 
     def _executor(self, bundle: CandidateBundle) -> CudaExecutor:
-        loads = [self._workload(bundle, variant) for variant in self._request.variants]
+        loads = [self._workload(bundle, variant) for variant in self.request.variants]
         return CudaExecutor.open(
             bundle,
-            self._checkpoint,
+            self.checkpoint,
             max_model_len=max(load.length for load in loads),
             max_pages_total=max(load.pages.size for load in loads),
-            seed=self._request.seed,
+            seed=self.request.seed,
         )
 
 
-def end_of_turn(until: float, to_come: int) -> float:
-    """When the next of `to_come` variants must be done: what is left until then, divided among them evenly."""
+def race_kernel(
+    result: TuningResult,
+    candidates: Sequence[CandidateVariant],
+    refused: Mapping[str, str],
+    rig: Rig,
+    in_time: Callable[[], bool],
+) -> None:
+    """Race the candidates of one kernel, but those that are `refused`, and set the winner or the default as result."""
+    raced: dict[str, Values] = {}
+    with ExitStack() as stack:
+        for candidate in candidates:
+            values = candidate.changes[result.key]
+            if reason := refused.get(candidate.name) or rig.open(candidate.name, stack):
+                result.refused[spelled(values)] = reason
+            else:
+                raced[candidate.name] = values
+        comparisons = race(result.tunable.variant, list(raced), rig.sample, in_time)
+    best = winner(comparisons, result.before_us * result.launches)
+    if best is not None:
+        result.values, result.gain_us = dict(raced[best]), -comparisons[best].median
+    late = any("time was up" in reason for reason in result.refused.values())
+    result.raced = not late and all(each.decided for each in comparisons.values())
+
+
+def tune_products(executor: CudaExecutor, tokens: int) -> list[dict[str, Any]]:
+    """Tune the library's products for a prompt of `tokens` tokens; the executor keeps them in the user's cache."""
+    return [
+        {
+            "m": tuned.m,
+            "n": tuned.shape.n,
+            "k": tuned.shape.k,
+            "before_us": tuned.first_microseconds,
+            "after_us": tuned.microseconds,
+            "rank": tuned.rank,
+            "candidates": tuned.candidates,
+        }
+        for tuned in executor.tune_products(tokens)
+    ]
+
+
+def end_of_turn(until: float, variants_to_come: int) -> float:
+    """When the next of the variants to come must be done: they share the time until then evenly."""
     now = time.perf_counter()
-    return now + max(0.0, until - now) / to_come
+    return now + max(0.0, until - now) / variants_to_come
 
 
 def still_before(moment: float) -> Callable[[], bool]:
-    """Whether that moment of `time.perf_counter` is still to come."""
+    """True as long as `time.perf_counter` is before that moment."""
     return lambda: time.perf_counter() < moment
