@@ -39,7 +39,7 @@ def request_(tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch) -> la
     """A request that NumPy serves, two sequences at once and the prompts in several steps."""
     case = tiny(NAME)
 
-    def compiled(request: latency.LatencyRequest, *, fuse: bool, progress: object) -> object:
+    def compiled(source: object, device: str, dtype: str, fuse: bool, *rest: object) -> object:
         return case.bundle(fuse=fuse, max_batch_tokens=50)
 
     def opened(
@@ -48,7 +48,7 @@ def request_(tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch) -> la
         length = request.prompt + request.tokens
         return CpuExecutor.open(bundle, weights, max_model_len=length, max_pages_total=pages.size), 0
 
-    monkeypatch.setattr(latency, "_compile", compiled)
+    monkeypatch.setattr(latency, "compile_for", compiled)
     monkeypatch.setattr(latency, "_open", opened)
     monkeypatch.setattr(latency, "Device", NoDevice)
     monkeypatch.setattr(latency, "measure_read_bandwidth", lambda device: 4e12)

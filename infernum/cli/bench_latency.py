@@ -76,36 +76,33 @@ def latency(
     **sampling: Any,
 ) -> None:
     from infernum.cli.console import print_json, print_table, progress_bar, warn
-    from infernum.errors import DeviceError, RequestError
+    from infernum.errors import RequestError
+    from infernum.lab.measure.subject import require_gpu
     from infernum.models.presets import resolve
-    from infernum.runtime.driver import describe
 
     if sampling["temperature"] == 0 and any(sampling[p.name] != p.off for p in EXCLUDING):
         names = listed((parameter.option for parameter in EXCLUDING), "and")
         raise RequestError(f"{names} are for sampling; give --temperature above 0 as well")
     params = SamplingParams(seed=seed, **sampling)
     source = resolve(model)
-    try:
-        describe()
-    except DeviceError as error:
-        raise DeviceError(f"bench latency measures a GPU: {error}; see `infernum doctor`") from error
+    require_gpu("bench latency")
     from infernum.lab.measure.latency import LatencyRequest, measure
 
     warn(source.warnings)
     request = LatencyRequest(
         source,
         load_format,
-        prompt,
-        tokens,
-        batch,
+        dtype,
         fuse,
         options.split_rules(rules),
-        dtype,
-        repeats,
         seed,
-        params,
-        identical,
-        against,
+        prompt=prompt,
+        tokens=tokens,
+        batch=batch,
+        repeats=repeats,
+        sampling=params,
+        identical=identical,
+        against=against,
     )
     with progress_bar() as progress:
         results = measure(request, progress)
@@ -117,7 +114,7 @@ def latency(
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is printed of a result, line by line."""
+    """The lines of the printed table."""
     read = results["bytes_per_step"]
     least, most = results["prompt_ms_range"]
     lines = [

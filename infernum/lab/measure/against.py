@@ -1,4 +1,4 @@
-"""What transformers takes for the same generation: our weights, our prompts, a static cache and torch.compile.
+"""The time of the same generation in transformers: our weights, our prompts, a static cache and torch.compile.
 
 The peer is LlamaForCausalLM with sdpa attention. Its prompt runs eagerly, as transformers itself runs it; its decode
 step is compiled with `mode="max-autotune"`, which ends in a CUDA graph, and fed back by a loop of our own, without what
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -20,7 +19,7 @@ import numpy as np
 
 from infernum.dtypes import relative_error
 from infernum.errors import DeviceError, RequestError
-from infernum.lab.measure.generation import Generation, TimedGeneration
+from infernum.lab.measure.generation import Generation, TimedGeneration, times
 from infernum.models.config import FamilyConfig
 from infernum.models.llama import LlamaConfig
 from infernum.step import Float32, Int32
@@ -31,13 +30,13 @@ WARM_UPS = 2
 """Generations ahead of the timed ones: they compile, choose kernels by timing them, and record the CUDA graph."""
 
 ERROR_FACTOR = 3
-"""Times the error that is allowed against our unfused path: they round in other places, and the logits to bf16."""
+"""Factor on the error allowed against our unfused path: transformers rounds elsewhere, and the logits to bf16."""
 
 Compile = Callable[[Any], Any]
 
 
 def check_comparable(config: FamilyConfig) -> None:
-    """Raises RequestError unless torch for CUDA and transformers are there, and can run this kind of model."""
+    """Raises RequestError unless torch for CUDA and transformers are installed, and the model is a Llama."""
     missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
     if missing:
         raise RequestError(
@@ -60,15 +59,15 @@ def against_transformers(
     allowed: float,
     compiled: Compile | None = None,
 ) -> dict[str, Any]:
-    """Time transformers with our weights, and relate it to our greedy timings; as many repeats as those.
+    """Time transformers with our weights as often as `ours`, our greedy generations, and relate the two times.
 
-    tensors  by name in the checkpoint; nothing is copied, and nothing of them is held afterwards
+    tensors  by name in the checkpoint; they are neither copied nor referenced afterwards
     checked  tokens [batch, tokens] of one of our generations, and its logits [places, batch, vocab] at `places`
-    allowed  relative error that our own two paths may have; theirs may have ERROR_FACTOR times as much
+    allowed  relative error between our own two paths; ERROR_FACTOR times as much is allowed for transformers
 
-    Raises DeviceError, and gives no number, when their logits for our tokens are not ours.
+    Raises DeviceError, and gives no number, when their logits for our tokens differ by more.
     """
-    assert isinstance(config, LlamaConfig), "check_comparable has let only this family through"
+    assert isinstance(config, LlamaConfig), "check_comparable lets only this family through"
     peer = Peer(config, tensors, generation, compiled or max_autotune)
     try:
         begin = time.perf_counter()
@@ -86,21 +85,16 @@ def against_transformers(
             f"the logits of transformers differ from ours by {error:.2e}, more than {ERROR_FACTOR * allowed:.2e};"
             " no result is given"
         )
-    steps = generation.tokens - 1
-    prompts, decodes = _milliseconds(timings, steps)
-    our_prompts, our_decodes = _milliseconds(ours, steps)
+    theirs, our_times = times(timings), times(ours)
     return {
         "name": "transformers",
         "how": HOW,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         "warm_up_seconds": warm,
         "cuda_graph_skips": skips,
-        "prompt_ms": statistics.median(prompts),
-        "ms_per_token": statistics.median(decodes),
-        "prompt_ms_all": prompts,
-        "ms_per_token_all": decodes,
-        "speedup": statistics.median(decodes) / statistics.median(our_decodes),
-        "prompt_speedup": statistics.median(prompts) / statistics.median(our_prompts),
+        **theirs,
+        "speedup": theirs["ms_per_token"] / our_times["ms_per_token"],
+        "prompt_speedup": theirs["prompt_ms"] / our_times["prompt_ms"],
         "error_against_ours": error,
         "allowed_error": ERROR_FACTOR * allowed,
         "tokens_that_agree": tokens_that_agree(timings[-1].output, ours[-1].output),
@@ -118,15 +112,11 @@ def tokens_that_agree(output: Int32, ours: Int32) -> int:
     return int(differs.argmax()) if differs.any() else output.shape[1]
 
 
-def _milliseconds(timings: Sequence[TimedGeneration], steps: int) -> tuple[list[float], list[float]]:
-    return [1e3 * t.prompt_seconds for t in timings], [1e3 * t.decode_seconds / steps for t in timings]
-
-
 def language_model(config: LlamaConfig, tensors: Mapping[str, Any]) -> Any:
-    """LlamaForCausalLM whose parameters are the given tensors, by their names in the checkpoint.
+    """LlamaForCausalLM whose parameters are `tensors`, by their names in the checkpoint.
 
-    It is made without memory of its own; only the frequencies of its rotary embedding, which no checkpoint has, are
-    computed. Raises RequestError when transformers refuses the config, or wants tensors that are not there.
+    The model allocates no weights. Only the frequencies of its rotary embedding, which no checkpoint has, are computed.
+    Raises RequestError when transformers refuses the config, or its parameters are not those of `tensors`.
     """
     torch, transformers = import_module("torch"), import_module("transformers")
     try:
@@ -135,13 +125,11 @@ def language_model(config: LlamaConfig, tensors: Mapping[str, Any]) -> Any:
             model = transformers.LlamaForCausalLM(theirs)
     except (TypeError, ValueError) as error:
         raise RequestError(f"transformers refuses this config: {str(error).splitlines()[0]}") from error
-    assert model.config._attn_implementation == "sdpa", (
-        "transformers takes the attention that it is told to take"
-    )
-    wanted = {name for name, _ in model.named_parameters()}  # one that is tied comes once
-    if wanted != set(tensors):
-        raise RequestError(f"transformers and the bundle disagree about {sorted(wanted ^ set(tensors))[:3]}")
-    for name in wanted:
+    assert model.config._attn_implementation == "sdpa", "transformers uses the attention of the config"
+    names = {name for name, _ in model.named_parameters()}  # a tied parameter comes once
+    if names != set(tensors):
+        raise RequestError(f"transformers and the bundle disagree about {sorted(names ^ set(tensors))[:3]}")
+    for name in names:
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, torch.nn.Parameter(tensors[name], requires_grad=False))
     if config.tie_word_embeddings:
@@ -171,7 +159,7 @@ def _fields(config: LlamaConfig) -> dict[str, Any]:
 
 
 class Peer:
-    """Their model, its cache and its compiled step, for one generation at a time."""
+    """The model in transformers, its cache and its compiled step, for one generation at a time."""
 
     def __init__(
         self, config: LlamaConfig, tensors: Mapping[str, Any], generation: Generation, compiled: Compile
@@ -188,7 +176,7 @@ class Peer:
         self._step: Any = compiled(self._model.forward)
 
     def generate(self) -> TimedGeneration:
-        """Prompt and greedy tokens, by the wall clock between synchronisations; the tokens' way to the host counts."""
+        """Prompt and greedy tokens, by the wall clock between synchronisations; copying tokens to the host counts."""
         torch = self._torch
         with torch.no_grad():
             self._cache.reset()
@@ -196,32 +184,32 @@ class Peer:
             begin = time.perf_counter()
             tokens = [self._prompt().argmax(-1, keepdim=True)]
             self._synchronize()
-            middle = time.perf_counter()
+            decode_begin = time.perf_counter()
             for _ in range(self._tokens - 1):
                 tokens.append(self._decode(tokens[-1]).argmax(-1, keepdim=True))
             output = torch.cat(tokens, dim=1).cpu()
             end = time.perf_counter()
-        return TimedGeneration(middle - begin, end - middle, output.numpy().astype(np.int32))
+        return TimedGeneration(decode_begin - begin, end - decode_begin, output.numpy().astype(np.int32))
 
     def forced_logits(self, output: Int32, places: Sequence[int]) -> Float32:
         """Their logits for each of `places` when fed the tokens `output` [batch, tokens]: [places, batch, vocab]."""
-        found: list[Float32] = []
+        rows: list[Float32] = []
         with self._torch.no_grad():
             self._cache.reset()
             self._prompt()
             for place in range(1, max(places) + 1):
                 logits = self._decode(self._ids(output[:, place - 1 : place]))  # strides as in `generate`
                 if place in places:
-                    found.append(logits.float().cpu().numpy())
-        return np.stack(found)
+                    rows.append(logits.float().cpu().numpy())
+        return np.stack(rows)
 
     def graph_skips(self) -> int:
-        """How often torch has compiled a step, but not made a CUDA graph of it; 0 where all is as it should be."""
+        """How often torch has compiled a step but captured no CUDA graph of it; 0 in a fair comparison."""
         counters: Any = import_module("torch._dynamo.utils").counters
         return int(counters["inductor"]["cudagraph_skips"])
 
     def close(self) -> None:
-        """Let go of model, cache and graphs, and so of all memory that is not ours."""
+        """Free the model, the cache and the graphs; the weights stay."""
         del self._model, self._cache, self._step, self._prompts
         self._torch.compiler.reset()
         gc.collect()
@@ -236,7 +224,7 @@ class Peer:
         ).logits[:, -1]
 
     def _decode(self, tokens: Any) -> Any:
-        """The logits after one more token of each sequence, [batch, 1] -> [batch, vocab], until the next call."""
+        """The logits after one more token of each sequence, [batch, 1] -> [batch, vocab]; valid until the next call."""
         self._torch.compiler.cudagraph_mark_step_begin()
         return self._step(input_ids=tokens, past_key_values=self._cache, use_cache=True).logits[:, -1]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,7 @@ GREEDY = SamplingParams(temperature=0)
 
 @dataclass(frozen=True)
 class Generation:
-    """What is generated: `tokens` after each of `prompts`, int32 [batch, prompt], over the cache's `pages`."""
+    """`tokens` after each of `prompts`, int32 [batch, prompt], whose keys and values lie in `pages` of the cache."""
 
     prompts: Int32
     pages: Int32
@@ -34,11 +36,31 @@ class Generation:
 
 @dataclass(frozen=True)
 class TimedGeneration:
-    """Wall-clock of one generation, and the tokens that came out, int32 [batch, tokens]."""
+    """Wall-clock time of one generation, and its output tokens, int32 [batch, tokens]."""
 
     prompt_seconds: float
     decode_seconds: float
     output: Int32
+
+    @property
+    def prompt_ms(self) -> float:
+        return 1e3 * self.prompt_seconds
+
+    @property
+    def token_ms(self) -> float:
+        """Milliseconds of one decode step; the first token is the prompt's."""
+        return 1e3 * self.decode_seconds / (self.output.shape[1] - 1)
+
+
+def times(generations: Sequence[TimedGeneration]) -> dict[str, Any]:
+    """The times of generations as fields of a result: medians, and the times of each."""
+    prompts, tokens = [g.prompt_ms for g in generations], [g.token_ms for g in generations]
+    return {
+        "prompt_ms": statistics.median(prompts),
+        "ms_per_token": statistics.median(tokens),
+        "prompt_ms_all": prompts,
+        "ms_per_token_all": tokens,
+    }
 
 
 def generate(
@@ -47,14 +69,14 @@ def generate(
     steps: Sequence[tuple[Batch, list[int]]],
     params: SamplingParams,
 ) -> TimedGeneration:
-    """One whole generation, as the engine does it: each step's tokens are read when the next one is under way."""
+    """One whole generation, as the engine does it: the tokens of a step are read while the next step runs."""
     sampling = drawn(params, range(generation.batch))
     begin = time.perf_counter()
     first = np.zeros(generation.batch, np.int32)
     for batch, finished in steps:
         sampled = executor.run(batch, drawn(params, finished or [0])).tokens()
         first[finished] = sampled[: len(finished)]
-    middle = time.perf_counter()
+    decode_begin = time.perf_counter()
     output = [first]
     position = generation.prompts.shape[1]
     pending = executor.run(decode_batch(first, position, generation.pages), sampling)
@@ -63,15 +85,15 @@ def generate(
         output.append(pending.tokens())
         pending = following
     output.append(pending.tokens())
-    return TimedGeneration(middle - begin, time.perf_counter() - middle, np.stack(output, axis=1))
+    return TimedGeneration(decode_begin - begin, time.perf_counter() - decode_begin, np.stack(output, axis=1))
 
 
 def interleaved(
     run: Callable[[SamplingParams], TimedGeneration], modes: Sequence[SamplingParams], repeats: int
 ) -> list[list[TimedGeneration]]:
-    """The timings of each mode over `repeats` rounds; a round runs all modes, in turns forwards and backwards.
+    """The timed generations of each mode over `repeats` rounds.
 
-    What drifts while it is measured, such as a clock, then hits all modes alike.
+    A round runs every mode once, forwards and backwards in turns, so that a drifting clock affects all modes alike.
     """
     timings: list[list[TimedGeneration]] = [[] for _ in modes]
     for repeat in range(repeats):

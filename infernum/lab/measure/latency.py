@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from infernum import dtypes
 from infernum.bundle import Bundle
-from infernum.compiler import Options, cached_bundle
 from infernum.errors import RequestError
 from infernum.lab.measure.against import against_transformers, check_comparable
 from infernum.lab.measure.checked import (
@@ -24,15 +23,20 @@ from infernum.lab.measure.checked import (
     decoded_logits,
     prefilled_logits,
 )
-from infernum.lab.measure.generation import GREEDY, Generation, TimedGeneration, generate, interleaved
+from infernum.lab.measure.generation import (
+    GREEDY,
+    Generation,
+    TimedGeneration,
+    generate,
+    interleaved,
+    times,
+)
 from infernum.lab.measure.origin import origin
 from infernum.lab.measure.read_bandwidth import measure_read_bandwidth
 from infernum.lab.measure.shared_weights import NotingDevice, tensors_on_gpu
+from infernum.lab.measure.subject import ModelRequest
 from infernum.lab.measure.workload import page_table, random_prompts
-from infernum.llm import Progress, check_claims, open_checkpoint
-from infernum.machine import native_arch, tuned_here
-from infernum.models.config import config_hash
-from infernum.models.presets import ModelSource
+from infernum.llm import Progress, compile_for
 from infernum.runtime.device import Device
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.loading import LoadOptions
@@ -45,87 +49,86 @@ WARM_UPS = 2
 """Generations ahead of the timed ones: they load kernels, choose algorithms and capture graphs."""
 
 
-@dataclass(frozen=True)
-class LatencyRequest:
-    """What is measured: `batch` prompts of `prompt` random tokens, each continued by `tokens` tokens.
+@dataclass(frozen=True, kw_only=True)
+class LatencyRequest(ModelRequest):
+    """`batch` prompts of `prompt` random tokens, each continued by `tokens` tokens.
 
     repeats    timed generations, over which medians are taken
-    seed       of random weights, of the prompts, and of sampling
-    sampling   how tokens are chosen; where that is not greedily, greedy decoding is timed in turns with it
+    sampling   how tokens are chosen; unless that is greedily, greedy decoding is timed in turns with it
     identical  so many further generations must give the same tokens by the same logits, bit by bit
-    against    "transformers": what is timed after us, with the same weights and prompts
+    against    "transformers": what is timed afterwards, with the same weights and prompts
     """
 
-    source: ModelSource
-    load_format: str
     prompt: int
     tokens: int
     batch: int = 1
-    fuse: bool = True
-    rules: tuple[str, ...] = ()
-    dtype: str = "auto"
     repeats: int = 3
-    seed: int = 0
     sampling: SamplingParams = GREEDY
     identical: int = 0
     against: str | None = None
 
     @property
     def modes(self) -> tuple[SamplingParams, ...]:
-        """How tokens are chosen, the one that is reported first."""
+        """How tokens are chosen, the mode that is reported first."""
         return (self.sampling,) if self.sampling.greedy else (self.sampling, GREEDY)
 
 
-class Opened(Executor, AbstractContextManager["Opened"], Protocol):
-    """An executor that gives everything back at the end of a `with`."""
+class OpenExecutor(Executor, AbstractContextManager["OpenExecutor"], Protocol):
+    """An executor that frees its memory at the end of a `with`."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Of each mode its timings, of the reported one the tokens [batch, tokens] and the logits at the checked places."""
+class CheckedGenerations:
+    """The timed generations of each mode; tokens [batch, tokens] and checked logits of the mode that is reported."""
 
-    timings: list[list[TimedGeneration]]
+    timed: list[list[TimedGeneration]]
     output: Int32
     logits: Float32
 
 
 def measure(request: LatencyRequest, progress: Progress | None = None) -> dict[str, Any]:
-    """Time prompt and decoding, check what was computed, and relate the time to the GPU's read bandwidth.
+    """Time prompt and decoding, check tokens and logits, and relate the time to the GPU's read bandwidth.
 
-    Raises DeviceError, and gives no number, when a check fails; RequestError for what cannot be measured.
+    Raises DeviceError, and gives no number, when a check fails; RequestError for a request that cannot be measured.
     """
     _check(request)
-    weights = open_checkpoint(request.source, request.load_format)
-    if weights is not None:
-        check_claims(request.source, weights)
-    bundle = _compile(request, fuse=request.fuse, progress=progress)
-    unfused = _compile(request, fuse=False, progress=progress)
+    source, weights = request.source, request.checkpoint()
+    bundle = compile_for(source, "cuda", request.dtype, request.fuse, request.rules, progress)
+    rules_unfused = () if request.fuse else request.rules
+    unfused = compile_for(source, "cuda", request.dtype, False, rules_unfused, progress)
     most = max(variant.max_rows for variant in bundle.manifest.variants)
     if request.batch > most:
         raise RequestError(f"--batch is {request.batch}; a step has at most {most} sequences")
     generation = Generation(
-        random_prompts(request.batch, request.prompt, request.source.config.vocab_size, request.seed),
+        random_prompts(request.batch, request.prompt, source.config.vocab_size, request.seed),
         page_table(request.batch, request.prompt + request.tokens, bundle.manifest.page_size, request.seed),
         request.tokens,
     )
     places = checked_places(request.tokens)
     executor, weights_at = _open(request, bundle, weights, generation.pages)
     with executor:
-        measured = _measure(executor, request, generation, places, progress)
-        theirs = (
-            _against(request, bundle, weights_at, generation, measured, places) if request.against else None
-        )
+        ours = _generations(executor, request, generation, places, progress)
+        against: dict[str, Any] = {}
+        if request.against:
+            against["against"] = against_transformers(
+                source.config,
+                tensors_on_gpu(bundle.manifest, weights_at),
+                generation,
+                ours.timed[-1],
+                (ours.output, ours.logits),
+                places,
+                allowed_error(bundle),
+            )
     executor, _ = _open(request, unfused, weights, generation.pages)
     with executor:
-        reference = prefilled_logits(executor, generation, measured.output, places)
-    error = check_logits(bundle, measured.logits, reference)
+        reference = prefilled_logits(executor, generation, ours.output, places)
+    error = check_logits(bundle, ours.logits, reference)
     device = Device.open()
     try:
         bandwidth = measure_read_bandwidth(device)
     finally:
         device.close()
-    results = _results(request, bundle, measured.timings, bandwidth, error)
-    return results if theirs is None else results | {"against": theirs}
+    return _results(request, bundle, ours.timed, bandwidth, error) | against
 
 
 def _check(request: LatencyRequest) -> None:
@@ -147,101 +150,58 @@ def _check(request: LatencyRequest) -> None:
         check_comparable(request.source.config)
 
 
-def _compile(request: LatencyRequest, *, fuse: bool, progress: Progress | None) -> Bundle:
-    rules = request.rules if fuse == request.fuse else ()
-    arch = native_arch()
-    tuned = tuned_here(config_hash(request.source.config), arch)
-    options = Options(arch=arch, dtype=request.dtype, fuse=fuse, rules=rules, tuned=tuned)
-    return cached_bundle(request.source, options, progress=progress)
-
-
 def _open(
     request: LatencyRequest, bundle: Bundle, weights: TensorSource | None, pages: Int32
-) -> tuple[Opened, int]:
+) -> tuple[OpenExecutor, int]:
     """An executor for the generation, and where its weights begin on the GPU."""
     length = request.prompt + request.tokens
     device = NotingDevice.open()
-    assert isinstance(device, NotingDevice), "what opens a device gives one of its own class"
+    assert isinstance(device, NotingDevice), "opening a device gives a device of its own class"
     options = LoadOptions(max_model_len=length, max_pages_total=pages.size, seed=request.seed)
     return CudaExecutor(bundle, weights, device, options), device.weights
 
 
-def _measure(
+def _generations(
     executor: Executor,
     request: LatencyRequest,
     generation: Generation,
     places: Sequence[int],
     progress: Progress | None,
-) -> Measured:
-    """Time all modes, and check each by one more generation, whose tokens the timed ones must have had as well."""
+) -> CheckedGenerations:
+    """Time all modes, and check each by one more generation, whose tokens the timed generations must have too."""
     steps = generation.steps(executor)
     done, total = 0, len(request.modes) * (WARM_UPS + request.repeats + 1) + request.identical
 
     def run(params: SamplingParams) -> TimedGeneration:
         nonlocal done
-        timing = generate(executor, generation, steps, params)
+        timed = generate(executor, generation, steps, params)
         done += 1
         if progress:
             progress("generating", done, total)
-        return timing
+        return timed
 
     for params in request.modes:
         for _ in range(WARM_UPS):
             run(params)
-    timings = interleaved(run, request.modes, request.repeats)
-    checked = [
-        _check_mode(executor, generation, run, params, timed, places)
-        for params, timed in zip(request.modes, timings, strict=True)
-    ]
+    timed = interleaved(run, request.modes, request.repeats)
+    checked: list[tuple[Int32, Float32]] = []
+    for params, generations in zip(request.modes, timed, strict=True):
+        output = run(params).output
+        logits = decoded_logits(executor, generation, output, places)
+        check_tokens(logits, output, places, params)
+        for number, other in enumerate([*(g.output for g in generations[1:]), output], start=2):
+            check_same_tokens(number, other, generations[0].output)
+        checked.append((output, logits))
     output, logits = checked[0]
-    for number in range(request.identical):
+    for number in range(request.repeats + 2, request.repeats + 2 + request.identical):
         again = run(request.sampling).output
-        check_same_tokens(request.repeats + 2 + number, again, output)
-        check_same_logits(
-            request.repeats + 2 + number, decoded_logits(executor, generation, again, places), logits
-        )
-    return Measured(timings, output, logits)
-
-
-def _check_mode(
-    executor: Executor,
-    generation: Generation,
-    run: Callable[[SamplingParams], TimedGeneration],
-    params: SamplingParams,
-    timed: Sequence[TimedGeneration],
-    places: Sequence[int],
-) -> tuple[Int32, Float32]:
-    """Tokens and logits of one more generation. Raises DeviceError when they are wrong, or not those of the timed."""
-    output = run(params).output
-    logits = decoded_logits(executor, generation, output, places)
-    check_tokens(logits, output, places, params)
-    for number, other in enumerate([*(t.output for t in timed[1:]), output], start=2):
-        check_same_tokens(number, other, timed[0].output)
-    return output, logits
-
-
-def _against(
-    request: LatencyRequest,
-    bundle: Bundle,
-    weights_at: int,
-    generation: Generation,
-    measured: Measured,
-    places: Sequence[int],
-) -> dict[str, Any]:
-    """What transformers takes for the same, next to our greedy decoding."""
-    return against_transformers(
-        request.source.config,
-        tensors_on_gpu(bundle.manifest, weights_at),
-        generation,
-        measured.timings[-1],
-        (measured.output, measured.logits),
-        places,
-        allowed_error(bundle),
-    )
+        check_same_tokens(number, again, output)
+        check_same_logits(number, decoded_logits(executor, generation, again, places), logits)
+    return CheckedGenerations(timed, output, logits)
 
 
 def bytes_per_token(bundle: Bundle, batch: int, mean_context: float) -> dict[str, int]:
-    """What one decode step must at least read: weights once (of the embedding a row each), and the KV cache."""
+    """Bytes that one decode step must read: weights once (one row of the embedding a token), and the KV cache."""
     manifest = bundle.manifest
     variant = bundle.variant_for(batch).name
     weights: dict[object, int] = {}
@@ -264,15 +224,13 @@ def bytes_per_token(bundle: Bundle, batch: int, mean_context: float) -> dict[str
 def _results(
     request: LatencyRequest,
     bundle: Bundle,
-    timings: list[list[TimedGeneration]],
+    timed: list[list[TimedGeneration]],
     bandwidth: float,
     error: float,
 ) -> dict[str, Any]:
     manifest = bundle.manifest
-    steps = request.tokens - 1
-    prompts = [1e3 * t.prompt_seconds for t in timings[0]]
-    decodes = [1e3 * t.decode_seconds / steps for t in timings[0]]
-    token_ms = statistics.median(decodes)
+    ours = times(timed[0])
+    token_ms = ours["ms_per_token"]
     read = bytes_per_token(bundle, request.batch, request.prompt + request.tokens / 2)
     floor_ms = 1e3 * sum(read.values()) / bandwidth
     return {
@@ -290,26 +248,23 @@ def _results(
         "output_tokens": request.tokens,
         "repeats": request.repeats,
         "seed": request.seed,
-        "prompt_ms": statistics.median(prompts),
-        "ms_per_token": token_ms,
+        **ours,
         "tokens_per_second": request.batch * 1e3 / token_ms,
-        "prompt_ms_all": prompts,
-        "ms_per_token_all": decodes,
-        "prompt_ms_range": [min(prompts), max(prompts)],
-        "ms_per_token_range": [min(decodes), max(decodes)],
+        "prompt_ms_range": [min(ours["prompt_ms_all"]), max(ours["prompt_ms_all"])],
+        "ms_per_token_range": [min(ours["ms_per_token_all"]), max(ours["ms_per_token_all"])],
         "read_bandwidth_gb_s": bandwidth / 1e9,
         "bytes_per_step": read,
         "floor_ms_per_token": floor_ms,
         "fraction_of_bound": floor_ms / token_ms,
         "error_against_unfused": error,
         "allowed_error": allowed_error(bundle),
-        "identical_generations": 1 + len(timings[0]) + request.identical,
-        **_sampling(request.sampling, decodes, [1e3 * t.decode_seconds / steps for t in timings[-1]]),
+        "identical_generations": 1 + len(timed[0]) + request.identical,
+        **_sampling(request.sampling, ours["ms_per_token_all"], times(timed[-1])["ms_per_token_all"]),
     }
 
 
 def _sampling(params: SamplingParams, sampled: list[float], greedy: list[float]) -> dict[str, Any]:
-    """How tokens were chosen, and what that cost over greedy decoding: the median over rounds that ran both."""
+    """The sampling parameters, and their cost over greedy decoding: the median over rounds that ran both."""
     if params.greedy:
         return {"sampling": None}
     names = [parameter.name for parameter in PARAMETERS if parameter.bench_help is not None]
