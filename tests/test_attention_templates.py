@@ -17,10 +17,11 @@ from infernum.dtypes import DType, dtype
 from infernum.errors import ShapeError
 from infernum.fusion import rope_append
 from infernum.ir.apply import apply_rules
-from infernum.ir.block import BATCH, Tensor, Trace
+from infernum.ir.block import BATCH, Tensor
 from infernum.ir.graph import Graph, Input, TensorType
 from infernum.ir.kernel import Choice, Target, choose
 from infernum.ir.op import OPS
+from infernum.ir.trace import Trace
 from infernum.ops import append, attention, embedding, rope, select_rows
 from infernum.rope import Rope
 

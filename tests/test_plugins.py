@@ -24,9 +24,9 @@ from infernum.dtypes import BF16
 from infernum.errors import CompileError
 from infernum.ir import op
 from infernum.ir.apply import apply_rules
-from infernum.ir.block import Trace
 from infernum.ir.graph import Graph, Input, TensorType
 from infernum.ir.kernel import Target
+from infernum.ir.trace import Trace
 from infernum.models import config
 from infernum.models.config import families, find_family
 from infernum.models.presets import resolve

@@ -11,6 +11,7 @@ from infernum.dims import COSTS, evaluate
 from infernum.ir.fuse import made_by
 from infernum.ir.kernel import Target
 from infernum.ir.op import Fused
+from infernum.ir.text import print_graph
 from infernum.roofline import CONTEXT, GPUS, floor_seconds, step_symbols
 
 
@@ -27,7 +28,7 @@ def emit_block(plan: BlockPlan, title: str) -> str:
 
 
 def _header(plan: BlockPlan, title: str) -> str:
-    lines = [title, "", *str(plan.graph).rstrip().splitlines()]
+    lines = [title, "", *print_graph(plan.graph).rstrip().splitlines()]
     return "".join(f"// {line}".rstrip() + "\n" for line in lines)
 
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
 
 from infernum.dims import Dim
 from infernum.dtypes import DType
@@ -20,8 +22,6 @@ from infernum.recipes import Recipe
 
 if TYPE_CHECKING:
     import networkx as nx
-
-    from infernum.ir.op import Operation
 
 Role = Literal["stream", "batch", "state", "weight"]
 """What a graph input is: a value flowing between blocks, a fact of the step, the KV cache, or a weight."""
@@ -68,6 +68,34 @@ class Input:
     @property
     def name(self) -> str:
         return self.role
+
+
+class Operation(Protocol):
+    """What a call computes: a primitive op or several fused ones (`Op` and `Fused` of `infernum.ir.op`)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def params(self) -> tuple[str, ...]:
+        """Names of the operands, by slot."""
+        ...
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Names of the results, by index."""
+        ...
+
+    @property
+    def in_place(self) -> Mapping[int, int]:
+        """Results that take over the memory of an operand: index of the result -> slot of the operand."""
+        ...
+
+    def evaluate(
+        self, operands: Sequence[np.ndarray], attrs: Mapping[str, Any], types: Sequence[TensorType]
+    ) -> list[np.ndarray]:
+        """The results in NumPy, each rounded to its type."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -253,11 +281,6 @@ class Graph:
 
     def renamed(self, name: str) -> Graph:
         return Graph(name, self.nx, self.outputs)
-
-    def __str__(self) -> str:
-        from infernum.ir.text import print_graph
-
-        return print_graph(self)
 
 
 def _live(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,10 +21,9 @@ from infernum.dims import Dim
 from infernum.dtypes import DTYPES, DType, round_to
 from infernum.errors import DTypeError, ShapeError
 from infernum.ir.graph import Graph, TensorType
+from infernum.ir.interpret import interpret
 from infernum.ir.kernel import Call, Formula, KernelSpec, LoadTime, Pointwise, Prologue, View
-
-if TYPE_CHECKING:
-    from infernum.ir.block import Tensor
+from infernum.ir.trace import Tensor, caller
 
 Array = np.ndarray
 Infer = Callable[..., tuple[TensorType, ...]]
@@ -147,19 +146,15 @@ class Op:
 
         Raises ShapeError or DTypeError at the DSL line.
         """
-        from infernum.ir.block import caller
-
         problem = self._misuse(operands, attrs)
         if problem:
             raise ShapeError(f"{caller()}: {self.name} {problem}")
         settings = {a: _python(attrs.get(a, self.defaults.get(a))) for a in self.attrs}
-        results = operands[0].trace.add(self, operands, settings)
+        results = operands[0].trace.add(self, self.infer_types, operands, settings)
         return results if len(self.results) > 1 else results[0]
 
     def _misuse(self, operands: Sequence[object], attrs: Mapping[str, Any]) -> str | None:
         """What is wrong with the arguments of a call, types aside."""
-        from infernum.ir.block import Tensor
-
         if not self.variadic and len(operands) != len(self.params):
             return f"takes {', '.join(self.params)}; {len(operands)} operands were given"
         wrong = [o for o in operands if not isinstance(o, Tensor)]
@@ -223,13 +218,9 @@ class Fused:
     def evaluate(
         self, operands: Sequence[Array], attrs: Mapping[str, Any], types: Sequence[TensorType]
     ) -> list[Array]:
-        from infernum.ir.interpret import interpret
-
         del attrs, types
         return interpret(self.body, dict(zip(self.params, operands, strict=True)))
 
-
-Operation = Op | Fused
 
 OPS: dict[str, Op] = {}
 """Every primitive op by name."""

@@ -17,12 +17,12 @@ from functools import cached_property, wraps
 from typing import Any, Protocol
 
 from infernum.errors import CompileError
-from infernum.ir.block import Tensor, Trace
 from infernum.ir.fuse import fuse_nodes, lines_of, origins_of, rules_of
 from infernum.ir.graph import Graph, Input, Node, TensorType, Value
 from infernum.ir.kernel import Call, KernelSpec, LoadTime, Refusal, Target, View, choose
 from infernum.ir.match import AttrVar, Match, find_matches, why_not_replaceable
 from infernum.ir.op import Op, as_tuple
+from infernum.ir.trace import Tensor, Trace
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from infernum.ir.graph import Graph, Input, Node
 from infernum.ir.kernel import LoadTime, View
-from infernum.ir.op import Fused
+from infernum.ir.op import Fused, Op
 from infernum.recipes import tensor_names
 
 
@@ -17,8 +17,12 @@ def kind_of(node: Node) -> str:
             return "input"
         case Fused():
             return "fused"
-        case op:
-            return "view" if isinstance(op.emit, View) else "load" if isinstance(op.emit, LoadTime) else "op"
+        case Op(emit=View()):
+            return "view"
+        case Op(emit=LoadTime()):
+            return "load"
+        case _:
+            return "op"
 
 
 def ops_of(node: Node) -> list[str]:

@@ -107,7 +107,8 @@ class _Example:
                 if value not in self.tensors:
                     self.tensors[value] = self._input(_batch_name(node.op, slot, value), types[value])
             self.attrs = drawn
-            results = self.maker.trace.add(node.op, [self.tensors[value] for value in operands], attrs)
+            tensors = [self.tensors[value] for value in operands]
+            results = self.maker.trace.add(node.op, node.op.infer_types, tensors, attrs)
             self.tensors |= {Value(node.name, i): result for i, result in enumerate(results)}
             return True
         return False

@@ -8,8 +8,8 @@ from typing import TypeVar
 import numpy as np
 
 from infernum.dtypes import DType
-from infernum.ir.block import Tensor, Trace
 from infernum.ir.graph import Graph, Input, TensorType
+from infernum.ir.trace import Tensor, Trace
 from infernum.ops import add, cast, columns, flatten, heads, linear, mul, rms_norm, silu
 from infernum.recipes import read
 
