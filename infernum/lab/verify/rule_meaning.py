@@ -1,4 +1,4 @@
-"""Whether the two graphs of a change mean the same: both are evaluated in NumPy, in float32 and in a half type."""
+"""Whether two graphs mean the same: both are evaluated in NumPy, in float32 and in a half type."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from infernum import ops
-from infernum.dtypes import F32, DType, round_to
+from infernum.dtypes import BF16, F32, DType, round_to
 from infernum.errors import ShapeError
-from infernum.ir.graph import Graph, Input, Node, Value
+from infernum.ir.graph import Graph, Input, Value
 from infernum.ir.op import Fused
 from infernum.lab.verify.compare import row_errors
-from infernum.lab.verify.rule_change import GraphPair
+from infernum.lab.verify.rule_firings import GraphPair
 from infernum.lab.verify.rule_values import InputValues, RuleTrial
 from infernum.lab.verify.values import smallest_normal
 
@@ -27,10 +27,10 @@ CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison gave: the error in float32 and in the half type, and what is wrong, or None.
+    """The errors in float32 and in the half type, and a sentence on what is wrong, or None.
 
-    `error` and `tolerance` belong to what is wrong, and to float32 where nothing is. `unusable`: the graph before
-    could not be evaluated, and why.
+    `error` and `tolerance` belong to what is wrong, and to float32 where nothing is. `unusable`: why the graph before
+    could not be evaluated.
     """
 
     error: float = 0.0
@@ -40,84 +40,73 @@ class Comparison:
     unusable: str | None = None
 
 
-def compare(change: GraphPair, dtype: DType, half: DType, rounds: Sequence[RuleTrial]) -> Comparison:
-    """Compare both graphs of a change, written for `dtype`, in float32 and in `half`, for each round of inputs."""
-    mistyped = change.mistyped()
-    if mistyped:
+def compare(pair: GraphPair, dtype: DType, trials: Sequence[RuleTrial]) -> Comparison:
+    """Compare two graphs, written for `dtype`, in every trial: in float32 and in `dtype`, or bfloat16 for float32."""
+    if mistyped := pair.mistyped():
         return Comparison(math.inf, wrong=mistyped)
-    worst = {F32: 0.0, half: 0.0}
-    for measured in worst:
-        typed = change.typed(dtype, measured)
-        for chosen in rounds:
-            found = _compare(typed, measured, chosen)
-            if found.wrong or found.unusable:
-                return found
-            worst[measured] = max(worst[measured], found.error)
-    return Comparison(worst[F32], half_error=worst[half])
+    errors = {F32: 0.0, BF16 if dtype is F32 else dtype: 0.0}
+    for measured in errors:
+        typed = pair.typed(dtype, measured)
+        for trial in trials:
+            comparison = _compare(typed, measured, trial)
+            if comparison.wrong or comparison.unusable:
+                return comparison
+            errors[measured] = max(errors[measured], comparison.error)
+    in_f32, in_half = errors.values()
+    return Comparison(in_f32, half_error=in_half)
 
 
-def _compare(change: GraphPair, dtype: DType, chosen: RuleTrial) -> Comparison:
-    values, states = InputValues(chosen), _states(change.before)
+def _compare(pair: GraphPair, dtype: DType, trial: RuleTrial) -> Comparison:
+    values = InputValues(trial)
+    states = [n.name for n in pair.before.inputs if isinstance(n.op, Input) and n.op.role == "state"]
     try:
-        wanted = _outcome(change.before, states, values)
+        references = _outcome(pair.before, states, values)
     except Exception as error:
-        return Comparison(unusable=_said(error))
+        return Comparison(unusable=f"{type(error).__name__}: {error}")
     try:
-        got = _outcome(change.after, states, values)
+        results = _outcome(pair.after, states, values)
     except Exception as error:
-        return Comparison(
-            math.inf, dtype.tolerance, wrong=f"what it made cannot be evaluated: {_said(error)}"
-        )
+        sentence = f"what it made cannot be evaluated: {type(error).__name__}: {error}"
+        return Comparison(math.inf, dtype.tolerance, wrong=sentence)
     worst = 0.0
-    names = [*map(str, change.before.outputs), *(f"%{name}" for name in states)]
-    for name, out, ref in zip(names, got, wanted, strict=True):
-        error, place = _error(out, ref, dtype)
+    names = [*map(str, pair.before.outputs), *(f"%{name}" for name in states)]
+    for name, result, reference in zip(names, results, references, strict=True):
+        error, where = _error(result, reference, dtype)
         if not error <= dtype.tolerance:
-            return Comparison(error, dtype.tolerance, wrong=_sentence(name, error, place, dtype, chosen))
+            relative = f"a relative error of {error:.2g}{where}, over {dtype.tolerance:g}"
+            what = where if math.isinf(error) else relative
+            sentence = f"{name} has {what} (in {dtype.long_name}, {trial.tokens} token(s))"
+            return Comparison(error, dtype.tolerance, wrong=sentence)
         worst = max(worst, error)
     return Comparison(worst)
 
 
-def _sentence(name: str, error: float, place: str, dtype: DType, chosen: RuleTrial) -> str:
-    size = place if math.isinf(error) else f"a relative error of {error:.2g}{place}, over {dtype.tolerance:g}"
-    return f"{name} has {size} (in {dtype.long_name}, {chosen.tokens} token(s))"
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _states(graph: Graph) -> list[str]:
-    return [n.name for n in graph.inputs if isinstance(n.op, Input) and n.op.role == "state"]
-
-
 def _outcome(graph: Graph, states: Sequence[str], values: InputValues) -> list[Array]:
-    """The outputs, and what became of the states, which those keep that no call of the graph reads."""
+    """The outputs, and the states afterwards; a state that the graph lacks is unchanged."""
     arrays = {node.name: values.of(node) for node in graph.inputs}
-    for node in graph.inputs:
-        _check_shape(node, 0, arrays[node.name], values.round)
     with np.errstate(all="ignore"):
-        results = _evaluate(graph, arrays, values.round)
-    return [*results, *(arrays[name] if name in arrays else values.made[name] for name in states)]
+        results = _evaluate(graph, arrays, values.trial)
+    return [*results, *(arrays[name] if name in arrays else values.arrays[name] for name in states)]
 
 
-def _evaluate(graph: Graph, arrays: Mapping[str, Array], chosen: RuleTrial) -> list[Array]:
+def _evaluate(graph: Graph, arrays: Mapping[str, Array], trial: RuleTrial) -> list[Array]:
     """As `infernum.ir.interpret`, but products are summed in float64, and shapes must be the declared ones."""
     values: dict[Value, Array] = {}
     for node in graph.nodes:
-        if isinstance(node.op, Input):
-            values[Value(node.name)] = arrays[node.name]
-            continue
         operands = [values[v] for v in graph.operands(node.name)]
-        if isinstance(node.op, Fused):
-            results = _evaluate(node.op.body, dict(zip(node.op.params, operands, strict=True)), chosen)
+        if isinstance(node.op, Input):
+            results = [arrays[node.name]]
+        elif isinstance(node.op, Fused):
+            results = _evaluate(node.op.body, dict(zip(node.op.params, operands, strict=True)), trial)
         elif node.op is ops.linear:
             results = [round_to(_product(operands[0], operands[1]), node.types[0].dtype)]
         else:
             results = node.op.evaluate(operands, node.attrs, node.types)
-        for index, result in enumerate(results):
-            _check_shape(node, index, result, chosen)
-            values[Value(node.name, index)] = result
+        for index, (result, type_) in enumerate(zip(results, node.types, strict=True)):
+            value = Value(node.name, index)
+            if result.shape != trial.facts.sizes(type_):
+                raise ShapeError(f"{value} is {type_}, and its array {list(result.shape)}")
+            values[value] = result
     return [values[v] for v in graph.outputs]
 
 
@@ -129,35 +118,26 @@ def _product(x: Array, weight: Array) -> Array:
     return np.concatenate(blocks, axis=1).astype(np.float32)
 
 
-def _check_shape(node: Node, index: int, array: Array, chosen: RuleTrial) -> None:
-    wanted = chosen.facts.sizes(node.types[index])
-    if array.shape != wanted:
-        raise ShapeError(
-            f"{Value(node.name, index)} is {node.types[index]}, and its array {list(array.shape)}"
-        )
+def _error(result: Array, reference: Array, dtype: DType) -> tuple[float, str]:
+    """The error of a result, and words on it: in float32 the largest relative error of a row, else the mean square.
 
-
-def _error(out: Array, ref: Array, dtype: DType) -> tuple[float, str]:
-    """How wrong `out` is, and what to say of it: in float32 the largest relative error of a row, else the mean square.
-
-    Infinite where one of two elements is no number.
+    Infinite where integers or shapes differ, or only one of two elements is NaN or infinite.
     """
-    if out.shape != ref.shape:
-        return math.inf, f"the shape {list(out.shape)} instead of {list(ref.shape)}"
-    if ref.dtype.kind in "iu":
-        same = np.array_equal(out, ref)
-        return (0.0, "") if same else (math.inf, "other integers")
-    if np.array_equal(out, ref, equal_nan=True):
+    if result.shape != reference.shape:
+        return math.inf, f"the shape {list(result.shape)} instead of {list(reference.shape)}"
+    if np.array_equal(result, reference, equal_nan=reference.dtype.kind == "f"):
         return 0.0, ""
+    if reference.dtype.kind in "iu":
+        return math.inf, "other integers"
     for what, is_there in {"NaN": np.isnan, "+inf": np.isposinf, "-inf": np.isneginf}.items():
-        differs = is_there(out) != is_there(ref)
+        differs = is_there(result) != is_there(reference)
         if differs.any():
             count = int(differs.sum())
             return math.inf, f"{what} in one of the two and not in the other, at {count} element(s)"
-    width = ref.shape[-1] if ref.ndim else 1
-    known = np.isfinite(ref)
-    got, wanted = (np.where(known, array, 0).reshape(-1, width) for array in (out, ref))
-    errors = row_errors(got, wanted, smallest_normal(dtype))
+    width = reference.shape[-1] if reference.ndim else 1
+    finite = np.isfinite(reference)
+    rows, reference_rows = (np.where(finite, a, 0).reshape(-1, width) for a in (result, reference))
+    errors = row_errors(rows, reference_rows, smallest_normal(dtype))
     if dtype is not F32:  # roundings of single rows scatter, all the more in short ones
         return float(np.sqrt(np.mean(np.square(errors)))), " on average"
     row = int(errors.argmax())

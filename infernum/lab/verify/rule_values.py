@@ -1,4 +1,4 @@
-"""Numbers for the inputs of a graph: ordinary and nasty ones, and facts of a step that fit together."""
+"""Values of a graph's inputs on which rules are checked: rows of every kind, and the facts of one ragged step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from infernum.weights.values import choose, values
 Array = np.ndarray[Any, Any]
 
 KINDS = ("normal", "large", "tiny", "zeros", "equal")
-"""What the rows of a stream are, in turn. Tiny ones are denormal in part, zeros have both signs."""
+"""Kinds of the rows of a stream, in turn. Tiny rows are denormal in part, zeros have both signs."""
 
 POOL = 1_000_003
 """Random numbers: a prime number of them, so that no two rows of a large array are the same."""
@@ -33,7 +33,7 @@ VOCAB = 4
 
 @dataclass(frozen=True)
 class RuleTrial:
-    """One choice of inputs: the number of tokens, and which of `KINDS` the first row is."""
+    """One evaluation of a graph: the number of tokens, and the index in `KINDS` of the first row's kind."""
 
     tokens: int
     first: int = 0
@@ -46,29 +46,29 @@ class RuleTrial:
 
 @dataclass
 class InputValues:
-    """The arrays of one round, made when first asked for: the same for the same name, or checkpoint tensor."""
+    """The arrays of one trial, by the name of an input or of a checkpoint tensor; drawn at the first use."""
 
-    round: RuleTrial
-    made: dict[str, Array] = field(default_factory=dict[str, Array])
+    trial: RuleTrial
+    arrays: dict[str, Array] = field(default_factory=dict[str, Array])
 
     def of(self, node: Node) -> Array:
-        """The array of a graph's input, float32 or of its integer type; not shared, but for weights.
+        """The array of a graph's input, float32 or of its integer type; a copy, except for weights.
 
         Raises ShapeError for a weight whose recipe makes no sense.
         """
         assert isinstance(node.op, Input), f"{node.name} is not an input"
         if node.op.recipe:
             return self._weight(node.op.recipe, node.types[0].dtype)
-        if node.name not in self.made:
-            self.made[node.name] = self._array(node.name, node.types[0])
-        return self.made[node.name].copy()
+        if node.name not in self.arrays:
+            self.arrays[node.name] = self._array(node.name, node.types[0])
+        return self.arrays[node.name].copy()
 
     def _weight(self, recipe: Recipe, dtype: DType) -> Array:
         tensors = {tensor.names[0]: tensor for tensor in tensors_of(recipe)}
-        return values(choose(recipe, tensors), _Tensors(tensors, dtype, self.made))
+        return values(choose(recipe, tensors), _Tensors(tensors, dtype, self.arrays))
 
     def _array(self, name: str, kind: TensorType) -> Array:
-        facts = self.round.facts
+        facts = self.trial.facts
         if name in facts.arrays and name != SEEN.name:
             return facts.arrays[name]
         shape = facts.sizes(kind)
@@ -77,13 +77,13 @@ class InputValues:
         return round_to(self._rows(name, _normal(name, shape), kind.dtype), kind.dtype)
 
     def _rows(self, name: str, numbers: Array, dtype: DType) -> Array:
-        """Rows of all kinds: of the same kind in every stream at first, then of different ones side by side."""
+        """Numbers scaled to rows of all kinds; the first rows are of one kind in all streams, later rows are not."""
         large, tiny = (30.0, 1e-6) if dtype is F16 else (3e4, 1e-30)
         denormal = 1e-7 if dtype is F16 else 1e-39
         signs = np.sign(numbers)
         for row in range(len(numbers)) if numbers.ndim > 1 else ():
             shift = zlib.crc32(name.encode()) if row >= len(KINDS) else 0
-            match KINDS[(row + self.round.first + shift) % len(KINDS)]:
+            match KINDS[(row + self.trial.first + shift) % len(KINDS)]:
                 case "large":
                     numbers[row] *= np.float32(large)
                 case "tiny":
@@ -100,11 +100,11 @@ class InputValues:
 
 @dataclass(frozen=True)
 class _Tensors:
-    """Tensors of a checkpoint, in float32: matrices of unit gain. Each is drawn once and held in `made`."""
+    """Tensors of a checkpoint, in float32: matrices of unit gain. `arrays` holds those that were drawn already."""
 
     tensors: Mapping[str, Read]
     type: DType
-    made: dict[str, Array]
+    arrays: dict[str, Array]
 
     @property
     def names(self) -> frozenset[str]:
@@ -117,11 +117,11 @@ class _Tensors:
         return self.type
 
     def rows(self, name: str, start: int, stop: int) -> Array:
-        if name not in self.made:
+        if name not in self.arrays:
             shape = self.shape(name)
             scale = shape[-1] ** -0.5 if len(shape) > 1 else 1.0
-            self.made[name] = round_to(_normal(name, shape) * np.float32(scale), self.type)
-        return self.made[name][start:stop]
+            self.arrays[name] = round_to(_normal(name, shape) * np.float32(scale), self.type)
+        return self.arrays[name][start:stop]
 
 
 @cache
@@ -132,7 +132,7 @@ def _facts(tokens: int) -> Facts:
 
 
 def _integers(name: str, kind: TensorType, shape: tuple[int, ...], facts: Facts) -> Array:
-    """Bits for what holds a set, and otherwise numbers that can stand for a row or a token."""
+    """Bits for the set of seen tokens, and otherwise numbers below both the rows and the tokens."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     below = 2**31 if name == SEEN.name else min(facts.symbols["rows"], 8)
     return rng.integers(0, below, shape).astype(kind.dtype.numpy)
@@ -140,7 +140,7 @@ def _integers(name: str, kind: TensorType, shape: tuple[int, ...], facts: Facts)
 
 @cache
 def _pool() -> Array:
-    """Random numbers, twice, that all arrays are cut from: drawing them anew would take most of a check's time."""
+    """Random numbers, twice, that all arrays are cut from: drawing each array anew is slow."""
     return np.tile(np.random.default_rng(7).standard_normal(POOL).astype(np.float32), 2)
 
 

@@ -1,4 +1,4 @@
-"""What is found about a rule, place by place, and the verdict on it."""
+"""The comparisons at all places of a rule, counted, and the verdict on the rule."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 
 from infernum.dtypes import F32
-from infernum.lab.verify.rule_firings import AppliedRule
+from infernum.lab.verify.rule_firings import AppliedRule, GraphPair
+from infernum.lab.verify.rule_meaning import Comparison
 
 LARGEST = 256 << 20
 """Bytes of the operands, in float32, of a place in a bundle that is checked as a matter of course."""
@@ -17,7 +18,7 @@ ENOUGH = 4
 
 @dataclass(frozen=True)
 class RuleVerdict:
-    """What was found about one rule.
+    """Whether one rule keeps the meaning of graphs.
 
     sites        places in the bundle's own blocks at which it fired and was checked
     graphs       random graphs in which it fired and was checked
@@ -25,7 +26,7 @@ class RuleVerdict:
                  types and exceptions
     tolerance    what the error may be
     wrong        sentences, the last one with the smallest failing graph before and after
-    note         what else to know: that it never fired, what was left out, that it drops a rounding
+    note         whether it never fired, which places were not checked, whether it drops a rounding
     in_bundle    False: the bundle was compiled without it; `sites` are where it would have fired
     """
 
@@ -42,7 +43,7 @@ class RuleVerdict:
 
 @dataclass(frozen=True)
 class Failure:
-    """One place where a rule is wrong: what a person has to read there, and how wrong it is."""
+    """One place where a rule is wrong: the number of calls in its graphs, a sentence, their text, and the error."""
 
     size: int
     sentence: str
@@ -53,7 +54,7 @@ class Failure:
 
 @dataclass
 class RuleTally:
-    """What was found about one rule so far."""
+    """The comparisons of one rule so far. `half` is the largest error in the half type, `skipped` are large places."""
 
     in_bundle: bool = True
     sites: int = 0
@@ -63,12 +64,24 @@ class RuleTally:
     worst: float = 0.0
     half: float = 0.0
     failures: list[Failure] = field(default_factory=list[Failure])
-    skipped: list[tuple[AppliedRule, str]] = field(default_factory=list[tuple[AppliedRule, str]])
+    skipped: list[tuple[str, AppliedRule]] = field(default_factory=list[tuple[str, AppliedRule]])
 
     @property
     def settled(self) -> bool:
         """True once enough failures are known."""
         return len(self.failures) >= self.enough
+
+    def add(self, place: str, part: GraphPair, comparison: Comparison) -> None:
+        """Enter the comparison of the graphs at a place."""
+        if comparison.unusable:
+            self.unusable += 1
+            return
+        if comparison.wrong:
+            sentence = f"{place}: {comparison.wrong}"
+            failure = Failure(part.size, sentence, str(part), comparison.error, comparison.tolerance)
+            self.failures.append(failure)
+        self.worst = max(self.worst, comparison.error)
+        self.half = max(self.half, comparison.half_error)
 
     def verdict(self, rule: str) -> RuleVerdict:
         """The verdict on the rule of that name."""

@@ -1,47 +1,52 @@
-"""Checks rules in NumPy: wherever they fire, in a bundle's blocks and in random graphs, the meaning must stay."""
+"""Checks rules in NumPy: a rule that fires in a bundle's blocks or in random graphs must keep the meaning."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 import infernum.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers the ops that graphs name
 from infernum import fusion, plugins
 from infernum.bundle import Bundle
-from infernum.dtypes import BF16, F32, DType
 from infernum.dtypes import dtype as dtype_named
 from infernum.errors import BundleError
 from infernum.ir.graph import Graph
 from infernum.ir.kernel import Target
 from infernum.ir.rewrite import Fusion, Rewrite, Rule, traced_pattern
 from infernum.ir.text import parse_graph
-from infernum.lab.verify.example_graphs import Attrs, attrs_of, example_graphs
+from infernum.lab.verify.example_graphs import attrs_of, example_graphs
 from infernum.lab.verify.random_graphs import random_graph
-from infernum.lab.verify.rule_change import GraphPair
-from infernum.lab.verify.rule_firings import AppliedRule, RuleFault, firings
+from infernum.lab.verify.rule_firings import AppliedRule, GraphPair, firings
 from infernum.lab.verify.rule_meaning import Comparison, compare
 from infernum.lab.verify.rule_values import KINDS, RuleTrial
 from infernum.lab.verify.rule_verdict import LARGEST, Failure, RuleTally, RuleVerdict
 from infernum.lab.verify.units import target_of
 from infernum.manifest import spec_of
 
-RANDOM = 96
+RANDOM_GRAPHS = 96
 """Random graphs to which all rules are applied."""
 
-INSTANCES = 16
-"""Graphs around the rule's own pattern in which it is to fire, for every rule."""
+EXAMPLE_GRAPHS = 16
+"""Graphs around its own examples in which every rule is to fire."""
 
 ATTEMPTS = 400
-"""Graphs that are tried at most to find them."""
+"""Attempts at most to draw these graphs."""
 
 SMALL = 4 << 20
-"""Up to so many bytes, a place is also checked with every kind of first row."""
+"""Up to so many bytes of operands, a place in a bundle is also checked with every kind of first row."""
+
+SMALL_TRIALS = (RuleTrial(14), RuleTrial(1))
+"""Trials in random graphs: every kind of row, alike in all streams and mixed, and a single token.
+
+Numbers of tokens are even where there are several: then a step has a row of logits for each."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being checked, how much of it is done, and how much there is."""
+"""Called with the part of the check, the number of its items that are done, and the number of all."""
+
+TrialsOf = Callable[[GraphPair], Sequence[RuleTrial]]
 
 __all__ = ["RuleVerdict", "verify_rules"]
 
@@ -67,157 +72,148 @@ def verify_rules(
     if not tested:
         return []
     applied = [rule for rule in fusion.RULES if rule.name in tested | used]
-    told: Progress = progress or (lambda what, done, total: None)
-    dtype = dtype_named(bundle.manifest.dtype)
-    records = {rule.name: RuleTally(rule.name in used) for rule in applied if rule.name in tested}
-    check = _Check(dtype, records)
-    graphs = _in_bundle(check, bundle, applied, told)
-    for record in check.records.values():
-        record.enough += len(record.failures)
-    targets = [target_of(bundle, spec) for spec in bundle.manifest.variants]
-    _in_random_graphs(check, applied, targets, told)
-    attrs = attrs_of(graphs)
-    for done, rule in enumerate(r for r in applied if r.name in tested):
-        told("patterns", done, len(tested))
-        _in_examples(check, rule, targets, attrs)
-    told("patterns", len(tested), len(tested))
-    check.finish()
-    return [record.verdict(name) for name, record in check.records.items()]
+    tallies = {rule.name: RuleTally(rule.name in used) for rule in applied if rule.name in tested}
+    check = _RuleCheck(bundle, applied, tallies, progress or (lambda part, done, total: None))
+    check.in_bundle()
+    for tally in tallies.values():
+        tally.enough += len(tally.failures)
+    check.in_random_graphs()
+    check.around_examples()
+    check.of_large_places()
+    return [tally.verdict(name) for name, tally in tallies.items()]
 
 
-@dataclass
-class _Check:
-    """The element type that is checked beside float32, what was found by rule, and what was compared before."""
+class _RuleCheck:
+    """The check of all rules. `applied` are the rules in their order; rules without a tally are not checked."""
 
-    dtype: DType
-    records: dict[str, RuleTally]
-    known: dict[tuple[str, tuple[RuleTrial, ...]], Comparison] = field(
-        default_factory=dict[tuple[str, tuple[RuleTrial, ...]], Comparison]
-    )
+    def __init__(
+        self, bundle: Bundle, applied: Sequence[Rule], tallies: dict[str, RuleTally], progress: Progress
+    ) -> None:
+        self.bundle, self.applied, self.tallies, self.progress = bundle, applied, tallies, progress
+        self.dtype = dtype_named(bundle.manifest.dtype)
+        self.targets = [target_of(bundle, spec) for spec in bundle.manifest.variants]
+        self.traced: dict[str, Graph] = {}
+        self._comparisons: dict[tuple[str, tuple[RuleTrial, ...]], Comparison] = {}
 
-    @property
-    def half(self) -> DType:
-        return BF16 if self.dtype is F32 else self.dtype
+    def in_bundle(self) -> None:
+        """Check every firing in the bundle's blocks, as they were traced."""
+        variants = [v for block in self.bundle.manifest.blocks.values() for v in block.values()]
+        for done, variant in enumerate(variants):
+            self.progress("blocks", done, len(variants))
+            if variant.traced not in self.traced:
+                self.traced[variant.traced] = parse_graph(self.bundle.read(variant.traced).decode())
+            target = target_of(self.bundle, spec_of(self.bundle.manifest.variants, variant.variant))
+            checked = self._in_graph(
+                self.traced[variant.traced], self.applied, target, lambda part, t=target: _trials_of(part, t)
+            )
+            for rule, places in checked.items():
+                self.tallies[rule].sites += places
+        self.progress("blocks", len(variants), len(variants))
 
-    def look(self, graph: Graph, rules: Sequence[Rule], target: Target) -> Iterator[tuple[str, AppliedRule]]:
-        """Every firing that is to be compared; what is broken is recorded."""
-        known = {name: len(record.failures) for name, record in self.records.items()}
+    def in_random_graphs(self) -> None:
+        """Apply all rules, or half of them, to random graphs; and rules that have no pattern each by itself."""
+        tested = [rule for rule in self.applied if rule.name in self.tallies]
+        alone = [rule for rule in tested if not isinstance(rule, Rewrite | Fusion)]
+        for seed in range(RANDOM_GRAPHS):
+            self.progress("random graphs", seed, RANDOM_GRAPHS)
+            graph, target = random_graph(seed, self.dtype), self.targets[seed % len(self.targets)]
+            rng = np.random.default_rng(seed)
+            chosen = [rule for rule in self.applied if seed % 2 == 0 or rng.random() < 0.5]
+            checked = {*self._in_graph(graph, chosen, target)}
+            for rule in alone if seed % 2 else ():
+                checked |= {*self._in_graph(graph, [rule], target)}
+            for name in checked:
+                self.tallies[name].graphs += 1
+        self.progress("random graphs", RANDOM_GRAPHS, RANDOM_GRAPHS)
 
-        def goes_on(rule: str) -> bool:
-            return rule not in known or known[rule] == len(self.records[rule].failures)
-
-        settled = {name for name, record in self.records.items() if record.settled}
-        wanted = [rule for rule in rules if rule.name not in settled]
-        for step in firings(graph, wanted, target, goes_on):
-            if step.rule not in self.records:
+    def around_examples(self) -> None:
+        """Apply each rule by itself to random graphs around its examples, until it has fired in enough of them."""
+        attrs = attrs_of(self.traced.values())
+        for done, (name, tally) in enumerate(self.tallies.items()):
+            self.progress("patterns", done, len(self.tallies))
+            rule = fusion.find_rule(name)
+            try:
+                examples = [traced_pattern(name, example) for example in rule.examples]
+            except Exception as error:  # a rule is anybody's code
+                sentence = f"its pattern cannot be traced: {type(error).__name__}: {error}"
+                tally.failures.append(Failure(0, sentence, ""))
                 continue
-            if isinstance(step, RuleFault):
-                where = f"{step.graph.name}, {target.variant}: {step.reason}"
-                failure = Failure(len(step.graph.calls), where, f"in:\n{step.graph}")
-                self.records[step.rule].failures.append(failure)
-            else:
-                yield f"{graph.name}, {target.variant}, at {step.at}", step
+            rng, fired = np.random.default_rng(zlib.crc32(name.encode())), 0
+            for graph in example_graphs(name, examples, self.dtype, attrs, rng, ATTEMPTS):
+                if fired == EXAMPLE_GRAPHS or tally.settled:
+                    break
+                fired += any(self._in_graph(graph, [rule], target) for target in self.targets)
+            tally.graphs += fired
+        self.progress("patterns", len(self.tallies), len(self.tallies))
 
-    def compare(self, place: str, fired: AppliedRule, rounds: Sequence[RuleTrial]) -> bool:
-        """Compare the graphs of one firing and record what was found. False where they could not be evaluated."""
-        record = self.records[fired.rule]
-        key, change = (fired.text, tuple(rounds)), fired.change
-        if key not in self.known:
-            self.known[key] = compare(change, self.dtype, self.half, rounds)
-        found = self.known[key]
-        if found.wrong and change.computed and fired.whole.bytes(rounds[0].tokens) <= LARGEST:
-            whole = compare(fired.whole, self.dtype, self.half, rounds)
+    def of_large_places(self) -> None:
+        """Check a rule that fired only where operands are large at the smallest of those places, for one token."""
+        for tally in self.tallies.values():
+            if tally.skipped and not tally.sites and not tally.graphs:
+                place, firing = min(tally.skipped, key=lambda skipped: skipped[1].part.bytes(1))
+                tally.skipped.remove((place, firing))
+                tally.sites += not self._compare(place, firing, [RuleTrial(1)]).unusable
+
+    def _in_graph(
+        self,
+        graph: Graph,
+        rules: Sequence[Rule],
+        target: Target,
+        trials_of: TrialsOf = lambda part: SMALL_TRIALS,
+    ) -> Counter[str]:
+        """Apply the rules in turn and check every firing: the number of places that were evaluated, by rule.
+
+        A firing that is wrong is undone, and the next rule's turn. A place without trials is skipped.
+        """
+        checked = Counter[str]()
+        settled = {name for name, tally in self.tallies.items() if tally.settled}
+        name, graph = graph.name, graph.live()
+        for rule in (rule for rule in rules if rule.name not in settled):
+            tally = self.tallies.get(rule.name)
+            for firing in firings(rule, graph, target):
+                if isinstance(firing, str):
+                    if tally is not None:
+                        sentence = f"{graph.name}, {target.variant}: {firing}"
+                        tally.failures.append(Failure(len(graph.calls), sentence, f"in:\n{graph}"))
+                    break
+                if tally is not None:
+                    place, trials = f"{name}, {target.variant}, at {firing.at}", trials_of(firing.part)
+                    comparison = self._compare(place, firing, trials) if trials else Comparison()
+                    if not trials:
+                        tally.skipped.append((place, firing))
+                    elif not comparison.unusable:
+                        checked[rule.name] += 1
+                    if comparison.wrong:
+                        break
+                if firing.part.mistyped():
+                    break
+                graph = firing.whole.after
+        return checked
+
+    def _compare(self, place: str, firing: AppliedRule, trials: Sequence[RuleTrial]) -> Comparison:
+        """Compare the graphs of a firing, and enter the comparison in the rule's tally."""
+        tally, part = self.tallies[firing.rule], firing.part
+        key = (str(part), tuple(trials))
+        if key not in self._comparisons:
+            self._comparisons[key] = compare(part, self.dtype, trials)
+        comparison = self._comparisons[key]
+        if comparison.wrong and part.computed and firing.whole.bytes(trials[0].tokens) <= LARGEST:
+            whole = compare(firing.whole, self.dtype, trials)
             if not whole.wrong and not whole.unusable:
-                found = whole  # its inputs never are what the part was given
-        if found.unusable:
-            record.unusable += 1
-            return False
-        if found.wrong:
-            said = f"{place}: {found.wrong}"
-            record.failures.append(Failure(change.size, said, fired.text, found.error, found.tolerance))
-        record.worst, record.half = max(record.worst, found.error), max(record.half, found.half_error)
-        return True
-
-    def finish(self) -> None:
-        """A rule that fired only where operands are large is checked at the smallest of those places, for one token."""
-        for record in self.records.values():
-            if record.skipped and not record.sites and not record.graphs:
-                fired, place = min(record.skipped, key=lambda skipped: skipped[0].change.bytes(1))
-                record.skipped.remove((fired, place))
-                record.sites += self.compare(place, fired, [RuleTrial(1)])
+                comparison = whole  # the graph never computes the inputs for which the parts differ
+        tally.add(place, part, comparison)
+        return comparison
 
 
-def _in_bundle(check: _Check, bundle: Bundle, rules: Sequence[Rule], told: Progress) -> list[Graph]:
-    """Check every firing in the bundle's blocks; returns their traced graphs."""
-    graphs: dict[str, Graph] = {}
-    variants = [v for block in bundle.manifest.blocks.values() for v in block.values()]
-    for done, variant in enumerate(variants):
-        told("blocks", done, len(variants))
-        if variant.traced not in graphs:
-            graphs[variant.traced] = parse_graph(bundle.read(variant.traced).decode())
-        target = target_of(bundle, spec_of(bundle.manifest.variants, variant.variant))
-        for place, fired in check.look(graphs[variant.traced], rules, target):
-            record = check.records[fired.rule]
-            if fired.change.bytes(target.min_tokens) > LARGEST:
-                record.skipped.append((fired, place))
-            else:
-                record.sites += check.compare(place, fired, _rounds(target, fired.change))
-    told("blocks", len(variants), len(variants))
-    return list(graphs.values())
+def _trials_of(part: GraphPair, target: Target) -> list[RuleTrial]:
+    """The fewest tokens of a variant and an even number, at most 70; a single row is of every kind in turn.
 
-
-def _rounds(target: Target, change: GraphPair) -> list[RuleTrial]:
-    """The fewest tokens of a variant and an even number, at most 70; a single row is of every kind in turn."""
+    No trials where the operands are too large.
+    """
+    if part.bytes(target.min_tokens) > LARGEST:
+        return []
     even = max(target.min_tokens, min(target.max_tokens, 70) // 2 * 2)
-    rounds = [RuleTrial(tokens) for tokens in dict.fromkeys((target.min_tokens, even))]
-    if target.min_tokens < len(KINDS) and change.bytes(target.min_tokens) <= SMALL:
-        rounds += [RuleTrial(target.min_tokens, first) for first in range(1, len(KINDS))]
-    return rounds
-
-
-SMALL_ROUNDS = (RuleTrial(14), RuleTrial(1))
-"""Rounds for random graphs: every kind of row, alike in all streams and mixed, and a single token.
-
-Numbers of tokens are even where there are several: then a step has a row of logits for each."""
-
-
-def _in_random_graphs(
-    check: _Check, rules: Sequence[Rule], targets: Sequence[Target], told: Progress
-) -> None:
-    """Apply all rules, or half of them, to random graphs; and rules that have no pattern each by itself."""
-    alone = [rule for rule in rules if rule.name in check.records and not isinstance(rule, Rewrite | Fusion)]
-    for seed in range(RANDOM):
-        told("random graphs", seed, RANDOM)
-        graph, target = random_graph(seed, check.dtype), targets[seed % len(targets)]
-        rng = np.random.default_rng(seed)
-        chosen = [rule for rule in rules if seed % 2 == 0 or rng.random() < 0.5]
-        fired = _in_graph(check, graph, chosen, target)
-        for rule in alone if seed % 2 else ():
-            fired |= _in_graph(check, graph, [rule], target)
-        for name in fired:
-            check.records[name].graphs += 1
-    told("random graphs", RANDOM, RANDOM)
-
-
-def _in_graph(check: _Check, graph: Graph, rules: Sequence[Rule], target: Target) -> set[str]:
-    """Check every firing in a small graph; the rules that fired and were checked."""
-    looked = check.look(graph, rules, target)
-    return {fired.rule for place, fired in looked if check.compare(place, fired, SMALL_ROUNDS)}
-
-
-def _in_examples(check: _Check, rule: Rule, targets: Sequence[Target], attrs: Attrs) -> None:
-    """Apply a rule by itself to random graphs around its examples, until it has fired in enough of them."""
-    record = check.records[rule.name]
-    try:
-        patterns = [traced_pattern(rule.name, example) for example in rule.examples]
-    except Exception as error:  # a rule is anybody's code
-        sentence = f"its pattern cannot be traced: {type(error).__name__}: {error}"
-        record.failures.append(Failure(0, sentence, ""))
-        return
-    rng = np.random.default_rng(zlib.crc32(rule.name.encode()))
-    fired = 0
-    for graph in example_graphs(rule.name, patterns, check.dtype, attrs, rng, ATTEMPTS):
-        if fired == INSTANCES or record.settled:
-            break
-        fired += any(_in_graph(check, graph, [rule], target) for target in targets)
-    record.graphs += fired
+    trials = [RuleTrial(tokens) for tokens in dict.fromkeys((target.min_tokens, even))]
+    if target.min_tokens < len(KINDS) and part.bytes(target.min_tokens) <= SMALL:
+        trials += [RuleTrial(target.min_tokens, first) for first in range(1, len(KINDS))]
+    return trials
