@@ -44,7 +44,7 @@ _IMPORT = re.compile(r"(?:^|[;:])[ \t]*(?:from[ \t]+(\w+)|import[ \t]+([\w., \t]
 
 
 @dataclass(frozen=True)
-class Plugin:
+class LoadedPlugin:
     """A loaded plugin: its module's name, its file, the SHA-256 of its code and templates, and the rules it added."""
 
     name: str
@@ -56,15 +56,15 @@ class Plugin:
         return f"{self.name}:{self.sha256}"
 
 
-_loaded: dict[Path, Plugin] = {}
+_loaded: dict[Path, LoadedPlugin] = {}
 
 
-def loaded() -> tuple[Plugin, ...]:
+def loaded() -> tuple[LoadedPlugin, ...]:
     """The plugins loaded so far, in order."""
     return tuple(_loaded.values())
 
 
-def load_plugin(path: Path | str) -> Plugin:
+def load_plugin(path: Path | str) -> LoadedPlugin:
     """Load a plugin from a `.py` file, once. Raises CompileError naming the file and line of what is wrong in it."""
     file = Path(path)
     if not file.is_file():
@@ -168,7 +168,7 @@ def _all_or_nothing(package: str) -> Generator[_Before]:
 
 def _register(
     module: ModuleType, name: str, file: Path, before: _Before, own: Set[str] = frozenset()
-) -> Plugin:
+) -> LoadedPlugin:
     """Make known what an imported module declares beside ops and rules; `own`: the modules of its distribution."""
     from infernum.fusion import RULES
 
@@ -188,7 +188,7 @@ def _register(
         add_folder(file.parent)
     added = tuple(rule.name for rule in RULES if rule.name not in before.rules)
     imported = {name.partition(".")[0] for name in {*sys.modules} - before.modules}
-    _loaded[file] = Plugin(name, file, _fingerprint(file, imported, own), added)
+    _loaded[file] = LoadedPlugin(name, file, _fingerprint(file, imported, own), added)
     return _loaded[file]
 
 

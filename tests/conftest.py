@@ -19,7 +19,7 @@ from oracle.weights import random_weights
 import infernum as package
 from infernum.bundle import Bundle, write_bundle
 from infernum.codegen.cubin import Cubin, KernelResources
-from infernum.codegen.steps import Kernel
+from infernum.codegen.steps import KernelStep
 from infernum.compiler import Options, compile_model, describe, emit_sources, texts
 from infernum.models.presets import ModelSource, resolve
 from infernum.runtime.driver import gpu_available
@@ -64,7 +64,7 @@ def graphs_only(source: ModelSource, options: Options, out: Path) -> Bundle:
     nothing = KernelResources(0, 0, 0, 0)
     cubins: dict[str, Cubin] = {}
     for block in sources.blocks:
-        names = [step.name for step in block.plan.steps if isinstance(step, Kernel)]
+        names = [step.name for step in block.plan.steps if isinstance(step, KernelStep)]
         cubins[block.stem] = Cubin(b"", dict.fromkeys(names, nothing))
     files = texts(sources) | {f"{stem}.cubin": b"" for stem in cubins}
     return write_bundle(out, describe(sources, cubins), files)

@@ -12,7 +12,7 @@ from infernum.codegen.cubin import KernelResources, parse_resources
 from infernum.codegen.emit import emit_block
 from infernum.codegen.nvrtc import compile_cuda, supported_archs
 from infernum.codegen.plan import plan_block
-from infernum.codegen.steps import Kernel
+from infernum.codegen.steps import KernelStep
 from infernum.dtypes import DType, dtype
 from infernum.errors import ShapeError
 from infernum.fusion import rope_append
@@ -76,7 +76,7 @@ def kernels(
     cubin = compile_cuda(emit_block(plan, "test"), name="test.cu", arch=arch, cache=None)
     for name, found in cubin.kernels.items():
         assert found.spill_bytes == 0 and found.stack_bytes == 0, f"{name} spills: {found}"
-    return [step.template.name for step in plan.steps if isinstance(step, Kernel)]
+    return [step.template.name for step in plan.steps if isinstance(step, KernelStep)]
 
 
 @pytest.mark.parametrize("arch", ARCHS)

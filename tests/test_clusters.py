@@ -15,7 +15,7 @@ from infernum.codegen.cubin import KernelResources
 from infernum.codegen.emit import emit_block
 from infernum.codegen.nvrtc import compile_cuda, parse_arch, supported_archs
 from infernum.codegen.plan import plan_block
-from infernum.codegen.steps import Kernel
+from infernum.codegen.steps import KernelStep
 from infernum.dims import evaluate
 from infernum.dtypes import dtype
 from infernum.fusion import attend, into_prologue
@@ -151,7 +151,7 @@ def test_attention_in_clusters_compiles_without_a_spill(
     goal = target(parse_arch(arch), variant, of)
     plan = plan_block(apply_rules(parse_graph(text), [attend, into_prologue], goal).graph, goal)
     (step,) = plan.steps
-    assert isinstance(step, Kernel) and step.template is ATTEND_CLUSTER
+    assert isinstance(step, KernelStep) and step.template is ATTEND_CLUSTER
     source = emit_block(plan, "test")
     found: KernelResources = compile_cuda(source, name="test.cu", arch=arch, cache=None).kernels[step.name]
     assert found.spill_bytes == 0 and found.stack_bytes == 0, found

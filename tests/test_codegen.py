@@ -26,7 +26,7 @@ from infernum.codegen.memory import ALIGNMENT, Lifetime, check_no_overlap, plan_
 from infernum.codegen.nvrtc import ARCHS, compile_all, supported_archs
 from infernum.codegen.places import places_of
 from infernum.codegen.plan import BlockPlan, plan_block
-from infernum.codegen.steps import Kernel
+from infernum.codegen.steps import KernelStep
 from infernum.codegen.templates import render
 from infernum.codegen.weights import fold_weights
 from infernum.compiler import Options, Sources, describe, emit_blocks, emit_sources, prepare
@@ -163,7 +163,7 @@ def check_arena(plan: BlockPlan, found: BlockVariant, manifest: Manifest) -> Non
 
 
 def no_cubins(sources: Sources) -> dict[str, Cubin]:
-    names = {b.stem: [s.name for s in b.plan.steps if isinstance(s, Kernel)] for b in sources.blocks}
+    names = {b.stem: [s.name for s in b.plan.steps if isinstance(s, KernelStep)] for b in sources.blocks}
     return {s: Cubin(b"", dict.fromkeys(found, KernelResources(1, 0, 0, 0))) for s, found in names.items()}
 
 
@@ -210,7 +210,7 @@ def test_a_result_in_place_is_where_its_operand_is() -> None:
 
 def test_a_fused_result_in_place_is_where_its_operand_is_and_is_not_a_parameter_twice() -> None:
     plan = block_of(emitted(), "decoder.t8").plan
-    (attend,) = [s for s in plan.steps if isinstance(s, Kernel) and s.name == "attend_cluster"]
+    (attend,) = [s for s in plan.steps if isinstance(s, KernelStep) and s.name == "attend_cluster"]
     assert plan.places[Value(attend.node.name, 1)] == plan.places[Value("kv")]
     assert [o.name for o in attend.operands if o.place.tensor == "kv"] == ["kv"]
     assert not next(o for o in attend.operands if o.name == "kv").const
@@ -306,14 +306,14 @@ def test_what_no_kernel_can_do_is_refused_with_its_line(wrong: Block, message: s
 )
 def test_rows_that_begin_anywhere_are_read_in_accesses_that_they_allow(views: Block, vector: int) -> None:
     step = planned(views.trace(CFG, BF16)).steps[-1]
-    assert isinstance(step, Kernel)
+    assert isinstance(step, KernelStep)
     assert step.context["VECTOR"] == vector
 
 
 def test_a_vector_added_to_each_head_is_read_anew_for_each() -> None:
     plan = planned(adds_to_each_head.trace(CFG, BF16))
     assert "load_vector(bias_values, bias + column % 4);" in emit_block(plan, "g")
-    assert [s.context["VECTOR"] for s in plan.steps if isinstance(s, Kernel)] == [4]
+    assert [s.context["VECTOR"] for s in plan.steps if isinstance(s, KernelStep)] == [4]
 
 
 @pytest.mark.parametrize("target", [T1, T8, PREFILL], ids=lambda t: t.variant)
@@ -420,7 +420,7 @@ def check_compiles(sources: Sources, arch: str, cache: Path) -> None:
     blocks = [b for b in sources.blocks if b.block == "decoder" or b.target.variant == "t8"]
     found = compile_all([(f"{b.stem}.cu", b.source) for b in blocks], arch, cache=cache)
     for made in blocks:
-        kernels = [step.name for step in made.plan.steps if isinstance(step, Kernel)]
+        kernels = [step.name for step in made.plan.steps if isinstance(step, KernelStep)]
         assert sorted(found[f"{made.stem}.cu"].kernels) == sorted(kernels)
     spills = {
         f"{file} {name}": used.spill_bytes
@@ -461,7 +461,7 @@ def test_every_oracle_model_is_emitted_in_every_dtype(name: str) -> None:
 
 def check_source(made: CompiledBlock) -> None:
     """What holds of every emitted file."""
-    kernels = [step for step in made.plan.steps if isinstance(step, Kernel)]
+    kernels = [step for step in made.plan.steps if isinstance(step, KernelStep)]
     assert len({k.name for k in kernels}) == len(kernels)
     for kernel in kernels:
         comment = comment_over(made.source, kernel.name)

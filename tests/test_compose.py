@@ -18,7 +18,7 @@ from infernum.codegen import templates
 from infernum.codegen.emit import emit_block
 from infernum.codegen.nvrtc import compile_cuda, parse_arch, supported_archs
 from infernum.codegen.plan import plan_block
-from infernum.codegen.steps import Kernel
+from infernum.codegen.steps import KernelStep
 from infernum.codegen.weights import fold_weights
 from infernum.dtypes import BF16, F32, DType
 from infernum.errors import CompileError
@@ -325,7 +325,7 @@ def test_the_rows_of_a_kernel_are_counted_by_the_symbol_they_have() -> None:
         return ops.silu(x)
 
     (kernel,) = plan_block(*ready(of_sequences)).steps
-    assert isinstance(kernel, Kernel)
+    assert isinstance(kernel, KernelStep)
     assert kernel.grid[0] == "ceildiv(seqs * 32, 256)" and kernel.symbols == (("tokens", "seqs"),)
     twice = parse_graph(print_graph(of_sequences.trace(config(), BF16)).replace("seqs", "2 * tokens"))
     with pytest.raises(

@@ -9,7 +9,7 @@ import pytest
 from infernum.codegen.emit import emit_block
 from infernum.codegen.nvrtc import ARCHS, compile_cuda, parse_arch, supported_archs
 from infernum.codegen.plan import plan_block
-from infernum.codegen.steps import Kernel
+from infernum.codegen.steps import KernelStep
 from infernum.dtypes import DType, dtype
 from infernum.fusion import into_prologue
 from infernum.ir.apply import apply_rules
@@ -129,7 +129,7 @@ def test_it_compiles_without_a_spill(arch: str, width: int, tokens: int, staged:
     found = apply_rules(parse_graph(NORMALISED.replace("WIDTH", str(width))), [into_prologue], goal)
     assert found.fired == {"into_prologue": staged}
     plan = plan_block(found.graph, goal)
-    (kernel,) = [s for s in plan.steps if isinstance(s, Kernel) and s.template.name == "gemv_mma"]
+    (kernel,) = [s for s in plan.steps if isinstance(s, KernelStep) and s.template.name == "gemv_mma"]
     cubin = compile_cuda(emit_block(plan, "test"), name="test.cu", arch=arch, cache=None)
     resources = cubin.kernels[kernel.name]
     assert resources.spill_bytes == 0 and resources.stack_bytes == 0, resources

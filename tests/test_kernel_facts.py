@@ -14,7 +14,7 @@ from infernum.codegen.costs import touched_by
 from infernum.codegen.cubin import Cubin, KernelResources
 from infernum.codegen.manifest import CompiledBlock
 from infernum.codegen.places import Place
-from infernum.codegen.steps import Kernel
+from infernum.codegen.steps import KernelStep
 from infernum.compiler import Options, Sources, describe, emit_sources
 from infernum.dims import evaluate
 from infernum.ir.fuse import fuse_nodes
@@ -36,7 +36,7 @@ def sources_of(name: str, rules: tuple[str, ...] = ()) -> Sources:
 
 def manifest_of(sources: Sources) -> Manifest:
     def cubin(block: CompiledBlock) -> Cubin:
-        names = [step.name for step in block.plan.steps if isinstance(step, Kernel)]
+        names = [step.name for step in block.plan.steps if isinstance(step, KernelStep)]
         return Cubin(b"", dict.fromkeys(names, KernelResources(0, 0, 0, 0)))
 
     return describe(sources, {block.stem: cubin(block) for block in sources.blocks})

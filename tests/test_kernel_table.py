@@ -11,7 +11,7 @@ from typing import Any
 
 from llama_shapes import DTYPES, SHAPES
 
-from infernum.codegen.steps import Kernel
+from infernum.codegen.steps import KernelStep
 from infernum.compiler import Options, Sources, emit_sources
 from infernum.models.config import understand
 from infernum.models.fields import Fields
@@ -40,7 +40,7 @@ def table() -> Iterator[str]:
 
 def lines(sources: Sources) -> Iterator[str]:
     for block in (b for b in sources.blocks if b.block in ("decoder", "head")):
-        names = [step.name for step in block.plan.steps if isinstance(step, Kernel)]
+        names = [step.name for step in block.plan.steps if isinstance(step, KernelStep)]
         products = len(block.plan.steps) - len(names)
         library = f" and {products} of the library" if products else ""
         yield f"  {block.stem}: {len(names)} kernels{library}: {', '.join(s.name for s in block.plan.steps)}"

@@ -16,7 +16,7 @@ from infernum.codegen import templates
 from infernum.codegen.emit import emit_block
 from infernum.codegen.manifest import CompiledBlock
 from infernum.codegen.plan import plan_block
-from infernum.codegen.steps import Kernel
+from infernum.codegen.steps import KernelStep
 from infernum.codegen.templates import include_text, render
 from infernum.codegen.weights import fold_weights
 from infernum.compiler import Options, cached_bundle, emit_sources
@@ -626,7 +626,7 @@ def test_a_pointwise_op_from_outside_takes_five_lines_and_no_template() -> None:
     assert (len(declared), len(used)) == (4, 1)
     head = head_of("capped", "-into_epilogue")
     (kernel,) = [step for step in head.plan.steps if step.name == "soft_cap"]
-    assert isinstance(kernel, Kernel) and kernel.template.name == "pointwise"
+    assert isinstance(kernel, KernelStep) and kernel.template.name == "pointwise"
     assert "30.0f * tanhf(linear_1_value / 30.0f)" in head.source
 
 
@@ -689,5 +689,5 @@ def test_an_op_of_a_plugin_is_one_kernel_with_its_neighbours_and_has_no_template
     target = Target(90, "t1", 1, 1, BF16)
     plan = plan_block(apply_rules(graph, fusion.RULES, target, normalise=fold_weights).graph, target)
     (kernel,) = plan.steps
-    assert isinstance(kernel, Kernel) and kernel.template.name == "pointwise"
+    assert isinstance(kernel, KernelStep) and kernel.template.name == "pointwise"
     assert "30.0f * tanhf(" in emit_block(plan, "an idea")

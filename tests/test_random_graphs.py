@@ -14,7 +14,7 @@ from oracle.configs import case
 
 from infernum.codegen.emit import emit_block
 from infernum.codegen.plan import plan_block
-from infernum.codegen.steps import Kernel
+from infernum.codegen.steps import KernelStep
 from infernum.codegen.weights import fold_weights
 from infernum.dtypes import BF16, F32, DType, relative_error
 from infernum.fusion import RULES
@@ -172,7 +172,7 @@ def test_a_fused_random_graph_gets_kernels_and_source(graph: Graph, rules: list[
     plan = plan_block(fused(graph, rules, variant, BF16), target(variant, BF16))
     assert len(plan.steps) <= len(plain.steps)
     source = emit_block(plan, "random")
-    names = [step.name for step in plan.steps if isinstance(step, Kernel)]
+    names = [step.name for step in plan.steps if isinstance(step, KernelStep)]
     assert len(set(names)) == len(names)
     assert all(f" {name}(" in source for name in names)
 

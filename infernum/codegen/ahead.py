@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from infernum.codegen.plan import BlockPlan
-from infernum.codegen.steps import Kernel
+from infernum.codegen.steps import KernelStep
 from infernum.errors import CompileError
 from infernum.ir.graph import Input
 from infernum.step import INPUTS
@@ -24,7 +24,7 @@ _NO_CODE = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\])*"', re.DOTALL)
 """Comments and strings."""
 
 
-def check_ahead(plan: BlockPlan, kernel: Kernel, text: str) -> None:
+def check_ahead(plan: BlockPlan, kernel: KernelStep, text: str) -> None:
     """Raise CompileError for a kernel that does not wait, or reads before it waits what others may be writing."""
     code = _NO_CODE.sub(" ", text)
     body = code[code.index("{", code.index(f"{kernel.name}(")) :]
@@ -59,7 +59,7 @@ def check_ahead(plan: BlockPlan, kernel: Kernel, text: str) -> None:
 _AHEAD = frozenset(item.name for item in INPUTS if item.ahead)
 
 
-def _writers(plan: BlockPlan, kernel: Kernel, tensor: str) -> str:
+def _writers(plan: BlockPlan, kernel: KernelStep, tensor: str) -> str:
     """What may be writing a tensor when a kernel starts early; "": nothing."""
     roles = {n.name: n.op.role for n in plan.graph.inputs if isinstance(n.op, Input)}
     match roles.get(tensor):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from infernum.codegen.ahead import check_ahead
 from infernum.codegen.plan import BlockPlan
-from infernum.codegen.slots import literal
-from infernum.codegen.steps import Kernel
+from infernum.codegen.pointwise_code import literal
+from infernum.codegen.steps import KernelStep
 from infernum.codegen.templates import include_text, render
 from infernum.dims import COSTS, evaluate
 from infernum.ir.fuse import made_by
@@ -17,7 +17,7 @@ from infernum.roofline import CONTEXT, GPUS, floor_seconds, step_symbols
 
 def emit_block(plan: BlockPlan, title: str) -> str:
     """The CUDA source of a block. Same plan, same text."""
-    kernels = [step for step in plan.steps if isinstance(step, Kernel)]
+    kernels = [step for step in plan.steps if isinstance(step, KernelStep)]
     includes = list(dict.fromkeys(name for kernel in kernels for name in kernel.includes))
     parts = [_header(plan, title)]
     parts += [f"// ---- {name}\n{include_text(name).rstrip()}\n" for name in includes]
@@ -32,7 +32,7 @@ def _header(plan: BlockPlan, title: str) -> str:
     return "".join(f"// {line}".rstrip() + "\n" for line in lines)
 
 
-def _render(kernel: Kernel, plan: BlockPlan) -> str:
+def _render(kernel: KernelStep, plan: BlockPlan) -> str:
     context = {
         **kernel.context,
         "name": kernel.name,
@@ -46,7 +46,7 @@ def _render(kernel: Kernel, plan: BlockPlan) -> str:
     return text
 
 
-def _comment(kernel: Kernel, target: Target) -> str:
+def _comment(kernel: KernelStep, target: Target) -> str:
     """What the kernel computes, which rule made it, the lines of Python it came from, and what it must cost."""
     op = kernel.node.op
     ops = [n.op.name for n in op.body.calls] if isinstance(op, Fused) else [op.name]

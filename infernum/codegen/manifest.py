@@ -11,7 +11,7 @@ from infernum.codegen.memory import Lifetime, check_no_overlap, plan_memory
 from infernum.codegen.nvrtc import arch_name
 from infernum.codegen.plan import BlockPlan
 from infernum.codegen.planner import pointer
-from infernum.codegen.steps import Kernel, Product
+from infernum.codegen.steps import KernelStep, ProductStep
 from infernum.dims import size
 from infernum.ir.apply import Outcome
 from infernum.ir.fuse import made_by
@@ -56,7 +56,7 @@ def describe_block(
         variant=variant.name,
         source=f"{block.stem}.cu",
         shared_hash=bundle.source_hash(
-            bundle.shared_code(block.source, [s.name for s in plan.steps if isinstance(s, Kernel)])
+            bundle.shared_code(block.source, [s.name for s in plan.steps if isinstance(s, KernelStep)])
         ),
         cubin=f"{block.stem}.cubin",
         traced=bundle.traced_name(block.block),
@@ -108,8 +108,8 @@ def _plan_arena(
     }, arena
 
 
-def _step(step: Kernel | Product, target: Target) -> manifest.Step:
-    if isinstance(step, Product):
+def _step(step: KernelStep | ProductStep, target: Target) -> manifest.Step:
+    if isinstance(step, ProductStep):
         return step.gemm
     return manifest.Launch(
         kernel=step.name,
@@ -127,7 +127,7 @@ def _step(step: Kernel | Product, target: Target) -> manifest.Step:
 
 def _kernels(block: CompiledBlock, cubin: Cubin) -> list[manifest.Kernel]:
     """What is known of each step. Of several steps that do the work of one traced node, the first has its cost."""
-    unfused: dict[str, list[Kernel | Product]] = {}
+    unfused: dict[str, list[KernelStep | ProductStep]] = {}
     for step in block.before.steps:
         unfused.setdefault(step.node.name, []).append(step)
     texts = bundle.sections(block.source)
@@ -137,7 +137,7 @@ def _kernels(block: CompiledBlock, cubin: Cubin) -> list[manifest.Kernel]:
         node = step.node
         replaced = [s for o in node.origins if o not in counted for s in unfused.get(o, ())]
         counted.update(node.origins)
-        emitted = step if isinstance(step, Kernel) else None
+        emitted = step if isinstance(step, KernelStep) else None
         resources = asdict(cubin.kernels[step.name]) if emitted else {}
         found.append(
             manifest.Kernel(
@@ -164,7 +164,7 @@ def _kernels(block: CompiledBlock, cubin: Cubin) -> list[manifest.Kernel]:
     return found
 
 
-def _parameters(step: Kernel | None, target: Target) -> manifest.Parameters | None:
+def _parameters(step: KernelStep | None, target: Target) -> manifest.Parameters | None:
     if step is None or step.parameters is None:
         return None
     chosen = step.parameters

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from infernum.codegen.places import Place, places_of
 from infernum.codegen.planner import NodePlanner
-from infernum.codegen.steps import Kernel, Product
+from infernum.codegen.steps import KernelStep, ProductStep
 from infernum.errors import CompileError
 from infernum.ir.graph import Graph, TensorType, Value
 from infernum.ir.hazards import check_in_place
@@ -21,7 +21,7 @@ class BlockPlan:
 
     graph: Graph
     target: Target
-    steps: tuple[Kernel | Product, ...]
+    steps: tuple[KernelStep | ProductStep, ...]
     places: Mapping[Value, Place]
     workspaces: Mapping[str, tuple[TensorType, str]] = field(
         default_factory=dict[str, tuple[TensorType, str]]
@@ -34,7 +34,7 @@ def plan_block(graph: Graph, target: Target) -> BlockPlan:
     check_in_place(graph)
     places = places_of(graph)
     _check_outputs(graph, places)
-    steps: list[Kernel | Product] = []
+    steps: list[KernelStep | ProductStep] = []
     workspaces: dict[str, tuple[TensorType, str]] = {}
     names: set[str] = set()
     for node in graph.calls:
@@ -43,7 +43,7 @@ def plan_block(graph: Graph, target: Target) -> BlockPlan:
         planner = NodePlanner(graph, target, places, node, names)
         steps += planner.steps()
         workspaces |= planner.workspaces
-        names |= {s.name for s in steps if isinstance(s, Kernel)}
+        names |= {s.name for s in steps if isinstance(s, KernelStep)}
     return BlockPlan(graph, target, tuple(steps), places, workspaces)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from infernum.codegen.costs import bytes_moved, flops, touched_by
 from infernum.codegen.identifiers import identifiers
 from infernum.codegen.places import Operand, Place
-from infernum.codegen.slots import fill_slot, literal
-from infernum.codegen.steps import Kernel, Product
+from infernum.codegen.pointwise_code import literal, pointwise_code
+from infernum.codegen.steps import KernelStep, ProductStep
 from infernum.dims import SYMBOLS, evaluate
 from infernum.dtypes import F32
 from infernum.dtypes import dtype as dtype_named
@@ -72,7 +72,7 @@ class NodePlanner:
         self.results = [places[Value(node.name, i)] for i in range(len(node.types))]
         self.outputs = list(zip(self.body.outputs, self.results, strict=True))
 
-    def steps(self) -> list[Kernel | Product]:
+    def steps(self) -> list[KernelStep | ProductStep]:
         """The node's kernels in launch order. Raises CompileError naming its DSL line when it has none."""
         if all(is_pointwise(n) for n in self.body.calls):
             return [self._pointwise()]
@@ -98,7 +98,7 @@ class NodePlanner:
 
     # A template that knows its operands by the op's parameter names.
 
-    def _by_name(self, kernel: Template, host: Hosted) -> list[Kernel | Product]:
+    def _by_name(self, kernel: Template, host: Hosted) -> list[KernelStep | ProductStep]:
         op, call = self.node.op, host.call
         assert not isinstance(op, Input), f"{self.node.name} is an input"
         written = {op.params[slot] for slot in op.in_place.values()}
@@ -115,7 +115,7 @@ class NodePlanner:
         prologues, gains = self._prologues(host, kernel, names)
         constants = self._settled(kernel, call)
         self._check_accesses(constants, [*operands, *outs])
-        made: list[Kernel | Product] = []
+        made: list[KernelStep | ProductStep] = []
         scratch: list[Operand] = []
         spec: Template | None = kernel
         while spec is not None:
@@ -192,7 +192,7 @@ class NodePlanner:
 
     # A template with slots.
 
-    def _with_slots(self, kernel: Template, host: Hosted) -> Kernel:
+    def _with_slots(self, kernel: Template, host: Hosted) -> KernelStep:
         """A kernel whose rows may be computed while they are read, and whose result before it is written."""
         (node,), call = host.nodes, host.call
         slot = kernel.prologue or next(iter(kernel.slots))
@@ -206,7 +206,7 @@ class NodePlanner:
         read += gains
         source = host.operands[slot]
         inside = {n.name for n in host.before}
-        prologue = fill_slot(
+        prologue = pointwise_code(
             self.body,
             host.before,
             {},
@@ -223,7 +223,7 @@ class NodePlanner:
         parts, bound = self._parts(node, host.after)
         code = [n for n in host.after if is_pointwise(n)]
         written = [(v, p) for v, p in self.outputs if v.node not in inside]
-        context["epilogue"] = epilogue = fill_slot(
+        context["epilogue"] = epilogue = pointwise_code(
             self.body, code, bound, self.inputs, self._stores(written), names
         )
         context["parts"] = parts
@@ -253,9 +253,9 @@ class NodePlanner:
             (v, Operand("out" if single else f"out_{v.node}", place, const=False)) for v, place in outputs
         ]
 
-    def _pointwise(self) -> Kernel:
+    def _pointwise(self) -> KernelStep:
         names = self._identifiers(POINTWISE)
-        slot = fill_slot(self.body, self.body.calls, {}, self.inputs, self._stores(self.outputs), names)
+        slot = pointwise_code(self.body, self.body.calls, {}, self.inputs, self._stores(self.outputs), names)
         result = self.node.types[0]
         if len(result.shape) < 2:
             raise CompileError(
@@ -274,7 +274,7 @@ class NodePlanner:
 
     # A product left to the library.
 
-    def _product(self, host: Hosted) -> Product:
+    def _product(self, host: Hosted) -> ProductStep:
         x, weight = host.operands.values()
         bias = residual = None
         for node in filter(is_pointwise, host.after):
@@ -306,7 +306,7 @@ class NodePlanner:
             residual_stride=residual.stride if residual else 0,
         )
         moved = bytes_moved([*self.inputs.values(), *self.results], {})
-        return Product(self.node, gemm, moved, flops(self.body, lead), self.passed_over)
+        return ProductStep(self.node, gemm, moved, flops(self.body, lead), self.passed_over)
 
     # What all of them share.
 
@@ -329,7 +329,7 @@ class NodePlanner:
         name: str | None = None,
         *,
         first: bool = True,
-    ) -> Kernel:
+    ) -> KernelStep:
         """A step. Of several kernels of one node, the `first` one is counted the node's arithmetic.
 
         Workspaces cost nothing: how much of them is used, and that they are, is the kernels' own affair.
@@ -342,7 +342,7 @@ class NodePlanner:
             )
         moved = [o.place for o in operands if o.place.tensor not in self.workspaces]
         formula = {key: self._formula(value, constants, lead) for key, value in _formulas(spec).items()}
-        return Kernel(
+        return KernelStep(
             name=name or self._fresh(spec.name),
             template=spec,
             includes=self._includes(spec, call),

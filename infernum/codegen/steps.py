@@ -14,7 +14,7 @@ from infernum.manifest import Gemm
 
 
 @dataclass(frozen=True)
-class Kernel:
+class KernelStep:
     """One kernel to render and launch. `context` is what its template sees besides name and signature."""
 
     name: str
@@ -46,7 +46,7 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class Product:
+class ProductStep:
     """One library product, with the node it computes."""
 
     node: Node

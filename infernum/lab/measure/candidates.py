@@ -17,7 +17,7 @@ from infernum.codegen.emit import emit_block
 from infernum.codegen.manifest import CompiledBlock, describe_block
 from infernum.codegen.nvrtc import compile_all, compile_cuda
 from infernum.codegen.plan import plan_block
-from infernum.codegen.steps import Kernel
+from infernum.codegen.steps import KernelStep
 from infernum.compiler import Sources, describe, texts
 from infernum.errors import CompileError
 from infernum.ir.kernel import Tuned
@@ -170,12 +170,14 @@ def write_candidates(
     return CandidateBundle(bundle.folder, bundle.manifest, bundle.checksums)
 
 
-def _tunable_kernels(sources: Sources, variant: str) -> Iterator[tuple[CompiledBlock, Kernel, Parameters]]:
+def _tunable_kernels(
+    sources: Sources, variant: str
+) -> Iterator[tuple[CompiledBlock, KernelStep, Parameters]]:
     """The kernels with parameters in a step of `variant`."""
     for block in sources.blocks:
         if block.target.variant in (variant, ANY):
             for step in block.plan.steps:
-                if isinstance(step, Kernel) and step.parameters:
+                if isinstance(step, KernelStep) and step.parameters:
                     yield block, step, step.parameters
 
 
@@ -194,7 +196,7 @@ def _changed_blocks(sources: Sources, candidate: CandidateVariant) -> Iterator[C
 def _refusal(block: CompiledBlock, cubin: Cubin, default: Cubin, arch: str) -> str:
     """Why kernels of a changed block cannot be launched, or are not worth timing; "" for none of both."""
     gpu = gpu_of(arch)
-    for step in (s for s in block.plan.steps if isinstance(s, Kernel)):
+    for step in (s for s in block.plan.steps if isinstance(s, KernelStep)):
         usage = cubin.kernels[step.name]
         if usage.spill_bytes > default.kernels[step.name].spill_bytes:
             return f"{step.name} spills {usage.spill_bytes} bytes"

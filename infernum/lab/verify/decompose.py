@@ -12,7 +12,7 @@ from infernum.codegen.manifest import CompiledBlock, describe_block
 from infernum.codegen.nvrtc import compile_all
 from infernum.codegen.places import Place
 from infernum.codegen.plan import plan_block
-from infernum.codegen.steps import Kernel
+from infernum.codegen.steps import KernelStep
 from infernum.errors import CompileError
 from infernum.ir.apply import apply_rules
 from infernum.ir.graph import Graph, Input, Node
@@ -95,7 +95,7 @@ def _emit(unit: Unit) -> _Emitted:
     source = emit_block(plan, f"{unit}, taken apart into its ops.")
     outcome = apply_rules(graph, [], target)
     block = CompiledBlock(unit.variant.block, target, graph, outcome, plan, plan, source)
-    return _Emitted(unit, block, source if any(isinstance(step, Kernel) for step in plan.steps) else None)
+    return _Emitted(unit, block, source if any(isinstance(step, KernelStep) for step in plan.steps) else None)
 
 
 def _program(emitted: _Emitted, cubin: Cubin) -> UnitProgram:

@@ -42,7 +42,7 @@ class Store:
 
 
 @dataclass(frozen=True)
-class Slot:
+class PointwiseCode:
     """Pointwise code over one element: loads, then statements, then stores. All values are floats."""
 
     loads: tuple[Load, ...]
@@ -66,7 +66,7 @@ def literal(value: float) -> str:
     return f"{number!r}f"
 
 
-def fill_slot(
+def pointwise_code(
     body: Graph,
     nodes: Sequence[Node],
     bound: Mapping[Value, str],
@@ -74,7 +74,7 @@ def fill_slot(
     outputs: Sequence[tuple[Value, Operand]],
     identifiers: Mapping[str, str],
     consumed: frozenset[Value] = frozenset(),
-) -> Slot:
+) -> PointwiseCode:
     """The code of pointwise `nodes` of a kernel's body.
 
     `bound` names values the template has computed, `inputs` are the body's inputs in memory, `outputs` what is stored,
@@ -106,4 +106,4 @@ def fill_slot(
         names[value] = identifiers[node.name]
         statements.append(Statement(names[value], expr, ", ".join(node.where)))
     stores = tuple(Store(names[value], operand) for value, operand in outputs)
-    return Slot(tuple(loads), tuple(statements), stores, names)
+    return PointwiseCode(tuple(loads), tuple(statements), stores, names)
