@@ -58,8 +58,7 @@ def toy_on_gpu(tmp_path: Path, gpu: ClockGpu, monkeypatch: pytest.MonkeyPatch) -
 
     facts = type("Facts", (), {"gpus": (gpu.facts,), "cuda_version": "13.0"})
     monkeypatch.setattr(CudaExecutor, "open", open_executor)
-    monkeypatch.setattr(measured.Device, "open", lambda: clock_gpu())
-    monkeypatch.setattr(measured, "measure_speeds", lambda device, dtype, products: SPEEDS)
+    monkeypatch.setattr(measured, "measure_speeds", lambda products_of: SPEEDS)
     monkeypatch.setattr(origin, "describe", lambda: facts)
     monkeypatch.setattr(subject, "describe", lambda: facts)
     yield opened

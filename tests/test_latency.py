@@ -15,23 +15,13 @@ from infernum.cli.bench_latency import rows
 from infernum.cpu.executor import CpuExecutor
 from infernum.errors import DeviceError, RequestError
 from infernum.lab.measure import generation, latency, origin
+from infernum.lab.measure.bounds import Speeds
 from infernum.lab.measure.checked import CHECKED_STEPS, drawable_weights
 from infernum.models.presets import resolve
 from infernum.sampling_params import SamplingParams
 
 NAME = "llama31"
 SAMPLING = SamplingParams(temperature=0.9, top_k=5, top_p=0.9, min_p=0.01, seed=7)
-
-
-class NoDevice:
-    """Stands for the GPU whose bandwidth is measured."""
-
-    @staticmethod
-    def open() -> NoDevice:
-        return NoDevice()
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture
@@ -50,8 +40,7 @@ def request_(tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch) -> la
 
     monkeypatch.setattr(latency, "compile_for", compiled)
     monkeypatch.setattr(latency, "_open", opened)
-    monkeypatch.setattr(latency, "Device", NoDevice)
-    monkeypatch.setattr(latency, "measure_read_bandwidth", lambda device: 4e12)
+    monkeypatch.setattr(latency, "measure_speeds", lambda products_of: Speeds(4e12, None))
     gpu = type("Gpu", (), {"name": "an imagined GPU"})
     monkeypatch.setattr(
         origin, "describe", lambda: type("Facts", (), {"gpus": (gpu,), "cuda_version": "13.0"})

@@ -1,9 +1,9 @@
-"""What a kernel must take: its bytes and FLOPs in a given step, over the speeds that were measured in the same run."""
+"""The bound of a kernel: its bytes and FLOPs in a step, over the speeds that were measured in the same run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,29 +17,31 @@ from infernum.runtime.timing import Stopwatch
 from infernum.step import Batch
 
 SIDE = 8192
-"""Of the square matrices whose product is timed."""
+"""Rows and columns of the matrices whose product is timed."""
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """What the GPU reaches: bytes read, and FLOPs of a large product in the bundle's type (None: no cuBLASLt here)."""
+    """Speeds that the GPU reaches: reading memory, and a large product in the bundle's type (None: not measured)."""
 
     bytes_per_second: float
     flops_per_second: float | None
 
     def floor_seconds(self, nbytes: float, flops: float) -> float:
-        """The least time for so many bytes and FLOPs."""
+        """The least time in which the GPU reads `nbytes` bytes and computes `flops` FLOPs."""
         rate = self.flops_per_second
         return max(nbytes / self.bytes_per_second, flops / rate if rate is not None else 0.0)
 
 
-def measure_speeds(device: Device, dtype: str, *, products: bool) -> Speeds:
-    """Read bandwidth, and with `products` the rate of a product of `dtype` by cuBLASLt. Raises DeviceError."""
-    return Speeds(measure_read_bandwidth(device), measure_product_rate(device, dtype) if products else None)
+def measure_speeds(products_of: str | None) -> Speeds:
+    """Read bandwidth of the GPU at hand, and the rate of products of this dtype, if any. Raises DeviceError."""
+    with closing(Device.open()) as device:
+        bandwidth = measure_read_bandwidth(device)
+        return Speeds(bandwidth, None if products_of is None else measure_product_rate(device, products_of))
 
 
 def measure_product_rate(device: Device, dtype: str, *, side: int = SIDE, runs: int = 10) -> float:
-    """FLOPs per second of the best of several products of two matrices, `side` by `side`, of random numbers."""
+    """FLOPs per second of the best of `runs` products of two random matrices, `side` by `side`."""
     element = dtypes.dtype(dtype)
     nbytes = side * side * element.bytes
     values = np.random.default_rng(0).standard_normal((side, side), np.float32).astype(element.numpy)
@@ -57,7 +59,7 @@ def measure_product_rate(device: Device, dtype: str, *, side: int = SIDE, runs: 
         product = MatrixProduct(
             "the product that is timed", x, weight, out, side, side, side, side, dtype, dtype
         )
-        for _ in range(2):  # chooses an algorithm, raises the clocks
+        for _ in range(2):  # chooses an algorithm and raises the clocks
             library.run(product, side)
         watch = stack.enter_context(Stopwatch(device, stream))
         best = min(watch.milliseconds(lambda: library.run(product, side)) for _ in range(runs))
@@ -65,7 +67,7 @@ def measure_product_rate(device: Device, dtype: str, *, side: int = SIDE, runs: 
 
 
 def cost_symbols(symbols: Mapping[str, int], batch: Batch) -> dict[str, int]:
-    """All symbols of a step, with `cached` and `attended` as the batch has them."""
+    """`symbols` of a step, and the symbols of a batch: `cached` positions, and `attended` positions over all tokens."""
     last = [int(batch.positions[end - 1]) for end in batch.query_start[1:]]
     return {
         **symbols,

@@ -23,7 +23,6 @@ from infernum.lab.measure.origin import origin
 from infernum.lab.measure.step_timer import StepTimer, blocks_of
 from infernum.lab.measure.workload import Workload, greedy, workload
 from infernum.llm import Progress
-from infernum.runtime.device import Device
 from infernum.runtime.executor import CudaExecutor
 from infernum.weights.source import TensorSource
 
@@ -82,13 +81,9 @@ def measure_kernels(
         bundle, checkpoint, max_model_len=load.length, max_pages_total=load.pages.size, seed=seed
     ) as executor:
         in_step, symbols, times = time_step(executor, bundle, load, kernels, repeats, progress)
-    device = Device.open()
-    try:
-        blocks = blocks_of(bundle, load.variant).values()
-        products = any(kernel.template == "cublaslt" for block in blocks for kernel in block.kernels)
-        speeds = measure_speeds(device, manifest.dtype, products=products or manifest.dtype != "f32")
-    finally:
-        device.close()
+    blocks = blocks_of(bundle, load.variant).values()
+    by_library = any(kernel.template == "cublaslt" for block in blocks for kernel in block.kernels)
+    speeds = measure_speeds(manifest.dtype if by_library or manifest.dtype != "f32" else None)
     return {
         "benchmark": "kernels",
         **origin(manifest.nvrtc),

@@ -13,6 +13,7 @@ from infernum import dtypes
 from infernum.bundle import Bundle
 from infernum.errors import RequestError
 from infernum.lab.measure.against import against_transformers, check_comparable
+from infernum.lab.measure.bounds import measure_speeds
 from infernum.lab.measure.checked import (
     allowed_error,
     check_logits,
@@ -32,12 +33,10 @@ from infernum.lab.measure.generation import (
     times,
 )
 from infernum.lab.measure.origin import origin
-from infernum.lab.measure.read_bandwidth import measure_read_bandwidth
 from infernum.lab.measure.shared_weights import NotingDevice, tensors_on_gpu
 from infernum.lab.measure.subject import ModelRequest
 from infernum.lab.measure.workload import page_table, random_prompts
 from infernum.llm import Progress, compile_for
-from infernum.runtime.device import Device
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.loading import LoadOptions
 from infernum.sampling_params import PARAMETERS, SamplingParams
@@ -123,11 +122,7 @@ def measure(request: LatencyRequest, progress: Progress | None = None) -> dict[s
     with executor:
         reference = prefilled_logits(executor, generation, ours.output, places)
     error = check_logits(bundle, ours.logits, reference)
-    device = Device.open()
-    try:
-        bandwidth = measure_read_bandwidth(device)
-    finally:
-        device.close()
+    bandwidth = measure_speeds(None).bytes_per_second
     return _results(request, bundle, ours.timed, bandwidth, error) | against
 
 

@@ -1,4 +1,4 @@
-"""How fast this GPU reads its memory: a streaming kernel, checked and timed, as the bound of memory-bound work."""
+"""The read bandwidth of a GPU, by a streaming kernel that is checked and timed: the bound of memory-bound work."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from infernum.codegen.templates import render
 from infernum.errors import DeviceError
 from infernum.machine import native_arch
 from infernum.runtime.device import Device
+from infernum.runtime.timing import Stopwatch
 
 NAME = "read_bandwidth"
 THREADS, UNROLL, BLOCKS_PER_SM = 512, 16, 8
 POOL_BYTES = 64 * 2**20
 COPIES = 64
-"""The buffer is so many copies of a pool of random bytes: 4 GiB, far more than any cache holds."""
+"""Copies of a pool of random bytes that fill the buffer: 4 GiB, far more than any cache holds."""
 
 
 def measure_read_bandwidth(device: Device, *, passes: int = 10) -> float:
@@ -39,9 +40,7 @@ def measure_read_bandwidth(device: Device, *, passes: int = 10) -> float:
         stack.callback(total.free)
         module = device.load_module(cubin.data, f"{NAME}.cubin")
         stack.callback(module.close)
-        begin, end = device.event(timing=True), device.event(timing=True)
-        stack.callback(begin.close)
-        stack.callback(end.close)
+        watch = stack.enter_context(Stopwatch(device, stream))
         stack.callback(stream.synchronize)
 
         stream.upload(data.address, pool.ctypes.data, POOL_BYTES)
@@ -58,18 +57,13 @@ def measure_read_bandwidth(device: Device, *, passes: int = 10) -> float:
         kernel = module.kernel(NAME, 0)
         config = stream.launch_config((THREADS, 1, 1), 0, programmatic=False)
         config.set_grid(device.facts.sms * BLOCKS_PER_SM, 1, 1)
-        milliseconds: list[float] = []
-        for _ in range(passes):
-            stream.record(begin)
-            stream.launch(config, kernel, ctypes.addressof(params))
-            stream.record(end)
-            end.wait()
-            milliseconds.append(end.milliseconds_since(begin))
-        found = np.zeros(1, np.uint32)
-        stream.download(found.ctypes.data, total.address, 4)
+        address = ctypes.addressof(params)
+        best = min(watch.milliseconds(lambda: stream.launch(config, kernel, address)) for _ in range(passes))
+        checksum = np.zeros(1, np.uint32)
+        stream.download(checksum.ctypes.data, total.address, 4)
         stream.synchronize()
-    if int(found[0]) != expected:
+    if int(checksum[0]) != expected:
         raise DeviceError(
             "the bandwidth measurement read other numbers than were written; no result is given"
         )
-    return nbytes / (min(milliseconds) * 1e-3)
+    return nbytes / (best * 1e-3)
