@@ -1,4 +1,4 @@
-"""When, where and with what a number was measured: what every benchmark's result begins with."""
+"""The origin of a measurement: date, GPU, versions and commit, with which the result of every benchmark begins."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ PACKAGES = (
     "nvmath-python",
     "tokenizers",
 )
-"""Distributions whose versions a benchmark or a bug report should name; some exclude each other."""
+"""Distributions whose versions a benchmark or a bug report names; some exclude each other."""
 
 
 def origin(nvrtc: str | None) -> dict[str, Any]:
@@ -39,18 +40,16 @@ def origin(nvrtc: str | None) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, Infernum and the packages it uses; those that are not installed are left out."""
-    found = {"python": platform.python_version(), "infernum": __version__}
+    """Versions of Python, Infernum and those of PACKAGES that are installed."""
+    by_name = {"python": platform.python_version(), "infernum": __version__}
     for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(importlib.metadata.PackageNotFoundError):
+            by_name[name] = importlib.metadata.version(name)
+    return by_name
 
 
 def _driver_version() -> str | None:
-    """The driver's own version, as Linux tells it."""
+    """The version of the kernel driver, from /proc."""
     try:
         words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0].split()
     except (OSError, IndexError):
@@ -59,12 +58,12 @@ def _driver_version() -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this runs from, with "-dirty" where files differ; None outside of one."""
+    """The commit of the checkout, with "-dirty" where files differ; None where the package is no checkout."""
     folder = Path(__file__).resolve().parents[3]
     if not (folder / ".git").exists():
         return None
     try:
-        found = subprocess.run(
+        git = subprocess.run(
             ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
             capture_output=True,
             text=True,
@@ -73,4 +72,4 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return git.stdout.strip() or None

@@ -38,12 +38,12 @@ NEEDED: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("ms_per_token", "floor_ms_per_token", "fraction_of_bound"), (int, float)),
     "fuse": bool,
 }
-"""What a result must say to be drawn."""
+"""The fields of a result that the picture shows."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One time: milliseconds per token, what it is of, and what is said next to it. `kind` decides its colour."""
+    """One time: milliseconds per token, with a label before the bar and a note behind it. `kind` decides its colour."""
 
     kind: str
     label: str
@@ -53,7 +53,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class BarGroup:
-    """Bars of one scale: the times of one model at one size. `origin`: where, how and when they were measured."""
+    """Bars of one scale: the times of one model at one size. `origin`: GPU, dtype and date of the measurement."""
 
     title: str
     origin: str
@@ -62,37 +62,35 @@ class BarGroup:
 
 def read_results(paths: Sequence[Path]) -> list[Result]:
     """The results in files of `bench latency --output`. Raises RequestError naming the file that is something else."""
-    found: list[Result] = []
-    for path in paths:
-        try:
-            result: object = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RequestError(f"{path}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise RequestError(
-                f"{path}: is no JSON; give what `bench latency --output` has written"
-            ) from error
-        if not isinstance(result, dict) or cast("Result", result).get("benchmark") != "latency":
-            raise RequestError(f"{path}: is no result of `bench latency`; nothing else can be drawn")
-        for name, kind in NEEDED.items():
-            value = cast("Result", result).get(name)
-            if not isinstance(value, kind):
-                raise RequestError(
-                    f"{path}: its {name} is {value!r}; give what `bench latency --output` has written"
-                )
-        found.append(cast("Result", result))
-    return found
+    return [_read_result(path) for path in paths]
+
+
+def _read_result(path: Path) -> Result:
+    hint = "give what `bench latency --output` has written"
+    try:
+        content: object = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise RequestError(f"{path}: is no JSON; {hint}") from error
+    result = cast("Result", content if isinstance(content, dict) else {})
+    if result.get("benchmark") != "latency":
+        raise RequestError(f"{path}: is no result of `bench latency`; nothing else can be drawn")
+    for name, kind in NEEDED.items():
+        if not isinstance(result.get(name), kind):
+            raise RequestError(f"{path}: its {name} is {result.get(name)!r}; {hint}")
+    return result
 
 
 def groups_of(results: Sequence[Result]) -> list[BarGroup]:
     """The groups in the order of the results. Raises RequestError when one bar has two results."""
-    members: dict[str, dict[bool, Result]] = {}
+    by_title: dict[str, dict[bool, Result]] = {}
     for result in results:
         title = _title(result)
         how = "fused" if result["fuse"] else "not fused"
-        if members.setdefault(title, {}).setdefault(bool(result["fuse"]), result) is not result:
+        if by_title.setdefault(title, {}).setdefault(bool(result["fuse"]), result) is not result:
             raise RequestError(f"two results are of {title}, {how}; give one of them")
-    return [_group(title, found) for title, found in members.items()]
+    return [_group(title, by_fuse) for title, by_fuse in by_title.items()]
 
 
 def _title(result: Result) -> str:
@@ -103,27 +101,22 @@ def _title(result: Result) -> str:
     )
 
 
-def _group(title: str, found: Mapping[bool, Result]) -> BarGroup:
-    main = found[True] if True in found else found[False]
+def _group(title: str, by_fuse: Mapping[bool, Result]) -> BarGroup:
+    main = by_fuse.get(True) or by_fuse[False]
     bars = [Bar("bound", "bound", main["floor_ms_per_token"], "weights and cache, read once")]
     for fused, kind, label in ((True, "fused", "Infernum"), (False, "unfused", "Infernum, --no-fuse")):
-        if fused in found:
-            share = found[fused]["fraction_of_bound"]
-            bars.append(Bar(kind, label, found[fused]["ms_per_token"], f"{share:.0%} of the bound"))
-    theirs = main.get("against")
-    if theirs:
+        if result := by_fuse.get(fused):
+            note = f"{result['fraction_of_bound']:.0%} of the bound"
+            bars.append(Bar(kind, label, result["ms_per_token"], note))
+    if theirs := main.get("against"):
+        name = "transformers + compile" if theirs["name"] == "transformers" else str(theirs["name"])
         ratio = theirs["ms_per_token"] / main["ms_per_token"]
-        bars.append(Bar("other", _name(theirs), theirs["ms_per_token"], f"{ratio:.2f}× as long"))
-    origin = f"{main['gpu']}, {main['dtype']}, {str(main['date'])[:10]}"
-    return BarGroup(title, origin, tuple(bars))
-
-
-def _name(theirs: Result) -> str:
-    return f"{theirs['name']} + compile" if theirs["name"] == "transformers" else str(theirs["name"])
+        bars.append(Bar("other", name, theirs["ms_per_token"], f"{ratio:.2f}× as long"))
+    return BarGroup(title, f"{main['gpu']}, {main['dtype']}, {str(main['date'])[:10]}", tuple(bars))
 
 
 def draw(groups: Sequence[BarGroup]) -> str:
-    """The picture; the same groups always give the same text."""
+    """The picture as SVG text, which depends on nothing but `groups`."""
     height = HEADER + sum(TITLE + ROW * len(group.bars) for group in groups) + FOOTER
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}"'
@@ -167,7 +160,7 @@ def _text(x: float, y: float, text: str, kind: str, *, end: bool = False) -> str
 
 
 def _description(groups: Sequence[BarGroup]) -> str:
-    """All numbers as a sentence, for those who do not see the picture."""
+    """All numbers as a sentence, for readers who do not see the picture."""
     return "; ".join(
         f"{group.title}: " + ", ".join(f"{bar.label} {bar.milliseconds:.3f} ms" for bar in group.bars)
         for group in groups

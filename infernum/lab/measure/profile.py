@@ -1,9 +1,9 @@
 """A prompt and the tokens after it, kernel by kernel, as a trace.
 
-Time stamps are CUDA events, one before the first kernel of a step and one after each. An event lets no kernel begin
-before the one ahead of it has ended, so that the overlap of the normal run is missing from the trace, and a step takes
-longer in it than it does otherwise: `infernum bench kernels` says what each kernel adds to a step. An event resolves
-about half a microsecond. Where the package `nvtx` is installed, ranges named after steps and blocks are put around the
+Time stamps are CUDA events, one before the first kernel of a step and one after each kernel. An event orders the
+kernels: the next kernel begins when the one before the event has ended. So the trace lacks the overlap of the normal
+run, and a step takes longer in it; `infernum bench kernels` measures what each kernel adds to a step. Events resolve
+about half a microsecond. Where the package `nvtx` is installed, ranges named after steps and blocks surround the
 launches, for Nsight Systems to show.
 """
 
@@ -39,7 +39,7 @@ TIME_SOURCE = (
 )
 
 HEAD_STARTS = (1, 8, 64)
-"""How much longer than usual the GPU is kept waiting, so that the host has queued a step before it begins."""
+"""Factors on the head start of the host, in turn until the host has queued a step before the GPU begins it."""
 
 Ranges = Callable[[str], AbstractContextManager[object]]
 """Opens a range of that name in the timeline of a profiler."""
@@ -74,7 +74,7 @@ def profile(
     with CudaExecutor.open(
         bundle, checkpoint, max_model_len=length, max_pages_total=pages.size, seed=seed
     ) as executor:
-        steps = trace_steps(executor, bundle, prompts, tokens, pages, ranges or _no_range, progress)
+        steps = trace_steps(executor, bundle, prompts, tokens, pages, ranges or nullcontext, progress)
     metadata = {
         **about,
         "model": model.name,
@@ -89,7 +89,7 @@ def profile(
 
 
 def nvtx_ranges() -> Ranges | None:
-    """What opens NVTX ranges; None where the package `nvtx` is not installed."""
+    """A function that opens NVTX ranges; None where the package `nvtx` is not installed."""
     try:
         nvtx = import_module("nvtx")
     except ImportError:
@@ -109,23 +109,23 @@ def trace_steps(
     """The steps of the prompt [1, positions], and `tokens` steps after it; each has run once before it is timed."""
     chunks = [batch for batch, _ in prompt_steps(prompts, pages, executor)]
     first = executor.prepare(chunks[0], greedy(chunks[0].rows))
-    total = len(chunks) + tokens
+    traced: list[TracedStep] = []
+    sampled: Int32 = np.zeros(1, np.int32)
     with ExitStack() as stack:
-        start = HeadStart(first.device, first.stream)
-        stack.callback(start.close)
+        head_start = HeadStart(first.device, first.stream)
+        stack.callback(head_start.close)
         stack.callback(first.stream.synchronize)
-        traced: list[TracedStep] = []
-        sampled: Int32 = np.zeros(1, np.int32)
-        for number in range(total):
-            if number < len(chunks):
+        for number in range(total := len(chunks) + tokens):
+            token = number - len(chunks)
+            if token < 0:
                 batch = chunks[number]
                 name = "prompt" if len(chunks) == 1 else f"prompt, part {number + 1}"
             else:
-                batch = decode_batch(sampled, prompts.shape[1] + number - len(chunks), pages)
-                name = f"token {number - len(chunks) + 1}"
+                batch = decode_batch(sampled, prompts.shape[1] + token, pages)
+                name = f"token {token + 1}"
             step = executor.prepare(batch, greedy(batch.rows))
             with ranges(name):
-                traced.append(_timed(step, batch, bundle, name, start, ranges))
+                traced.append(_timed(step, batch, bundle, name, head_start, ranges))
             sampled = step.sampled().tokens()
             if progress:
                 progress("profiling", number + 1, total)
@@ -133,28 +133,28 @@ def trace_steps(
 
 
 def _timed(
-    step: PreparedStep, batch: Batch, bundle: Bundle, name: str, start: HeadStart, ranges: Ranges
+    step: PreparedStep, batch: Batch, bundle: Bundle, name: str, head_start: HeadStart, ranges: Ranges
 ) -> TracedStep:
-    """A step run as it is, then again from the same inputs with an event after each kernel.
+    """A step that runs once as it is, then again from the same inputs with an event after each kernel.
 
-    Where the host was too slow to keep ahead of the GPU, once more with a longer head start, and once again.
+    Where the host does not keep ahead of the GPU, the step runs again with a longer head start.
     """
     begin = time.perf_counter()
     step.queue()
     queueing = time.perf_counter() - begin
     step.stream.synchronize()
-    launched = step.queued()
+    launches = step.queued()
     ahead = False
-    since: list[float] = []
-    for longer in HEAD_STARTS:
+    marks_us: list[float] = []
+    for factor in HEAD_STARTS:
         step.upload(batch)
-        since, ahead = _marked(step, launched, longer * (3 * queueing + 1e-3), start, ranges)
+        marks_us, ahead = _marked(step, launches, head_start, factor * (3 * queueing + 1e-3), ranges)
         if ahead:
             break
     variant = bundle.variant_for(batch.tokens).name
     symbols = cost_symbols(step.symbols, batch)
     kernels: list[TracedKernel] = []
-    for number, begun, ended in zip(launched, since, since[1:], strict=False):
+    for number, start, end in zip(launches, marks_us, marks_us[1:], strict=False):
         place = step.places[number]
         block = block_variant(bundle.manifest, place.block, variant)
         kernel, launch = block.kernels[place.index], block.steps[place.index]
@@ -166,32 +166,31 @@ def _timed(
             "flops": flops,
             **_geometry(launch, symbols),
         }
-        kernels.append(TracedKernel(kernel.name, place, begun, ended, facts))
-    waited = {} if ahead else {"note": "the host did not keep ahead of the GPU: times may include its work"}
-    return TracedStep(name, variant, batch.tokens, kernels, waited)
+        kernels.append(TracedKernel(kernel.name, place, start, end, facts))
+    note = {} if ahead else {"note": "the host did not keep ahead of the GPU: times may include its work"}
+    return TracedStep(name, variant, batch.tokens, kernels, note)
 
 
 def _marked(
-    step: PreparedStep, launched: Sequence[int], head_start: float, start: HeadStart, ranges: Ranges
+    step: PreparedStep, launches: Sequence[int], head_start: HeadStart, seconds: float, ranges: Ranges
 ) -> tuple[list[float], bool]:
-    """Microseconds from the start to before the first kernel and after each; and whether the host kept ahead."""
+    """Microseconds before the first kernel and after each one; True when the host kept ahead of the GPU."""
     with ExitStack() as stack:
-        marks = [step.device.event(timing=True) for _ in range(len(launched) + 1)]
-        for mark in marks:
-            stack.callback(mark.close)
-        start.queue(head_start)
-        step.stream.record(marks[0])
-        done = 0
-        for _, numbers in groupby(launched, key=lambda n: (step.places[n].block, step.places[n].layer)):
-            run = list(numbers)
-            with ranges(block_name(step.places[run[0]])):
-                for number in run:
+        events = [step.device.event(timing=True) for _ in range(len(launches) + 1)]
+        for event in events:
+            stack.callback(event.close)
+        unrecorded = iter(events)
+        head_start.queue(seconds)
+        step.stream.record(next(unrecorded))
+        for _, numbers in groupby(launches, key=lambda n: (step.places[n].block, step.places[n].layer)):
+            of_block = list(numbers)
+            with ranges(block_name(step.places[of_block[0]])):
+                for number in of_block:
                     step.queue([number])
-                    done += 1
-                    step.stream.record(marks[done])
-        ahead = not marks[0].passed()
+                    step.stream.record(next(unrecorded))
+        ahead = not events[0].passed()
         step.stream.synchronize()
-        return [1e3 * mark.milliseconds_since(marks[0]) for mark in marks], ahead
+        return [1e3 * event.milliseconds_since(events[0]) for event in events], ahead
 
 
 def _geometry(launch: Step, symbols: dict[str, int]) -> dict[str, object]:
@@ -206,8 +205,3 @@ def _geometry(launch: Step, symbols: dict[str, int]) -> dict[str, object]:
             }
         case Gemm():
             return {"product": f"{dims.evaluate(launch.m, symbols)} × {launch.n} × {launch.k}"}
-
-
-def _no_range(name: str) -> AbstractContextManager[object]:
-    del name
-    return nullcontext()

@@ -1,4 +1,4 @@
-"""Candidates timed against a reference, turn by turn, and which of them is faster beyond doubt."""
+"""A race of candidates against a reference, timed in turns; a winner is faster beyond doubt."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 FIRST_ROUNDS = 4
-"""Rounds in which every candidate takes part."""
+"""Rounds of all candidates."""
 
 LAST_ROUNDS = 16
-"""Rounds of those that were among the best quarter, two at least. These alone decide: the first ones chose them."""
+"""Rounds of the best quarter, at least two candidates. Only these decide: the first rounds chose who takes part."""
 
 LEAST_SAMPLES = 8
-"""Last rounds without which nothing is decided, as when time ran out."""
+"""Samples in the last rounds that a decision needs; there are fewer when time ran out."""
 
 LEAST_GAIN = 0.005
-"""Share of a kernel's time that it must gain to be changed."""
+"""Least gain of a winner, as a share of the time of its kernel."""
 
 DOUBT = 4.0
-"""Standard errors by which the gain must be more than zero."""
+"""Standard errors by which the gain of a winner exceeds zero."""
 
 Sample = Callable[[str], float]
 """Microseconds of one timing of the step with a candidate, by name."""
@@ -28,9 +28,9 @@ Sample = Callable[[str], float]
 
 @dataclass
 class Comparison:
-    """Differences of a candidate to the reference that was timed right before it, in microseconds of the whole step.
+    """Times of a candidate minus times of the reference right before it, in microseconds of the whole step.
 
-    `last`: they are of the last rounds.
+    last  True where the differences are those of the last rounds
     """
 
     differences: list[float] = field(default_factory=list[float])
@@ -42,7 +42,7 @@ class Comparison:
 
     @property
     def decided(self) -> bool:
-        """False when time ran out before it was compared often enough."""
+        """False when time ran out before there were enough samples."""
         return self.samples >= (LEAST_SAMPLES if self.last else FIRST_ROUNDS)
 
     @property
@@ -60,19 +60,19 @@ class Comparison:
         return 1.2533 * deviation / math.sqrt(self.samples)
 
     def gains(self, least: float) -> bool:
-        """True when the last rounds found it faster by `least` microseconds at the least, and beyond doubt."""
+        """True when the candidate was faster by `least` microseconds in the last rounds, and beyond doubt."""
         return self.last and -self.median >= least and -self.median > DOUBT * self.spread
 
 
 def race(
     reference: str, candidates: Sequence[str], sample: Sample, in_time: Callable[[], bool]
 ) -> dict[str, Comparison]:
-    """Time candidates against the reference, each right after it, so that a drift of the clocks hits both alike.
+    """Time candidates against the reference, each right after it, so that a drift of the clocks affects both alike.
 
-    All of them for FIRST_ROUNDS, then the best ones for LAST_ROUNDS; it ends early, with what there is, once `in_time`
-    says so.
+    All of them for FIRST_ROUNDS, then the best of them for LAST_ROUNDS. The race ends early, with the samples that it
+    has, when `in_time` becomes False.
     """
-    found = {name: Comparison() for name in candidates}
+    comparisons = {name: Comparison() for name in candidates}
 
     def rounds(names: Sequence[str], count: int) -> None:
         for _ in range(count):
@@ -80,20 +80,21 @@ def race(
                 if not in_time():
                     return
                 before = sample(reference)
-                found[name].differences.append(sample(name) - before)
+                comparisons[name].differences.append(sample(name) - before)
 
     rounds(candidates, FIRST_ROUNDS)
-    best = sorted(candidates, key=lambda name: found[name].median)[: max(2, len(candidates) // 4)]
-    if all(each.decided for each in found.values()):
-        found |= {name: Comparison(last=True) for name in best}
+    best = sorted(candidates, key=lambda name: comparisons[name].median)[: max(2, len(candidates) // 4)]
+    if all(comparison.decided for comparison in comparisons.values()):
+        comparisons |= {name: Comparison(last=True) for name in best}
         rounds(best, LAST_ROUNDS)
-    return found
+    return comparisons
 
 
-def winner(found: dict[str, Comparison], kernel_us: float) -> str | None:
-    """The candidate to take instead of the reference: the one that gains most, if it gains enough; else None.
+def winner(comparisons: dict[str, Comparison], kernel_us: float) -> str | None:
+    """The candidate that gains most over the reference; None where no candidate gains enough.
 
-    `kernel_us`: what the kernel takes of the step, in all its launches.
+    `kernel_us`: the share of the kernel in the step, over all its launches.
     """
-    gaining = [name for name, each in found.items() if each.gains(LEAST_GAIN * max(kernel_us, 0.0))]
-    return min(gaining, key=lambda name: found[name].median, default=None)
+    least = LEAST_GAIN * max(kernel_us, 0.0)
+    gaining = [name for name, comparison in comparisons.items() if comparison.gains(least)]
+    return min(gaining, key=lambda name: comparisons[name].median, default=None)

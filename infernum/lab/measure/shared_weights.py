@@ -1,4 +1,4 @@
-"""The weights of an executor as tensors of torch, over the very memory that our kernels read."""
+"""The weights of an executor as tensors of torch, in the memory that our kernels read."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Wrap = Callable[[int, tuple[int, ...], str], Any]
 
 
 class NotingDevice(Device):
-    """A GPU that remembers where the weights of the executor lie that it was opened for."""
+    """A GPU that remembers the address of its executor's weights."""
 
     weights: int = 0
+    """The address; 0 before they are allocated."""
 
     def alloc(self, nbytes: int, what: str) -> DeviceMemory:
         memory = super().alloc(nbytes, what)
@@ -30,32 +31,35 @@ class NotingDevice(Device):
 
 
 def shared_tensors(manifest: Manifest, base: int, wrap: Wrap) -> dict[str, Any]:
-    """Every tensor of the checkpoint by name, where a bundle's weights begin at `base`.
+    """Every tensor of the checkpoint by name, in the weights of a bundle, which begin at address `base`.
 
-    Tensors that are stacked for one product, such as q, k and v, are rows of it that follow each other.
+    Tensors that are stacked for one product, such as q, k and v, are consecutive rows of the stack.
     """
-    assert base, "the executor has noted where its weights are"
+    assert base, "the executor has allocated its weights"
     tensors: dict[str, Any] = {}
     for weight in plan_weights(manifest).stored:
         for section, offset in placed_sections(weight):
-            assert isinstance(section, Read), f"{section} is no whole tensor of the checkpoint"
+            assert isinstance(section, Read), f"{section} is not a whole tensor of the checkpoint"
             tensors[section.names[0]] = wrap(base + offset, section.shape, weight.dtype)
     return tensors
 
 
 def tensors_on_gpu(manifest: Manifest, base: int) -> dict[str, Any]:
-    """`shared_tensors` for weights in GPU memory; they must not be used once the executor is closed."""
+    """`shared_tensors` for weights in GPU memory; they are valid until the executor is closed."""
     return shared_tensors(manifest, base, wrap_on_gpu)
 
 
 class _AtAddress:
-    """GPU memory as torch, CuPy and others understand it: the CUDA array interface, version 3."""
+    """GPU memory under the CUDA array interface, version 3, which torch, CuPy and others read."""
 
     def __init__(self, address: int, shape: tuple[int, ...], typestr: str) -> None:
         self.__cuda_array_interface__ = {
             "shape": shape,
             "typestr": typestr,
-            "data": (address, False),  # not read-only, which torch would warn about; nothing writes there
+            "data": (
+                address,
+                False,
+            ),  # declared writable, since torch warns about read-only memory; nothing writes
             "strides": None,
             "version": 3,
         }
@@ -64,7 +68,7 @@ class _AtAddress:
 def wrap_on_gpu(address: int, shape: tuple[int, ...], dtype: str) -> Any:
     """The tensor at an address on the GPU, without a copy.
 
-    The interface has no name for bfloat16: the memory goes in as integers of the same size, and is viewed.
+    The interface has no name for bfloat16: torch wraps integers of the same size, and views them as the dtype.
     """
     torch = import_module("torch")
     element = dtypes.dtype(dtype)

@@ -1,4 +1,4 @@
-"""Steps, blocks and kernels as a trace that Perfetto and Chrome open: the Trace Event Format, with complete events."""
+"""Steps, blocks and kernels as a trace for Perfetto and Chrome: the Trace Event Format, with complete events."""
 
 from __future__ import annotations
 
@@ -41,52 +41,47 @@ def block_name(place: StepPlace) -> str:
 
 def trace(title: str, steps: Sequence[TracedStep], metadata: Mapping[str, object]) -> dict[str, Any]:
     """The trace as a JSON object: a track each for steps, blocks and kernels; a step begins where the last ended."""
-    events: list[dict[str, Any]] = [_names(None, "process", title)]
+    events = [_metadata("process_name", {"name": title})]
     for number, track in enumerate(TRACKS):
-        events += [_names(number, "thread", track), _sorted_as(number)]
+        events += [
+            _metadata("thread_name", {"name": track}, tid=number),
+            _metadata("thread_sort_index", {"sort_index": number}, tid=number),
+        ]
     begin = 0.0
     for step in steps:
         end = begin + max((kernel.end for kernel in step.kernels), default=0.0)
-        about = {"variant": step.variant, "tokens": step.tokens, "kernels": len(step.kernels), **step.facts}
-        events.append(_complete(0, step.name, "step", begin, end, about))
-        for place, group in groupby(
-            step.kernels, key=lambda kernel: (kernel.place.block, kernel.place.layer)
-        ):
+        args = {"variant": step.variant, "tokens": step.tokens, "kernels": len(step.kernels), **step.facts}
+        events.append(_complete(0, step.name, "step", begin, end, args))
+        for (block, layer), group in groupby(step.kernels, key=lambda k: (k.place.block, k.place.layer)):
             kernels = list(group)
-            first, last = min(k.start for k in kernels), max(k.end for k in kernels)
-            about = {"block": place[0], "layer": place[1], "variant": step.variant, "kernels": len(kernels)}
-            name = block_name(kernels[0].place)
-            events.append(_complete(1, name, "block", begin + first, begin + last, about))
-            for kernel in kernels:
-                about = {"block": place[0], "layer": place[1], "variant": step.variant, **kernel.facts}
-                events.append(
-                    _complete(2, kernel.name, "kernel", begin + kernel.start, begin + kernel.end, about)
-                )
+            place = {"block": block, "layer": layer, "variant": step.variant}
+            start, end_of_block = min(k.start for k in kernels), max(k.end for k in kernels)
+            name, args = block_name(kernels[0].place), {**place, "kernels": len(kernels)}
+            events.append(_complete(1, name, "block", begin + start, begin + end_of_block, args))
+            events += [
+                _complete(2, k.name, "kernel", begin + k.start, begin + k.end, {**place, **k.facts})
+                for k in kernels
+            ]
         begin = end
     return {"traceEvents": events, "displayTimeUnit": "ns", "otherData": dict(metadata)}
 
 
 def _complete(
-    track: int, name: str, kind: str, begin: float, end: float, about: Mapping[str, object]
+    track: int, name: str, category: str, begin: float, end: float, args: Mapping[str, object]
 ) -> dict[str, Any]:
-    """A complete event; times are rounded to nanoseconds, so that what nests still does."""
+    """A complete event. Times are rounded to nanoseconds at both ends, so that nested events stay nested."""
     ts = round(begin, 3)
     return {
         "ph": "X",
         "pid": 0,
         "tid": track,
         "name": name,
-        "cat": kind,
+        "cat": category,
         "ts": ts,
         "dur": round(round(end, 3) - ts, 3),
-        "args": {key: value for key, value in about.items() if value is not None},
+        "args": {key: value for key, value in args.items() if value is not None},
     }
 
 
-def _names(track: int | None, what: str, name: str) -> dict[str, Any]:
-    where = {} if track is None else {"tid": track}
-    return {"ph": "M", "pid": 0, **where, "name": f"{what}_name", "args": {"name": name}}
-
-
-def _sorted_as(track: int) -> dict[str, Any]:
-    return {"ph": "M", "pid": 0, "tid": track, "name": "thread_sort_index", "args": {"sort_index": track}}
+def _metadata(name: str, args: Mapping[str, object], **thread: int) -> dict[str, Any]:
+    return {"ph": "M", "pid": 0, **thread, "name": name, "args": args}

@@ -21,10 +21,10 @@ def random_prompts(sequences: int, length: int, vocab: int, seed: int) -> Int32:
 
 
 def page_table(sequences: int, length: int, page_size: int, seed: int) -> Int32:
-    """Pages in no particular order for sequences of `length` positions, int32 [sequences, pages of one sequence]."""
-    each = dims.ceildiv(length, page_size)
-    order = np.random.default_rng(seed).permutation(sequences * each)
-    return order.astype(np.int32).reshape(sequences, each)
+    """Pages in random order for sequences of `length` positions, int32 [sequences, pages of one sequence]."""
+    pages = dims.ceildiv(length, page_size)
+    order = np.random.default_rng(seed).permutation(sequences * pages)
+    return order.astype(np.int32).reshape(sequences, pages)
 
 
 def prompt_steps(prompts: Int32, pages: Int32, executor: Executor) -> list[tuple[Batch, list[int]]]:
@@ -57,10 +57,9 @@ def decode_batch(tokens: Int32, position: int, pages: Int32) -> Batch:
     """One token of each sequence, all at one position. Raises DeviceError where a sampler could draw no token."""
     if NO_TOKEN in tokens:
         raise DeviceError("the logits are not finite; no result is given")
-    each = np.arange(len(tokens), dtype=np.int32)
-    positions = np.full(len(tokens), position, np.int32)
     starts = np.arange(len(tokens) + 1, dtype=np.int32)
-    return Batch(tokens, positions, each, starts, pages, each)
+    positions = np.full(len(tokens), position, np.int32)
+    return Batch(tokens, positions, starts[:-1], starts, pages, starts[:-1])
 
 
 def chunk_batch(tokens: Int32, start: int, pages: Int32, rows: Sequence[int] = ()) -> Batch:
