@@ -16,8 +16,8 @@ from infernum.checkpoint import Checkpoint
 from infernum.cpu.executor import CpuExecutor
 from infernum.errors import DeviceError, RequestError
 from infernum.lab.measure import against
-from infernum.lab.measure.checked import checked_places, decoded_logits
-from infernum.lab.measure.generation import GREEDY, Generation, generate
+from infernum.lab.measure.checks import checked_places, decoded_logits
+from infernum.lab.measure.generation import GREEDY_PARAMS, Generation, generate
 from infernum.lab.measure.shared_weights import NotingDevice, shared_tensors
 from infernum.lab.measure.workload import page_table, random_prompts
 from infernum.models.presets import resolve
@@ -58,7 +58,7 @@ class Case:
             bundle, checkpoint, max_model_len=PROMPT + TOKENS, max_pages_total=pages.size
         )
         with executor:
-            self.ours = generate(executor, self.generation, self.generation.steps(executor), GREEDY)
+            self.ours = generate(executor, self.generation, self.generation.steps(executor), GREEDY_PARAMS)
             self.logits = decoded_logits(executor, self.generation, self.ours.output, self.places)
 
     def against(

@@ -16,7 +16,7 @@ from infernum.cpu.executor import CpuExecutor
 from infernum.errors import DeviceError, RequestError
 from infernum.lab.measure import generation, latency, origin
 from infernum.lab.measure.bounds import Speeds
-from infernum.lab.measure.checked import CHECKED_STEPS, drawable_weights
+from infernum.lab.measure.checks import CHECKED_STEPS, drawable_weights
 from infernum.models.presets import resolve
 from infernum.sampling_params import SamplingParams
 

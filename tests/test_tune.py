@@ -42,8 +42,8 @@ from infernum.lab.measure.candidates import (
     tunables,
     write_candidates,
 )
-from infernum.lab.measure.race import Comparison, race, winner
-from infernum.lab.measure.rig import Rig
+from infernum.lab.measure.race import PairedDifferences, race, winner
+from infernum.lab.measure.variant_timer import VariantTimer
 from infernum.lab.measure.workload import workload
 from infernum.lab.rebuild.edited import rebuild_bundle
 from infernum.manifest import ANY, SCHEMA, Kernel, Launch
@@ -260,14 +260,14 @@ def test_noise_hardly_ever_wins_and_a_real_gain_hardly_ever_loses() -> None:
 
 
 def test_a_gain_below_half_a_percent_of_the_kernel_is_none() -> None:
-    comparison = Comparison([-0.4] * 8, last=True)
+    comparison = PairedDifferences([-0.4] * 8, last=True)
     assert winner({"a": comparison}, 100.0) is None
     assert winner({"a": comparison}, 50.0) == "a"
 
 
 def test_a_few_samples_decide_nothing() -> None:
-    assert winner({"a": Comparison([-10.0] * 7, last=True)}, 1.0) is None
-    assert winner({"a": Comparison([-10.0] * 8)}, 1.0) is None, (
+    assert winner({"a": PairedDifferences([-10.0] * 7, last=True)}, 1.0) is None
+    assert winner({"a": PairedDifferences([-10.0] * 8)}, 1.0) is None, (
         "the first rounds choose who takes part in the last"
     )
     assert winner({}, 1.0) is None
@@ -472,15 +472,15 @@ def test_variants_are_timed_in_the_whole_step_and_wrong_ones_are_refused(
         open_clocked(gpu, candidate_bundle, max_model_len=load.length, pages=load.pages.size) as executor,
         ExitStack() as stack,
     ):
-        rig = Rig(executor, candidate_bundle, load, stack)
+        timer = VariantTimer(executor, candidate_bundle, load, stack)
         with ExitStack() as opened:
-            assert rig.open("t1.0", opened) == ""
-            assert "logits differ" in rig.open("t1.1", opened)
-            gain = rig.sample("t1") - rig.sample("t1.0")
+            assert timer.open("t1.0", opened) == ""
+            assert "logits differ" in timer.open("t1.1", opened)
+            gain = timer.sample("t1") - timer.sample("t1.0")
             assert gain == pytest.approx(toy.LAYERS * (MICROSECONDS["mean"] - 1.0))
         with pytest.raises(KeyError):
-            rig.sample("t1.0")
-        launches, us = rig.kernel_us()["decoder", "mean"]
+            timer.sample("t1.0")
+        launches, us = timer.kernel_us()["decoder", "mean"]
         assert (launches, us) == (toy.LAYERS, pytest.approx(MICROSECONDS["mean"]))
     assert candidate_bundle.serving == [] and not gpu.live
 
@@ -488,7 +488,7 @@ def test_variants_are_timed_in_the_whole_step_and_wrong_ones_are_refused(
 # The whole search, with times that are made up.
 
 
-class FakeRig:
+class FakeTimer:
     """Times of the step by what is chosen: argmax is best with 128 threads and the largest tile, all else as it is."""
 
     def __init__(self, executor: Any, candidate_bundle: CandidateBundle, load: Any, stack: ExitStack) -> None:
@@ -529,16 +529,16 @@ def few(sources: Any, variant: str, blocks: Any) -> list[Tunable]:
 
 
 @pytest.fixture
-def gpu_made_up(monkeypatch: pytest.MonkeyPatch) -> type[FakeRig]:
+def gpu_made_up(monkeypatch: pytest.MonkeyPatch) -> type[FakeTimer]:
     facts = DriverFacts("13.0", (GpuFacts(0, H200, (9, 0), 132, 232448, 1 << 37),))
     for module in ("lab.measure.subject", "lab.measure.origin", "runtime.driver"):
         monkeypatch.setattr(f"infernum.{module}.describe", lambda: facts)
-    monkeypatch.setattr(tuning, "Rig", FakeRig)
+    monkeypatch.setattr(tuning, "VariantTimer", FakeTimer)
     monkeypatch.setattr(tuning.CudaExecutor, "open", lambda *given, **more: contextlib.nullcontext())
     monkeypatch.setattr(tuning, "tunables", few)
     monkeypatch.setattr(machine.driver, "gpu_available", lambda: True)
     monkeypatch.setattr(machine.driver, "gpu_facts", lambda index: facts.gpus[0])
-    return FakeRig
+    return FakeTimer
 
 
 def fine(bundle: Bundle, variant: str, kernels: Any) -> dict[tuple[str, str], str]:
@@ -609,10 +609,10 @@ def test_of_the_winners_those_are_kept_that_are_fastest_together() -> None:
     tried = tuning.combinations("t1", winners)
     assert [len(each.changes) for each in tried] == [2, 1, 1]
     without_one = next(c for c in tried if list(c.changes) == [winners[1].key])
-    times = {c.name: Comparison([-6.0 if c is without_one else -2.0] * 8, last=True) for c in tried}
+    times = {c.name: PairedDifferences([-6.0 if c is without_one else -2.0] * 8, last=True) for c in tried}
     assert tuning.settle_together(winners, tried, times) == 6.0
     assert not winners[0].changed and winners[1].changed
-    nothing = {c.name: Comparison([1.0] * 8, last=True) for c in tried}
+    nothing = {c.name: PairedDifferences([1.0] * 8, last=True) for c in tried}
     assert tuning.settle_together(winners, tried, nothing) == 0.0
     assert not any(each.changed for each in winners)
 

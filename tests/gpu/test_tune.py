@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from infernum.lab.measure.candidates import Tunable, tunables
-from infernum.lab.measure.race import Comparison
+from infernum.lab.measure.race import PairedDifferences
 from infernum.lab.measure.tune import TuneRequest, tune
 from infernum.lab.verify.gpu import open_bench
 from infernum.lab.verify.named import wrong_kernels
@@ -64,8 +64,8 @@ def test_the_command_tunes_and_the_next_compile_takes_up_what_was_kept(
 def test_a_candidate_that_is_taken_is_right_by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every race is won by some candidate, whatever it takes: what is put together must still be right."""
 
-    def any_wins(found: dict[str, Comparison], kernel_us: float) -> str | None:
-        return min(found, key=lambda name: found[name].median, default=None)
+    def any_wins(comparisons: dict[str, PairedDifferences], kernel_us: float) -> str | None:
+        return min(comparisons, key=lambda name: comparisons[name].median, default=None)
 
     def few(*given: Any) -> list[Tunable]:
         found = tunables(*given)

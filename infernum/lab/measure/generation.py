@@ -14,7 +14,7 @@ from infernum.lab.measure.workload import decode_batch, drawn, prompt_steps
 from infernum.sampling_params import SamplingParams
 from infernum.step import Batch, Executor, Int32
 
-GREEDY = SamplingParams(temperature=0)
+GREEDY_PARAMS = SamplingParams(temperature=0)
 
 
 @dataclass(frozen=True)

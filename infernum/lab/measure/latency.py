@@ -14,7 +14,7 @@ from infernum.bundle import Bundle
 from infernum.errors import RequestError
 from infernum.lab.measure.against import against_transformers, check_comparable
 from infernum.lab.measure.bounds import measure_speeds
-from infernum.lab.measure.checked import (
+from infernum.lab.measure.checks import (
     allowed_error,
     check_logits,
     check_same_logits,
@@ -25,7 +25,7 @@ from infernum.lab.measure.checked import (
     prefilled_logits,
 )
 from infernum.lab.measure.generation import (
-    GREEDY,
+    GREEDY_PARAMS,
     Generation,
     TimedGeneration,
     generate,
@@ -62,14 +62,14 @@ class LatencyRequest(ModelRequest):
     tokens: int
     batch: int = 1
     repeats: int = 3
-    sampling: SamplingParams = GREEDY
+    sampling: SamplingParams = GREEDY_PARAMS
     identical: int = 0
     against: str | None = None
 
     @property
     def modes(self) -> tuple[SamplingParams, ...]:
         """How tokens are chosen, the mode that is reported first."""
-        return (self.sampling,) if self.sampling.greedy else (self.sampling, GREEDY)
+        return (self.sampling,) if self.sampling.greedy else (self.sampling, GREEDY_PARAMS)
 
 
 class OpenExecutor(Executor, AbstractContextManager["OpenExecutor"], Protocol):

@@ -27,7 +27,7 @@ Sample = Callable[[str], float]
 
 
 @dataclass
-class Comparison:
+class PairedDifferences:
     """Times of a candidate minus times of the reference right before it, in microseconds of the whole step.
 
     last  True where the differences are those of the last rounds
@@ -66,13 +66,13 @@ class Comparison:
 
 def race(
     reference: str, candidates: Sequence[str], sample: Sample, in_time: Callable[[], bool]
-) -> dict[str, Comparison]:
+) -> dict[str, PairedDifferences]:
     """Time candidates against the reference, each right after it, so that a drift of the clocks affects both alike.
 
     All of them for FIRST_ROUNDS, then the best of them for LAST_ROUNDS. The race ends early, with the samples that it
     has, when `in_time` becomes False.
     """
-    comparisons = {name: Comparison() for name in candidates}
+    comparisons = {name: PairedDifferences() for name in candidates}
 
     def rounds(names: Sequence[str], count: int) -> None:
         for _ in range(count):
@@ -85,12 +85,12 @@ def race(
     rounds(candidates, FIRST_ROUNDS)
     best = sorted(candidates, key=lambda name: comparisons[name].median)[: max(2, len(candidates) // 4)]
     if all(comparison.decided for comparison in comparisons.values()):
-        comparisons |= {name: Comparison(last=True) for name in best}
+        comparisons |= {name: PairedDifferences(last=True) for name in best}
         rounds(best, LAST_ROUNDS)
     return comparisons
 
 
-def winner(comparisons: dict[str, Comparison], kernel_us: float) -> str | None:
+def winner(comparisons: dict[str, PairedDifferences], kernel_us: float) -> str | None:
     """The candidate that gains most over the reference; None where no candidate gains enough.
 
     `kernel_us`: the share of the kernel in the step, over all its launches.

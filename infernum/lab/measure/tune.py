@@ -37,9 +37,9 @@ from infernum.lab.measure.candidates import (
     write_candidates,
 )
 from infernum.lab.measure.origin import origin
-from infernum.lab.measure.race import FIRST_ROUNDS, Comparison, race, winner
-from infernum.lab.measure.rig import KernelName, Rig
+from infernum.lab.measure.race import FIRST_ROUNDS, PairedDifferences, race, winner
 from infernum.lab.measure.subject import ModelRequest, require_gpu
+from infernum.lab.measure.variant_timer import KernelName, VariantTimer
 from infernum.lab.measure.workload import Workload, workload
 from infernum.llm import Progress
 from infernum.machine import native_arch
@@ -254,7 +254,7 @@ def combinations(variant: str, winners: Sequence[TuningResult]) -> list[Candidat
 def settle_together(
     winners: Sequence[TuningResult],
     candidates: Sequence[CandidateVariant],
-    comparisons: Mapping[str, Comparison],
+    comparisons: Mapping[str, PairedDifferences],
 ) -> float:
     """Reset the winners that the fastest combination leaves out; all of them when none is faster than the default.
 
@@ -302,11 +302,11 @@ class _Tuner:
                 in_time = still_before(end_of_turn(until, len(self.request.variants) - number))
                 of_variant = [result for result in results if result.tunable.variant == variant]
                 with ExitStack() as stack:
-                    rig = Rig(executor, bundle, self._workload(bundle, variant), stack)
-                    record_kernel_times(of_variant, rig.kernel_us())
+                    timer = VariantTimer(executor, bundle, self._workload(bundle, variant), stack)
+                    record_kernel_times(of_variant, timer.kernel_us())
                     for result in sorted(of_variant, key=lambda each: -each.before_us * each.launches):
                         if result.launches and in_time():
-                            race_kernel(result, candidates[result.key], refused, rig, in_time)
+                            race_kernel(result, candidates[result.key], refused, timer, in_time)
 
     def combine(
         self, results: Sequence[TuningResult], in_time: Callable[[], bool]
@@ -324,12 +324,12 @@ class _Tuner:
                 candidates = [each.candidate for each in compiled if each.candidate.variant == variant]
                 winners = [each for each in results if each.changed and each.tunable.variant == variant]
                 with ExitStack() as stack:
-                    rig = Rig(executor, bundle, self._workload(bundle, variant), stack)
-                    names = [each.name for each in candidates if not rig.open(each.name, stack)]
+                    timer = VariantTimer(executor, bundle, self._workload(bundle, variant), stack)
+                    names = [each.name for each in candidates if not timer.open(each.name, stack)]
                     gain = settle_together(
-                        winners, candidates, race(variant, names, rig.sample, lambda: True)
+                        winners, candidates, race(variant, names, timer.sample, lambda: True)
                     )
-                    before = min(rig.sample(variant) for _ in range(FIRST_ROUNDS))
+                    before = min(timer.sample(variant) for _ in range(FIRST_ROUNDS))
                 steps.append({"variant": variant, "before_us": before, "after_us": before - gain})
             for tokens in self.request.prompts if "prefill" in self.request.variants else ():
                 if tokens <= executor.max_batch_tokens and in_time():
@@ -382,7 +382,7 @@ def race_kernel(
     result: TuningResult,
     candidates: Sequence[CandidateVariant],
     refused: Mapping[str, str],
-    rig: Rig,
+    timer: VariantTimer,
     in_time: Callable[[], bool],
 ) -> None:
     """Race the candidates of one kernel, but those that are `refused`, and set the winner or the default as result."""
@@ -390,11 +390,11 @@ def race_kernel(
     with ExitStack() as stack:
         for candidate in candidates:
             values = candidate.changes[result.key]
-            if reason := refused.get(candidate.name) or rig.open(candidate.name, stack):
+            if reason := refused.get(candidate.name) or timer.open(candidate.name, stack):
                 result.refused[spelled(values)] = reason
             else:
                 raced[candidate.name] = values
-        comparisons = race(result.tunable.variant, list(raced), rig.sample, in_time)
+        comparisons = race(result.tunable.variant, list(raced), timer.sample, in_time)
     best = winner(comparisons, result.before_us * result.launches)
     if best is not None:
         result.values, result.gain_us = dict(raced[best]), -comparisons[best].median

@@ -8,7 +8,7 @@ import numpy as np
 
 from infernum.dtypes import relative_error
 from infernum.lab.measure.candidates import CandidateBundle
-from infernum.lab.measure.checked import allowed_error
+from infernum.lab.measure.checks import allowed_error
 from infernum.lab.measure.cuts import cuts, in_place
 from infernum.lab.measure.step_timer import ReplayedGraph, StepTimer, blocks_of
 from infernum.lab.measure.workload import Workload, greedy
@@ -21,7 +21,7 @@ KernelName = tuple[str, str]
 """Block and name of a kernel."""
 
 
-class Rig(StepTimer):
+class VariantTimer(StepTimer):
     """Times the step of `load` in `load.variant`, the default, and in other variants that serve the same step."""
 
     def __init__(
