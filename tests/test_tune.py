@@ -43,6 +43,7 @@ from infernum.lab.measure.candidates import (
     write_candidates,
 )
 from infernum.lab.measure.race import PairedDifferences, race, winner
+from infernum.lab.measure.tuning_result import TuningResult
 from infernum.lab.measure.variant_timer import VariantTimer
 from infernum.lab.measure.workload import workload
 from infernum.lab.rebuild.edited import rebuild_bundle
@@ -599,9 +600,9 @@ def test_a_budget_that_is_used_up_keeps_what_was_decided_and_says_what_was_not()
     assert {row["why"] for row in results["kernels"]} == {"not decided: the time was up"}
 
 
-def found_of(name: str, values: dict[str, int]) -> tuning.TuningResult:
+def found_of(name: str, values: dict[str, int]) -> TuningResult:
     chosen = settled(template(A=(1, 2)), ops=[name])
-    return tuning.TuningResult(Tunable("t1", (("decoder", name),), chosen), 4, 5.0, 1.0, values, True)
+    return TuningResult(Tunable("t1", (("decoder", name),), chosen), 4, 5.0, 1.0, values, True)
 
 
 def test_of_the_winners_those_are_kept_that_are_fastest_together() -> None:

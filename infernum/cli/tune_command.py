@@ -1,4 +1,4 @@
-"""`infernum tune`: parameters of kernels by timing, on the GPU at hand."""
+"""`infernum tune`: find the fastest parameters of kernels by timing them on this GPU."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _check(
 
 def _print(results: dict[str, Any]) -> None:
     from infernum.cli.console import print_table
-    from infernum.lab.measure.tune import spelled
+    from infernum.lab.measure.tuning_result import spelled
 
     rows = [
         (
@@ -159,9 +159,7 @@ def _print(results: dict[str, Any]) -> None:
     if results["products"]:
         products = [
             (
-                p["m"],
-                p["n"],
-                p["k"],
+                *(p["m"], p["n"], p["k"]),
                 f"{p['before_us']:.1f}",
                 f"{p['after_us']:.1f}",
                 p["rank"] + 1,
