@@ -1,4 +1,4 @@
-"""`infernum bench`: what a model costs on this GPU, next to what it must cost."""
+"""`infernum bench`: the time of a model on this GPU, next to its bound."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BURSTS = (
     "the steps ran slower one behind another, as graphs, than with pauses: at its power limit a GPU lowers its clock. "
     "What short kernels seem to take in place is then as uncertain as that; see alone"
 )
-"""Why the parts of a step may come to more than the step."""
+"""Why the kernels of a step may take longer, summed, than the step."""
 
 
 @click.group(
@@ -127,7 +127,7 @@ def kernels(
 
 
 def _check_kernels(bundle: Bundle, variant: str, names: Sequence[str], progress: Progress | None) -> None:
-    """Raises DeviceError unless the kernels of a variant, or those named, compute what they should."""
+    """Raises DeviceError unless the kernels in `names`, or all of a variant, agree with NumPy."""
     from infernum.errors import DeviceError
     from infernum.lab.verify.gpu import open_bench
     from infernum.lab.verify.verdict import verify_bundle

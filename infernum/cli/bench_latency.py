@@ -1,4 +1,4 @@
-"""`infernum bench latency`: a prompt and the tokens that follow it, next to the bound, and to transformers."""
+"""`infernum bench latency`: time a prompt and the tokens after it, next to the bound and to transformers."""
 
 from __future__ import annotations
 

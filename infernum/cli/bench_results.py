@@ -1,4 +1,4 @@
-"""What the results of all benchmarks have in common: a title, and a file of JSON to be kept in."""
+"""The results of a benchmark: their file and their title."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from infernum.cli.output import write_output
 
 
 def write_results(results: dict[str, Any], output: Path | None) -> None:
-    """Keep the results as JSON. Raises InfernumError when the file cannot be written."""
+    """Write the results as JSON, if there is a file to write. Raises InfernumError when that fails."""
     if output is not None:
         write_output(output, json.dumps(results, indent=2) + "\n", make_folders=True)
 
 
 def title_of(results: dict[str, Any]) -> str:
-    """What was measured, and on what."""
+    """The model, how it was compiled, and the GPU."""
     how = "fused" if results["fuse"] else "not fused"
     return f"{results['model']}, {results['dtype']}, {how}, on {results['gpu']}"

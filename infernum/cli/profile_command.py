@@ -1,4 +1,4 @@
-"""`infernum profile`: what the GPU does for a prompt and the tokens after it, as a trace to look at."""
+"""`infernum profile`: a trace of the kernels that a prompt and the tokens after it run on the GPU."""
 
 from __future__ import annotations
 

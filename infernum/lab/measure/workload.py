@@ -10,6 +10,7 @@ import numpy as np
 from infernum import dims
 from infernum.bundle import Bundle
 from infernum.errors import DeviceError, RequestError
+from infernum.manifest import VariantSpec
 from infernum.roofline import MAX_DECODES
 from infernum.sampling_params import SamplingParams, derived_seed
 from infernum.step import NO_TOKEN, Batch, Executor, Int32, Sampling
@@ -141,22 +142,27 @@ def workload(
         )
     if variant is not None and tokens is not None:
         raise RequestError("--variant and --tokens exclude each other: a number of tokens has its variant")
-    names = [v.name for v in manifest.variants]
-    if variant is not None and variant not in names:
-        raise RequestError(f"--variant is {variant!r}; this bundle has {', '.join(names)}")
-    most = max(v.max_tokens for v in manifest.variants)
-    if tokens is not None and not any(v.min_tokens <= tokens <= v.max_tokens for v in manifest.variants):
-        raise RequestError(f"--tokens is {tokens}; this bundle serves steps of 1 to {most} tokens")
     if variant is not None:
-        spec = next(v for v in manifest.variants if v.name == variant)
-        decodes = spec.max_tokens <= min(MAX_DECODES, spec.max_rows)
-        tokens = spec.max_tokens if decodes else max(spec.min_tokens, min(context, spec.max_tokens))
-    tokens = tokens or 1
+        specs = {spec.name: spec for spec in manifest.variants}
+        if variant not in specs:
+            raise RequestError(f"--variant is {variant!r}; this bundle has {', '.join(specs)}")
+        fewest, most = specs[variant].min_tokens, specs[variant].max_tokens
+        tokens = most if _decodes(specs[variant], most) else max(fewest, min(context, most))
+    elif tokens is None:
+        tokens = 1
+    elif not any(spec.min_tokens <= tokens <= spec.max_tokens for spec in manifest.variants):
+        most = max(spec.max_tokens for spec in manifest.variants)
+        raise RequestError(f"--tokens is {tokens}; this bundle serves steps of 1 to {most} tokens")
     spec = bundle.variant_for(tokens)
-    decodes = tokens <= min(MAX_DECODES, spec.max_rows)
+    decodes = _decodes(spec, tokens)
     context = context if decodes else max(context, tokens)
     sequences = tokens if decodes else 1
     pages = page_table(sequences, min(context + room, manifest.model.context), manifest.page_size, seed)
     length = min(pages.shape[1] * manifest.page_size, manifest.model.context)
     prompts = random_prompts(sequences, length, manifest.model.vocab_size, seed)
     return Workload(spec.name, tokens, context, decodes, prompts, pages, length)
+
+
+def _decodes(spec: VariantSpec, tokens: int) -> bool:
+    """True when a step of so many tokens decodes: one token of each sequence, as far as the variant has rows."""
+    return tokens <= min(MAX_DECODES, spec.max_rows)
