@@ -19,6 +19,17 @@ RULES = {
 }
 """Rules by their earlier names, and the rule that does the same now."""
 
+KEYWORDS = {
+    ("Template", "block"): "threads",
+    ("Template", "slots"): "row_ops",
+    ("Template", "prologue"): "pointwise_operand",
+    ("Template", "ahead"): "reads_before_wait",
+    ("Template", "then"): "next_kernel",
+    ("Template", "takes"): "arguments",
+    ("op", "touched"): "moved_bytes",
+}
+"""Keyword arguments by what they are given to and their earlier names, and their present names."""
+
 _ADVICE = {
     r"cannot import name 'absorb' from 'infernum\.ir\.rewrite'": (
         "`into_epilogue` and `into_prologue` absorb every op that a kernel can compute, so that an op needs no rule; "
@@ -47,6 +58,10 @@ _ADVICE = {
     r"No module named 'infernum\.engine\.sampling_params'": "import from infernum.sampling_params",
     r"'norm' is undefined": "a norm on the operand x is `x_norm`, which has `struct`, `arguments` and `gain`",
     r"'float_literal' is undefined": "it is called `literal`",
+    **{
+        rf"\b{function}(\.__init__)?\(\) got an unexpected keyword argument '{before}'": f"it is called `{now}=`"
+        for (function, before), now in KEYWORDS.items()
+    },
 }
 """Patterns of messages that an earlier spelling leads to, and the present spelling."""
 

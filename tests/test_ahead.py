@@ -54,7 +54,7 @@ def copying(kernel: Template, in_place: dict[int, int] | None = None) -> Op:
 def emitted(folder: Path, *lines: str, ahead: tuple[str, ...] = (), from_stream: bool = False) -> str:
     """The source of a block with a kernel of these lines, behind a kernel that computes what it reads."""
     (folder / "mine.cu.j2").write_text("\n".join((HEAD, *lines, "}")))
-    copied = copying(Template("mine", ahead=ahead, grid=("tokens", 1, 1)))
+    copied = copying(Template("mine", reads_before_wait=ahead, grid=("tokens", 1, 1)))
 
     @block(x="tokens hidden_size")
     def around(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: object) -> Tensor:

@@ -158,7 +158,7 @@ def test_what_the_prompt_kernel_refuses_goes_to_the_other(
     attend(inputs, heads, kv_heads, dim)
     operands = [inputs.trace.entries[name][0].types[0] for name in OPS["attention"].params]
     call = OPS["attention"].call(operands, (operands[0],), {"scale": 1.0})
-    emitted = OPS["attention"].emit
+    emitted = OPS["attention"].lowering
     assert isinstance(emitted, tuple)
     choice = choose(emitted, call, target("sm_90a", 8192, inputs.of))
     assert isinstance(choice, Choice) and reason in choice.passed_over[0]

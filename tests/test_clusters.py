@@ -158,7 +158,7 @@ def test_attention_in_clusters_compiles_without_a_spill(
     gpu = GPUS[goal.arch]
     block = found.static_shared_bytes + step.shared_bytes + gpu.shared_reserved
     assert block <= gpu.shared_per_sm
-    assert -(-found.registers // 8) * 8 * step.block <= gpu.registers_per_sm
+    assert -(-found.registers // 8) * 8 * step.threads <= gpu.registers_per_sm
 
 
 @pytest.mark.parametrize(

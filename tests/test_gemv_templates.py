@@ -35,7 +35,7 @@ def product(rows: int, width: int, of: DType) -> Call:
 
 
 def chosen_for(rows: int, width: int, tokens: int, of: str = "bf16", arch: int = 90) -> Choice:
-    emitted = OPS["linear"].emit
+    emitted = OPS["linear"].lowering
     assert isinstance(emitted, tuple)
     choice = choose(emitted, product(rows, width, dtype(of)), target(arch, tokens, dtype(of)))
     assert isinstance(choice, Choice)

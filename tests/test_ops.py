@@ -101,19 +101,19 @@ def test_each_op_infers_the_types_that_its_meaning_gives(name: str) -> None:
 @pytest.mark.parametrize("name", REGISTERED)
 def test_each_op_asks_to_be_emitted_by_something_that_exists(name: str) -> None:
     found = OPS[name]
-    if isinstance(found.emit, Pointwise):
+    if isinstance(found.lowering, Pointwise):
         arguments = dict.fromkeys(found.params, "x") | dict.fromkeys(found.attrs, "1.0f")
-        assert found.emit.expr.format(**arguments)
+        assert found.lowering.expr.format(**arguments)
         return
-    if isinstance(found.emit, (View, LoadTime)):
+    if isinstance(found.lowering, (View, LoadTime)):
         return
-    assert found.emit, f"{name} has no kernel"
-    for kernel in found.emit:
+    assert found.lowering, f"{name} has no kernel"
+    for kernel in found.lowering:
         spec: Template | Library | None = kernel
         while isinstance(spec, Template):
             assert (templates_folder() / f"{spec.name}.cu.j2").is_file()
             assert all((templates_folder() / "include" / include).is_file() for include in spec.includes)
-            spec = spec.then
+            spec = spec.next_kernel
 
 
 @pytest.mark.parametrize("name", [n for n, found in REGISTERED.items() if found.in_place])

@@ -203,6 +203,13 @@ OLD_SPELLINGS = {
         "from infernum.ir.kernel import Library\nLibrary(when=print)\n",
         "`Library.plan` says what the library can compute",
     ),
+    **{
+        f"{function}({before}=)": (
+            f"from infernum.ir.kernel import Template\nfrom infernum.ir.op import op\n{function}({before}=print)\n",
+            f"; it is called `{now}=`",
+        )
+        for (function, before), now in renamed.KEYWORDS.items()
+    },
     "chosen": ("from infernum.ir.kernel import chosen\n", "`alternatives(THREADS=(256, 128))`"),
     "Part": ("from infernum.ir.graph import Part\n", "`infernum.recipes.read(name, *shape)`"),
     "weight_plan": ("import infernum.runtime.weight_plan\n", "import from infernum.weights.plan"),

@@ -31,7 +31,7 @@ def _layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
             "unit_rows",
             layouts=_layouts,
             grid=("tokens", 1, 1),
-            block="THREADS",
+            threads="THREADS",
             includes=("numeric.cuh", "reduce.cuh", "programmatic.cuh"),
             symbols=(),
         )

@@ -60,7 +60,7 @@ NORM_ADD = Template(
     "norm_add",
     layouts=_row_layouts,
     grid=("tokens", 1, 1),
-    block="THREADS",
+    threads="THREADS",
     includes=("numeric.cuh", "reduce.cuh", "programmatic.cuh"),
     symbols=(),
 )

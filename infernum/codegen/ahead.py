@@ -1,7 +1,8 @@
-"""What a kernel may do before it waits for the one before it (programmatic dependent launch).
+"""What a kernel may do before it waits for the previous kernel (programmatic dependent launch).
 
-A kernel may start while earlier kernels of the step are still running: before it waits, it may only read what none of
-them writes. A template declares these operands (`Template.ahead`), and what stands in its code is held to that.
+A kernel may start while earlier kernels of the step are still running: before it waits, it may only read tensors that
+none of them writes. A template declares these operands (`Template.reads_before_wait`); `check_ahead` rejects a kernel
+whose code reads others.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ def check_ahead(plan: BlockPlan, kernel: KernelStep, text: str) -> None:
     for operand in (o for o in kernel.operands if not o.place.weight):
         if not re.search(rf"(?<![\w.]){operand.name}\b", before):
             continue
-        if operand.name not in kernel.template.ahead:
+        if operand.name not in kernel.template.reads_before_wait:
             raise CompileError(
                 f"{kernel.name}: {template} uses {operand.name} ahead of {WAIT[:-1]} without declaring it; move it "
-                "behind the wait or, if no kernel of a step writes it, add it to the template's ahead="
+                "behind the wait or, if no kernel of a step writes it, add it to the template's reads_before_wait="
             )
         writers = _writers(plan, kernel, operand.place.tensor)
         if writers:

@@ -14,26 +14,26 @@ Region = tuple[str, int]
 """Where a tensor or a slice of one begins: its name and the offset."""
 
 
-def bytes_moved(places: Iterable[Place], touched: Mapping[Region, str]) -> Formula:
-    """Bytes of the tensors read and written, each once; of those in `touched`, what that says."""
+def bytes_moved(places: Iterable[Place], partly_moved: Mapping[Region, str]) -> Formula:
+    """Bytes that a kernel reads and writes: each place once in full, or as `partly_moved` gives them."""
     distinct = {(p.tensor, p.offset): p for p in places}
-    return total(touched.get(region) or _bytes(place) for region, place in distinct.items())
+    return total(partly_moved.get(region) or _bytes(place) for region, place in distinct.items())
 
 
-def touched_by(body: Graph, places: Mapping[Value, Place], lead: str) -> dict[Region, str]:
-    """The bytes that a body's ops move of operands which they do not move whole."""
-    found: dict[Region, str] = {}
+def partly_moved_by(body: Graph, places: Mapping[Value, Place], lead: str) -> dict[Region, str]:
+    """Bytes moved of the operands that a body's ops do not move exactly once in full (`Op.moved_bytes`)."""
+    moved: dict[Region, str] = {}
     for node in body.calls:
         assert isinstance(node.op, Op), "bodies hold primitive ops"
         operands = body.operands(node.name)
         call = node.op.call([body.type(v) for v in operands], node.types, node.attrs)
         values = dict(zip(call.operands, operands, strict=True))
-        for param, formula in node.op.touched(call).items():
+        for param, formula in node.op.moved_bytes(call).items():
             place = places.get(_in_memory_of(body, values[param]))
             if place is not None:
                 region = (place.tensor, place.offset)
-                found[region] = str(total(f for f in (found.get(region), _led(formula, lead)) if f))
-    return found
+                moved[region] = str(total(f for f in (moved.get(region), _led(formula, lead)) if f))
+    return moved
 
 
 def _in_memory_of(body: Graph, value: Value) -> Value:

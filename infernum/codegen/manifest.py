@@ -118,7 +118,7 @@ def _step(step: KernelStep | ProductStep, target: Target) -> manifest.Step:
             *(manifest.SymbolArg(symbol=symbol) for _, symbol in step.symbols),
         ],
         grid=list(step.grid),
-        block=[step.block, 1, 1],
+        block=[step.threads, 1, 1],
         shared_bytes=step.shared_bytes,
         cluster=step.cluster,
         programmatic=target.programmatic,

@@ -78,18 +78,18 @@ def places_of(graph: Graph) -> dict[Value, Place]:
             places[Value(node.name)] = Place(node.name, type_, 0, _row(type_), node.op.role == "weight")
             continue
         operands = graph.operands(node.name)
-        if isinstance(node.op, Op) and isinstance(node.op.emit, LoadTime):
+        if isinstance(node.op, Op) and isinstance(node.op.lowering, LoadTime):
             raise CompileError(
                 f"{', '.join(node.where)}: {node.op.name} stacks weights only, not computed values"
             )
         for index, type_ in enumerate(node.types):
             value = Value(node.name, index)
-            if isinstance(node.op, Op) and isinstance(node.op.emit, View):
+            if isinstance(node.op, Op) and isinstance(node.op.lowering, View):
                 base = places[operands[0]]
                 start = 0
-                if node.op.emit.columns is not None:
+                if node.op.lowering.columns is not None:
                     call = node.op.call([graph.type(v) for v in operands], node.types, node.attrs)
-                    start = node.op.emit.columns(call)[0]
+                    start = node.op.lowering.columns(call)[0]
                 places[value] = Place(base.tensor, type_, base.offset + start, base.stride, base.weight)
             elif index in node.op.in_place:
                 places[value] = places[operands[node.op.in_place[index]]]

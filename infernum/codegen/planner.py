@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from infernum.codegen.costs import bytes_moved, flops, touched_by
+from infernum.codegen.costs import bytes_moved, flops, partly_moved_by
 from infernum.codegen.identifiers import identifiers
 from infernum.codegen.places import Operand, Place
 from infernum.codegen.pointwise_code import literal, pointwise_code
@@ -50,7 +50,7 @@ POINTWISE = Template(
     "pointwise",
     layouts=_pointwise_layouts,
     grid=("ceildiv(tokens * CHUNKS, THREADS)", 1, 1),
-    block="THREADS",
+    threads="THREADS",
     includes=("numeric.cuh", "programmatic.cuh"),
 )
 """The kernel of every chain and DAG of pointwise ops."""
@@ -89,7 +89,7 @@ class NodePlanner:
         self.passed_over = choice.passed_over
         if isinstance(choice.kernel, Library):
             return [self._product(host)]
-        if choice.kernel.epilogue or choice.kernel.prologue:
+        if choice.kernel.epilogue or choice.kernel.pointwise_operand:
             return [self._with_slots(choice.kernel, host)]
         return self._by_name(choice.kernel, host)
 
@@ -122,10 +122,10 @@ class NodePlanner:
             scratch += [self._workspace(w.name, w.shape, w.dtype, constants) for w in spec.workspaces]
             everything = (*operands, *outs, *scratch)
             context = {o.name: o for o in everything} | prologues | dict(call.attrs) | constants
-            taken = [o for o in everything if not spec.takes or o.name in spec.takes]
+            taken = [o for o in everything if not spec.arguments or o.name in spec.arguments]
             taken += gains if spec is kernel else []
             made.append(self._kernel(spec, taken, context, constants, call, first=spec is kernel))
-            spec = spec.then
+            spec = spec.next_kernel
         return made
 
     def _identifiers(self, kernel: Template, parameters: Sequence[str] = ()) -> Mapping[str, str]:
@@ -133,7 +133,7 @@ class NodePlanner:
         code = [*kernel.symbols, *parameters]
         for op in (n.op for n in self.body.calls):
             assert isinstance(op, Op), "bodies hold primitive ops"
-            code += [op.emit.expr] if isinstance(op.emit, Pointwise) else []
+            code += [op.lowering.expr] if isinstance(op.lowering, Pointwise) else []
             code += [op.prologue.struct] if op.prologue else []
         return identifiers(kernel.name, self.target.arch, (n.name for n in self.body.nodes), code)
 
@@ -144,7 +144,7 @@ class NodePlanner:
 
         None stands for a kind of op that the template has a slot for, and that is not there.
         """
-        seen: dict[str, Any] = {f"{o}_{kind}": None for o, kinds in kernel.slots.items() for kind in kinds}
+        seen: dict[str, Any] = {f"{o}_{kind}": None for o, kinds in kernel.row_ops.items() for kind in kinds}
         gains: list[Operand] = []
         for operand, rows in host.rows.items():
             for node in rows:
@@ -195,7 +195,7 @@ class NodePlanner:
     def _with_slots(self, kernel: Template, host: Hosted) -> KernelStep:
         """A kernel whose rows may be computed while they are read, and whose result before it is written."""
         (node,), call = host.nodes, host.call
-        slot = kernel.prologue or next(iter(kernel.slots))
+        slot = kernel.pointwise_operand or next(iter(kernel.row_ops))
         names = self._identifiers(kernel)
         context, gains = self._prologues(host, kernel, names)
         constants = self._settled(kernel, call)
@@ -237,7 +237,7 @@ class NodePlanner:
                 "arguments": ", ".join(literal(v) for v in node.attrs.values() if isinstance(v, int | float)),
             }
         everything = _unique([*read, *prologue.operands, *epilogue.operands])
-        stem = self._name_with_weight(op.name if kernel.prologue else kernel.name, node)
+        stem = self._name_with_weight(op.name if kernel.pointwise_operand else kernel.name, node)
         stem = "_".join([*(n.op.name for n in host.before), stem])
         return self._kernel(kernel, everything, context, constants, call, self._fresh(stem))
 
@@ -351,10 +351,10 @@ class NodePlanner:
             symbols=tuple((s, lead if s == "tokens" else s) for s in spec.symbols),
             context=context,
             grid=(formula["x"], formula["y"], formula["z"]),
-            block=evaluate(formula["block"], {}),
+            threads=evaluate(formula["threads"], {}),
             shared_bytes=evaluate(formula["shared"], {}),
             cluster=formula["cluster"],
-            bytes=bytes_moved(moved, touched_by(self.body, self.inputs, lead)),
+            bytes=bytes_moved(moved, partly_moved_by(self.body, self.inputs, lead)),
             flops=flops(self.body, lead) if first else 0,
             passed_over=self.passed_over if first else (),
             parameters=self.parameters,
@@ -363,7 +363,11 @@ class NodePlanner:
     def _includes(self, spec: Template, call: Call) -> tuple[str, ...]:
         """The headers of a kernel: its own, and behind them those of the row ops that it computes."""
         rows = [row.prologue.include for slot in call.prologues.values() for row in slot]
-        host = next((n.op for n in self.body.calls if n.op.name == call.op), None) if spec.prologue else None
+        host = (
+            next((n.op for n in self.body.calls if n.op.name == call.op), None)
+            if spec.pointwise_operand
+            else None
+        )
         own = [host.prologue.include] if isinstance(host, Op) and host.prologue else []
         return tuple(dict.fromkeys((*spec.includes, *rows, *own)))
 
@@ -415,7 +419,7 @@ def _formulas(spec: Template) -> dict[str, Formula]:
         "x": spec.grid[0],
         "y": spec.grid[1],
         "z": spec.grid[2],
-        "block": spec.block,
+        "threads": spec.threads,
         "shared": spec.shared_bytes,
         "cluster": spec.cluster,
     }

@@ -93,13 +93,13 @@ def pointwise_code(
     used = consumed | {v for node in nodes for v in body.operands(node.name)}
     statements: list[Statement] = []
     for node in nodes:
-        assert isinstance(node.op, Op) and isinstance(node.op.emit, Pointwise), (
+        assert isinstance(node.op, Op) and isinstance(node.op.lowering, Pointwise), (
             f"{node.name} is not pointwise"
         )
         value = Value(node.name)
         arguments = {p: names[v] for p, v in zip(node.op.params, body.operands(node.name), strict=True)}
         arguments |= {name: literal(v) for name, v in node.attrs.items() if isinstance(v, int | float)}
-        expr = node.op.emit.expr.format(**arguments)
+        expr = node.op.lowering.expr.format(**arguments)
         dtype = node.types[0].dtype
         if value in used and dtype is not F32:
             expr = f"round_to<{dtype.cuda}>({expr})"

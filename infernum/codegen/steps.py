@@ -25,7 +25,7 @@ class KernelStep:
     symbols: tuple[tuple[str, str], ...]
     context: Mapping[str, Any]
     grid: tuple[Formula, Formula, Formula]
-    block: int
+    threads: int
     shared_bytes: int
     cluster: Formula
     bytes: Formula

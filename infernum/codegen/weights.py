@@ -21,7 +21,7 @@ def fold_weights(graph: Graph) -> Graph:
 
 
 def _is_stack_of_weights(graph: Graph, node: Node) -> bool:
-    if not isinstance(node.op, Op) or not isinstance(node.op.emit, LoadTime):
+    if not isinstance(node.op, Op) or not isinstance(node.op.lowering, LoadTime):
         return False
     producers = [graph.node(v.node) for v in graph.operands(node.name)]
     return all(isinstance(p.op, Input) and p.op.role == "weight" for p in producers)

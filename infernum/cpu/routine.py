@@ -79,6 +79,6 @@ class Routine:
 
 
 def _rounding(op: Op, result: int, dtype: DType) -> DType | None:
-    if result in op.in_place or isinstance(op.emit, View):
+    if result in op.in_place or isinstance(op.lowering, View):
         return None
     return dtype

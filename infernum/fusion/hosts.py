@@ -121,7 +121,7 @@ class IntoNorm:
 
     def at(self, graph: Graph, node: Node, target: Target) -> Iterator[Candidate]:
         kernel = kernel_of(graph, node, target) if is_row_op(node) else None
-        if not isinstance(kernel, Template) or kernel.prologue is None:
+        if not isinstance(kernel, Template) or kernel.pointwise_operand is None:
             return
         rows = graph.operands(node.name)[0]
         if not is_pointwise(graph.node(rows.node)):

@@ -121,12 +121,12 @@ def into_slot(graph: Graph, host: Node, operand: str, row: Node, rule: str) -> G
         *((Node(n, Input("stream"), (graph.type(v),)), ()) for n, v in added.items()),
     ]
     body = Graph.build(fused.name, [*body_inputs, *calls], fused.body.outputs)
-    slots = {**fused.slots, operand: (name, *fused.slots.get(operand, ()))}
+    row_ops = {**fused.row_ops, operand: (name, *fused.row_ops.get(operand, ()))}
     names = frozenset((row.name, host.name))
     rules = tuple(dict.fromkeys((*rules_of(graph, names), rule)))
     absorbing = replace(
         host,
-        op=replace(fused, body=body, rules=rules, slots=slots),
+        op=replace(fused, body=body, rules=rules, row_ops=row_ops),
         where=lines_of(graph, names),
         origin=origins_of(graph, names),
     )

@@ -63,7 +63,7 @@ def _same_memory(graph: Graph, value: Value) -> Iterator[Value]:
 
 
 def _is_view(node: Node) -> bool:
-    return isinstance(node.op, Op) and isinstance(node.op.emit, View)
+    return isinstance(node.op, Op) and isinstance(node.op.lowering, View)
 
 
 def _in_place(node: Node) -> Mapping[int, int]:

@@ -61,20 +61,20 @@ class Hosted:
 
 def is_pointwise(node: Node) -> bool:
     """True for an op that works element by element."""
-    return isinstance(node.op, Op) and isinstance(node.op.emit, Pointwise)
+    return isinstance(node.op, Op) and isinstance(node.op.lowering, Pointwise)
 
 
 def is_free(node: Node) -> bool:
     """True for a node that needs no kernel: a view."""
-    return isinstance(node.op, Op) and isinstance(node.op.emit, View)
+    return isinstance(node.op, Op) and isinstance(node.op.lowering, View)
 
 
 def columns_of(node: Node, operand: TensorType) -> tuple[int, int] | None:
     """First and last column, exclusive, of a slice of columns; None for anything else."""
     op = node.op
-    if not isinstance(op, Op) or not isinstance(op.emit, View) or op.emit.columns is None:
+    if not isinstance(op, Op) or not isinstance(op.lowering, View) or op.lowering.columns is None:
         return None
-    return op.emit.columns(op.call([operand], node.types, node.attrs))
+    return op.lowering.columns(op.call([operand], node.types, node.attrs))
 
 
 def body_of(graph: Graph, node: Node) -> Graph:
@@ -122,7 +122,7 @@ def host_in(body: Graph) -> Hosted | None:
     host = last[0]
     op = host.op
     assert isinstance(op, Op), "bodies hold primitive ops"
-    if not isinstance(op.emit, tuple):
+    if not isinstance(op.lowering, tuple):
         return None
     values = dict(zip(op.params, body.operands(host.name), strict=True)) if not op.variadic else {}
     rows: dict[str, tuple[Node, ...]] = {}
@@ -138,19 +138,19 @@ def host_in(body: Graph) -> Hosted | None:
     prologues = {p: tuple(_row_call(body, n, names) for n in slot) for p, slot in rows.items() if slot}
     epilogue = _epilogue(body, host, after) if after else None
     call = replace(alone, prologues=prologues, epilogue=epilogue)
-    return Hosted(body, alone, call, op.emit, (host,), values, rows, before, after)
+    return Hosted(body, alone, call, op.lowering, (host,), values, rows, before, after)
 
 
 def _with_own_kernels(node: Node, op: Fused, body: Graph) -> Hosted:
-    operands = {p: body.type(Value(p)) for p in op.operands}
+    operands = {p: body.type(Value(p)) for p in op.kernel_operands}
     alone = Call(op.name, operands, dict(zip(op.results, node.types, strict=True)), node.attrs)
-    rows = {p: tuple(body.node(name) for name in names) for p, names in op.slots.items()}
+    rows = {p: tuple(body.node(name) for name in names) for p, names in op.row_ops.items()}
     absorbed = {n.name for slot in rows.values() for n in slot}
-    names = {p: p for p in op.operands}
+    names = {p: p for p in op.kernel_operands}
     prologues = {p: tuple(_row_call(body, n, names) for n in slot) for p, slot in rows.items() if slot}
     own = tuple(n for n in body.calls if n.name not in absorbed)
     call = replace(alone, prologues=prologues)
-    return Hosted(body, alone, call, op.kernels, own, {p: Value(p) for p in op.operands}, rows)
+    return Hosted(body, alone, call, op.kernels, own, {p: Value(p) for p in op.kernel_operands}, rows)
 
 
 def _row_ops(body: Graph, value: Value) -> tuple[tuple[Node, ...], Value]:
@@ -251,7 +251,7 @@ def has_epilogue(graph: Graph, node: Node, target: Target) -> bool:
 
 
 def _any_epilogue(op: Op) -> bool:
-    return isinstance(op.emit, tuple) and any(isinstance(k, Library) or k.epilogue for k in op.emit)
+    return isinstance(op.lowering, tuple) and any(isinstance(k, Library) or k.epilogue for k in op.lowering)
 
 
 def has_slot(graph: Graph, node: Node, row_op: Node, target: Target) -> bool:
@@ -259,7 +259,7 @@ def has_slot(graph: Graph, node: Node, row_op: Node, target: Target) -> bool:
     kernel, op = kernel_of(graph, node, target), row_op.op
     if not isinstance(kernel, Template) or not isinstance(op, Op) or op.prologue is None:
         return isinstance(kernel, Library)
-    return any(op.prologue.kind in kinds for kinds in kernel.slots.values())
+    return any(op.prologue.kind in kinds for kinds in kernel.row_ops.values())
 
 
 def why_not_planned(graph: Graph, name: str, target: Target) -> str | None:

@@ -191,35 +191,41 @@ class Workspace:
 class Template:
     """A kernel written as `templates/<name>.cu.j2`.
 
-    layouts       the function behind `plan`: layouts for a call, the default first
-    grid          blocks, `block` threads each, `shared_bytes` of dynamic shared memory, and `cluster` blocks, up to 8
-                  side by side along z, that run at the same time and reach each other's shared memory: formulas over
-                  symbols and the layout's constants; shared memory depends on no symbol
-    includes      files of templates/include that it needs, in order
-    slots         operands that row ops may be computed on while they are read, and the kinds of op, in their order
-    prologue      the operand that pointwise ops may be computed for while it is read
-    epilogue      whether pointwise ops may be applied to the result before it is written
-    ahead         operands that are read before the kernel waits for the one before; besides, weights always may be
-    workspaces    scratch tensors
-    then          a second kernel of the same op with the same layout, launched after this one
-    takes         operands, results and workspaces that are its parameters; none: all of them
-    symbols       symbols that are passed to it, as ints
+    layouts            generator of the layouts for a call, the default first; `plan` takes the first
+    grid               thread blocks of a launch along x, y and z
+    threads            threads of a thread block
+    shared_bytes       dynamic shared memory of a thread block, in bytes
+    cluster            thread blocks of a cluster, at most 8, side by side along z: they run at the same time and reach
+                       each other's shared memory
+    includes           headers of templates/include that the kernel needs, in order
+    row_ops            for each operand, the kinds of row ops that the kernel can compute while it reads the operand, in
+                       the order of computation
+    pointwise_operand  the operand whose pointwise producers the kernel can compute while it reads the operand
+    epilogue           True if the kernel can apply pointwise ops to its result before it writes the result
+    reads_before_wait  operands that the kernel reads before it waits for the previous kernel; weights need no entry
+    workspaces         scratch tensors
+    next_kernel        a further kernel of the same op with the same layout, launched after this one
+    arguments          operands, results and workspaces that are passed to the kernel; empty: all of them
+    symbols            symbols that are passed to the kernel, as ints
+
+    `grid`, `threads`, `shared_bytes` and `cluster` are formulas over symbols and the layout's constants; `threads` and
+    `shared_bytes` must not depend on a symbol.
     """
 
     name: str
     layouts: Layouts = one_layout
     grid: tuple[Formula, Formula, Formula] = (1, 1, 1)
-    block: Formula = 256
+    threads: Formula = 256
     shared_bytes: Formula = 0
     cluster: Formula = 1
     includes: tuple[str, ...] = ()
-    slots: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]], hash=False)
-    prologue: str | None = None
+    row_ops: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]], hash=False)
+    pointwise_operand: str | None = None
     epilogue: bool = False
-    ahead: tuple[str, ...] = ()
+    reads_before_wait: tuple[str, ...] = ()
     workspaces: tuple[Workspace, ...] = ()
-    then: Template | None = None
-    takes: tuple[str, ...] = ()
+    next_kernel: Template | None = None
+    arguments: tuple[str, ...] = ()
     symbols: tuple[str, ...] = ("tokens",)
 
     def plan(self, call: Call, target: Target) -> Layout | Refusal:
@@ -231,7 +237,7 @@ class Template:
         if call.epilogue and not self.epilogue:
             return Refusal(f"{self.name} writes its result as it is: it has no epilogue")
         for operand, rows in call.prologues.items():
-            kinds = iter(self.slots.get(operand, ()))
+            kinds = iter(self.row_ops.get(operand, ()))
             for row in rows:
                 if row.prologue.kind not in kinds:
                     return Refusal(f"{self.name} does not compute {row.op} while it reads {operand}")

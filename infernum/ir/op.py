@@ -89,10 +89,20 @@ class Signature:
 class Op:
     """One primitive operation. Calling it with traced tensors adds a node to their graph.
 
-    `emit` is how it is computed on a GPU; `prologue`, how another kernel computes it while it reads the result, for ops
-    over rows; `in_place` maps a result to the operand whose memory it takes over; `flops` gives the cost of a call as a
-    formula. `touched` gives, for operands of which a call does not move every byte once, the bytes that it does move,
-    by parameter.
+    meaning      the NumPy function that defines the op
+    params       names of its operands, by slot
+    results      names of its results, by index
+    infer_types  result types from operand types and attributes
+    lowering     how a GPU computes it: an expression, a view, work at load time, or kernels in order of preference
+    attrs        names of its attributes, and `defaults` their default values
+    variadic     True if it takes any number of operands
+    commutative  True if its operands may be swapped
+    prologue     for ops over rows: how another kernel computes the op while it reads the op's result
+    in_place     index of a result -> slot of the operand whose memory the result takes over
+    flops        floating-point operations of a call, as a formula
+    moved_bytes  bytes actually read or written, as formulas by operand, for operands that are not moved exactly once in
+                 full (a cache, a gathered table)
+    signature    operand and result types, where `@op` was given a signature
     """
 
     name: str
@@ -100,7 +110,7 @@ class Op:
     params: tuple[str, ...]
     results: tuple[str, ...]
     infer_types: Infer
-    emit: Pointwise | View | LoadTime | tuple[KernelSpec, ...]
+    lowering: Pointwise | View | LoadTime | tuple[KernelSpec, ...]
     attrs: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     variadic: bool = False
@@ -108,7 +118,7 @@ class Op:
     prologue: Prologue | None = None
     in_place: Mapping[int, int] = field(default_factory=dict[int, int])
     flops: Callable[[Call], Formula] = lambda call: 0
-    touched: Callable[[Call], Mapping[str, Formula]] = lambda call: {}
+    moved_bytes: Callable[[Call], Mapping[str, Formula]] = lambda call: {}
     signature: Signature | None = None
 
     @property
@@ -169,12 +179,17 @@ class Op:
 
 @dataclass(frozen=True)
 class Fused:
-    """Several ops that one kernel computes. `body` is their meaning; its inputs, in order, are the node's operands.
+    """Several primitive ops that one kernel computes.
 
-    `kernels` are the fusion's own; when empty, the kernel is that of the body's host op with the rest in its slots.
-    Of a fusion with kernels, `operands` are the inputs of the body that these know by name, and `slots` the nodes of
-    the body that they compute while they read an operand, in order. The attributes of its node are the variables of
-    the pattern that it was made by.
+    body             the ops as a graph, which is their meaning; its inputs, in order, are the operands of the node
+    rules            the rules that made the fusion, in order
+    kernels          kernels of the fusion itself; empty: a kernel of the body's host op computes the whole body
+    result_names     names of the results in the templates of `kernels`
+    kernel_operands  inputs of the body that the templates of `kernels` know by name
+    row_ops          for each kernel operand, the nodes of the body that a kernel computes while it reads the operand,
+                     in the order of computation
+
+    The attributes of a node with `kernels` are the attribute variables of the rule's pattern.
     """
 
     name: str
@@ -182,8 +197,8 @@ class Fused:
     rules: tuple[str, ...]
     kernels: tuple[KernelSpec, ...] = ()
     result_names: tuple[str, ...] = ()
-    operands: tuple[str, ...] = ()
-    slots: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    kernel_operands: tuple[str, ...] = ()
+    row_ops: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
     @property
     def params(self) -> tuple[str, ...]:
@@ -246,7 +261,7 @@ def op(
     prologue: Prologue | None = None,
     in_place: Mapping[int, int] | None = None,
     flops: Callable[[Call], Formula] = lambda call: 0,
-    touched: Callable[[Call], Mapping[str, Formula]] = lambda call: {},
+    moved_bytes: Callable[[Call], Mapping[str, Formula]] = lambda call: {},
 ) -> Callable[[Callable[..., Any]], Op]:
     """Declare an op from its NumPy meaning. `infer` is for types that a signature cannot say.
 
@@ -273,7 +288,7 @@ def op(
                 params=params,
                 results=tuple(results),
                 infer_types=infer or from_signature,
-                emit=view or (LoadTime() if load_time else tuple(kernels)),
+                lowering=view or (LoadTime() if load_time else tuple(kernels)),
                 attrs=attrs,
                 defaults=defaults,
                 variadic=variadic,
@@ -281,7 +296,7 @@ def op(
                 prologue=prologue,
                 in_place=in_place or {},
                 flops=flops,
-                touched=touched,
+                moved_bytes=moved_bytes,
                 signature=parsed,
             )
         )
@@ -311,7 +326,7 @@ def pointwise(
                 params=params,
                 results=("out",),
                 infer_types=infer or broadcast,
-                emit=Pointwise(expr, flops),
+                lowering=Pointwise(expr, flops),
                 attrs=attrs,
                 defaults=defaults,
                 commutative=commutative,

@@ -272,7 +272,7 @@ def _stands_for(graph: Graph, removed: frozenset[str], made: Sequence[Node]) -> 
     Where the numbers of an op's nodes differ, the first made one does the work of all. What is left belongs to the
     first made node that computes anything.
     """
-    working = [n for n in made if isinstance(n.op, Op) and not isinstance(n.op.emit, View | LoadTime)]
+    working = [n for n in made if isinstance(n.op, Op) and not isinstance(n.op.lowering, View | LoadTime)]
     found: dict[str, list[str]] = {n.name: [] for n in made}
     left = [n.name for n in graph.calls if n.name in removed]
     for op in dict.fromkeys(n.op.name for n in working):

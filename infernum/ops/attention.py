@@ -44,7 +44,7 @@ def _attention_flops(call: Call) -> str:
     return f"{4 * heads * dim} * attended"
 
 
-def _attention_touched(call: Call) -> Mapping[str, str]:
+def _attention_moved_bytes(call: Call) -> Mapping[str, str]:
     _, kv_heads, dim = heads_of(call)
     return {"kv": f"{2 * kv_heads * dim * call.operands['kv'].dtype.bytes} * cached"}
 
@@ -54,7 +54,7 @@ def _attention_touched(call: Call) -> Mapping[str, str]:
     infer=_attention_types,
     kernels=[PREFILL_WGMMA, PREFILL, SPLIT],
     flops=_attention_flops,
-    touched=_attention_touched,
+    moved_bytes=_attention_moved_bytes,
 )
 def attention(
     q: np.ndarray,

@@ -133,7 +133,7 @@ def _sizes(
 ATTEND_CLUSTER = Template(
     "attend_cluster",
     grid=("tokens", "KV_HEADS * HEAD_TILES", "Z"),
-    block="THREADS",
+    threads="THREADS",
     shared_bytes="SHARED",
     cluster="BLOCKS",
     layouts=_layouts,
@@ -151,8 +151,8 @@ ATTEND_CLUSTER = Template(
         "attend_cluster.cuh",
         "splits.cuh",
     ),
-    slots=HEAD_SLOTS,
-    ahead=("kv", "positions", "sequence", "query_start", "page_table"),
+    row_ops=HEAD_SLOTS,
+    reads_before_wait=("kv", "positions", "sequence", "query_start", "page_table"),
     symbols=("max_pages",),
 )
 """Append and attention of a few tokens in one kernel; operands, results and slots as for `ATTEND`."""

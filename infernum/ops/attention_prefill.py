@@ -115,7 +115,7 @@ def _wgmma_bytes(dim: int, values: Mapping[str, int]) -> int:
 PREFILL_WGMMA = Template(
     "attention_prefill_wgmma",
     grid=("KV_HEADS", "tokens // QUERIES + seqs", 1),
-    block="THREADS",
+    threads="THREADS",
     shared_bytes="SHARED_BYTES",
     layouts=_wgmma_layouts,
     includes=(
@@ -136,7 +136,7 @@ PREFILL_WGMMA = Template(
 PREFILL = Template(
     "attention_prefill",
     grid=("KV_HEADS", "tokens // QUERIES + seqs", 1),
-    block=128,
+    threads=128,
     shared_bytes="SHARED_BYTES",
     layouts=_prefill_layouts,
     includes=(

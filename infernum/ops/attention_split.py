@@ -135,17 +135,17 @@ _SPLIT_GRID = ("tokens", "KV_HEADS * HEAD_TILES", "min(SPLITS, ceildiv(max_pages
 _COMBINE = Template(
     "attention_combine",
     grid=("tokens", "HEADS", 1),
-    block="32 * COMBINE_WARPS * COMBINE_GROUPS",
+    threads="32 * COMBINE_WARPS * COMBINE_GROUPS",
     includes=("numeric.cuh", "programmatic.cuh", "softmax.cuh", "attention_split.cuh"),
-    ahead=("positions",),
-    takes=("positions", "out", "partial_out", "partial_stats"),
+    reads_before_wait=("positions",),
+    arguments=("positions", "out", "partial_out", "partial_stats"),
     symbols=(),
 )
 
 SPLIT = Template(
     "attention_split",
     grid=_SPLIT_GRID,
-    block="THREADS",
+    threads="THREADS",
     layouts=_split_layouts,
     includes=(
         "numeric.cuh",
@@ -155,7 +155,7 @@ SPLIT = Template(
         "attention_split.cuh",
     ),
     workspaces=_WORKSPACES,
-    takes=(
+    arguments=(
         "q",
         "kv",
         "positions",
@@ -165,14 +165,14 @@ SPLIT = Template(
         "partial_stats",
     ),
     symbols=("max_pages",),
-    then=_COMBINE,
+    next_kernel=_COMBINE,
 )
 """Queries that are turned already, over a cache that holds all keys."""
 
 ATTEND = Template(
     "attend",
     grid=_SPLIT_GRID,
-    block="THREADS",
+    threads="THREADS",
     layouts=_attend_layouts,
     includes=(
         "numeric.cuh",
@@ -183,10 +183,10 @@ ATTEND = Template(
         "softmax.cuh",
         "attention_split.cuh",
     ),
-    slots=HEAD_SLOTS,
-    ahead=("kv", "positions", "sequence", "query_start", "page_table"),
+    row_ops=HEAD_SLOTS,
+    reads_before_wait=("kv", "positions", "sequence", "query_start", "page_table"),
     workspaces=_WORKSPACES,
-    takes=(
+    arguments=(
         "q",
         "k",
         "v",
@@ -199,7 +199,7 @@ ATTEND = Template(
         "partial_stats",
     ),
     symbols=("max_pages",),
-    then=_COMBINE,
+    next_kernel=_COMBINE,
 )
 """Append and attention of a few tokens: one kernel, and one that sums the splits of the context.
 

@@ -26,13 +26,13 @@ def _row_bytes(tensor: TensorType) -> int:
         Template(
             "embedding",
             grid=("tokens", 1, 1),
-            block="THREADS",
+            threads="THREADS",
             layouts=lambda call, target: iter([_copy_layout(call.operands["weight"])]),
             includes=("numeric.cuh", "programmatic.cuh", "copy.cuh"),
             symbols=(),
         )
     ],
-    touched=lambda call: {"weight": f"{_row_bytes(call.operands['weight'])} * tokens"},
+    moved_bytes=lambda call: {"weight": f"{_row_bytes(call.operands['weight'])} * tokens"},
 )
 def embedding(token_ids: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """The row of the embedding table that belongs to each token.
@@ -48,13 +48,13 @@ def embedding(token_ids: np.ndarray, weight: np.ndarray) -> np.ndarray:
         Template(
             "select_rows",
             grid=("rows", 1, 1),
-            block="THREADS",
+            threads="THREADS",
             layouts=lambda call, target: iter([_copy_layout(call.operands["x"])]),
             includes=("numeric.cuh", "programmatic.cuh", "copy.cuh"),
             symbols=(),
         )
     ],
-    touched=lambda call: {"x": f"{_row_bytes(call.operands['x'])} * rows"},
+    moved_bytes=lambda call: {"x": f"{_row_bytes(call.operands['x'])} * rows"},
 )
 def select_rows(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """The given rows of x, in the given order.

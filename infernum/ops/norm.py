@@ -38,9 +38,9 @@ NORM = Template(
     "norm",
     layouts=_norm_layouts,
     grid=("tokens", "ROWS", 1),
-    block="THREADS",
+    threads="THREADS",
     includes=("numeric.cuh", "reduce.cuh", "programmatic.cuh"),
-    prologue="x",
+    pointwise_operand="x",
 )
 """The kernel of any norm: it computes by the struct of the op's prologue, which the op must have."""
 

@@ -73,7 +73,7 @@ def _rope_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
         Template(
             "rope",
             grid=("tokens", 1, 1),
-            block="THREADS",
+            threads="THREADS",
             layouts=_rope_layouts,
             includes=("numeric.cuh", "programmatic.cuh", "rope.cuh"),
             symbols=(),
@@ -111,14 +111,16 @@ def _append_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
         Template(
             "append",
             grid=("tokens", 1, 1),
-            block="THREADS",
+            threads="THREADS",
             layouts=_append_layouts,
             includes=("numeric.cuh", "programmatic.cuh", "copy.cuh", "kv_cache.cuh"),
             symbols=("max_pages",),
         )
     ],
     in_place={0: 0},
-    touched=lambda call: {"kv": f"{2 * call.operands['k'].width * call.operands['k'].dtype.bytes} * tokens"},
+    moved_bytes=lambda call: {
+        "kv": f"{2 * call.operands['k'].width * call.operands['k'].dtype.bytes} * tokens"
+    },
 )
 def append(
     kv: np.ndarray,
@@ -189,9 +191,9 @@ ROPE_APPEND = Template(
     "rope_append",
     layouts=_rope_append_layouts,
     grid=("tokens", 1, 1),
-    block="THREADS",
+    threads="THREADS",
     includes=("numeric.cuh", "programmatic.cuh", "rope.cuh", "heads.cuh", "kv_cache.cuh"),
-    slots={"q": ("norm",), "k": ("norm",)},
+    row_ops={"q": ("norm",), "k": ("norm",)},
     symbols=("max_pages",),
 )
 """Queries and keys turned, keys and values stored in the cache, in one launch.

@@ -75,21 +75,21 @@ def _row_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
         Template(
             "argmax",
             grid=("SPLITS", "rows", 1),
-            block="THREADS",
+            threads="THREADS",
             layouts=_argmax_layouts,
             includes=("programmatic.cuh", "argmax.cuh"),
             workspaces=(
                 Workspace("best_logit", ("rows", "SPLITS")),
                 Workspace("best_token", ("rows", "SPLITS"), "i32"),
             ),
-            takes=("logits", "best_logit", "best_token"),
+            arguments=("logits", "best_logit", "best_token"),
             symbols=(),
-            then=Template(
+            next_kernel=Template(
                 "argmax_finish",
                 grid=("rows", 1, 1),
-                block="FINISH_THREADS",
+                threads="FINISH_THREADS",
                 includes=("programmatic.cuh", "argmax.cuh"),
-                takes=("next_tokens", "best_logit", "best_token"),
+                arguments=("next_tokens", "best_logit", "best_token"),
                 symbols=(),
             ),
         )
@@ -112,7 +112,7 @@ def argmax(logits: np.ndarray) -> np.ndarray:
         Template(
             "sample_keys",
             grid=("ceildiv(CHUNKS, KEY_WARPS)", "rows", 1),
-            block="32 * KEY_WARPS",
+            threads="32 * KEY_WARPS",
             layouts=_sample_layouts,
             includes=("programmatic.cuh", "sampling.cuh"),
             workspaces=(
@@ -121,27 +121,27 @@ def argmax(logits: np.ndarray) -> np.ndarray:
                 Workspace("chunk_weights", ("rows", "CHUNKS"), "u64"),
                 Workspace("level_weights", ("rows", "BINS"), "u64"),
             ),
-            takes=(
+            arguments=(
                 *("logits", "seen", "temperature", "repetition_penalty", "keys", "chunk_keys"),
                 "level_weights",
             ),
             symbols=(),
-            then=Template(
+            next_kernel=Template(
                 "sample_weights",
                 grid=("ceildiv(CHUNKS, KEY_WARPS)", "rows", 1),
-                block="32 * KEY_WARPS",
+                threads="32 * KEY_WARPS",
                 includes=("programmatic.cuh", "sampling.cuh"),
-                takes=(
+                arguments=(
                     *("keys", "chunk_keys", "temperature", "top_k", "top_p", "min_p"),
                     *("chunk_weights", "level_weights"),
                 ),
                 symbols=(),
-                then=Template(
+                next_kernel=Template(
                     "sample",
                     grid=("rows", 1, 1),
-                    block="THREADS",
+                    threads="THREADS",
                     includes=("programmatic.cuh", "sampling.cuh"),
-                    takes=(
+                    arguments=(
                         *("keys", "chunk_keys", "chunk_weights", "level_weights"),
                         *("temperature", "top_k", "top_p", "min_p", "seed", "positions"),
                         *("output_rows", "next_tokens"),
@@ -197,7 +197,7 @@ def sample(
         Template(
             "advance",
             grid=("ceildiv(rows, THREADS)", 1, 1),
-            block="THREADS",
+            threads="THREADS",
             layouts=_row_layouts,
             includes=("programmatic.cuh",),
             symbols=("rows",),
@@ -227,7 +227,7 @@ def advance(
         Template(
             "mark_seen",
             grid=("ceildiv(rows, THREADS)", 1, 1),
-            block="THREADS",
+            threads="THREADS",
             layouts=_row_layouts,
             includes=("programmatic.cuh",),
             symbols=("rows",),
@@ -235,7 +235,7 @@ def advance(
     ],
     results=("marked",),
     in_place={0: 0},
-    touched=lambda call: {"seen": "8 * rows"},
+    moved_bytes=lambda call: {"seen": "8 * rows"},
 )
 def mark_seen(seen: np.ndarray, next_tokens: np.ndarray) -> np.ndarray:
     """Set the bit of each row's sampled token, if it has one, in place: seen [rows, words], next_tokens [rows]."""

@@ -97,7 +97,9 @@ def test_every_op_and_rule_with_a_kernel_is_among_what_is_checked(bundles: Bundl
     checked = [
         unit for recipe in RECIPES for variant in VARIANTS for unit in units(bundles.get(recipe), variant)
     ]
-    ops_with_kernels = {name: op.emit for name, op in OPS.items() if isinstance(op.emit, tuple) and op.emit}
+    ops_with_kernels = {
+        name: op.lowering for name, op in OPS.items() if isinstance(op.lowering, tuple) and op.lowering
+    }
     of_rules = {rule.name: rule.kernels for rule in RULES if isinstance(rule, Fusion) and rule.kernels}
     assert {op for unit in checked for op in unit.ops} >= set(ops_with_kernels)
     assert {rule for unit in checked for rule in unit.rules} >= set(of_rules)
@@ -107,7 +109,7 @@ def test_every_op_and_rule_with_a_kernel_is_among_what_is_checked(bundles: Bundl
         for spec in kernels:
             while isinstance(spec, Template):
                 templates.add(spec.name)
-                spec = spec.then
+                spec = spec.next_kernel
     assert {template for unit in checked for template in unit.templates} >= templates
 
 

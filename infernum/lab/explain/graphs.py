@@ -34,4 +34,4 @@ def graphs_of(bundle: Bundle, variant: BlockVariant) -> tuple[Graph, Graph]:
 
 def costs_nothing(node: Node) -> bool:
     """True for a view, and for what is done once, when weights are loaded."""
-    return isinstance(node.op, Op) and isinstance(node.op.emit, View | LoadTime)
+    return isinstance(node.op, Op) and isinstance(node.op.lowering, View | LoadTime)

@@ -200,11 +200,13 @@ def _refusal(block: CompiledBlock, cubin: Cubin, default: Cubin, arch: str) -> s
         usage = cubin.kernels[step.name]
         if usage.spill_bytes > default.kernels[step.name].spill_bytes:
             return f"{step.name} spills {usage.spill_bytes} bytes"
-        if -(-usage.registers // 8) * 8 * step.block > gpu.registers_per_sm:
-            return f"{step.name}: {step.block} threads of {usage.registers} registers are more than an SM has"
+        if -(-usage.registers // 8) * 8 * step.threads > gpu.registers_per_sm:
+            return (
+                f"{step.name}: {step.threads} threads of {usage.registers} registers are more than an SM has"
+            )
         shared = usage.static_shared_bytes + step.shared_bytes + gpu.shared_reserved
         if shared > gpu.shared_per_sm:
             return f"{step.name}: {shared} bytes of shared memory are more than an SM has"
-        if step.block > 1024:
-            return f"{step.name}: {step.block} threads are more than a block has"
+        if step.threads > 1024:
+            return f"{step.name}: {step.threads} threads are more than a block has"
     return ""

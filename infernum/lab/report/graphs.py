@@ -17,9 +17,9 @@ def kind_of(node: Node) -> str:
             return "input"
         case Fused():
             return "fused"
-        case Op(emit=View()):
+        case Op(lowering=View()):
             return "view"
-        case Op(emit=LoadTime()):
+        case Op(lowering=LoadTime()):
             return "load"
         case _:
             return "op"
