@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clock_gpu import clock_gpu, described_toy, open_clocked
 from conftest import Tiny
 from fake_gpu import FakeGpu, at
+from toy_bundle import ToyCheckpoint
 
 from infernum import dtypes
 from infernum.checkpoint import Checkpoint
@@ -18,10 +20,9 @@ from infernum.errors import DeviceError, RequestError
 from infernum.lab.measure import against
 from infernum.lab.measure.checks import checked_places, decoded_logits
 from infernum.lab.measure.generation import GREEDY_PARAMS, Generation, generate
-from infernum.lab.measure.shared_weights import NotingDevice, shared_tensors
+from infernum.lab.measure.shared_weights import shared_tensors
 from infernum.lab.measure.workload import page_table, random_prompts
 from infernum.models.presets import resolve
-from infernum.runtime.device import Device, DeviceMemory
 from infernum.runtime.weights import fill_weights
 from infernum.weights.plan import plan_weights
 
@@ -162,18 +163,14 @@ def test_agreement_ends_where_any_sequence_differs() -> None:
     assert against.tokens_that_agree(theirs, ours) == 4
 
 
-def test_the_device_notes_where_the_weights_lie(monkeypatch: pytest.MonkeyPatch) -> None:
-    addresses = iter((512, 4096, 8192))
-    monkeypatch.setattr(
-        Device, "alloc", lambda self, nbytes, what: DeviceMemory(next(addresses), nbytes, None)
-    )
-    nothing: Any = None
-    device = NotingDevice(nothing, nothing, nothing, nothing)
-    for what in ("random weights", "the weights", "the arrays of a step"):
-        device.alloc(256, what)
-    assert device.weights == 4096
-
-
-def test_the_runtime_calls_the_weights_what_the_device_listens_for() -> None:
-    source = (Path(against.__file__).parents[2] / "runtime" / "loading.py").read_text(encoding="utf-8")
-    assert source.count('alloc(plan.total_bytes, "the weights")') == 1
+def test_the_weights_lie_at_the_address_that_the_executor_names(tmp_path: Path) -> None:
+    bundle = described_toy(tmp_path)
+    with open_clocked(clock_gpu(), bundle) as executor:
+        tensors = shared_tensors(
+            bundle.manifest,
+            executor.weights_address,
+            lambda address, shape, dtype: at(address, "float32", *shape).copy(),
+        )
+    stored = ToyCheckpoint().tensors
+    assert tensors.keys() == stored.keys()
+    assert all(np.array_equal(tensors[name], stored[name]) for name in stored)

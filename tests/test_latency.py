@@ -32,14 +32,13 @@ def request_(tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch) -> la
     def compiled(source: object, device: str, dtype: str, fuse: bool, *rest: object) -> object:
         return case.bundle(fuse=fuse, max_batch_tokens=50)
 
-    def opened(
-        request: latency.LatencyRequest, bundle: Any, weights: Any, pages: np.ndarray
-    ) -> tuple[CpuExecutor, int]:
+    def opened(request: latency.LatencyRequest, bundle: Any, weights: Any, pages: np.ndarray) -> CpuExecutor:
         length = request.prompt + request.tokens
-        return CpuExecutor.open(bundle, weights, max_model_len=length, max_pages_total=pages.size), 0
+        return CpuExecutor.open(bundle, weights, max_model_len=length, max_pages_total=pages.size)
 
     monkeypatch.setattr(latency, "compile_for", compiled)
     monkeypatch.setattr(latency, "_open", opened)
+    monkeypatch.setattr(CpuExecutor, "weights_address", 4096, raising=False)
     monkeypatch.setattr(latency, "measure_speeds", lambda products_of: Speeds(4e12, None))
     gpu = type("Gpu", (), {"name": "an imagined GPU"})
     monkeypatch.setattr(
@@ -153,7 +152,7 @@ def test_what_transformers_takes_is_kept_with_the_results_and_printed(
     found = latency.measure(replace(request_, against="transformers", sampling=SAMPLING))
     assert found["against"] == theirs
     _, tensors, what, ours, (output, logits), places, allowed = given
-    assert tensors == {"base": 0} and what.prompts.shape == (2, 70) and allowed == found["allowed_error"]
+    assert tensors == {"base": 4096} and what.prompts.shape == (2, 70) and allowed == found["allowed_error"]
     assert [1e3 * t.decode_seconds / 11 for t in ours] == found["greedy_ms_per_token_all"]
     assert output.shape == (2, 12) and logits.shape[:2] == (len(places), 2)
     printed = "\n".join(f"{name} {text}" for name, text in rows(found))

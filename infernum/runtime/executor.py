@@ -163,6 +163,11 @@ class CudaExecutor:
         return self._loaded.limits.max_pages
 
     @property
+    def weights_address(self) -> int:
+        """Where the weights begin on the GPU, placed as `infernum.weights.plan` says."""
+        return self._loaded.weights
+
+    @property
     def memory(self) -> MemoryUse:
         """Bytes of GPU memory by purpose."""
         return self._loaded.memory

@@ -55,6 +55,7 @@ class MemoryUse:
 class LoadedBundle:
     """Everything that steps need. `programs` is keyed by variant, `samplers` by variant, sampler and turn.
 
+    `weights` and `logits` are addresses on the GPU.
     `products` is None when no step has a matrix product.
     """
 
@@ -65,6 +66,7 @@ class LoadedBundle:
     programs: dict[str, BoundProgram]
     samplers: dict[tuple[str, str, int], BoundProgram]
     products: ProductLibrary | None
+    weights: int
     logits: int
     memory: MemoryUse
 
@@ -147,6 +149,7 @@ def load_bundle(
         programs=programs,
         samplers=samplers,
         products=products,
+        weights=weights.address,
         logits=streams.address + stream_plan.outputs(len(manifest.program) - 1)[0],
         memory=MemoryUse(weights.nbytes, cache.nbytes, arena.nbytes, streams.nbytes, inputs.nbytes),
     )

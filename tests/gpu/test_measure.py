@@ -103,10 +103,9 @@ def test_torch_sees_the_very_weights_that_our_kernels_read(bundles: Bundles) -> 
     request = latency.LatencyRequest(source, "auto", prompt=40, tokens=8)
     pages = page_table(1, 48, bundle.manifest.page_size, 0)
     tokens = np.arange(40, dtype=np.int32)
-    executor, weights_at = latency._open(request, bundle, checkpoint, pages)
-    with executor:
+    with latency._open(request, bundle, checkpoint, pages) as executor:
         ours = executor.logits(chunk_batch(tokens, 0, pages))
-        tensors = tensors_on_gpu(bundle.manifest, weights_at)
+        tensors = tensors_on_gpu(bundle.manifest, executor.weights_address)
         for name, tensor in tensors.items():
             assert tensor.dtype == torch.bfloat16 and tensor.is_cuda
             stored = torch.from_numpy(checkpoint.read(name).astype(np.float32)).to(torch.bfloat16)

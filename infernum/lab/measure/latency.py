@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from infernum import dtypes
 from infernum.bundle import Bundle
@@ -33,12 +32,11 @@ from infernum.lab.measure.generation import (
     times,
 )
 from infernum.lab.measure.origin import origin
-from infernum.lab.measure.shared_weights import NotingDevice, tensors_on_gpu
+from infernum.lab.measure.shared_weights import tensors_on_gpu
 from infernum.lab.measure.subject import ModelRequest
 from infernum.lab.measure.workload import page_table, random_prompts
 from infernum.llm import Progress, compile_for
 from infernum.runtime.executor import CudaExecutor
-from infernum.runtime.loading import LoadOptions
 from infernum.sampling_params import PARAMETERS, SamplingParams
 from infernum.step import Executor, Float32, Int32
 from infernum.weights.plan import weight_key
@@ -72,10 +70,6 @@ class LatencyRequest(ModelRequest):
         return (self.sampling,) if self.sampling.greedy else (self.sampling, GREEDY_PARAMS)
 
 
-class OpenExecutor(Executor, AbstractContextManager["OpenExecutor"], Protocol):
-    """An executor that frees its memory at the end of a `with`."""
-
-
 @dataclass(frozen=True)
 class CheckedGenerations:
     """The timed generations of each mode; tokens [batch, tokens] and checked logits of the mode that is reported."""
@@ -104,22 +98,20 @@ def measure(request: LatencyRequest, progress: Progress | None = None) -> dict[s
         request.tokens,
     )
     places = checked_places(request.tokens)
-    executor, weights_at = _open(request, bundle, weights, generation.pages)
-    with executor:
+    with _open(request, bundle, weights, generation.pages) as executor:
         ours = _generations(executor, request, generation, places, progress)
         against: dict[str, Any] = {}
         if request.against:
             against["against"] = against_transformers(
                 source.config,
-                tensors_on_gpu(bundle.manifest, weights_at),
+                tensors_on_gpu(bundle.manifest, executor.weights_address),
                 generation,
                 ours.timed[-1],
                 (ours.output, ours.logits),
                 places,
                 allowed_error(bundle),
             )
-    executor, _ = _open(request, unfused, weights, generation.pages)
-    with executor:
+    with _open(request, unfused, weights, generation.pages) as executor:
         reference = prefilled_logits(executor, generation, ours.output, places)
     error = check_logits(bundle, ours.logits, reference)
     bandwidth = measure_speeds(None).bytes_per_second
@@ -147,13 +139,11 @@ def _check(request: LatencyRequest) -> None:
 
 def _open(
     request: LatencyRequest, bundle: Bundle, weights: TensorSource | None, pages: Int32
-) -> tuple[OpenExecutor, int]:
-    """An executor for the generation, and where its weights begin on the GPU."""
+) -> CudaExecutor:
     length = request.prompt + request.tokens
-    device = NotingDevice.open()
-    assert isinstance(device, NotingDevice), "opening a device gives a device of its own class"
-    options = LoadOptions(max_model_len=length, max_pages_total=pages.size, seed=request.seed)
-    return CudaExecutor(bundle, weights, device, options), device.weights
+    return CudaExecutor.open(
+        bundle, weights, max_model_len=length, max_pages_total=pages.size, seed=request.seed
+    )
 
 
 def _generations(

@@ -9,7 +9,6 @@ from typing import Any
 from infernum import dtypes
 from infernum.manifest import Manifest
 from infernum.recipes import Read
-from infernum.runtime.device import Device, DeviceMemory
 from infernum.runtime.weights import placed_sections
 from infernum.weights.plan import plan_weights
 
@@ -17,25 +16,11 @@ Wrap = Callable[[int, tuple[int, ...], str], Any]
 """A tensor over the memory at an address, given its shape and the short name of its dtype."""
 
 
-class NotingDevice(Device):
-    """A GPU that remembers the address of its executor's weights."""
-
-    weights: int = 0
-    """The address; 0 before they are allocated."""
-
-    def alloc(self, nbytes: int, what: str) -> DeviceMemory:
-        memory = super().alloc(nbytes, what)
-        if what == "the weights":
-            self.weights = memory.address
-        return memory
-
-
 def shared_tensors(manifest: Manifest, base: int, wrap: Wrap) -> dict[str, Any]:
     """Every tensor of the checkpoint by name, in the weights of a bundle, which begin at address `base`.
 
     Tensors that are stacked for one product, such as q, k and v, are consecutive rows of the stack.
     """
-    assert base, "the executor has allocated its weights"
     tensors: dict[str, Any] = {}
     for weight in plan_weights(manifest).stored:
         for section, offset in placed_sections(weight):
