@@ -311,7 +311,7 @@ def test_a_kernel_that_is_wrong_is_named_and_nothing_is_printed(
     infernum: Callable[..., Any], toy_on_gpu: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verdicts = [verdict("append"), verdict("mean", "at 3 tokens: 7 elements were not written")]
-    monkeypatch.setattr("infernum.lab.verify.gpu.open_bench", nullcontext)
+    monkeypatch.setattr("infernum.lab.verify.bench.open_bench", nullcontext)
     monkeypatch.setattr("infernum.lab.verify.verdict.verify_bundle", lambda *given, **chosen: verdicts)
     found = measure_on_cli(infernum, toy_on_gpu.folder, "--json")
     assert (found.code, found.out) == (2, "")
@@ -327,7 +327,7 @@ def test_only_the_kernels_that_are_named_are_verified_and_told_of(
     infernum: Callable[..., Any], toy_on_gpu: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
-    monkeypatch.setattr("infernum.lab.verify.gpu.open_bench", nullcontext)
+    monkeypatch.setattr("infernum.lab.verify.bench.open_bench", nullcontext)
     monkeypatch.setattr(
         "infernum.lab.verify.verdict.verify_bundle",
         lambda *given, **chosen: asked.append(chosen["kernels"]) or [],

@@ -23,7 +23,7 @@ def wrong_kernels(
     bench = HostBench(source, folder)
     try:
         return {
-            " + ".join(kernel.name for kernel in unit.kernels): [str(what) for what in found.wrong]
+            " + ".join(kernel.name for kernel in unit.kernels): found.wrong
             for unit in units_of(bundle, bundle.manifest.blocks[block][ANY], serving)
             for found in [check_unit(bench, unit)]
         }

@@ -27,9 +27,8 @@ from infernum.dtypes import BF16, DTYPES, F32, DType
 from infernum.errors import BundleError, DeviceError
 from infernum.ir.op import Fused
 from infernum.lab.verify import bench as bench_module
-from infernum.lab.verify import gpu
 from infernum.lab.verify.bench import REPETITIONS, Bench, Time
-from infernum.lab.verify.check import check_unit, image_of, plan_trials
+from infernum.lab.verify.check import check_unit, plan_trials
 from infernum.lab.verify.compare import WRONG, compare
 from infernum.lab.verify.decompose import decomposed_graph, decomposed_programs
 from infernum.lab.verify.facts import STEPS, Chunks, count_tokens, ragged_step, steps_for
@@ -82,7 +81,7 @@ def test_kernels_that_do_what_their_node_means_pass(
         for variant in variants.values():
             for unit in units_of(bundle, variant):
                 steps = None if variant.variant == "t8" else [plan_trials(unit)[-1][0]]
-                assert [str(d) for d in check_unit(bench, unit, steps=steps).wrong] == []
+                assert check_unit(bench, unit, steps=steps).wrong == [], str(unit)
 
 
 # What is found.
@@ -100,7 +99,7 @@ def differences(
 ) -> str:
     """What is said of the node that computes `op` when its kernel makes a mistake."""
     unit = unit_with(bundle, block, op, variant)
-    return "\n".join(map(str, check_unit(NumpyBench(spoil), unit, steps=[steps], kinds=[kind]).wrong))
+    return "\n".join(check_unit(NumpyBench(spoil), unit, steps=[steps], kinds=[kind]).wrong)
 
 
 def test_an_element_that_was_not_written_is_found(fused: Bundle) -> None:
@@ -350,7 +349,8 @@ def test_a_program_is_timed_in_a_graph_over_copies_of_its_memory(
 
     monkeypatch.setattr(bench_module, "median_ms", median_ms)
     bench, unit = Counted(), unit_with(t8, "decoder", "rope")
-    image = image_of(unit.program, next(trials(unit, FIVE)))
+    trial = next(trials(unit, FIVE))
+    image = Image(unit.program, trial.facts, trial.operands)
     bench.play(image)
     assert Bench.time(bench, image) == Time(3e3 / REPETITIONS, in_cache=True)
     assert len(bases) == REPETITIONS
@@ -603,7 +603,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def a_gpu(monkeypatch: pytest.MonkeyPatch, bench: NumpyBench) -> None:
     monkeypatch.setattr(driver, "gpu_available", lambda: True)
-    monkeypatch.setattr(gpu, "open_bench", lambda: nullcontext(bench))
+    monkeypatch.setattr(bench_module, "open_bench", lambda: nullcontext(bench))
 
 
 def test_where_the_reference_is_no_number_a_result_must_be_the_same_and_written() -> None:

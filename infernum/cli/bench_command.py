@@ -129,7 +129,7 @@ def kernels(
 def _check_kernels(bundle: Bundle, variant: str, names: Sequence[str], progress: Progress | None) -> None:
     """Raises DeviceError unless the kernels in `names`, or all of a variant, agree with NumPy."""
     from infernum.errors import DeviceError
-    from infernum.lab.verify.gpu import open_bench
+    from infernum.lab.verify.bench import open_bench
     from infernum.lab.verify.verdict import verify_bundle
 
     with open_bench() as bench:

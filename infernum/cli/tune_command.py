@@ -125,8 +125,8 @@ def command(
 def _check(
     bundle: Bundle, variant: str, kernels: Collection[tuple[str, str]]
 ) -> Mapping[tuple[str, str], str]:
-    from infernum.lab.verify.gpu import open_bench
-    from infernum.lab.verify.named import wrong_kernels
+    from infernum.lab.verify.bench import open_bench
+    from infernum.lab.verify.verdict import wrong_kernels
 
     with open_bench() as bench:
         return wrong_kernels(bundle, bench, variant, kernels)

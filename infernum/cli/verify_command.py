@@ -77,7 +77,7 @@ def _verify_kernels(
     bundle: Bundle, chosen: dict[str, Any], progress: Progress | None
 ) -> tuple[str, list[Verdict]]:
     """The GPU's name, and the verdicts on the chosen kernels."""
-    from infernum.lab.verify.gpu import open_bench
+    from infernum.lab.verify.bench import open_bench
     from infernum.lab.verify.verdict import verify_bundle
 
     with open_bench() as bench:

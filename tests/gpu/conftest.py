@@ -13,8 +13,7 @@ from oracle.configs import case
 from oracle.weights import random_weights, rounded
 
 from gpu.recipes import Bundles, Recipe
-from infernum.lab.verify.bench import Bench
-from infernum.lab.verify.gpu import open_bench
+from infernum.lab.verify.bench import Bench, open_bench
 from infernum.machine import default_arch
 
 

@@ -74,7 +74,8 @@ def units(bundle: Bundle, variant: str) -> Iterator[Unit]:
 def check(bench: Bench, unit: Unit, step: Chunks | None) -> Iterator[str]:
     """What is wrong with a unit, in one step or in all. Nothing more is launched after an error of the GPU."""
     try:
-        yield from map(str, check_unit(bench, unit, steps=None if step is None else [step]).wrong)
+        wrong = check_unit(bench, unit, steps=None if step is None else [step]).wrong
+        yield from (f"{unit} {sentence}" for sentence in wrong)
     except InfernumError as error:
         yield f"{unit}: {type(error).__name__}: {error}"
 

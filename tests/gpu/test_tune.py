@@ -14,8 +14,8 @@ import pytest
 from infernum.lab.measure.candidates import Tunable, tunables
 from infernum.lab.measure.race import PairedDifferences
 from infernum.lab.measure.tune import TuneRequest, tune
-from infernum.lab.verify.gpu import open_bench
-from infernum.lab.verify.named import wrong_kernels
+from infernum.lab.verify.bench import open_bench
+from infernum.lab.verify.verdict import wrong_kernels
 from infernum.models.presets import resolve
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]

@@ -1,17 +1,21 @@
-"""A GPU on which programs are run by themselves, on memory made for one trial, and timed."""
+"""A GPU on which the program of one unit runs alone, in the memory of one trial, and is timed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from infernum.dims import ceildiv
+from infernum.errors import DeviceError
 from infernum.lab.verify.facts import Facts
 from infernum.lab.verify.image import ALIGNMENT, Image
 from infernum.runtime.binding import BoundProgram, Symbols
+from infernum.runtime.device import Device
+from infernum.runtime.gemm import CublasLt
 from infernum.runtime.timing import median_ms
 
 Array = np.ndarray[Any, Any]
@@ -20,19 +24,19 @@ REPETITIONS = 20
 """Launches of a program in the graph that is timed."""
 
 CACHE_BYTES = 2 * 64 * 2**20
-"""Memory to pass over before the same bytes are read again: twice the L2 cache of an H200, of which it keeps little."""
+"""Bytes that a timed program passes over before it reads the same bytes again: twice the L2 cache of an H200."""
 
 
 @dataclass(frozen=True)
 class Time:
-    """Microseconds that a program takes, and whether its memory may have been in the L2 cache."""
+    """Microseconds of a program; `in_cache` where its memory may have been in the L2 cache."""
 
     microseconds: float
     in_cache: bool
 
 
 class Bench:
-    """`device`, `stream` and `products` are those of the runtime, or fakes."""
+    """A device, its stream and its products (cuBLASLt): those of the runtime, or fakes."""
 
     def __init__(self, device: Any, stream: Any, products: Any) -> None:
         self.device = device
@@ -42,13 +46,13 @@ class Bench:
         self._modules: dict[bytes, Any] = {}
 
     def run(self, image: Image) -> Array:
-        """Launch the image's program on a copy of it in GPU memory; what the memory holds afterwards.
+        """Launch the image's program on a copy of the image in GPU memory; returns the bytes afterwards.
 
         Raises DeviceError when a kernel fails; the GPU's context is then lost.
         """
         base = self._room(len(image.bytes))
         self._stream.upload(base, image.bytes.ctypes.data, len(image.bytes))
-        self._bound(image, [base])()
+        self._launches(image, [base])()
         after = np.empty_like(image.bytes)
         self._stream.download(after.ctypes.data, base, len(after))
         self._stream.synchronize()
@@ -60,10 +64,10 @@ class Bench:
         copies = min(REPETITIONS, ceildiv(CACHE_BYTES, nbytes) + 1)
         base = self._room(copies * nbytes)
         bases = [base + i * nbytes for i in range(copies)]
-        for to in bases:
-            self._stream.upload(to, image.bytes.ctypes.data, len(image.bytes))
-        queue = self._bound(image, [bases[i % copies] for i in range(REPETITIONS)])
-        queue()  # the library chooses its algorithms before anything is captured
+        for copy in bases:
+            self._stream.upload(copy, image.bytes.ctypes.data, len(image.bytes))
+        queue = self._launches(image, [bases[i % copies] for i in range(REPETITIONS)])
+        queue()  # cuBLASLt chooses its algorithms before anything is captured
         self._stream.synchronize()
         with self._stream.capture() as capture:
             queue()
@@ -81,14 +85,14 @@ class Bench:
         self._modules.clear()
 
     def close(self) -> None:
-        """Give back memory and modules."""
+        """Free the memory and unload every cubin."""
         self.forget_modules()
         if self._memory is not None:
             self._memory.free()
             self._memory = None
 
     def _room(self, nbytes: int) -> int:
-        """The address of at least `nbytes` of GPU memory, which lasts until more is asked for."""
+        """The address of at least `nbytes` of GPU memory, valid until a larger size is needed."""
         if self._memory is None or self._memory.nbytes < nbytes:
             if self._memory is not None:
                 self._memory.free()
@@ -96,8 +100,8 @@ class Bench:
             self._memory = self.device.alloc(nbytes, "tensors of a kernel that is verified")
         return self._memory.address
 
-    def _bound(self, image: Image, bases: list[int]) -> Callable[[], None]:
-        """What queues the image's program once for every base address that memory like it lies at."""
+    def _launches(self, image: Image, bases: list[int]) -> Callable[[], None]:
+        """A function that queues the image's program once for each base address of a copy of the image."""
         program = BoundProgram(self._stream, self._symbols(image.facts), self._products)
         for base in bases:
             addresses: Mapping[str, int] = {name: base + begin for name, (begin, _) in image.spans.items()}
@@ -115,3 +119,21 @@ class Bench:
         if cubin not in self._modules:
             self._modules[cubin] = self.device.load_module(cubin, image.program.variant.cubin)
         return self._modules[cubin]
+
+
+@contextmanager
+def open_bench() -> Generator[Bench]:
+    """A bench on the first GPU. Raises DeviceError where there is none.
+
+    Once a kernel has lost the GPU's context, nothing can be closed any more, and the end of the process frees it.
+    """
+    opened: list[Any] = [device := Device.open(0)]
+    try:
+        opened.append(stream := device.stream())
+        opened.append(products := CublasLt(device, stream))
+        opened.append(bench := Bench(device, stream, products))
+        yield bench
+    finally:
+        with suppress(DeviceError):
+            for part in reversed(opened):
+                part.close()

@@ -1,4 +1,4 @@
-"""Runs a unit in trial after trial, and says where its kernels do not do what its node means."""
+"""Runs the kernels of a unit in many trials, and compares the results with the meaning of its node."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from infernum.lab.verify.values import KINDS, Kind, smallest_normal
 Array = np.ndarray[Any, Any]
 
 HEAVY = 32 * 2**20
-"""Bytes of weights from which on a unit is tried on the fewest and the most tokens only: NumPy takes its time."""
+"""Bytes of weights from which on a unit is tried on the fewest and the most tokens only, since NumPy is slow."""
 
 VERY_HEAVY = 256 * 2**20
 """Bytes of weights, such as a head's, from which on only FEW_KINDS of values are tried."""
@@ -31,29 +31,20 @@ EVERY_END = 8
 """Sequences of the step whose contexts end around the ends of pages, one token each."""
 
 DRAWS = 4
-"""Times that a step of up to EVERY_END sequences is tried where tokens are drawn: mistakes show in few draws."""
+"""Trials of a step of up to EVERY_END sequences where tokens are drawn: a mistake shows in few draws."""
 
 _POSITIONS = {"positions", "page_table", "query_start"}
 
 
-@dataclass(frozen=True)
-class UnitFault:
-    """A way in which a unit's kernels do not do what its node means."""
-
-    unit: Unit
-    at: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.unit} at {self.at}: {self.what}"
-
-
 @dataclass
 class Checked:
-    """What came of a unit's trials. Errors are the largest relative ones, `at` is where that of its kernels was.
+    """The largest relative errors in the trials of a unit, and sentences on what is wrong.
 
-    `error` is that of the unit against NumPy, `decomposed_error` that of its decomposed form, `between` of the one
-    against the other; `largest` is the trial of normal values with the most tokens that both were in.
+    error             of the unit's kernels against NumPy; `at` is the trial in which it was largest
+    decomposed_error  of the decomposed form against NumPy
+    between           of the unit's kernels against the decomposed form
+    wrong             trials in which the unit's kernels are wrong, `wrong_apart` those of the decomposed form
+    largest           the trial of normal values with the most tokens, where there is a decomposed form
     """
 
     unit: Unit
@@ -62,8 +53,8 @@ class Checked:
     at: str = ""
     decomposed_error: float = 0.0
     between: float = 0.0
-    wrong: list[UnitFault] = field(default_factory=list[UnitFault])
-    wrong_apart: list[UnitFault] = field(default_factory=list[UnitFault])
+    wrong: list[str] = field(default_factory=list[str])
+    wrong_apart: list[str] = field(default_factory=list[str])
     largest: Trial | None = None
 
 
@@ -82,10 +73,9 @@ def check_unit(
     checked = Checked(unit)
     planned = plan_trials(unit) if steps is None else [(chunks, tuple(kinds)) for chunks in steps]
     for chunks, of_kinds in planned:
-        for trial in trials(unit, chunks, of_kinds):
-            _try(bench, checked, trial, decomposed)
-        for again in range(1, _draws(unit, chunks)):
-            for trial in trials(unit, chunks, ("normal",), again):
+        draws = DRAWS if "seed" in unit.program.named and len(chunks) <= EVERY_END else 1
+        for again in range(draws):
+            for trial in trials(unit, chunks, ("normal",) if again else of_kinds, again):
                 _try(bench, checked, trial, decomposed)
     return checked
 
@@ -93,8 +83,9 @@ def check_unit(
 def plan_trials(unit: Unit) -> list[tuple[Chunks, tuple[Kind, ...]]]:
     """The steps a unit is tried on, and the kinds of values in each.
 
-    Every step that the unit serves has normal values; the first one, the last one and that of single tokens around
-    the ends of pages have the others as well. What asks for no positions sees only how many tokens and rows there are.
+    Every step that the unit serves has normal values; the first step, the last step and the step of single tokens
+    around the ends of pages have the other kinds as well. A unit that reads no positions is tried once for each number
+    of tokens and rows.
     """
     manifest = unit.bundle.manifest
     steps = steps_for(unit.spec, manifest.model.context)
@@ -109,47 +100,34 @@ def plan_trials(unit: Unit) -> list[tuple[Chunks, tuple[Kind, ...]]]:
     return [(chunks, many if chunks in with_all else ("normal",)) for chunks in steps]
 
 
-def _draws(unit: Unit, chunks: Chunks) -> int:
-    return DRAWS if "seed" in unit.program.named and len(chunks) <= EVERY_END else 1
-
-
-def image_of(program: UnitProgram, trial: Trial) -> Image:
-    """A program's memory before a trial."""
-    image = Image(program, trial.facts)
-    for place, values in zip(program.operands, trial.operands, strict=True):
-        image.write(place, values)
-    return image
-
-
 def _try(bench: Bench, checked: Checked, trial: Trial, decomposed: UnitProgram | None) -> None:
     unit = checked.unit
-    found, checked_error = _run(bench, unit, unit.program, trial, checked.wrong)
+    results, error = _run(bench, unit, unit.program, trial, checked.wrong)
     checked.trials += 1
-    if checked_error > checked.error or not checked.at:
-        checked.error, checked.at = checked_error, str(trial)
+    if error > checked.error or not checked.at:
+        checked.error, checked.at = error, str(trial)
     if decomposed is None:
         return
     most = 0 if checked.largest is None else checked.largest.facts.tokens
     if trial.kind == "normal" and trial.facts.tokens >= most:
         checked.largest = trial
-    apart, error = _run(bench, unit, decomposed, trial, checked.wrong_apart)
+    decomposed_results, error = _run(bench, unit, decomposed, trial, checked.wrong_apart)
     checked.decomposed_error = max(checked.decomposed_error, error)
-    for one, other, type_ in zip(found, apart, unit.node.types, strict=True):
+    for result, other, type_ in zip(results, decomposed_results, unit.node.types, strict=True):
         if type_.dtype.is_float:
-            written = np.isfinite(one).all(axis=-1) & np.isfinite(other).all(axis=-1)
-            if written.any():
-                errors = row_errors(one[written], other[written], smallest_normal(type_.dtype))
-                checked.between = max(checked.between, float(errors.max()))
+            finite = np.isfinite(result).all(axis=-1) & np.isfinite(other).all(axis=-1)
+            errors = row_errors(result[finite], other[finite], smallest_normal(type_.dtype))
+            checked.between = max(checked.between, float(errors.max(initial=0.0)))
 
 
 def _run(
-    bench: Bench, unit: Unit, program: UnitProgram, trial: Trial, wrong: list[UnitFault]
+    bench: Bench, unit: Unit, program: UnitProgram, trial: Trial, wrong: list[str]
 ) -> tuple[list[Array], float]:
-    """The results of a program in a trial, and their error; what is wrong with them goes to `wrong`."""
-    image = image_of(program, trial)
+    """The results of a program in a trial, and their error; sentences on what is wrong are added to `wrong`."""
+    image = Image(program, trial.facts, trial.operands)
     after = bench.run(image)
     error, sentences = differences(
         image, after, trial.expected, unit.tolerance, bitwise=unit.copies, may_flush=unit.uses_library
     )
-    wrong += [UnitFault(unit, str(trial), sentence) for sentence in sentences]
+    wrong += [f"at {trial}: {sentence}" for sentence in sentences]
     return results_of(image, after), error

@@ -1,9 +1,9 @@
-"""The memory that a program's steps see: each tensor with a guard behind it, everything poisoned until written."""
+"""The memory of a program before it runs: its operands, and poison everywhere else, also behind each tensor."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,9 @@ GUARD = 4096
 
 
 class Image:
-    """Where a program's tensors lie in one stretch of memory, for one step, and what they hold beforehand."""
+    """The bytes of a program's tensors, one behind the other, and the span of each, for one step."""
 
-    def __init__(self, program: UnitProgram, facts: Facts) -> None:
+    def __init__(self, program: UnitProgram, facts: Facts, operands: Sequence[Array]) -> None:
         self.program = program
         self.facts = facts
         self.spans: dict[str, tuple[int, int]] = {}
@@ -41,20 +41,22 @@ class Image:
             self.spans[name] = (end, end + nbytes)
             end = dims.ceildiv(end + nbytes + GUARD, ALIGNMENT) * ALIGNMENT
         self.bytes: Array = np.full(end, POISON, np.uint8)
+        for place, values in zip(program.operands, operands, strict=True):
+            self._write(place, values)
 
     def value(self, place: Place, image: Array) -> Array:
-        """The bits of what lies at a place as [first dim, elements of a row], a view into `image`."""
+        """The bits at a place as [first dim, elements of a row], a view into the bytes of an image like this one."""
         begin, end = self.spans[place.tensor]
         return self.within(place, image[begin:end])
 
     def within(self, place: Place, tensor: Array) -> Array:
-        """The same, given the bytes of the place's tensor alone."""
+        """The same view into the bytes of the place's tensor alone."""
         dtype = dtypes.dtype(self.program.spec(place.tensor).dtype)
         rows = tensor.view(bits_of(dtype)).reshape(self._shapes[place.tensor])
         return rows[:, place.offset : place.offset + math.prod(self.facts.sizes(place.type)[1:])]
 
-    def write(self, place: Place, values: Array) -> None:
-        """Store the values of a place, in its shape; NaN keeps the bytes it was poisoned with."""
+    def _write(self, place: Place, values: Array) -> None:
+        """Store the values of a place; elements that are NaN keep the poison."""
         dtype, view = place.type.dtype, self.value(place, self.bytes)
         flat = values.reshape(view.shape)
         if dtype.is_float and np.isnan(flat.max()):

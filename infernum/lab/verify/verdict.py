@@ -1,37 +1,38 @@
-"""The verdict on every kernel of a bundle, from what a GPU makes of it."""
+"""Runs the kernels of a bundle on a GPU, and gives a verdict on each."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from infernum import fusion
 from infernum.bundle import Bundle
 from infernum.errors import BundleError, DeviceError
-from infernum.lab.verify.bench import Bench, Time
-from infernum.lab.verify.check import Checked, UnitFault, check_unit, image_of
+from infernum.lab.verify.bench import Bench
+from infernum.lab.verify.check import Checked, check_unit
 from infernum.lab.verify.decompose import decomposed_programs
+from infernum.lab.verify.image import Image
 from infernum.lab.verify.units import Unit, UnitProgram, units_of
 from infernum.manifest import BlockVariant, variant_names
-from infernum.runtime.layout import check_arch
+from infernum.runtime.layout import block_variant, check_arch
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with the part of the work, the number of its items that are done, and the number of all."""
 
 MOST_SENTENCES = 3
-"""Differences told of one kernel; a broken one differs in every trial."""
+"""Differences that are shown of one kernel, which may differ in every trial."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of the kernels that compute one node, usually one kernel.
+    """Whether the kernels of one node, usually one kernel, compute its meaning.
 
     error             largest relative error against NumPy, of any row in any trial; infinite: no number at all
-    tolerance         what it may be; `at` is the trial in which it was largest
-    decomposed_error  the same of the node taken apart into its ops; None: not fused, or `note` says why
-    between           largest relative error of the one against the other
-    fused_us          median microseconds of both; None where nothing was taken apart
+    tolerance         the largest error that is right; `at` is the trial in which the error was largest
+    decomposed_error  the same of the node taken apart into its ops; None: not fused, or for the reason in `note`
+    between           largest relative error of the kernels against the decomposed form
+    fused_us          median microseconds, and `decomposed_us` of the decomposed form; None where they were not timed
     in_cache          the operands were so small that they stayed in the L2 cache while they were timed
     wrong             a sentence for everything that is wrong
     """
@@ -54,7 +55,7 @@ class Verdict:
     decomposed_us: float | None = None
     in_cache: bool = False
     note: str = ""
-    wrong: tuple[str, ...] = field(default=())
+    wrong: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -62,7 +63,7 @@ class Verdict:
 
     @property
     def speed_up(self) -> float | None:
-        """How many times as long the decomposed form takes."""
+        """The time of the decomposed form over that of the kernels."""
         if self.fused_us is None or self.decomposed_us is None or self.fused_us <= 0:
             return None
         return self.decomposed_us / self.fused_us
@@ -92,13 +93,13 @@ def verify_bundle(
     lost = ""
     for done, unit in enumerate(units, 1):
         if lost:
-            verdicts.append(_verdict(Checked(unit), (f"not tried: the GPU was lost by {lost}",)))
+            verdicts.append(_verdict(Checked(unit), [f"not tried: the GPU was lost by {lost}"]))
             continue
         try:
             verdicts.append(_verify(bench, unit, apart.get(str(unit), ""), timed=timed))
         except DeviceError as error:
             lost = str(unit)
-            verdicts.append(_verdict(Checked(unit), (str(error),)))
+            verdicts.append(_verdict(Checked(unit), [str(error)]))
         if progress:
             progress("verifying kernels", done, len(units))
     return verdicts
@@ -114,35 +115,51 @@ def select_units(
 ) -> list[Unit]:
     """The units of a bundle, or those with a kernel of these names, in a block, in a variant, made by a rule.
 
-    With a variant, those of a sampler serve the steps of that variant only.
-    Raises BundleError, with names that are near, for a name that the bundle does not have.
+    With a variant, the units of a sampler serve the steps of that variant only.
+    Raises BundleError, with similar names, for a name that the bundle does not have.
     """
     manifest = bundle.manifest
-    every = [found for variants in manifest.blocks.values() for found in variants.values()]
+    variants = [each for of_block in manifest.blocks.values() for each in of_block.values()]
+    every_kernel = [kernel for each in variants for kernel in each.kernels]
     _check_name(bundle, "block", block, manifest.blocks)
     _check_name(bundle, "variant", variant, variant_names(manifest))
     for name in kernels or ():
-        _check_name(bundle, "kernel", name, {kernel.name for found in every for kernel in found.kernels})
-    made_by = {rule for found in every for kernel in found.kernels for rule in kernel.rules}
+        _check_name(bundle, "kernel", name, {kernel.name for kernel in every_kernel})
+    made_by = {name for kernel in every_kernel for name in kernel.rules}
     _check_name(bundle, "rule", rule, {*manifest.rules, *made_by, *(each.name for each in fusion.RULES)})
 
-    def wanted(found: BlockVariant) -> bool:
-        named = kernels is None or any(kernel.name in kernels for kernel in found.kernels)
-        return named and block in (None, found.block) and found.serves(variant)
+    def has_kernel(of: BlockVariant | Unit) -> bool:
+        return kernels is None or any(kernel.name in kernels for kernel in of.kernels)
 
     units = [
         unit
-        for found in every
-        if wanted(found)
-        for unit in units_of(bundle, found, variant)
-        if (kernels is None or any(kernel.name in kernels for kernel in unit.kernels))
-        and (rule is None or rule in unit.rules)
+        for each in variants
+        if has_kernel(each) and block in (None, each.block) and each.serves(variant)
+        for unit in units_of(bundle, each, variant)
+        if has_kernel(unit) and (rule is None or rule in unit.rules)
     ]
     if not units and kernels is not None:
         raise BundleError(
             f"{bundle.folder}: has no kernel {', '.join(kernels)} in that block, variant and rule"
         )
     return units
+
+
+def wrong_kernels(
+    bundle: Bundle, bench: Bench, variant: str, kernels: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], str]:
+    """The first difference from NumPy of each of `kernels`, block and name, that is wrong in a block variant.
+
+    Nothing is taken apart or timed. Raises DeviceError when a kernel fails; the GPU's context is then lost.
+    """
+    bench.device.activate()
+    wrong: dict[tuple[str, str], str] = {}
+    for block in dict.fromkeys(block for block, _ in kernels):
+        for unit in units_of(bundle, block_variant(bundle.manifest, block, variant)):
+            names = [kernel.name for kernel in unit.kernels if (block, kernel.name) in kernels]
+            sentences = check_unit(bench, unit).wrong if names else []
+            wrong |= {(block, name): f"{unit} {sentences[0]}" for name in names if sentences}
+    return wrong
 
 
 def _check_name(bundle: Bundle, what: str, name: str | None, known: Collection[str]) -> None:
@@ -153,24 +170,30 @@ def _check_name(bundle: Bundle, what: str, name: str | None, known: Collection[s
 
 
 def _verify(bench: Bench, unit: Unit, apart: UnitProgram | str, *, timed: bool) -> Verdict:
-    program = apart if isinstance(apart, UnitProgram) else None
+    """The verdict on a unit. `apart`: its decomposed form, or a note on why it has none."""
+    program, note = (apart, "") if isinstance(apart, UnitProgram) else (None, apart)
     checked = check_unit(bench, unit, program)
-    times: tuple[Time, Time] | None = None
-    if timed and program is not None and checked.largest is not None:
-        fused, split = (bench.time(image_of(each, checked.largest)) for each in (unit.program, program))
-        times = fused, split
-    return _verdict(checked, (), apart, times)
+    wrong = [*_first(checked.wrong, ""), *_first(checked.wrong_apart, "taken apart, ")]
+    verdict = replace(_verdict(checked, wrong), note=note)
+    if program is None:
+        return verdict
+    verdict = replace(
+        verdict,
+        decomposed_kernels=len(program.variant.steps),
+        decomposed_error=checked.decomposed_error,
+        between=checked.between,
+    )
+    if not timed or checked.largest is None:
+        return verdict
+    trial = checked.largest
+    times = [bench.time(Image(each, trial.facts, trial.operands)) for each in (unit.program, program)]
+    fused_us, decomposed_us = (time.microseconds for time in times)
+    in_cache = any(time.in_cache for time in times)
+    return replace(verdict, fused_us=fused_us, decomposed_us=decomposed_us, in_cache=in_cache)
 
 
-def _verdict(
-    checked: Checked,
-    failed: Sequence[str],
-    apart: UnitProgram | str = "",
-    times: tuple[Time, Time] | None = None,
-) -> Verdict:
+def _verdict(checked: Checked, wrong: Sequence[str]) -> Verdict:
     unit = checked.unit
-    wrong = [*failed, *_told(checked.wrong, ""), *_told(checked.wrong_apart, "taken apart, ")]
-    program = apart if isinstance(apart, UnitProgram) else None
     return Verdict(
         kernel=unit.name,
         block=unit.variant.block,
@@ -183,19 +206,12 @@ def _verdict(
         error=checked.error,
         tolerance=unit.tolerance,
         at=checked.at,
-        decomposed_kernels=len(program.variant.steps) if program else 0,
-        decomposed_error=checked.decomposed_error if program else None,
-        between=checked.between if program else None,
-        fused_us=times[0].microseconds if times else None,
-        decomposed_us=times[1].microseconds if times else None,
-        in_cache=times is not None and any(time.in_cache for time in times),
-        note=apart if isinstance(apart, str) else "",
         wrong=tuple(wrong),
     )
 
 
-def _told(found: Sequence[UnitFault], where: str) -> list[str]:
-    """A sentence for each of the first few differences, and how many more there are."""
-    more = len(found) - MOST_SENTENCES
-    sentences = [f"{where}at {difference.at}: {difference.what}" for difference in found[:MOST_SENTENCES]]
-    return [*sentences, *([f"{where}and {more} more differences"] if more > 0 else [])]
+def _first(sentences: Sequence[str], prefix: str) -> list[str]:
+    """The first few sentences, and the number of the others."""
+    more = len(sentences) - MOST_SENTENCES
+    shown = [f"{prefix}{sentence}" for sentence in sentences[:MOST_SENTENCES]]
+    return [*shown, *([f"{prefix}and {more} more differences"] if more > 0 else [])]
