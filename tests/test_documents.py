@@ -46,6 +46,8 @@ FOLLOWED = [
     for document in DOCUMENTS
     if document.parent in (ROOT, ROOT / "docs") and steps_of(document.read_text(encoding="utf-8"))
 ]
+MAINTAINERS = ("ARCHITECTURE.md", "kernels.md", "lab.md", "decisions.md")
+EXTENSIONS = {"cu", "ir", "json", "txt", "md", "toml", "py"}
 VOLATILE = re.compile(r"^  (registers|occupancy) .*\n", re.MULTILINE)
 """What another version of NVRTC may change."""
 
@@ -109,6 +111,28 @@ def test_every_command_and_option_in_a_document_exists(document: Path) -> None:
         given = [word.partition("=")[0].rstrip(".,:") for word in words if re.match(r"--?[a-z]", word)]
         unknown += [f"infernum {line}: {option}" for option in given if option.split("/")[0] not in options]
     assert unknown == []
+
+
+@pytest.mark.parametrize(
+    "document", [document for document in DOCUMENTS if document.name in MAINTAINERS], ids=_name
+)
+def test_every_name_that_a_document_for_maintainers_has_in_code_exists(document: Path) -> None:
+    """So that a class, function, field or file that is renamed is renamed in the documents too."""
+    sources = [
+        path
+        for folder in ("infernum", "templates", "tests")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".j2", ".cuh", ".js") and path != Path(__file__)
+    ]
+    words = set(re.findall(r"\w+", "\n".join(path.read_text(encoding="utf-8") for path in sources)))
+    names = re.findall(r"`([A-Za-z_][\w./]*)(?:\([^`]*\))?`", document.read_text(encoding="utf-8"))
+    folders = [ROOT, ROOT / "infernum", ROOT / "templates", ROOT / "tests"]
+    assert [
+        name
+        for name in dict.fromkeys(names)
+        if not any((folder / name).exists() for folder in folders)
+        and ("/" in name or name.rstrip(".").rpartition(".")[2] not in words | EXTENSIONS)
+    ] == []
 
 
 def test_lines_are_compared_as_they_stand_but_for_what_is_left_out() -> None:
