@@ -38,11 +38,15 @@ Check = Callable[[Bundle, str], None]
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Milliseconds. `cuts` and `alone`, by the number of a kernel: the step cut after it, and one launch of it alone.
+    """The kernels of a step, the values of its symbols, and times in milliseconds.
 
-    `cuts` has the last one, which is the whole step as a graph; `step` is the whole step by the wall clock.
+    cuts   the step cut after a kernel, by the kernel's number; the last cut is the whole step as a graph
+    alone  one launch of a kernel alone, by the kernel's number
+    step   the whole step by the wall clock
     """
 
+    kernels: Sequence[KernelInStep]
+    symbols: Mapping[str, int]
     cuts: dict[int, float]
     alone: dict[int, float]
     step: float
@@ -80,7 +84,7 @@ def measure_kernels(
     with CudaExecutor.open(
         bundle, checkpoint, max_model_len=load.length, max_pages_total=load.pages.size, seed=seed
     ) as executor:
-        in_step, symbols, times = time_step(executor, bundle, load, kernels, repeats, progress)
+        times = time_step(executor, bundle, load, kernels, repeats, progress)
     blocks = blocks_of(bundle, load.variant).values()
     by_library = any(kernel.template == "cublaslt" for block in blocks for kernel in block.kernels)
     speeds = measure_speeds(manifest.dtype if by_library or manifest.dtype != "f32" else None)
@@ -97,7 +101,7 @@ def measure_kernels(
         "repeats": repeats,
         "read_bandwidth_gb_s": speeds.bytes_per_second / 1e9,
         "flops_per_second": speeds.flops_per_second,
-        **results(bundle, load.variant, in_step, symbols, times, speeds),
+        **results(bundle, load.variant, times, speeds),
     }
 
 
@@ -108,8 +112,8 @@ def time_step(
     names: Collection[str],
     repeats: int,
     progress: Progress | None = None,
-) -> tuple[Sequence[KernelInStep], dict[str, int], StepTimes]:
-    """The kernels of a step, the values of all symbols in it, and its least times; alone: kernels in `names`, or all.
+) -> StepTimes:
+    """The least times of a step over `repeats` rounds; of kernels, the times of those in `names`, or of all.
 
     Raises DeviceError when the logits are not finite, before or after.
     """
@@ -139,10 +143,13 @@ def time_step(
         symbols = cost_symbols(timer.step.symbols, load.batch())
     timer.check_logits()
     alone = [ms / len(graph.launches) for ms, graph in zip(least, graphs, strict=True)][len(ends) :]
-    times = StepTimes(
-        dict(zip(ends, least, strict=False)), dict(zip(numbers, alone, strict=True)), min(loops)
+    return StepTimes(
+        kernels,
+        symbols,
+        cuts=dict(zip(ends, least, strict=False)),
+        alone=dict(zip(numbers, alone, strict=True)),
+        step=min(loops),
     )
-    return kernels, symbols, times
 
 
 def loop_seconds(executor: CudaExecutor, load: Workload) -> float:
@@ -160,22 +167,18 @@ def loop_seconds(executor: CudaExecutor, load: Workload) -> float:
     return (time.perf_counter() - begin) / steps
 
 
-def results(
-    bundle: Bundle,
-    variant: str,
-    kernels: Sequence[KernelInStep],
-    symbols: Mapping[str, int],
-    times: StepTimes,
-    speeds: Speeds,
-) -> dict[str, Any]:
-    """The results: kernels by what they would gain at their bound, and what of the step is unaccounted for."""
+def results(bundle: Bundle, variant: str, times: StepTimes, speeds: Speeds) -> dict[str, Any]:
+    """The kernels, sorted by the time that each would gain at its bound, and the time that belongs to no kernel."""
     blocks = blocks_of(bundle, variant)
     rows: list[dict[str, Any]] = []
     for number, alone in times.alone.items():
-        kernel = kernels[number]
+        kernel = times.kernels[number]
         described = blocks[kernel.block].kernels[kernel.index]
-        nbytes, flops = cost(described, symbols)
-        floor_us, us = 1e6 * speeds.floor_seconds(nbytes, flops), 1e3 * in_place(kernels, times.cuts, number)
+        nbytes, flops = cost(described, times.symbols)
+        floor_us, us = (
+            1e6 * speeds.floor_seconds(nbytes, flops),
+            1e3 * in_place(times.kernels, times.cuts, number),
+        )
         layers = len(kernel.launches)
         rows.append(
             {
