@@ -89,20 +89,20 @@ def check_tokens(logits: Float32, output: Int32, places: Sequence[int], params: 
 
 
 def drawable_weights(logits: Float32, params: SamplingParams) -> np.ndarray:
-    """The weights of one row of logits [vocab], uint64, zero where `params` exclude a token."""
+    """The weights by which the sampler draws from logits [vocab], uint64; zero for tokens that `params` exclude."""
     none, one = np.zeros(0, np.int32), np.float32(1)
     scores = adjusted(logits, none, np.float32(params.temperature), one)
     return kept_weights(scores, **{p.name: _scalar(p, params) for p in EXCLUDING})
 
 
 def _scalar(parameter: SamplingParameter, params: SamplingParams) -> Any:
-    """A parameter's value as the op `sample` has it: an int, or a float32."""
+    """A parameter's value in the type of the op `sample`: int or float32."""
     value = getattr(params, parameter.name)
     return value if parameter.kind is int else np.float32(value)
 
 
 def check_logits(bundle: Bundle, logits: Float32, reference: Float32) -> float:
-    """The relative error of the measured logits. Raises DeviceError when they differ by more than rounding does."""
+    """The relative error of the measured logits. Raises DeviceError when it is larger than rounding explains."""
     if not (np.isfinite(logits).all() and np.isfinite(reference).all()):
         raise DeviceError("the logits are not finite; no result is given")
     error, allowed = relative_error(logits, reference), allowed_error(bundle)

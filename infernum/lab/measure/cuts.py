@@ -1,9 +1,9 @@
-"""A step cut short: its program up to one kernel, and up to the next; what lies between is that kernel in place.
+"""Cuts of a step: the step up to one of its kernels. The difference of two cuts is the time of a kernel in place.
 
-Kernels overlap: each begins while the one before it ends. A kernel's time by itself is therefore not what it adds to
-a step, and the sum of such times is not the step. So the step is timed after each of its kernels: cut j holds the
-first j kernels, each in every layer that has it, in the order of the program, and the time of kernel j in place is
-what cut j takes longer than cut j - 1. The sum over all kernels is by construction the time of the whole step.
+Kernels overlap: a kernel begins while the kernel before it ends. So the times of kernels by themselves do not add up
+to the time of the step. Instead the step is timed up to each of its kernels: cut j holds the first j kernels, each in
+every layer that has it, in the order of the program. The time of kernel j in place is the time of cut j minus the time
+of cut j - 1. By construction, the times of all kernels add up to the time of the step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from infernum.runtime.binding import StepPlace
 
 @dataclass(frozen=True)
 class KernelInStep:
-    """A kernel of a block, `index` in it, and the numbers of its launches in the step, one for each layer."""
+    """Kernel number `index` of a block, and the numbers of its launches in the step, one for each layer."""
 
     block: str
     index: int
@@ -40,6 +40,6 @@ def cuts(kernels: Sequence[KernelInStep]) -> list[tuple[int, ...]]:
 
 
 def in_place(kernels: Sequence[KernelInStep], totals: Mapping[int, float], number: int) -> float:
-    """The time of one launch of kernel `number`, of `totals[j]`, the time of cut j; noise may make it negative."""
+    """The time of one launch of kernel `number`; `totals[j]` is the time of cut j. Noise may make it negative."""
     before = totals[number - 1] if number else 0.0
     return (totals[number] - before) / len(kernels[number].launches)

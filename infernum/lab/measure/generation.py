@@ -48,7 +48,7 @@ class TimedGeneration:
 
     @property
     def token_ms(self) -> float:
-        """Milliseconds of one decode step; the first token is the prompt's."""
+        """Milliseconds of one decode step. The prompt's steps make the first token, so there is one step fewer."""
         return 1e3 * self.decode_seconds / (self.output.shape[1] - 1)
 
 

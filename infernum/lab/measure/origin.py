@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def origin(nvrtc: str | None) -> dict[str, Any]:
-    """Date, GPU, driver, versions (`nvrtc`: the one that compiled the bundle) and commit. Raises DeviceError."""
+    """Date, GPU, driver, versions and commit; `nvrtc`: the version that compiled the bundle. Raises DeviceError."""
     facts = describe()
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -23,7 +23,7 @@ DOUBT = 4.0
 """Standard errors by which the gain of a winner exceeds zero."""
 
 Sample = Callable[[str], float]
-"""Microseconds of one timing of the step with a candidate, by name."""
+"""Times the step once in the variant of a name; returns microseconds."""
 
 
 @dataclass

@@ -83,7 +83,7 @@ class StepTimer:
         step: PreparedStep | None = None,
         variant: str | None = None,
     ) -> ReplayedGraph:
-        """Capture launches of `step`, which is one of `variant`; the workload's by default. Each has run before."""
+        """Capture launches of `step`, in `variant`; by default of the workload. Each kernel must have run before."""
         step, variant = step or self.step, variant or self._load.variant
         graph = step.capture(launches)
         stack.callback(graph.close)

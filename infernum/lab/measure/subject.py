@@ -65,7 +65,7 @@ def open_subject(
     dtype: str = "auto",
     progress: Progress | None = None,
 ) -> Subject:
-    """The bundle in `folder`, which must be one of `model` where both are given, or `model` compiled now.
+    """The bundle in `folder`, which must have been compiled from `model`, if any; without a folder, `model` compiled.
 
     Raises DeviceError where there is no GPU for `command`; RequestError, BundleError or CheckpointError when bundle,
     model and weights do not fit together.

@@ -14,7 +14,7 @@ TRACKS = ("steps", "blocks", "kernels")
 
 @dataclass(frozen=True)
 class TracedKernel:
-    """One launch, from `start` to `end` in microseconds since its step began; `facts` are shown when it is clicked."""
+    """One launch, from `start` to `end` in microseconds since its step began; viewers show `facts` on a click."""
 
     name: str
     place: StepPlace

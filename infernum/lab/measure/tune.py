@@ -54,7 +54,7 @@ The combination of the winners comes after that. It is short, and has no limit.
 """
 
 Check = Callable[[Bundle, str, Collection[KernelName]], Mapping[KernelName, str]]
-"""The kernels of a variant that do not compute what they should, each with what is wrong."""
+"""Compares kernels of a variant with NumPy; returns the wrong ones, each with a sentence that says what is wrong."""
 
 SAMPLER = "greedy"
 """The sampler of the step that is timed."""
@@ -300,7 +300,7 @@ def race_kernel(
     timer: VariantTimer,
     in_time: Callable[[], bool],
 ) -> None:
-    """Race the candidates of one kernel, but those that are `refused`, and set the winner or the default as result."""
+    """Race the candidates of one kernel that are not in `refused`, and set the result to the winner or the default."""
     raced: dict[str, Values] = {}
     with ExitStack() as stack:
         for candidate in candidates:

@@ -89,7 +89,7 @@ def row(result: TuningResult, tuned: Mapping[str, Tuned]) -> dict[str, Any]:
 def record_kernel_times(
     results: Sequence[TuningResult], times: Mapping[KernelName, tuple[int, float]]
 ) -> None:
-    """Set launches and time of each result: the kernels of one key count as one kernel."""
+    """Set launches and time of each result. The kernels of one key count as one kernel, whose times are summed."""
     for result in results:
         timed = [times[name] for name in result.tunable.kernels if name in times]
         result.launches = timed[0][0] if timed else 0

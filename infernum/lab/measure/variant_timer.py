@@ -54,7 +54,7 @@ class VariantTimer(StepTimer):
         return 1e3 * self.milliseconds(self._graphs[variant])
 
     def kernel_us(self) -> dict[KernelName, tuple[int, float]]:
-        """Of each kernel of the default: its launches in a step, and the microseconds of one of them in its place."""
+        """For each kernel of the default: its launches in a step, and the microseconds of one launch in its place."""
         with ExitStack() as stack:
             stack.callback(self.step.stream.synchronize)
             graphs = [self.graph(launches, stack) for launches in cuts(self.kernels)]
