@@ -28,6 +28,7 @@ from infernum.models.presets import ModelSource
 from infernum.passes import Passes, record_passes
 from infernum.program import MAX_BATCH_TOKENS, Program, describe_program, read_program
 from infernum.roofline import MAX_ROWS
+from infernum.rule_phrases import fired, refusal
 
 kernel_log = logs.channel("kernels")
 
@@ -217,8 +218,8 @@ def _rules_text(sources: Sources) -> str:
             "",
             f"{block.stem}: {len(block.before.steps)} kernels before, {len(block.plan.steps)} after",
         ]
-        lines += [f"  {name} fired {count} time(s)" for name, count in block.outcome.fired.items() if count]
-        lines += [f"  {r.rule} refused at {r.at}: {r.reason}" for r in block.outcome.refused]
+        lines += [f"  {name} {fired(count)}" for name, count in block.outcome.fired.items() if count]
+        lines += [f"  {r.rule} refused at {refusal(r.at, r.reason)}" for r in block.outcome.refused]
     return "\n".join(lines) + "\n"
 
 

@@ -31,6 +31,7 @@ from infernum.ir.apply import Pass
 from infernum.ir.graph import Graph
 from infernum.ir.text import print_graph
 from infernum.manifest import Firing, RuleRefusal
+from infernum.rule_phrases import fired, refusal, replacement
 
 SUMMARY = "passes.json"
 TABLE = "passes.txt"
@@ -81,8 +82,8 @@ class BlockPasses:
             last = self._files[-1]
             heading = [
                 f"{self.stem}: {found.rule}: {found.why}",
-                f"fired {len(found.firings)} time(s), {ms:.2f} ms, {before} -> {after} nodes",
-                *(f"  at {firing.at} -> {firing.made}" for firing in found.firings),
+                f"{fired(len(found.firings))}, {ms:.2f} ms, {before} -> {after} nodes",
+                *(f"  at {replacement(firing.at, firing.made)}" for firing in found.firings),
             ]
             file = self._write(found.rule, heading, found.after)
             diff = _diff(found.before, found.after, last, file)
@@ -211,14 +212,14 @@ def _table(block: BlockPasses) -> Iterator[str]:
     yield f"{'pass':<{width}}  {'fired':>5}  {'refused':>7}  {'nodes':>10}  {'ms':>9}"
     for done in block.done:
         nodes = f"{done.nodes_before} -> {done.nodes_after}" if done.firings else f"{done.nodes_after}"
-        fired, refused = len(done.firings) or "", len(done.refused) or ""
-        yield f"{done.name:<{width}}  {fired:>5}  {refused:>7}  {nodes:>10}  {done.ms:>9.2f}"
+        firings, refusals = len(done.firings) or "", len(done.refused) or ""
+        yield f"{done.name:<{width}}  {firings:>5}  {refusals:>7}  {nodes:>10}  {done.ms:>9.2f}"
     yield f"{'in all':<{width}}  {'':>5}  {'':>7}  {'':>10}  {sum(done.ms for done in block.done):>9.2f}"
     for done in block.done:
         if not done.firings and not done.refused:
             continue
         yield ""
         yield f"{done.name}: {done.why}"
-        yield from (f"  fired at {firing.at} -> {firing.made}" for firing in done.firings)
-        yield from (f"  refused at {refusal.at}: {refusal.reason}" for refusal in done.refused)
+        yield from (f"  fired at {replacement(firing.at, firing.made)}" for firing in done.firings)
+        yield from (f"  refused at {refusal(each.at, each.reason)}" for each in done.refused)
         yield from done.diff.splitlines()

@@ -13,6 +13,7 @@ from infernum.ir.graph import Graph
 from infernum.ir.kernel import Target
 from infernum.ir.rewrite import Rule
 from infernum.manifest import Firing, RuleRefusal
+from infernum.rule_phrases import refusal, replacement
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _apply_one(
             new_calls = _not_in(before, graph)
             removed = ", ".join(_not_in(graph, before))
             firings.append(Firing(rule=rule.name, at=removed, made=", ".join(new_calls)))
-            log.info("%s: %s fired at %s -> %s", block, rule.name, firings[-1].at, firings[-1].made)
+            log.info("%s: %s fired at %s", block, rule.name, replacement(removed, firings[-1].made))
             if len(firings) == MOST_FIRINGS:
                 raise CompileError(
                     f"{rule.name} fired {MOST_FIRINGS} times at {chosen.at}: does it match what it makes?"
@@ -112,8 +113,8 @@ def _apply_one(
         if len(firings) == fired_before:
             break
     refusals = tuple(dict.fromkeys(each for name in graph.order for each in refused.get(name, ())))
-    for refusal in refusals:
-        log.info("%s: %s refused at %s: %s", block, rule.name, refusal.at, refusal.reason)
+    for each in refusals:
+        log.info("%s: %s refused at %s", block, rule.name, refusal(each.at, each.reason))
     return graph, tuple(firings), refusals
 
 

@@ -13,6 +13,7 @@ from infernum.lab.explain.measurements import Measurements
 from infernum.lab.explain.names import every_variant
 from infernum.lab.explain.text_diff import GraphDiff, SourceDiff, graph_diff, source_diffs
 from infernum.manifest import BlockVariant, Manifest, RuleRefusal, spec_of, variant_names
+from infernum.rule_phrases import refusal
 
 SLOWER = 1.03
 """A step is slower when it takes more than so many times as long."""
@@ -204,7 +205,7 @@ def _rules(where: str, a: BlockVariant, b: BlockVariant) -> list[RuleDiff]:
 
 
 def _refusals(refused: Sequence[RuleRefusal], rule: str) -> list[str]:
-    return [f"{r.at}: {r.reason}" for r in refused if r.rule == rule]
+    return [refusal(r.at, r.reason) for r in refused if r.rule == rule]
 
 
 def _sum(side: Side | None) -> Numbers | None:

@@ -11,6 +11,7 @@ from infernum.ir.graph import Graph
 from infernum.ir.op import Fused
 from infernum.ir.rewrite import Fusion, Rewrite, Rule
 from infernum.manifest import BlockVariant, Firing, Kernel
+from infernum.rule_phrases import node_names
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ def applied_to(variant: BlockVariant, kernel: Kernel, graph: Graph) -> list[Appl
     wanted = {node.name}
     found: list[Firing] = []
     for firing in reversed(variant.firings):
-        made = set(split(firing.made))
+        made = set(node_names(firing.made))
         if wanted & made and firing.rule in kernel.rules:  # names are given again once they are free
             found.append(firing)
-            wanted = (wanted - made) | set(split(firing.at)) | set(inside)
+            wanted = (wanted - made) | set(node_names(firing.at)) | set(inside)
     why = reasons()
     return [Applied(f.rule, f.at, f.made, why.get(f.rule, NOT_LOADED)) for f in reversed(found)]
 
@@ -109,8 +110,3 @@ def grouped(told: Iterable[tuple[str, str, str]]) -> list[Places]:
     for (_, at, text), variants in by_place.items():
         by_variants.setdefault((tuple(dict.fromkeys(variants)), text), []).append(at)
     return [Places(list(variants), at, text) for (variants, text), at in by_variants.items()]
-
-
-def split(names: str) -> list[str]:
-    """Node names of a firing, which are told with commas between them."""
-    return [name.strip() for name in names.split(",") if name.strip()]

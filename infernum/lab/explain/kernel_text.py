@@ -13,6 +13,7 @@ from infernum.lab.explain.ops_text import ops_text
 from infernum.lab.explain.paper import columns, fold, heading, paragraph
 from infernum.manifest import Launch
 from infernum.roofline import gpu_of
+from infernum.rule_phrases import TO, replacement
 
 
 def kernel_text(told: KernelExplanation, width: int) -> list[Text]:
@@ -43,7 +44,7 @@ def _rules(told: KernelExplanation, width: int) -> list[Text]:
         text = rule.rule if rule.rule in explained else f"{rule.rule}: {rule.why}"
         explained.add(rule.rule)
         lines += [Text(line, style="") for line in fold(text, width, first=f"  {i} ", rest="    ")]
-        lines += paragraph(f"{rule.at} → {rule.made}", width, first="    ", style="dim")
+        lines += paragraph(replacement(rule.at, rule.made, TO), width, first="    ", style="dim")
     return lines
 
 

@@ -6,6 +6,7 @@ from rich.text import Text
 
 from infernum.lab.explain.history import RuleExplanation
 from infernum.lab.explain.paper import fold, heading, paragraph
+from infernum.rule_phrases import TO, refusal, replacement
 
 
 def rule_text(told: RuleExplanation, width: int) -> list[Text]:
@@ -23,7 +24,9 @@ def rule_text(told: RuleExplanation, width: int) -> list[Text]:
     for places in told.fired:
         lines += _places(places.variants, width, "green")
         lines += [
-            line for at in places.at for line in paragraph(f"{at} → {places.told}", width, first="    ")
+            line
+            for at in places.at
+            for line in paragraph(replacement(at, places.told, TO), width, first="    ")
         ]
     if not told.refusals:
         return [*lines, heading("Refused nowhere: wherever its pattern was found, it fired.")]
@@ -31,7 +34,7 @@ def rule_text(told: RuleExplanation, width: int) -> list[Text]:
     for places in told.refused:
         lines += _places(places.variants, width, "yellow")
         ends = "; ".join(places.at)
-        lines += [Text(line) for line in fold(f"{ends}: {places.told}", width, first="    ", rest="      ")]
+        lines += [Text(line) for line in fold(refusal(ends, places.told), width, first="    ", rest="      ")]
     return lines
 
 

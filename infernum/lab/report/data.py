@@ -10,10 +10,11 @@ from infernum.bundle import Bundle
 from infernum.ir.graph import Graph
 from infernum.lab.explain.facts import KernelFacts, facts_of
 from infernum.lab.explain.graphs import graphs_of
+from infernum.lab.explain.history import reasons
 from infernum.lab.explain.measurements import MeasuredKernel, Measurements
 from infernum.lab.report.graphs import graph_data
 from infernum.lab.report.memory import buffer_data, tensors_of
-from infernum.lab.report.rules import reasons, rule_data
+from infernum.lab.report.rules import rule_data
 from infernum.lab.report.sources import Texts, parts_of
 from infernum.manifest import (
     BlockVariant,

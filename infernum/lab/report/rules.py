@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from infernum.fusion import RULES
 from infernum.ir.graph import Graph
 from infernum.ir.op import Fused
 from infernum.manifest import BlockVariant, Firing
-
-
-def reasons() -> dict[str, str]:
-    """Why there is each rule that is known here."""
-    return {rule.name: rule.why for rule in RULES}
+from infernum.rule_phrases import node_names
 
 
 def rule_data(block: BlockVariant, traced: Graph, final: Graph) -> dict[str, Any]:
@@ -27,8 +22,8 @@ def rule_data(block: BlockVariant, traced: Graph, final: Graph) -> dict[str, Any
     origins = [{name: {name} for name in before}]
     for firing in block.firings:
         known = dict(origins[-1])
-        came_from = set[str]().union(*(known.get(name, ()) for name in _names(firing.at)))
-        known |= dict.fromkeys(_names(firing.made), came_from)
+        came_from = set[str]().union(*(known.get(name, ()) for name in node_names(firing.at)))
+        known |= dict.fromkeys(node_names(firing.made), came_from)
         origins.append(known)
 
     def about(names: Sequence[str], at: int, later: Sequence[Firing]) -> dict[str, list[str]]:
@@ -38,30 +33,26 @@ def rule_data(block: BlockVariant, traced: Graph, final: Graph) -> dict[str, Any
 
     fired = [
         {"rule": f.rule, "at": f.at, "made": f.made}
-        | about(_names(f.made), i + 1, block.firings[i + 1 :])
-        | {"before": about(_names(f.at), i, ())["before"]}
+        | about(node_names(f.made), i + 1, block.firings[i + 1 :])
+        | {"before": about(node_names(f.at), i, ())["before"]}
         for i, f in enumerate(block.firings)
     ]
     ends = _ends(block)
     refused = [
         {"rule": r.rule, "at": r.at, "reason": r.reason}
-        | about(_names(r.at), ends[r.rule], block.firings[ends[r.rule] :])
+        | about(node_names(r.at), ends[r.rule], block.firings[ends[r.rule] :])
         for r in block.refused
     ]
     return {"tried": list(block.fired), "fired": fired, "refused": refused}
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _follow(names: Iterable[str], later: Sequence[Firing]) -> set[str]:
     """What became of nodes after more firings."""
     left = set(names)
     for firing in later:
-        taken = set(_names(firing.at))
+        taken = set(node_names(firing.at))
         if left & taken:
-            left = (left - taken) | set(_names(firing.made))
+            left = (left - taken) | set(node_names(firing.made))
     return left
 
 
