@@ -58,7 +58,7 @@ def explain_block(
     bundle: Bundle, variant: BlockVariant, *, tokens: int | None = None, context: int = CONTEXT
 ) -> BlockExplanation:
     """A block for one class of steps: its traced nodes by the kernels that do their work."""
-    traced, graph = graphs_of(bundle, variant)
+    traced, _ = graphs_of(bundle, variant)
     facts = facts_of(bundle, variant, tokens=tokens, context=context)
     homes = _homes(traced, facts)
     groups: list[Group] = []
@@ -68,7 +68,7 @@ def explain_block(
             Traced(call_of(traced, n), costs_nothing(n)) for n in traced.calls if homes.get(n.name) == node
         ]
         after = total(own(f) for f in mine)
-        rules = applied_to(variant, mine[0].kernel, graph)
+        rules = applied_to(variant, mine[0].kernel)
         groups.append(Group(node, before, mine, rules, mine[0].before, after))
     spec = spec_of(bundle.manifest.variants, variant.variant)
     return BlockExplanation(

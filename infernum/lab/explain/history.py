@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from infernum.bundle import Bundle
 from infernum.fusion import RULES
-from infernum.ir.graph import Graph
-from infernum.ir.op import Fused
 from infernum.ir.rewrite import Fusion, Rewrite, Rule
 from infernum.manifest import BlockVariant, Firing, Kernel
 from infernum.rule_phrases import node_names
@@ -47,19 +45,28 @@ class RuleExplanation:
     refusals: int
 
 
-def applied_to(variant: BlockVariant, kernel: Kernel, graph: Graph) -> list[Applied]:
-    """The rules that made the node of a kernel, in the order they fired: fusions, and rewrites before them."""
-    node = graph.node(kernel.node)
-    inside = [call.name for call in node.op.body.calls] if isinstance(node.op, Fused) else []
-    wanted = {node.name}
-    found: list[Firing] = []
-    for firing in reversed(variant.firings):
-        made = set(node_names(firing.made))
-        if wanted & made and firing.rule in kernel.rules:  # names are given again once they are free
-            found.append(firing)
-            wanted = (wanted - made) | set(node_names(firing.at)) | set(inside)
-    why = reasons()
-    return [Applied(f.rule, f.at, f.made, why.get(f.rule, NOT_LOADED)) for f in reversed(found)]
+def origins_by_firing(firings: Sequence[Firing]) -> list[dict[str, frozenset[str]]]:
+    """The traced nodes behind each new node, before the first firing and after each; other nodes are traced ones."""
+    origins: list[dict[str, frozenset[str]]] = [{}]
+    for firing in firings:
+        removed = traced_behind(node_names(firing.at), origins[-1])
+        origins.append(origins[-1] | dict.fromkeys(node_names(firing.made), removed))
+    return origins
+
+
+def traced_behind(names: Iterable[str], origins: Mapping[str, frozenset[str]]) -> frozenset[str]:
+    """The traced nodes behind some nodes."""
+    return frozenset[str]().union(*(origins.get(name, {name}) for name in names))
+
+
+def applied_to(variant: BlockVariant, kernel: Kernel) -> list[Applied]:
+    """The firings that made the node of a kernel, in order: those of its rules, on traced nodes that it computes."""
+    why, origins = reasons(), origins_by_firing(variant.firings)
+    return [
+        Applied(f.rule, f.at, f.made, why.get(f.rule, NOT_LOADED))
+        for f, after in zip(variant.firings, origins[1:], strict=True)
+        if f.rule in kernel.rules and traced_behind(node_names(f.made), after) & set(kernel.origin)
+    ]
 
 
 NOT_LOADED = "(of a plugin that is not loaded: give it with --plugin to read why)"

@@ -115,7 +115,7 @@ def _explain(
         reads=reads_of(graph, kernel.node, {f.kernel.node: f.kernel.name for f in every}),
         calls=calls_of(graph, kernel.node),
         writes=writes_of(graph, kernel.node),
-        rules=applied_to(variant, kernel, graph),
+        rules=applied_to(variant, kernel),
         lines=[Line(where, text_of(where), _made_at(traced, where, kernel.origin)) for where in kernel.where],
         together=[f.kernel.name for f in siblings],
         before=siblings[0].before,

@@ -1,4 +1,4 @@
-"""Rules as a report tells them: what each is for, and the nodes before and after that a firing or refusal is about."""
+"""Rules in a report: the traced and the final nodes that each firing and each refusal is about."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from infernum.ir.graph import Graph
 from infernum.ir.op import Fused
+from infernum.lab.explain.history import origins_by_firing, traced_behind
 from infernum.manifest import BlockVariant, Firing
 from infernum.rule_phrases import node_names
 
@@ -14,33 +15,29 @@ from infernum.rule_phrases import node_names
 def rule_data(block: BlockVariant, traced: Graph, final: Graph) -> dict[str, Any]:
     """What rules did to a block, in order, each with the nodes of the traced and the final graph that it is about.
 
-    Rules name nodes of the graph at their time. Following the firings back leads to traced nodes, following them on
-    leads to final ones.
+    Rules name nodes of the graph at their time. The traced nodes behind those follow from the firings before, the
+    final nodes from the firings after.
     """
     before = {node.name for node in traced.nodes}
-    homes = _homes(final)
-    origins = [{name: {name} for name in before}]
-    for firing in block.firings:
-        known = dict(origins[-1])
-        came_from = set[str]().union(*(known.get(name, ()) for name in node_names(firing.at)))
-        known |= dict.fromkeys(node_names(firing.made), came_from)
-        origins.append(known)
+    origins = origins_by_firing(block.firings)
+    final_nodes = _final_nodes(final)
 
-    def about(names: Sequence[str], at: int, later: Sequence[Firing]) -> dict[str, list[str]]:
-        old = set[str]().union(*(origins[at].get(name, ()) for name in names))
-        new = {homes[name] for name in _follow(names, later) if name in homes}
-        return {"before": sorted(old), "after": sorted(new)}
+    def about(at: Sequence[str], new: Sequence[str], i: int, later: int) -> dict[str, list[str]]:
+        """The nodes behind those `at`, after `i` firings, and what became of the `new` ones in the `later` firings."""
+        ends = _follow(new, block.firings[later:])
+        return {
+            "before": sorted(traced_behind(at, origins[i]) & before),
+            "after": sorted({final_nodes[name] for name in ends if name in final_nodes}),
+        }
 
     fired = [
-        {"rule": f.rule, "at": f.at, "made": f.made}
-        | about(node_names(f.made), i + 1, block.firings[i + 1 :])
-        | {"before": about(node_names(f.at), i, ())["before"]}
+        {"rule": f.rule, "at": f.at, "made": f.made} | about(node_names(f.at), node_names(f.made), i, i + 1)
         for i, f in enumerate(block.firings)
     ]
     ends = _ends(block)
     refused = [
         {"rule": r.rule, "at": r.at, "reason": r.reason}
-        | about(node_names(r.at), ends[r.rule], block.firings[ends[r.rule] :])
+        | about(node_names(r.at), node_names(r.at), ends[r.rule], ends[r.rule])
         for r in block.refused
     ]
     return {"tried": list(block.fired), "fired": fired, "refused": refused}
@@ -48,15 +45,15 @@ def rule_data(block: BlockVariant, traced: Graph, final: Graph) -> dict[str, Any
 
 def _follow(names: Iterable[str], later: Sequence[Firing]) -> set[str]:
     """What became of nodes after more firings."""
-    left = set(names)
+    current = set(names)
     for firing in later:
-        taken = set(node_names(firing.at))
-        if left & taken:
-            left = (left - taken) | set(node_names(firing.made))
-    return left
+        removed = set(node_names(firing.at))
+        if current & removed:
+            current = (current - removed) | set(node_names(firing.made))
+    return current
 
 
-def _homes(final: Graph) -> dict[str, str]:
+def _final_nodes(final: Graph) -> dict[str, str]:
     """The node of the final graph that each name is now, or is now inside of."""
     inside = {
         inner.name: node.name
@@ -70,9 +67,9 @@ def _homes(final: Graph) -> dict[str, str]:
 def _ends(block: BlockVariant) -> dict[str, int]:
     """How many firings there had been when each rule had nothing more to do."""
     ends: dict[str, int] = {}
-    done = 0
+    fired = 0
     for rule in dict.fromkeys((*block.fired, *(r.rule for r in block.refused))):
-        last = [i for i, firing in enumerate(block.firings) if firing.rule == rule]
-        done = max(done, last[-1] + 1 if last else 0)
-        ends[rule] = done
+        last = max((i for i, firing in enumerate(block.firings, 1) if firing.rule == rule), default=0)
+        fired = max(fired, last)
+        ends[rule] = fired
     return ends
