@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from infernum.models.presets import ModelSource
 
 NUMPY = "numpy"
-"""The `--arch` of a bundle that holds graphs only."""
+"""The `--arch` of a bundle that holds graphs and no kernels."""
 
 
 @click.command("compile", short_help="Compile a model into a bundle.")
@@ -102,25 +102,26 @@ def command(
         dump=out.with_name(f"{out.name}-passes") if dump_passes else None,
         tuned=tuned_here(config_hash(source.config), compiled_for) if tuned else {},
     )
-    took: dict[str, float] = {}
+    block_seconds: dict[str, float] = {}
     begin = time.perf_counter()
     with progress_bar() as progress:
-        bundle = compile_model(source, chosen, out, progress=progress, seconds=took)
+        bundle = compile_model(source, chosen, out, progress=progress, seconds=block_seconds)
     seconds = time.perf_counter() - begin
-    variants = [variant for block in bundle.manifest.blocks.values() for variant in block.values()]
-    spilling = [f"{v.block}.{v.variant}: {k.name}" for v in variants for k in v.kernels if k.spill_bytes]
+    spilling = [
+        f"{v.block}.{v.variant}: {k.name}" for v in _variants(bundle) for k in v.kernels if k.spill_bytes
+    ]
     warn([f"{name} spills registers to memory" for name in spilling])
     if as_json:
         passes = {"passes": str(chosen.dump)} if chosen.dump else {}
-        print_json(_summary(bundle, variants, took, seconds) | passes)
+        print_json(_summary(bundle, block_seconds, seconds) | passes)
         return
-    _print_summary(bundle, variants, took, seconds)
+    _print_summary(bundle, block_seconds, seconds)
     if chosen.dump:
         click.echo(f"{chosen.dump}: what each pass changed, and how long it took")
 
 
 def _trace(source: ModelSource, out: Path, dtype: str, max_batch_tokens: int, *, as_json: bool) -> None:
-    """A bundle for NumPy: graphs only."""
+    """Write a bundle for NumPy, which holds graphs and no kernels."""
     from infernum.cli.console import print_json
     from infernum.graph_bundle import trace_model
 
@@ -128,8 +129,7 @@ def _trace(source: ModelSource, out: Path, dtype: str, max_batch_tokens: int, *,
     bundle = trace_model(source, out, dtype=dtype, max_batch_tokens=max_batch_tokens)
     seconds = time.perf_counter() - begin
     if as_json:
-        variants = [variant for block in bundle.manifest.blocks.values() for variant in block.values()]
-        print_json(_summary(bundle, variants, {}, seconds))
+        print_json(_summary(bundle, {}, seconds))
         return
     click.echo(
         f"{out}: {len(bundle.manifest.blocks)} graphs for NumPy, traced in {seconds:.1f} s;"
@@ -137,10 +137,9 @@ def _trace(source: ModelSource, out: Path, dtype: str, max_batch_tokens: int, *,
     )
 
 
-def _summary(
-    bundle: Bundle, variants: list[BlockVariant], took: dict[str, float], seconds: float
-) -> dict[str, object]:
-    manifest = bundle.manifest
+def _summary(bundle: Bundle, block_seconds: dict[str, float], seconds: float) -> dict[str, object]:
+    """What `--json` prints; `block_seconds` is the compile time of each block and variant."""
+    manifest, variants = bundle.manifest, _variants(bundle)
     return {
         "bundle": str(bundle.folder),
         "model": manifest.model.name,
@@ -148,7 +147,7 @@ def _summary(
         "dtype": manifest.dtype,
         "fuse": manifest.fuse,
         "seconds": round(seconds, 3),
-        "tuned_kernels": _tuned(variants),
+        "tuned_kernels": _count_tuned(variants),
         "blocks": [
             {
                 "block": v.block,
@@ -157,27 +156,29 @@ def _summary(
                 "kernels": len(v.steps),
                 "registers": max((k.registers for k in v.kernels), default=0),
                 "spill_bytes": sum(k.spill_bytes for k in v.kernels),
-                "seconds": round(took.get(f"{v.block}.{v.variant}", 0.0), 3),
+                "seconds": round(block_seconds.get(f"{v.block}.{v.variant}", 0.0), 3),
             }
             for v in variants
         ],
     }
 
 
-def _tuned(variants: list[BlockVariant]) -> int:
-    """Kernels whose parameters are not the architecture's default."""
-    chosen = [k.parameters for v in variants for k in v.kernels if k.parameters is not None]
-    return sum(each.values != each.default for each in chosen)
+def _variants(bundle: Bundle) -> list[BlockVariant]:
+    return [variant for block in bundle.manifest.blocks.values() for variant in block.values()]
 
 
-def _print_summary(
-    bundle: Bundle, variants: list[BlockVariant], took: dict[str, float], seconds: float
-) -> None:
+def _count_tuned(variants: list[BlockVariant]) -> int:
+    """Number of kernels whose parameters differ from the architecture's default."""
+    parameters = [k.parameters for v in variants for k in v.kernels if k.parameters is not None]
+    return sum(chosen.values != chosen.default for chosen in parameters)
+
+
+def _print_summary(bundle: Bundle, block_seconds: dict[str, float], seconds: float) -> None:
     from infernum.cli.bundle_tables import sizes_of
     from infernum.cli.console import print_table
 
-    manifest = bundle.manifest
-    rows = [(*sizes_of(v), f"{took[f'{v.block}.{v.variant}']:.2f} s") for v in variants]
+    manifest, variants = bundle.manifest, _variants(bundle)
+    rows = [(*sizes_of(v), f"{block_seconds[f'{v.block}.{v.variant}']:.2f} s") for v in variants]
     columns = (
         "block",
         "variant",
@@ -189,9 +190,9 @@ def _print_summary(
     )
     title = f"{manifest.model.name}, {manifest.dtype}, {manifest.arch}, {'fused' if manifest.fuse else 'not fused'}"
     print_table(title, columns, rows, numbers=columns[2:])
-    if changed := _tuned(variants):
+    if tuned := _count_tuned(variants):
         click.echo(
-            f"{changed} kernels have parameters that were tuned on this GPU; --no-tuned compiles without them"
+            f"{tuned} kernels have parameters that were tuned on this GPU; --no-tuned compiles without them"
         )
     click.echo(
         f"{bundle.folder}: compiled in {seconds:.1f} s; look into it with `infernum inspect {bundle.folder}`"

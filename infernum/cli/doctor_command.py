@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from infernum.cli import options
-
-if TYPE_CHECKING:
-    from infernum.cli.folder_check import FolderCheck
+from infernum.cli.folder_check import CheckResult
 
 NVRTC_PIP = "pip install nvidia-cuda-nvrtc-cu12"
 CUBLAS_PIP = "pip install nvidia-cublas-cu12 nvmath-python"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked for: whether it was found, what was found, and what to do when it was not."""
-
-    what: str
-    works: bool
-    found: str
-    mend: str = ""
 
 
 @click.command(
@@ -51,11 +37,12 @@ def command(folder: str | None, as_json: bool) -> int:
     from infernum.cli.model_check import check_model
     from infernum.lab.measure.origin import versions
 
-    findings = [_check(*check) for check in CHECKS]
+    results = [_run_check(*check) for check in CHECKS]
+    passed = {result.what: result.ok for result in results}
     works = {
-        "run without a GPU": _all(findings, "NumPy path"),
-        "compile": _all(findings, "NVRTC"),
-        "run on the GPU": _all(findings, "driver", "GPU", "cuBLAS"),
+        "run without a GPU": passed["NumPy path"],
+        "compile": passed["NVRTC"],
+        "run on the GPU": passed["driver"] and passed["GPU"] and passed["cuBLAS"],
     }
     here = {"gpu_works": works["run on the GPU"], "numpy_works": works["run without a GPU"]}
     is_bundle = folder is not None and (Path(folder) / MANIFEST).exists()
@@ -63,52 +50,48 @@ def command(folder: str | None, as_json: bool) -> int:
     if folder is not None:
         checked = check_bundle(Path(folder), **here) if is_bundle else check_model(folder, **here)
     if as_json:
-        found = {"findings": [asdict(f) for f in findings], "works": works, "versions": versions()}
-        print_json(found | ({"bundle" if is_bundle else "model": checked.as_json()} if checked else {}))
+        findings = [result.as_json("works") for result in results]
+        machine = {"findings": findings, "works": works, "versions": versions()}
+        print_json(machine | ({"bundle" if is_bundle else "model": checked.as_json()} if checked else {}))
     else:
-        _print(findings, works)
+        _print(("Found", "What works"), results, works, versions())
         if checked:
-            _print_folder(checked)
+            titles = (f"{checked.folder}: found", f"{checked.folder}: what works")
+            _print(titles, checked.results, checked.works)
     return 0 if works["run without a GPU"] and (checked is None or checked.runs) else 1
 
 
-def _print_folder(checked: FolderCheck) -> None:
+def _print(
+    titles: tuple[str, str],
+    results: Sequence[CheckResult],
+    works: Mapping[str, bool],
+    packages: Mapping[str, str | None] | None = None,
+) -> None:
+    """Print a table of the results, a table of what works and one of the packages, and then what mends the rest."""
     from infernum.cli.console import print_table, say
 
-    rows = [("yes" if look.fine else "no", look.what, look.found) for look in checked.looks]
-    print_table(f"{checked.folder}: found", ("", "what", "details"), rows)
-    if checked.works:
-        works = [(what, "yes" if ok else "no") for what, ok in checked.works.items()]
-        print_table(f"{checked.folder}: what works", ("", ""), works)
-    for look in checked.looks:
-        if look.mend:
-            say(f"{look.what}: {look.mend}")
+    rows = [(_yes_or_no(result.ok), result.what, result.details) for result in results]
+    print_table(titles[0], ("", "what", "details"), rows)
+    if works:
+        print_table(titles[1], ("", ""), [(use, _yes_or_no(ok)) for use, ok in works.items()])
+    if packages is not None:
+        print_table("Versions", ("package", "version"), list(packages.items()))
+    for result in results:
+        if result.mend:
+            say(f"{result.what}: {result.mend}")
 
 
-def _print(findings: list[Finding], works: dict[str, bool]) -> None:
-    from infernum.cli.console import print_table, say
-    from infernum.lab.measure.origin import versions
-
-    rows = [("yes" if f.works else "no", f.what, f.found) for f in findings]
-    print_table("Found", ("", "what", "details"), rows)
-    print_table("What works", ("", ""), [(what, "yes" if ok else "no") for what, ok in works.items()])
-    print_table("Versions", ("package", "version"), list(versions().items()))
-    for finding in findings:
-        if not finding.works and finding.mend:
-            say(f"{finding.what}: {finding.mend}")
+def _yes_or_no(ok: bool) -> str:
+    return "yes" if ok else "no"
 
 
-def _all(findings: list[Finding], *names: str) -> bool:
-    return all(f.works for f in findings if f.what in names)
-
-
-def _check(what: str, look: Callable[[], str], mend: str) -> Finding:
-    """Anything may go wrong in a broken installation, so that whatever is raised is a finding."""
+def _run_check(what: str, look: Callable[[], str], mend: str) -> CheckResult:
+    """The result of one check. Any exception counts as a failed check: a broken installation may raise anything."""
     try:
-        return Finding(what, True, look())
+        return CheckResult(what, True, look())
     except Exception as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return Finding(what, False, first_line, mend)
+        return CheckResult(what, False, first_line, mend)
 
 
 def _python() -> str:

@@ -1,8 +1,8 @@
-"""What `infernum doctor FOLDER` saw in a folder, whether that is a bundle or a model."""
+"""The results of `infernum doctor`: of one check, and of all checks of a bundle or a model."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,29 +11,35 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Look:
-    """One thing that was looked at: whether it is as it should be, what was seen, what mends it."""
+class CheckResult:
+    """The result of one check: what was checked, whether it is in order, the details, and what mends it."""
 
     what: str
-    fine: bool
-    found: str
+    ok: bool
+    details: str
     mend: str = ""
+
+    def as_json(self, ok: str) -> dict[str, Any]:
+        """The result as `infernum doctor --json` prints it, with `ok` as the key of its success."""
+        return {"what": self.what, ok: self.ok, "found": self.details, "mend": self.mend}
 
 
 @dataclass(frozen=True)
 class FolderCheck:
-    """A folder on this machine: what was seen in it, what it can be used for here, and whether `infernum run` works.
+    """All results of a folder on this machine.
 
+    works  whether the folder can be used here, for each use
+    runs   whether `infernum run` works with it here
     files  the state of every file of a bundle
     """
 
     folder: Path
-    looks: list[Look]
+    results: list[CheckResult]
     works: dict[str, bool] = field(default_factory=dict[str, bool])
     runs: bool = False
     files: dict[str, FileState] = field(default_factory=dict[str, "FileState"])
 
     def as_json(self) -> dict[str, Any]:
-        """As `infernum doctor --json` prints it."""
-        looks = [asdict(look) for look in self.looks]
-        return {"folder": str(self.folder), "files": self.files, "found": looks, "works": self.works}
+        """The check as `infernum doctor --json` prints it."""
+        results = [result.as_json("fine") for result in self.results]
+        return {"folder": str(self.folder), "files": self.files, "found": results, "works": self.works}

@@ -1,4 +1,4 @@
-"""What `infernum doctor MODEL` looks at: configuration, headers of the weights, tokenizer, and memory; no weights."""
+"""What `infernum doctor MODEL` checks: configuration, weights (headers only), tokenizer and memory."""
 
 from __future__ import annotations
 
@@ -7,113 +7,112 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infernum.cli.folder_check import FolderCheck, Look
+from infernum.cli.folder_check import CheckResult, FolderCheck
 
 if TYPE_CHECKING:
     from infernum.manifest import Manifest
     from infernum.model_folder.folder import ModelFolder
+    from infernum.model_folder.problems import Problem
     from infernum.models.presets import ModelSource
 
 GPU_SHARE = 0.9
-"""Share of a GPU's memory that a model may take, as `--gpu-memory-utilization` has it by default."""
+"""Share of a GPU's memory that a model may take: the default of `--gpu-memory-utilization`."""
 
 
 def check_model(name: str, *, gpu_works: bool, numpy_works: bool) -> FolderCheck:
-    """Look at a model folder, or at a preset; `runs` is false where `infernum run` could not run it here."""
+    """Check a model folder or a preset."""
     from infernum.model_folder.folder import look_at
     from infernum.models.presets import PRESETS, resolve
 
     folder = resolve(name).folder if name in PRESETS and not Path(name).is_dir() else Path(name)
     inside = None if folder is None else look_at(folder)
     if inside is not None and inside.problem is not None:
-        problem = inside.problem
-        seen = f"{problem.where}: {problem.what}"
-        return FolderCheck(inside.folder, [Look("folder", False, seen, problem.mend)])
+        return FolderCheck(inside.folder, [_problem("folder", inside.problem)])
     source, config = _config(name if inside is None else str(inside.folder))
-    looks = [config]
+    results = [config]
     if inside is None:
-        looks.append(Look("weights", True, "none, a preset of shapes: --load-format dummy makes random ones"))
+        results.append(
+            CheckResult("weights", True, "none, a preset of shapes: --load-format dummy makes random ones")
+        )
     else:
-        looks += [_weights(inside), _tokenizer(inside, source)]
+        results += [_weights(inside), _tokenizer(inside, source)]
     if source is not None:
-        looks += [_generation(source), *_of_config(source, inside)]
-    works = all(look.fine for look in looks)
+        results += [_generation(source), *_of_config(source, inside)]
+    works = all(result.ok for result in results)
     on_gpu, in_numpy = works and gpu_works, works and numpy_works
     uses = {"run the model in NumPy": in_numpy, "run the model on the GPU": on_gpu}
-    return FolderCheck(Path(name) if folder is None else folder, looks, uses, on_gpu or in_numpy)
+    return FolderCheck(Path(name) if folder is None else folder, results, uses, on_gpu or in_numpy)
 
 
-def _config(name: str) -> tuple[ModelSource | None, Look]:
-    """The settings, and what config.json says in a line; None where a model of that kind cannot be compiled."""
+def _config(name: str) -> tuple[ModelSource | None, CheckResult]:
+    """The settings, None where the model cannot be compiled, and a line about config.json."""
     from infernum.errors import InfernumError
     from infernum.models.presets import resolve
 
     try:
         source = resolve(name)
     except InfernumError as error:
-        what, _, mend = str(error).partition("; ")
-        return None, Look("configuration", False, what, mend)
+        return None, _error("configuration", error)
     cfg = source.config
     facts = f"{source.family}, {cfg.num_hidden_layers} layers, vocabulary {cfg.vocab_size}"
     ignored = "".join(f"; {warning}" for warning in source.warnings)
-    return source, Look(
-        "configuration", True, f"{facts}, context {cfg.max_position_embeddings}, {cfg.dtype}{ignored}"
-    )
+    facts += f", context {cfg.max_position_embeddings}, {cfg.dtype}{ignored}"
+    return source, CheckResult("configuration", True, facts)
 
 
-def _weights(inside: ModelFolder) -> Look:
-    """How much is stored in which types, from the headers."""
+def _weights(inside: ModelFolder) -> CheckResult:
+    """Tensors, files, and bytes by stored type, from the headers."""
     from infernum.model_folder.problems import Problem
 
     weights = inside.weights
     if isinstance(weights, Problem):
-        return Look("weights", False, f"{weights.where}: {weights.what}", weights.mend)
+        return _problem("weights", weights)
     kinds = ", ".join(f"{kind} {_size(count)}" for kind, count in weights.bytes_by_kind.items())
     files, tensors = len(weights.files), len(weights.tensors) - len(weights.aliases)
-    return Look("weights", True, f"{tensors} tensors in {files} file{'s' * (files > 1)}: {kinds}")
+    return CheckResult("weights", True, f"{tensors} tensors in {files} file{'s' * (files > 1)}: {kinds}")
 
 
-def _tokenizer(inside: ModelFolder, source: ModelSource | None) -> Look:
-    """A model runs without a tokenizer, on token ids; a tokenizer that cannot be read is a fault."""
+def _tokenizer(inside: ModelFolder, source: ModelSource | None) -> CheckResult:
+    """A missing tokenizer is in order, since a model then runs on token ids; an unreadable tokenizer is not."""
     from infernum.engine.tokenizer import load_tokenizer
     from infernum.errors import InfernumError
     from infernum.model_folder.problems import Problem
 
     path = inside.tokenizer
     if path is None or isinstance(path, Problem):
-        lacking = "no tokenizer.json" if path is None else f"{path.what}"
-        mend = "download tokenizer.json" if path is None else path.mend
-        return Look("tokenizer", path is None, f"{lacking}; prompts are token ids (--prompt-ids)", mend)
+        what, mend = (
+            ("no tokenizer.json", "download tokenizer.json") if path is None else (path.what, path.mend)
+        )
+        return CheckResult("tokenizer", path is None, f"{what}; prompts are token ids (--prompt-ids)", mend)
     try:
         tokenizer = load_tokenizer(inside.folder, source.generation.bos_token_id if source else None)
     except InfernumError as error:
-        what, _, mend = str(error).partition("; ")
-        return Look("tokenizer", False, what, mend)
+        return _error("tokenizer", error)
     assert tokenizer is not None, "tokenizer.json is there"
     size = f"{tokenizer.vocab_size} tokens"
     if source is not None and tokenizer.vocab_size > source.config.vocab_size:
-        return Look(
-            "tokenizer",
-            False,
-            f"{size}, and the model knows {source.config.vocab_size}",
-            "take tokenizer.json and config.json of the same model",
+        details = f"{size}, and the model knows {source.config.vocab_size}"
+        return CheckResult(
+            "tokenizer", False, details, "take tokenizer.json and config.json of the same model"
         )
     begin = [tokenizer.special.get(token, str(token)) for token in tokenizer.encode("")]
-    return Look("tokenizer", True, f"{size}; puts {' '.join(begin)} around a prompt" if begin else size)
+    return CheckResult(
+        "tokenizer", True, f"{size}; puts {' '.join(begin)} around a prompt" if begin else size
+    )
 
 
-def _generation(source: ModelSource) -> Look:
-    """What ends a text, and how tokens are drawn unless a request says otherwise."""
+def _generation(source: ModelSource) -> CheckResult:
+    """The end tokens, and the sampling parameters that a request has by default."""
     generation = source.generation
     ends = ", ".join(map(str, generation.eos_token_ids)) or "nothing but the length"
-    drawn = ", ".join(f"{name} {value:g}" for name, value in generation.sampling.items())
+    sampling = ", ".join(f"{name} {value:g}" for name, value in generation.sampling.items())
     if generation.do_sample is False:
-        drawn = "always the most likely token"
-    return Look("generation", True, f"ends at {ends}" + (f"; {drawn}" if drawn else ""))
+        sampling = "always the most likely token"
+    return CheckResult("generation", True, f"ends at {ends}" + (f"; {sampling}" if sampling else ""))
 
 
-def _of_config(source: ModelSource, inside: ModelFolder | None) -> Iterator[Look]:
-    """Whether the weights are those of the configuration, and the memory that they take."""
+def _of_config(source: ModelSource, inside: ModelFolder | None) -> Iterator[CheckResult]:
+    """Whether weights and configuration belong together, and the memory that the model takes."""
     from infernum.checkpoint import Checkpoint
     from infernum.errors import InfernumError
     from infernum.graph_bundle import describe_graphs
@@ -130,15 +129,24 @@ def _of_config(source: ModelSource, inside: ModelFolder | None) -> Iterator[Look
         manifest = describe_graphs(source)
         if checkpoint is not None:
             check_tensors(manifest, checkpoint)
-            yield Look("weights and configuration", True, "belong together")
+            yield CheckResult("weights and configuration", True, "belong together")
         yield _memory(manifest)
     except InfernumError as error:
-        what, _, mend = str(error).partition("; ")
-        yield Look("weights and configuration", False, what, mend)
+        yield _error("weights and configuration", error)
 
 
-def _memory(manifest: Manifest) -> Look:
-    """Bytes of weights and KV cache in the dtype of the manifest; what fits on the GPU at hand."""
+def _problem(what: str, problem: Problem) -> CheckResult:
+    return CheckResult(what, False, f"{problem.where}: {problem.what}", problem.mend)
+
+
+def _error(what: str, error: Exception) -> CheckResult:
+    """A failed check, from the sentence of an error: what is wrong, and after a semicolon what mends it."""
+    wrong, _, mend = str(error).partition("; ")
+    return CheckResult(what, False, wrong, mend)
+
+
+def _memory(manifest: Manifest) -> CheckResult:
+    """Bytes of weights and KV cache in the manifest's dtype, and how much of them fits on this machine."""
     from infernum import dtypes
     from infernum.runtime.driver import gpu_available, gpu_facts
     from infernum.runtime.kv_cache import plan_cache
@@ -156,14 +164,16 @@ def _memory(manifest: Manifest) -> Look:
         room = GPU_SHARE * gpu.total_bytes - weights
         fits = f"{gpu.name} has {_size(gpu.total_bytes)}"
         if room < token * manifest.page_size:
-            return Look("memory", False, f"{facts}; {fits}", "use a smaller dtype, or a GPU with more memory")
-        return Look("memory", True, f"{facts}; {fits}, room for {int(room / token):,} tokens in all")
+            return CheckResult(
+                "memory", False, f"{facts}; {fits}", "use a smaller dtype, or a GPU with more memory"
+            )
+        return CheckResult("memory", True, f"{facts}; {fits}, room for {int(room / token):,} tokens in all")
     in_numpy = weights * 4 / dtypes.dtype(manifest.dtype).bytes
     here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     facts += f"; NumPy holds the weights in float32, {_size(in_numpy)}, and this machine has {_size(here)}"
     if in_numpy > here:
-        return Look("memory", False, facts, "run it on a GPU, or on a machine with more memory")
-    return Look("memory", True, facts)
+        return CheckResult("memory", False, facts, "run it on a GPU, or on a machine with more memory")
+    return CheckResult("memory", True, facts)
 
 
 def _size(count: float) -> str:

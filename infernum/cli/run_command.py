@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 DEMO_MODEL = "dante"
 DEMO_PROMPT = "Midway upon the journey of our life"
-LONGEST_ID = 10  # digits
+LONGEST_ID = 10
+"""Digits of a token id."""
 
 
 @click.command("run", short_help="Generate text that continues a prompt.")
@@ -39,11 +41,7 @@ LONGEST_ID = 10  # digits
     help="Where to run. auto: on the GPU, or in NumPy without one.",
 )
 @options.dtype
-@click.option(
-    "--fuse/--no-fuse",
-    default=None,
-    help="Apply the fusion rules when the model is compiled.  [default: fuse]",
-)
+@options.fuse
 @options.rules
 @click.option(
     "-n",
@@ -165,18 +163,17 @@ def _generate(
         if piece and not as_json:
             _write(piece)
     if as_json:
-        print_json(
-            {
-                "model": llm.source.name,
-                "device": llm.device,
-                "prompt": text,
-                "prompt_tokens": prompt,
-                "text": "".join(pieces) if llm.tokenizer else None,
-                "tokens": tokens,
-                "finish_reason": reason,
-                "statistics": _statistics(llm),
-            }
-        )
+        result = {
+            "model": llm.source.name,
+            "device": llm.device,
+            "prompt": text,
+            "prompt_tokens": prompt,
+            "text": "".join(pieces) if llm.tokenizer else None,
+            "tokens": tokens,
+            "finish_reason": reason,
+            "statistics": {name: round(value, 6) for name, value in asdict(llm.statistics).items()},
+        }
+        print_json(result)
     elif not "".join(pieces).endswith("\n"):
         _write("\n")
     if stats:
@@ -184,7 +181,6 @@ def _generate(
 
 
 def _write(text: str) -> None:
-    """Text to stdout as it comes."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -216,22 +212,11 @@ def _token_ids(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _statistics(llm: LLM) -> dict[str, float | int]:
-    found = llm.statistics
-    return {
-        "prompt_tokens": found.prompt_tokens,
-        "prompt_seconds": round(found.prompt_seconds, 6),
-        "output_tokens": found.output_tokens,
-        "decoded_tokens": found.decoded_tokens,
-        "decode_seconds": round(found.decode_seconds, 6),
-    }
-
-
 def _print_statistics(llm: LLM) -> None:
-    found = llm.statistics
-    prompt = f"prompt {found.prompt_tokens} tokens in {1e3 * found.prompt_seconds:.1f} ms"
-    decode = f"output {found.output_tokens} tokens"
-    if found.decoded_tokens and found.decode_seconds:
-        each = found.decode_seconds / found.decoded_tokens
-        decode += f", {1e3 * each:.2f} ms each ({1 / each:.1f} tokens/s)"
+    counts = llm.statistics
+    prompt = f"prompt {counts.prompt_tokens} tokens in {1e3 * counts.prompt_seconds:.1f} ms"
+    decode = f"output {counts.output_tokens} tokens"
+    if counts.decoded_tokens and counts.decode_seconds:
+        seconds = counts.decode_seconds / counts.decoded_tokens
+        decode += f", {1e3 * seconds:.2f} ms each ({1 / seconds:.1f} tokens/s)"
     click.echo(f"{llm.source.name} on {llm.device}: {prompt}, {decode}", err=True)
