@@ -346,10 +346,10 @@ def _read(folder: Path, name: str) -> bytes:
 
 def _read_checked(folder: Path, name: str, checksums: Mapping[str, str]) -> bytes:
     path, data = folder / name, _read(folder, name)
-    wanted = checksums.get(name)
-    if wanted is None:
+    expected = checksums.get(name)
+    if expected is None:
         raise BundleError(f"{path}: is not listed in {CHECKSUMS}; compile the model again")
-    if _digest(data) != wanted:
+    if _digest(data) != expected:
         if name.endswith(".cu"):
             raise BundleError(f"{path}: differs from what was compiled; run `infernum rebuild {folder}`")
         raise BundleError(f"{path}: differs from its checksum; compile the model again")

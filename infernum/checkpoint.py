@@ -51,13 +51,13 @@ class Checkpoint:
     def dtype(self, name: str) -> DType:
         """The type `name` is stored in. Raises CheckpointError when it is missing or of another type."""
         tensor = self._find(name)
-        found = SUPPORTED.get(tensor.kind)
-        if found is None:
+        dtype = SUPPORTED.get(tensor.kind)
+        if dtype is None:
             raise CheckpointError(
                 f"{tensor.file}: {name} is stored as {tensor.kind}; only {', '.join(SUPPORTED)} can be read,"
                 " use the original, unquantized weights"
             )
-        return found
+        return dtype
 
     def read(self, name: str) -> np.ndarray:
         """A copy of the tensor `name` in host memory, in its stored type. Raises CheckpointError."""
@@ -108,10 +108,10 @@ class Checkpoint:
             raise CheckpointError(f"{where}: {_listed(extra)} not expected; {_MISFIT}")
 
     def _find(self, name: str) -> StoredTensor:
-        found = self.tensors.get(name)
-        if found is None:
+        tensor = self.tensors.get(name)
+        if tensor is None:
             raise CheckpointError(f"{self.weights.listing}: {name} is missing; {_MISFIT}")
-        return found
+        return tensor
 
     def _ignored(self, name: str, expected: Mapping[str, tuple[int, ...]], ignored: Collection[str]) -> bool:
         if name == _HEAD and _EMBEDDING in expected:

@@ -50,10 +50,10 @@ _BY_ANY_NAME = DTYPES | {t.long_name: t for t in DTYPES.values()}
 
 def dtype(name: str) -> DType:
     """The element type called `name`, short (`bf16`) or long (`bfloat16`). Raises DTypeError."""
-    found = _BY_ANY_NAME.get(name.removeprefix("torch."))
-    if found is None:
+    element_type = _BY_ANY_NAME.get(name.removeprefix("torch."))
+    if element_type is None:
         raise DTypeError(f"unknown dtype {name!r}; use one of {', '.join(sorted(_BY_ANY_NAME))}")
-    return found
+    return element_type
 
 
 def round_to(values: np.ndarray, to: DType) -> np.ndarray:

@@ -212,12 +212,12 @@ class LLM:
         return encoded, read_params(chosen, len(encoded))
 
 
-def _path(value: object, name: str, wanted: str) -> str:
+def _path(value: object, name: str, expected: str) -> str:
     """A path that a caller gave. Raises RequestError when it is none."""
     path: object = os.fspath(cast("str | os.PathLike[str]", value)) if hasattr(value, "__fspath__") else value
     if isinstance(path, str):
         return path
-    raise RequestError(f"{name} is {shown(value)}; give {wanted}")
+    raise RequestError(f"{name} is {shown(value)}; give {expected}")
 
 
 def default_params(generation: GenerationDefaults, **chosen: Any) -> SamplingParams:
@@ -331,18 +331,18 @@ def check_folder(source: ModelSource) -> None:
 
 def edit_warnings(bundle: Bundle, device: Device) -> list[str]:
     """What a person who edited kernels of a bundle should know before it runs, a sentence each."""
-    found: list[str] = []
+    warnings: list[str] = []
     waiting = not_rebuilt(bundle)
     if waiting:
-        found.append(
+        warnings.append(
             f"{bundle.folder}: {', '.join(waiting)} differs from what was compiled, which is what runs; "
             f"run `infernum rebuild {bundle.folder}`"
         )
     if device == "cpu" and bundle.manifest.edits:
-        found.append(
+        warnings.append(
             f"{bundle.folder}: NumPy runs the graphs, not the kernels, of which some were edited by hand"
         )
-    return found
+    return warnings
 
 
 def check_limits(

@@ -17,9 +17,9 @@ DEFAULT_ARCH = "sm_90a"
 """What is compiled for where there is no GPU to ask."""
 
 
-def choose_device(asked: str) -> Device:
+def choose_device(device: str) -> Device:
     """The device that "auto", "cuda" or "cpu" stands for here. Raises DeviceError when there is no GPU for "cuda"."""
-    match asked:
+    match device:
         case "cpu":
             return "cpu"
         case "auto":
@@ -33,7 +33,7 @@ def choose_device(asked: str) -> Device:
                 ) from error
             return "cuda"
         case _:
-            raise RequestError(f"unknown device {asked!r}; use one of {', '.join(DEVICES)}")
+            raise RequestError(f"unknown device {device!r}; use one of {', '.join(DEVICES)}")
 
 
 def native_arch(index: int = 0) -> str:
@@ -73,7 +73,7 @@ def tuned_here(model: str, arch: str) -> dict[str, Tuned]:
 
 
 def _runs_on(arch: str, capability: int) -> bool:
-    wanted = int(arch.removeprefix("sm_").rstrip("a"))
+    compiled_for = int(arch.removeprefix("sm_").rstrip("a"))
     if arch.endswith("a"):
-        return wanted == capability
-    return wanted // 10 == capability // 10 and wanted <= capability
+        return compiled_for == capability
+    return compiled_for // 10 == capability // 10 and compiled_for <= capability

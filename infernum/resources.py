@@ -20,7 +20,7 @@ def demo_folder() -> Path:
 
 
 def _first(what: str, *candidates: Path) -> Path:
-    found = next((path for path in candidates if path.is_dir()), None)
-    if found is None:
+    folder = next((path for path in candidates if path.is_dir()), None)
+    if folder is None:
         raise InfernumError(f"{PACKAGE}: {what} is missing from this installation; install infernum again")
-    return found
+    return folder

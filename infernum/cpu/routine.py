@@ -35,27 +35,27 @@ class _OpCall:
 
 
 class Routine:
-    """A graph ready to be run: values live in numbered slots, fused nodes are dissolved into what they mean."""
+    """A graph ready to be run: values live in numbered registers, fused nodes are dissolved into what they mean."""
 
     def __init__(self, graph: Graph) -> None:
         flat = decomposed(graph)
-        slots: dict[Value, int] = {}
+        registers: dict[Value, int] = {}
         for node in flat.nodes:
             for index in range(max(1, len(node.types))):
-                slots[Value(node.name, index)] = len(slots)
-        self.inputs = {node.name: slots[Value(node.name)] for node in flat.inputs}
-        self._count = len(slots)
-        self._outputs = tuple(slots[value] for value in flat.outputs)
-        kept = {*self._outputs, *self.inputs.values()}
-        reads = [[slots[v] for v in flat.operands(node.name)] for node in flat.calls]
-        last = {slot: place for place, operands in enumerate(reads) for slot in operands}
+                registers[Value(node.name, index)] = len(registers)
+        self.inputs = {node.name: registers[Value(node.name)] for node in flat.inputs}
+        self._count = len(registers)
+        self._outputs = tuple(registers[value] for value in flat.outputs)
+        outlasting = {*self._outputs, *self.inputs.values()}
+        reads = [[registers[v] for v in flat.operands(node.name)] for node in flat.calls]
+        last = {register: place for place, operands in enumerate(reads) for register in operands}
         steps: list[_OpCall] = []
         for place, (node, operands) in enumerate(zip(flat.calls, reads, strict=True)):
             op = node.op
             assert isinstance(op, Op), "a decomposed graph holds primitive ops only"
-            results = tuple(slots[Value(node.name, i)] for i in range(len(node.types)))
+            results = tuple(registers[Value(node.name, i)] for i in range(len(node.types)))
             rounded = tuple(_rounding(op, i, t.dtype) for i, t in enumerate(node.types))
-            done = tuple(s for s in dict.fromkeys(operands) if last[s] == place and s not in kept)
+            done = tuple(s for s in dict.fromkeys(operands) if last[s] == place and s not in outlasting)
             steps.append(_OpCall(op.meaning, tuple(operands), node.attrs, results, rounded, done))
         self._steps = tuple(steps)
 
@@ -66,16 +66,16 @@ class Routine:
         Overflow and NaN raise no warning, as on a GPU: a sampler gives no token by them.
         """
         values: list[Any] = [None] * self._count
-        for name, slot in self.inputs.items():
-            values[slot] = inputs[name]
+        for name, register in self.inputs.items():
+            values[register] = inputs[name]
         for step in self._steps:
-            out = step.meaning(*[values[slot] for slot in step.operands], **step.attrs)
+            out = step.meaning(*[values[register] for register in step.operands], **step.attrs)
             results = cast("tuple[Array, ...]", out if isinstance(out, tuple) else (out,))
-            for slot, result, dtype in zip(step.results, results, step.rounded, strict=True):
-                values[slot] = result if dtype is None else round_to(np.asarray(result), dtype)
-            for slot in step.last_reads:
-                values[slot] = None
-        return [values[slot] for slot in self._outputs]
+            for register, result, dtype in zip(step.results, results, step.rounded, strict=True):
+                values[register] = result if dtype is None else round_to(np.asarray(result), dtype)
+            for register in step.last_reads:
+                values[register] = None
+        return [values[register] for register in self._outputs]
 
 
 def _rounding(op: Op, result: int, dtype: DType) -> DType | None:

@@ -57,8 +57,8 @@ class Engine:
         )
         self._sequences: dict[int, Sequence] = {}
         self._in_flight: Flight | None = None
-        self._unsaid: list[Event] = []
-        self._undrawn: list[int] = []
+        self._pending_events: list[Event] = []
+        self._failed: list[int] = []
         self._streaming = False
         self._next_number = 0
         self._mark = 0.0
@@ -77,7 +77,9 @@ class Engine:
     @property
     def busy(self) -> bool:
         """True while `step` has something to do."""
-        return self._scheduler.busy or self._in_flight is not None or bool(self._unsaid or self._undrawn)
+        return (
+            self._scheduler.busy or self._in_flight is not None or bool(self._pending_events or self._failed)
+        )
 
     def step(self) -> list[Event]:
         """Launch the next step, and hand out the tokens of the one before.
@@ -102,10 +104,10 @@ class Engine:
             self._postprocess(flight)
         if self._in_flight is None and (plan := self._scheduler.plan()) is not None:
             self._in_flight = self._run(plan)
-        if self._undrawn:
-            undrawn, self._undrawn = self._undrawn, []
-            raise LogitsError(undrawn, self.executor.dtype)
-        events, self._unsaid = self._unsaid, []
+        if self._failed:
+            failed, self._failed = self._failed, []
+            raise LogitsError(failed, self.executor.dtype)
+        events, self._pending_events = self._pending_events, []
         return events
 
     def add(self, prompt: Ordered[int], params: SamplingParams) -> int:
@@ -124,8 +126,8 @@ class Engine:
         if sequence is not None:
             sequence.finish_reason = "stop"
             self._remove(sequence)
-        self._unsaid = [event for event in self._unsaid if event.sequence != number]
-        self._undrawn = [undrawn for undrawn in self._undrawn if undrawn != number]
+        self._pending_events = [event for event in self._pending_events if event.sequence != number]
+        self._failed = [failed for failed in self._failed if failed != number]
 
     def stream(
         self, prompts: Ordered[Ordered[int]], params: SamplingParams | Ordered[SamplingParams]
@@ -280,7 +282,7 @@ class Engine:
             token = int(sampled[row])
             if token == NO_TOKEN:
                 sequence.finish_reason = "stop"
-                self._undrawn.append(sequence.number)
+                self._failed.append(sequence.number)
                 self._remove(sequence)
                 continue
             text = sequence.append(token, self._end)
@@ -290,7 +292,7 @@ class Engine:
         now = time.perf_counter()
         self.statistics = self.statistics.plus(flight.plan.prompt_tokens, len(events), now - self._mark)
         self._mark = now
-        self._unsaid += events
+        self._pending_events += events
 
     def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.number]

@@ -10,7 +10,7 @@ class PagePool:
         self.num_pages = num_pages
         self.page_size = page_size
         self._free = list(range(num_pages - 1, -1, -1))
-        self._taken: set[int] = set()
+        self._allocated: set[int] = set()
 
     @property
     def free_pages(self) -> int:
@@ -32,13 +32,13 @@ class PagePool:
         if count > len(self._free):
             return None
         pages = tuple(self._free.pop() for _ in range(count))
-        self._taken.update(pages)
+        self._allocated.update(pages)
         return pages
 
     def release(self, pages: tuple[int, ...]) -> None:
         """Give pages back. Each must have been handed out and not given back since."""
-        assert self._taken.issuperset(pages), (
-            f"pages {sorted(set(pages) - self._taken)} are given back but not taken"
+        assert self._allocated.issuperset(pages), (
+            f"pages {sorted(set(pages) - self._allocated)} are given back but not taken"
         )
-        self._taken.difference_update(pages)
+        self._allocated.difference_update(pages)
         self._free.extend(reversed(pages))

@@ -48,15 +48,15 @@ def read_token_ids(token_ids: object, name: str = "the prompt") -> list[int]:
 
 def read_params(params: object, count: int) -> list[SamplingParams]:
     """The sampling parameters of each of `count` prompts, from one for all or one for each."""
-    wanted = "give SamplingParams, or a list with one for each prompt"
+    expected = "give SamplingParams, or a list with one for each prompt"
     if isinstance(params, SamplingParams):
         return [params] * count
     items = _items(params)
     if items is None:
-        raise RequestError(f"params is {shown(params)}; {wanted}")
+        raise RequestError(f"params is {shown(params)}; {expected}")
     for place, item in enumerate(items):
         if not isinstance(item, SamplingParams):
-            raise RequestError(f"params[{place}] is {shown(item)}; {wanted}")
+            raise RequestError(f"params[{place}] is {shown(item)}; {expected}")
     if len(items) != count:
         raise RequestError(f"{len(items)} sampling parameters are given for {count} prompts")
     return items

@@ -100,10 +100,10 @@ class Scheduler:
         chunks: list[Chunk] = []
         decoding_first = sorted(self.running, key=lambda s: s.cached < s.prompt_length)
         for sequence in decoding_first:
-            left = len(sequence.tokens) - sequence.cached
-            length = min(left, room)
+            remaining = len(sequence.tokens) - sequence.cached
+            length = min(remaining, room)
             if length > 0:
-                chunks.append(Chunk(sequence, sequence.cached, length, last=length == left))
+                chunks.append(Chunk(sequence, sequence.cached, length, last=length == remaining))
                 room -= length
         return StepPlan(tuple(chunks)) if chunks else None
 

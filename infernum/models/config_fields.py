@@ -150,7 +150,7 @@ def read_by(reader: Callable[[Fields, Any], Any], default: Default = UNSET, **co
 def fixed(value: object) -> Any:
     """`value`, and config.json may hold no other: a field that other model types of the same blocks read."""
     problem = f"must be {show(value)} in a model of this type"
-    return _declare(ConfigField(lambda found: None if same(found, value) else problem, default=value))
+    return _declare(ConfigField(lambda other: None if same(other, value) else problem, default=value))
 
 
 def stored_dtype() -> Any:

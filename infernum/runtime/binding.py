@@ -62,10 +62,10 @@ class Symbols:
         """The value of a formula in the current step, remembered by step size."""
         if isinstance(formula, int):
             return formula
-        found = self._values.get(formula)
-        if found is None:
-            found = self._values[formula] = dims.evaluate(formula, self.values())
-        return found
+        result = self._values.get(formula)
+        if result is None:
+            result = self._values[formula] = dims.evaluate(formula, self.values())
+        return result
 
     def address(self, symbol: str) -> int:
         """Where the value of a symbol is kept. Raises BundleError when there is no such symbol."""

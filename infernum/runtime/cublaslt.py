@@ -105,7 +105,7 @@ def proposals(
     """
     preference = lt.matmul_preference_create()
     names, setter = lt.MatmulPreferenceAttribute, lt.matmul_preference_set_attribute
-    results, found = (HeuristicResult * most)(), ctypes.c_int32(0)
+    results, count = (HeuristicResult * most)(), ctypes.c_int32(0)
     try:
         _set(setter, preference, names.MAX_WORKSPACE_BYTES, ctypes.c_uint64(WORKSPACE_BYTES))
         for operand, alignment in zip("ABCD", product.alignments, strict=True):
@@ -121,7 +121,7 @@ def proposals(
             preference,
             most,
             ctypes.addressof(results),
-            ctypes.addressof(found),
+            ctypes.addressof(count),
         )
     except lt.cuBLASLtError as error:
         raise DeviceError(
@@ -129,7 +129,7 @@ def proposals(
         ) from error
     finally:
         lt.matmul_preference_destroy(preference)
-    usable = [bytes(result.algorithm) for result in results[: found.value] if result.state == 0]
+    usable = [bytes(result.algorithm) for result in results[: count.value] if result.state == 0]
     if not usable:
         raise DeviceError(f"{product.name}: cuBLASLt has no algorithm for {product.describe(m)}")
     return usable
@@ -137,7 +137,7 @@ def proposals(
 
 def can_run(lt: Any, handle: int, descriptors: Descriptors, algorithm: bytes) -> bool:
     """True when an algorithm from elsewhere computes this product on this GPU within the workspace."""
-    result, given = HeuristicResult(), Algorithm.from_buffer_copy(algorithm)
+    result, candidate = HeuristicResult(), Algorithm.from_buffer_copy(algorithm)
     try:
         lt.matmul_algo_check(
             handle,
@@ -146,7 +146,7 @@ def can_run(lt: Any, handle: int, descriptors: Descriptors, algorithm: bytes) ->
             descriptors.x,
             descriptors.residual,
             descriptors.out,
-            ctypes.addressof(given),
+            ctypes.addressof(candidate),
             ctypes.addressof(result),
         )
     except lt.cuBLASLtError:
@@ -156,12 +156,12 @@ def can_run(lt: Any, handle: int, descriptors: Descriptors, algorithm: bytes) ->
 
 def algorithm_facts(lt: Any, algorithm: bytes) -> AlgorithmFacts:
     """How an algorithm computes, as far as the library tells."""
-    given, names = Algorithm.from_buffer_copy(algorithm), lt.MatmulAlgoConfigAttribute
+    raw, names = Algorithm.from_buffer_copy(algorithm), lt.MatmulAlgoConfigAttribute
 
     def attribute(name: str, cell: Any) -> int:
         written = ctypes.c_size_t(0)
         lt.matmul_algo_config_get_attribute(
-            ctypes.addressof(given),
+            ctypes.addressof(raw),
             int(getattr(names, name)),
             ctypes.addressof(cell),
             ctypes.sizeof(cell),

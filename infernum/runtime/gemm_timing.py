@@ -71,7 +71,9 @@ def time_algorithms(
             for algorithm, graph in graphs.items():
                 graph.launch()  # keeps the GPU busy until what is timed has been queued
                 times[algorithm].append(watch.milliseconds(graph.launch))
-    medians = {algorithm: statistics.median(taken) * 1e3 / runs for algorithm, taken in times.items()}
+    medians = {
+        algorithm: statistics.median(milliseconds) * 1e3 / runs for algorithm, milliseconds in times.items()
+    }
     fastest = min(right, key=lambda algorithm: medians[algorithm])
     return AlgorithmTimes(
         best=fastest if medians[fastest] <= medians[0] * (1 - MARGIN) else 0,
@@ -131,12 +133,12 @@ class _Compared:
             return False
         return once.tobytes() == again.tobytes() and self._near(once, first)
 
-    def _near(self, found: np.ndarray[Any, Any], first: np.ndarray[Any, Any]) -> bool:
+    def _near(self, result: np.ndarray[Any, Any], first: np.ndarray[Any, Any]) -> bool:
         """True when every element is as near to the first result's as the type's tolerance asks."""
         expected = first.astype(np.float32)
         scale = np.abs(expected) + np.sqrt(np.mean(expected**2))
         tolerance = max(self._element.tolerance, _TOLERANCE)
-        return bool((np.abs(found.astype(np.float32) - expected) <= tolerance * scale).all())
+        return bool((np.abs(result.astype(np.float32) - expected) <= tolerance * scale).all())
 
     def _result(self, algorithm: int, run: Run) -> np.ndarray[Any, Any]:
         product, size = self._product, self._element.bytes

@@ -50,12 +50,12 @@ def check_arch(bundle: Bundle, gpu_arch: tuple[int, int], gpu_name: str) -> None
     guide, binary compatibility and feature sets).
     """
     arch = bundle.arch
-    found = re.fullmatch(r"sm_(\d+)(\d)([af]?)", arch)
-    if found is None:
+    parsed = re.fullmatch(r"sm_(\d+)(\d)([af]?)", arch)
+    if parsed is None:
         raise BundleError(f"{bundle.folder}: unknown architecture {arch!r}; compile the model again")
-    wanted = (int(found[1]), int(found[2]))
-    exact = found[3] == "a"
-    if gpu_arch == wanted or (not exact and gpu_arch[0] == wanted[0] and gpu_arch[1] >= wanted[1]):
+    compiled = (int(parsed[1]), int(parsed[2]))
+    exact = parsed[3] == "a"
+    if gpu_arch == compiled or (not exact and gpu_arch[0] == compiled[0] and gpu_arch[1] >= compiled[1]):
         return
     raise BundleError(
         f"{bundle.folder}: compiled for {arch}, and {gpu_name} is sm_{gpu_arch[0]}{gpu_arch[1]};"

@@ -67,8 +67,8 @@ class HeadStart:
             min(HEAD_START_BYTES, device.memory()[0] // 4), "time for the host to queue"
         )
         with Stopwatch(device, stream) as watch:
-            taken = [watch.milliseconds(self._fill) for _ in range(3)]
-        self._fill_seconds = max(min(taken) * 1e-3, 1e-6)
+            times = [watch.milliseconds(self._fill) for _ in range(3)]
+        self._fill_seconds = max(min(times) * 1e-3, 1e-6)
 
     def queue(self, seconds: float) -> None:
         """Queue work of at least so long, as far as MAX_FILLS fills go."""
