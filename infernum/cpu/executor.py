@@ -1,4 +1,4 @@
-"""Runs steps of a bundle in NumPy: the same graphs, variants and samplers as on a GPU, slow and exact."""
+"""Runs steps of a bundle in NumPy: the graphs, variants and samplers of the bundle, slow and exact."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from infernum.weights.source import Progress, TensorSource
 Array = np.ndarray[Any, Any]
 
 KV_BYTES = 2**30
-"""The KV cache takes no more than this, unless a length was asked for that needs more."""
+"""Most bytes of the KV cache, unless `max_model_len` needs more."""
 
 SEQUENCES = 16
-"""Sequences of full length that the KV cache has room for, where `KV_BYTES` allows."""
+"""Number of sequences of full length that fit the KV cache, where `KV_BYTES` allows."""
 
 
 @dataclass(frozen=True)
 class HostTokens:
-    """The tokens of a step that has been run: in NumPy nothing stays in flight."""
+    """The tokens of a finished step: in NumPy a step is done when `run` returns."""
 
     sampled: Int32
 
@@ -43,7 +43,7 @@ class HostTokens:
 
 @dataclass(frozen=True)
 class _Bound:
-    """A block as applied in one stage: its routine, and the weights and KV cache of the stage by name."""
+    """A block in one stage of the program: its routine, and the weights and KV cache of the stage by name."""
 
     routine: Routine
     streams: tuple[str, ...]
@@ -52,7 +52,7 @@ class _Bound:
 
 @dataclass
 class _LastStep:
-    """The last step, as `advance` goes on from it: its inputs (updated in place by the sampler) and what ran."""
+    """The last step, from which `advance` continues. The sampler has updated its inputs in place."""
 
     variant: str
     sampler: str
@@ -146,10 +146,10 @@ class CpuExecutor:
         return self._step(_LastStep(self._variant(batch), sampler, inputs, room))
 
     def advance(self) -> HostTokens:
-        """Run the next step of the last batch: each sequence's input is the token it has just sampled.
+        """Run the next step of the last batch. The input of each sequence is the token that it sampled last.
 
-        The page table of that batch must have had pages for the new positions. After a step that failed, `run` must
-        come first: inputs may have been updated in part.
+        The page table of that batch must have pages for the new positions. After a step that failed, call `run` first:
+        some inputs may have been updated and others not.
         """
         assert self._last is not None, "advance() follows a run()"
         assert self._last.steps_left > 0, (
@@ -159,7 +159,7 @@ class CpuExecutor:
         return self._step(self._last)
 
     def close(self) -> None:
-        """Let go of weights and cache; the executor cannot be used afterwards."""
+        """Free weights and cache; the executor cannot be used afterwards."""
         self._last = None
         self._programs.clear()
         self._samplers.clear()
@@ -182,7 +182,7 @@ class CpuExecutor:
         return HostTokens(next_tokens)
 
     def _forward(self, variant: str, inputs: dict[str, Array]) -> Float32:
-        """Run the program's stages, each fed by the outputs of the one before; the last gives the logits."""
+        """Run the stages of the program, each on the outputs of the stage before it; the last outputs the logits."""
         flowing: list[Array] = []
         for bound in self._programs[variant]:
             streams = dict(zip(bound.streams, flowing, strict=True))
@@ -198,7 +198,7 @@ class CpuExecutor:
 
 
 class _RoutineBinder:
-    """Finds what each stage works with. A block's graph is read once, whatever the number of its layers."""
+    """Binds each stage to its routine and arrays. A block's graph is read once for all its layers."""
 
     def __init__(self, bundle: Bundle, weights: HostWeights, caches: dict[int, Array]) -> None:
         self._bundle = bundle
@@ -228,19 +228,19 @@ def _read_routine(bundle: Bundle, file: str) -> Routine:
 
 
 def _inputs(batch: Batch) -> dict[str, Array]:
-    """The arrays of a step; those that a sampler updates in place are copies."""
+    """The arrays of a step, with copies of the arrays that a sampler updates in place."""
     arrays = batch.arrays()
     return arrays | {item.name: arrays[item.name].copy() for item in BATCH_INPUTS if item.updated}
 
 
 def _room(batch: Batch, page_size: int) -> int:
-    """How many positions past the current ones every sequence of a decode has pages for."""
+    """Number of further positions for which every sequence of a decode has pages."""
     capacity = (batch.page_table >= 0).sum(axis=1) * page_size
     return int((capacity[batch.sequence] - 1 - batch.positions).min())
 
 
 def _cache_shapes(manifest: Manifest) -> dict[int, tuple[int, ...]]:
-    """Shape of one page of the KV cache, by the index of the stage that keeps it."""
+    """Shape of one page of the KV cache, by the index of its stage."""
     shapes: dict[int, tuple[int, ...]] = {}
     for index, stage in enumerate(manifest.program):
         block = next(iter(manifest.blocks[stage.block].values()))
@@ -250,7 +250,7 @@ def _cache_shapes(manifest: Manifest) -> dict[int, tuple[int, ...]]:
 
 
 def _count_pages(manifest: Manifest, max_model_len: int | None) -> int:
-    """Pages for several sequences of full length; for less than one only when no length was asked for."""
+    """Pages for several sequences of full length. Without `max_model_len` it may be less than one such sequence."""
     page_bytes = F32.bytes * sum(math.prod(shape) for shape in _cache_shapes(manifest).values())
     needed = dims.ceildiv(max_model_len or manifest.model.context, manifest.page_size)
     within = min(KV_BYTES // max(page_bytes, 1), SEQUENCES * needed)
@@ -258,7 +258,7 @@ def _count_pages(manifest: Manifest, max_model_len: int | None) -> int:
 
 
 def _allocate(manifest: Manifest, pages: int) -> dict[int, Array]:
-    """A cache for each stage that keeps one. Memory is taken by the system as pages are first written."""
+    """A KV cache for each stage with state. The system allocates the memory when pages are first written."""
     try:
         return {
             index: np.zeros((pages, *shape), np.float32) for index, shape in _cache_shapes(manifest).items()

@@ -1,8 +1,8 @@
-"""A graph worked out once for many steps: the flat list of op calls that interpreting it comes down to.
+"""A graph flattened, once for many steps, to the list of op calls that interpret it.
 
-The meaning stays that of `infernum.ir.interpret`: each op's NumPy function, its results rounded to their types.
-Rounding is left out only where it cannot change anything: a result that is a look at, or takes over the memory of,
-an operand that is rounded already.
+The meaning is that of `infernum.ir.interpret`: each op's NumPy function, with its results rounded to their types.
+Rounding is left out only where it changes nothing: a result that is a view of an operand, or is written in place into
+an operand, is rounded already.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class _OpCall:
-    """One op call. `rounded[i]` is what result i is rounded to; None: it is as it should be."""
+    """One op call. `rounded[i]` is the type that result i is rounded to, None where it needs no rounding.
+
+    `last_reads` are the registers that no later call reads.
+    """
 
     meaning: Callable[..., Any]
     operands: tuple[int, ...]
@@ -35,7 +38,7 @@ class _OpCall:
 
 
 class Routine:
-    """A graph ready to be run: values live in numbered registers, fused nodes are dissolved into what they mean."""
+    """A graph that is ready to run. Values live in numbered registers, and fused nodes are split into their ops."""
 
     def __init__(self, graph: Graph) -> None:
         flat = decomposed(graph)
@@ -63,7 +66,7 @@ class Routine:
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """The graph's outputs. Inputs are by name, as for `interpret`; extra ones are ignored.
 
-        Overflow and NaN raise no warning, as on a GPU: a sampler gives no token by them.
+        Overflow and NaN raise no warning, as on a GPU: the sampler returns `NO_TOKEN` for such a row.
         """
         values: list[Any] = [None] * self._count
         for name, register in self.inputs.items():

@@ -19,7 +19,7 @@ from infernum.weights.values import pieces
 
 @dataclass(frozen=True)
 class HostWeights:
-    """Every distinct weight once, flat, however many variants and layers use it: q is found within q, k and v."""
+    """Every distinct weight once, flat, for all variants and layers that use it. q is stored within q, k and v."""
 
     plan: WeightPlan
     stored: list[Array]
@@ -33,10 +33,10 @@ class HostWeights:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> HostWeights:
-        """Read the weights from a checkpoint; without one, make random ones from `seed`.
+        """Read the weights from a checkpoint; without a checkpoint, generate random weights from `seed`.
 
-        Raises CheckpointError for what is missing or cannot be read, before anything is, and DeviceError when the
-        machine has too little memory.
+        Raises CheckpointError, before any weight is read, when a tensor is missing or cannot be read, and DeviceError
+        when the machine has too little memory.
         """
         plan, tensors = settle(plan_weights(manifest), source, seed)
         done, total = 0, F32.bytes * sum(weight.size for weight in plan.stored)
@@ -56,7 +56,7 @@ class HostWeights:
         return cls(plan, stored)
 
     def array(self, weight: Weight, stage: Stage) -> Array:
-        """The weight as applied in one stage of the program, in its own shape."""
+        """A weight of one stage of the program, in its shape."""
         place = self.plan.place(weight, stage)
         shape = [int(dim) for dim in weight.spec.shape]
         return self.stored[place.stored][place.first :][: int(np.prod(shape))].reshape(shape)
@@ -65,7 +65,7 @@ class HostWeights:
 def _check_memory(nbytes: int) -> None:
     try:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not every system tells
+    except (AttributeError, ValueError, OSError):  # not every system has these values
         return
     if nbytes > total:
         raise DeviceError(

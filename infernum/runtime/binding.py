@@ -1,7 +1,7 @@
-"""Steps of the manifest bound to addresses: what is known before a step runs is worked out once, here.
+"""Launches and products of the manifest bound to addresses, once, when a bundle is loaded.
 
-Pointers never change, and symbols are passed by the address of a shared cell, so that the argument arrays of
-all launches are packed once. What is left per step is to set the cells, and the grids that depend on them.
+Pointers never change, and a symbol is passed by the address of a shared cell, so that the argument arrays of all
+launches are packed once. Each step only sets the cells, and the grids that depend on them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _REMEMBERED_SIZES = 1024
 
 
 class Kernels(Protocol):
-    """Where the kernels of a block are found; see `infernum.runtime.modules.Module`."""
+    """The compiled kernels of a block by name: an `infernum.runtime.modules.Module`."""
 
     def kernel(self, name: str, shared_bytes: int) -> Any: ...
 
 
 class ProductLibrary(Protocol):
-    """What runs matrix products; see `infernum.runtime.gemm.CublasLt`."""
+    """A library that runs matrix products: an `infernum.runtime.gemm.CublasLt`."""
 
     def run(self, product: MatrixProduct, m: int) -> None: ...
 
@@ -35,7 +35,7 @@ class ProductLibrary(Protocol):
 
 
 class Symbols:
-    """The values of symbols in the current step, each in a 32-bit cell that kernel arguments point to."""
+    """The values of the symbols in the current step. Kernel arguments point to the 32-bit cell of each symbol."""
 
     def __init__(self, *, max_pages: int, pages: int, sms: int) -> None:
         self._cells = {name: ctypes.c_int32(0) for name in dims.SYMBOLS}
@@ -46,7 +46,7 @@ class Symbols:
         self.set(0, 0, 0, 0)
 
     def set(self, tokens: int, seqs: int, rows: int, context_pages: int) -> None:
-        """Begin a step of these sizes."""
+        """Set the symbols for a step of these sizes."""
         sizes = (tokens, seqs, rows, context_pages)
         for name, value in zip(("tokens", "seqs", "rows", "context_pages"), sizes, strict=True):
             self._cells[name].value = value
@@ -59,7 +59,7 @@ class Symbols:
         return {name: cell.value for name, cell in self._cells.items()}
 
     def value(self, formula: Formula) -> int:
-        """The value of a formula in the current step, remembered by step size."""
+        """The value of a formula in the current step; values are cached by the sizes of the step."""
         if isinstance(formula, int):
             return formula
         result = self._values.get(formula)
@@ -68,7 +68,7 @@ class Symbols:
         return result
 
     def address(self, symbol: str) -> int:
-        """Where the value of a symbol is kept. Raises BundleError when there is no such symbol."""
+        """The address of a symbol's cell. Raises BundleError when there is no such symbol."""
         if symbol not in self._cells:
             raise BundleError(f"unknown symbol {symbol!r}; this runtime knows {', '.join(dims.SYMBOLS)}")
         return ctypes.addressof(self._cells[symbol])
@@ -76,7 +76,7 @@ class Symbols:
 
 @dataclass(frozen=True)
 class BoundLaunch:
-    """A kernel launch whose argument array lies at `params`; `arguments` keeps that memory alive."""
+    """A kernel launch. `params` is the address of its argument array, and `arguments` owns that memory."""
 
     config: LaunchConfig
     kernel: Any
@@ -94,7 +94,7 @@ class BoundProduct:
 
 @dataclass(frozen=True)
 class StepPlace:
-    """Where a step of a program comes from: a block, the layer it is applied for, and its index in that block."""
+    """Place of a launch or product in the program: its block, the layer of that block, and its index in the block."""
 
     block: str
     layer: int | None
@@ -102,7 +102,7 @@ class StepPlace:
 
 
 class BoundProgram:
-    """Steps ready to be queued, in order, on one stream. `places` tells where each of them comes from."""
+    """Launches and products in order, ready to be queued on one stream. `places` has the place of each."""
 
     def __init__(self, stream: Stream, symbols: Symbols, products: ProductLibrary | None) -> None:
         self._stream = stream
@@ -120,7 +120,7 @@ class BoundProgram:
         addresses: Mapping[str, int],
         layer: int | None = None,
     ) -> None:
-        """Add the steps of a block, with every tensor that they name at the given address."""
+        """Bind and append the steps of a block. `addresses` has the address of every tensor that the steps name."""
         self.places += [StepPlace(variant.block, layer, index) for index in range(len(variant.steps))]
         where = f"{variant.block}.{variant.variant}"
         for step in variant.steps:
@@ -135,9 +135,9 @@ class BoundProgram:
                     self._steps.append(BoundProduct(product, step.m))
 
     def queue(self, only: Sequence[int] | None = None) -> None:
-        """Queue every step for the current values of the symbols; a launch without blocks is left out.
+        """Queue every step for the current values of the symbols. Launches with an empty grid are skipped.
 
-        `only`: queue just the steps of these numbers, in this order.
+        With `only`, queue just the steps of these numbers, in that order.
         """
         self._set_grids()
         value, launch = self._symbols.value, self._stream.launch
@@ -150,7 +150,7 @@ class BoundProgram:
                 self._products.run(step.product, m)
 
     def queued(self) -> list[int]:
-        """The numbers of the steps that are not left out for the current values of the symbols."""
+        """The numbers of the steps that `queue` does not skip for the current values of the symbols."""
         self._set_grids()
         return [
             number
@@ -164,7 +164,7 @@ class BoundProgram:
             config.set_grid(*map(value, formulas))
 
     def _config(self, launch: Launch) -> LaunchConfig:
-        """The geometry of a launch, shared by all launches that have the same."""
+        """The launch configuration of a launch. Launches of equal geometry share one."""
         key = (*launch.grid, "by", *launch.block, launch.shared_bytes, launch.cluster, launch.programmatic)
         config = self._configs.get(key)
         if config is None:
@@ -179,7 +179,7 @@ class BoundProgram:
 
 
 def resolve(pointer: Pointer, addresses: Mapping[str, int], where: str) -> int:
-    """The address a pointer means. Raises BundleError when its block has no tensor of that name."""
+    """The address that a pointer stands for. Raises BundleError when its block has no tensor of that name."""
     base = addresses.get(pointer.tensor)
     if base is None:
         raise BundleError(
@@ -191,7 +191,7 @@ def resolve(pointer: Pointer, addresses: Mapping[str, int], where: str) -> int:
 def pack_arguments(
     launch: Launch, addresses: Mapping[str, int], symbols: Symbols, where: str
 ) -> tuple[int, tuple[Any, ...]]:
-    """The address of a launch's argument array (pointers to values, as in CUDA), and what keeps it alive."""
+    """The address of a launch's argument array (pointers to values, as in CUDA), and the objects that own it."""
     pointers = [
         resolve(arg, addresses, f"{where}: {launch.kernel}")
         for arg in launch.args
@@ -212,7 +212,7 @@ def pack_arguments(
 
 
 def bind_product(gemm: Gemm, addresses: Mapping[str, int], bias_dtype: str, where: str) -> MatrixProduct:
-    """A matrix product with its operands' addresses."""
+    """A product of the manifest with the addresses of its operands."""
     place = f"{where}: {gemm.name}"
     return MatrixProduct(
         name=place,

@@ -1,4 +1,4 @@
-"""cuBLASLt by way of nvmath-python's bindings: a product's descriptors, and the algorithms the library has for it.
+"""cuBLASLt through nvmath-python's bindings: the descriptors of a product, and the library's algorithms for it.
 
 Row-major `out[m, n] = x[m, k] · weight[n, k]ᵀ` is, to a column-major library, `outᵀ = weight · xᵀ` with the
 weight transposed: A = weight (k × n, op T), B = xᵀ (k × m), C and D = residualᵀ and outᵀ (n × m).
@@ -17,7 +17,7 @@ from infernum.runtime.gemm_algorithms import ALGORITHM_BYTES, AlgorithmFacts
 from infernum.runtime.product import MatrixProduct
 
 WORKSPACE_BYTES = 32 * 2**20
-"""What NVIDIA recommends for Hopper and newer (cuBLAS documentation, cublasSetWorkspace)."""
+"""The size that NVIDIA recommends for Hopper and newer (cuBLAS documentation, cublasSetWorkspace)."""
 
 _COMPUTE_32F = 68  # cublasComputeType_t: no TF32
 _R_32F = 0  # cudaDataType_t, library_types.h
@@ -42,7 +42,7 @@ class HeuristicResult(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Descriptors:
-    """The library's handles for one product of so many rows; given back by `destroy`."""
+    """The library's handles for one product with a fixed number of rows; freed by `destroy`."""
 
     operation: int
     weight: int
@@ -84,13 +84,13 @@ def describe(lt: Any, product: MatrixProduct, m: int) -> Descriptors:
 
 
 def set_bias(lt: Any, operation: int, address: int) -> None:
-    """Give the products that are queued next with these descriptors another bias."""
+    """Set the bias of products that are queued from now on with these descriptors."""
     pointer = ctypes.c_uint64(address)
     _set(lt.matmul_desc_set_attribute, operation, lt.MatmulDescAttribute.BIAS_POINTER, pointer)
 
 
 def destroy(lt: Any, descriptors: Descriptors) -> None:
-    """Give descriptors back; products that were queued with them may still run."""
+    """Free descriptors. Products that were queued with them may still be running."""
     lt.matmul_desc_destroy(descriptors.operation)
     for layout in (descriptors.weight, descriptors.x, descriptors.residual, descriptors.out):
         lt.matrix_layout_destroy(layout)
@@ -99,9 +99,9 @@ def destroy(lt: Any, descriptors: Descriptors) -> None:
 def proposals(
     lt: Any, handle: int, descriptors: Descriptors, product: MatrixProduct, m: int, most: int
 ) -> list[bytes]:
-    """Up to `most` algorithms that the library's heuristic proposes, the one it expects to be fastest first.
+    """Up to `most` algorithms that the library's heuristic proposes, by expected speed, fastest first.
 
-    Raises DeviceError when it has none.
+    Raises DeviceError when the library has no algorithm.
     """
     preference = lt.matmul_preference_create()
     names, setter = lt.MatmulPreferenceAttribute, lt.matmul_preference_set_attribute
@@ -136,7 +136,7 @@ def proposals(
 
 
 def can_run(lt: Any, handle: int, descriptors: Descriptors, algorithm: bytes) -> bool:
-    """True when an algorithm from elsewhere computes this product on this GPU within the workspace."""
+    """True when the library accepts a stored algorithm for this product on this GPU, within the workspace."""
     result, candidate = HeuristicResult(), Algorithm.from_buffer_copy(algorithm)
     try:
         lt.matmul_algo_check(
@@ -155,7 +155,7 @@ def can_run(lt: Any, handle: int, descriptors: Descriptors, algorithm: bytes) ->
 
 
 def algorithm_facts(lt: Any, algorithm: bytes) -> AlgorithmFacts:
-    """How an algorithm computes, as far as the library tells."""
+    """The configuration of an algorithm: tile, stages, cluster and split, read from the library."""
     raw, names = Algorithm.from_buffer_copy(algorithm), lt.MatmulAlgoConfigAttribute
 
     def attribute(name: str, cell: Any) -> int:
@@ -179,7 +179,7 @@ def algorithm_facts(lt: Any, algorithm: bytes) -> AlgorithmFacts:
 
 
 def _name(kind: type[enum.IntEnum], value: int, prefix: str) -> str:
-    """What the bindings call a value; the number itself when the library is newer than they are."""
+    """The name of a value in the bindings; its number when the library is newer than the bindings."""
     try:
         return kind(value).name.removeprefix(prefix)
     except ValueError:

@@ -1,4 +1,4 @@
-"""One GPU, held open: its context, memory, streams, events and modules."""
+"""One open GPU: its context, memory, streams, events and modules."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class PinnedMemory:
 
 
 class Device:
-    """An open GPU. The primary context is shared with whatever else in this process uses the GPU."""
+    """An open GPU. Its primary context is shared with all other code of this process that uses the GPU."""
 
     def __init__(self, api: Any, facts: GpuFacts, handle: Any, context: Any) -> None:
         self.facts = facts
@@ -64,7 +64,7 @@ class Device:
 
     @classmethod
     def open(cls, index: int = 0) -> Device:
-        """Open GPU `index`, counted among the visible ones. Raises DeviceError when there is none."""
+        """Open GPU `index`, counted among the visible GPUs. Raises DeviceError when there is no such GPU."""
         api = bindings()
         facts = gpu_facts(index)
         handle = checked(api.cuDeviceGet(index), f"GPU {index}")
@@ -79,7 +79,7 @@ class Device:
         return device
 
     def activate(self) -> None:
-        """Make this GPU the current one of the calling thread; takes well under a microsecond."""
+        """Make this GPU the current GPU of the calling thread. Cheap enough to call for every step."""
         checked(self._api.cuCtxSetCurrent(self._context), "switching to a GPU")
 
     def memory(self) -> tuple[int, int]:
@@ -114,7 +114,7 @@ class Device:
         return Stream(self._api, checked(self._api.cuStreamCreate(flag), "creating a stream"))
 
     def event(self, *, timing: bool = False) -> CudaEvent:
-        """A new event; only one made with `timing` can measure time."""
+        """A new event. Only events created with `timing` measure time."""
         flags = self._api.CUevent_flags
         flag = int(flags.CU_EVENT_DEFAULT if timing else flags.CU_EVENT_DISABLE_TIMING)
         return CudaEvent(self._api, checked(self._api.cuEventCreate(flag), "creating an event"))
@@ -124,11 +124,11 @@ class Device:
         return Module(self._api, image, where, self.facts)
 
     def synchronize(self) -> None:
-        """Wait for everything that was started on this GPU."""
+        """Wait until all work queued on this GPU is done."""
         checked(self._api.cuCtxSynchronize(), "waiting for the GPU")
 
     def close(self) -> None:
-        """Let go of the context. Memory, streams and modules must have been given back before."""
+        """Release the context. Memory, streams and modules must have been freed before."""
         if self._context is not None:
             self._context = None
             checked(self._api.cuDevicePrimaryCtxRelease(self._handle), f"closing {self.facts.name}")

@@ -1,4 +1,4 @@
-"""The CUDA driver's door: loads the bindings on first use, checks every return code, lists the GPUs."""
+"""Access to the CUDA driver: loads the bindings on first use, checks return codes, lists the GPUs."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def bindings() -> Any:
 
 
 def checked(result: tuple[Any, ...], doing: str) -> Any:
-    """What a driver call returned besides its code: None, one value, or a tuple of several.
+    """The results of a driver call without its return code: None, one value, or a tuple of several.
 
-    `doing` says what was attempted, such as "copying to the GPU". Raises DeviceError unless it succeeded.
+    `doing` names the call in errors, such as "copying to the GPU". Raises DeviceError for any code but success.
     """
     if result[0] != 0:
         raise _failure(result[0], doing)
@@ -73,7 +73,7 @@ def _failure(code: Any, doing: str) -> DeviceError:
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """What `infernum doctor` says of one GPU. `arch` is its compute capability, `total_bytes` its memory."""
+    """One GPU: compute capability (`arch`), SMs, largest shared memory of a block, and bytes of memory."""
 
     index: int
     name: str
@@ -85,7 +85,7 @@ class GpuFacts:
 
 @dataclass(frozen=True)
 class DriverFacts:
-    """The newest CUDA version the driver supports, such as "13.0", and the GPUs it sees."""
+    """The newest CUDA version that the driver supports, such as "13.0", and the visible GPUs."""
 
     cuda_version: str
     gpus: tuple[GpuFacts, ...]
@@ -109,7 +109,7 @@ def describe() -> DriverFacts:
 
 
 def gpu_facts(index: int) -> GpuFacts:
-    """What is known of GPU `index`, counted among the visible ones. Raises DeviceError when there is none."""
+    """The facts of GPU `index`, counted among the visible GPUs. Raises DeviceError when there is no such GPU."""
     api = bindings()
     handle = checked(api.cuDeviceGet(index), f"GPU {index}")
 

@@ -1,4 +1,4 @@
-"""Runs steps of a bundle on a GPU: upload, launch, fetch the sampled tokens; small decodes as CUDA graphs."""
+"""Runs steps of a bundle on a GPU: upload, launch, fetch the sampled tokens. Small decodes run as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from infernum.step import Batch, Float32, Sampling
 from infernum.weights.source import Progress, TensorSource
 
 MAX_GRAPH_TOKENS = 64
-"""Larger decodes keep the GPU busy for longer than their launches take the host."""
+"""Most tokens of a decode that is captured. Larger decodes run longer than their launches take the host."""
 
 MOST_DECODES = 128
-"""Decodes whose CUDA graphs are held at once: all batches up to `MAX_GRAPH_TOKENS`, at two lengths of context."""
+"""Most decodes whose CUDA graphs are held: batches of 1 … `MAX_GRAPH_TOKENS` tokens at two lengths of context."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StepShape:
-    """What decides which kernels a step launches, and with what grids."""
+    """Everything that the kernels of a step and their grids depend on. Steps of one shape share a CUDA graph."""
 
     variant: str
     tokens: int
@@ -52,13 +52,13 @@ class StepShape:
 
     @property
     def is_decode(self) -> bool:
-        """True when every sequence has one token and one row: its sampled token can feed the next step."""
+        """True when every sequence has one token and one row: the sampled token is the next step's input."""
         return self.tokens == self.seqs == self.rows
 
 
 @dataclass
 class _DecodeGraphs:
-    """A decode that has been launched before: its CUDA graph for each turn, unless a capture has failed."""
+    """The CUDA graphs of a decode that has run before, by turn. `capturable` is False once a capture has failed."""
 
     graphs: dict[int, CudaGraph] = field(default_factory=dict[int, CudaGraph])
     capturable: bool = True
@@ -67,7 +67,7 @@ class _DecodeGraphs:
 class CudaExecutor:
     """One model on one GPU. Not for use by several threads at the same time.
 
-    What it holds on the GPU is given back by `close`, or else with the last reference to it and to its sampled tokens.
+    Its GPU memory is freed by `close`, or else when the executor and its sampled tokens are garbage-collected.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class CudaExecutor:
         progress: Progress | None = None,
         open_library: OpenLibrary = CublasLt,
     ) -> None:
-        """Load `bundle` onto `device`, which is closed with this executor, or at once when loading fails."""
+        """Load `bundle` onto `device`. The executor closes the device, also when loading fails."""
         self._bundle = bundle
         self._device = device
         self._use_graphs = use_graphs
@@ -106,9 +106,9 @@ class CudaExecutor:
                 self._stack.close()
             raise
         self._stack.callback(self._stream.synchronize)
-        # Nothing on the stack may refer to the executor, or it would live for ever.
+        # Nothing on the stack may refer to the executor, which would then never be garbage-collected.
         self._dropped = weakref.finalize(self, _give_back_quietly, device, self._stack)
-        self._dropped.atexit = False  # the driver takes back everything when a process ends
+        self._dropped.atexit = False  # the driver frees everything when a process ends
 
     @classmethod
     def open(
@@ -175,7 +175,7 @@ class CudaExecutor:
     def run(self, batch: Batch, sampling: Sampling) -> SampledTokens:
         """Run a step and sample one token for each row; returns while the step is running.
 
-        Raises BundleError when the bundle was compiled without the sampler this needs.
+        Raises BundleError when the bundle was compiled without the sampler that `sampling` needs.
         """
         self._device.activate()
         shape = self._shape(batch, "greedy" if sampling.greedy else "sample")
@@ -188,10 +188,10 @@ class CudaExecutor:
         return sampled
 
     def advance(self) -> SampledTokens:
-        """Run the next step of the last batch: each sequence's input is the token it has just sampled.
+        """Run the next step of the last batch. The input of each sequence is the token that it sampled last.
 
-        Nothing crosses the host. The page table of that batch must have had pages for the new positions. After a step
-        that failed, `run` must come first: nobody knows how far the GPU got.
+        Nothing is uploaded. The page table of that batch must have pages for the new positions. After a step that
+        failed, call `run` first: the inputs on the GPU are then unknown.
         """
         shape, self._last = self._last, None
         assert shape is not None and shape.is_decode, "advance() follows a run() of one token per sequence"
@@ -207,9 +207,9 @@ class CudaExecutor:
         return sampled
 
     def prepare(self, batch: Batch, sampling: Sampling) -> PreparedStep:
-        """A step that the caller queues piece by piece, for measuring; it ends a chain of `advance`.
+        """A step whose kernels the caller queues, for measurements. The next step must be a `run`.
 
-        Raises BundleError when the bundle was compiled without the sampler this needs.
+        Raises BundleError when the bundle was compiled without the sampler that `sampling` needs.
         """
         self._device.activate()
         shape = self._shape(batch, "greedy" if sampling.greedy else "sample")
@@ -232,8 +232,8 @@ class CudaExecutor:
     ) -> list[TunedProduct]:
         """Time the algorithms of every matrix product in a step of one sequence of `tokens` tokens.
 
-        The fastest ones are kept in the user's cache and used from now on; `on_tuned` is told of each. Nothing may be
-        running; what earlier steps left in memory, other than the KV cache, is overwritten. Raises DeviceError.
+        The fastest algorithms are stored in the user's cache and used from now on; `on_tuned` is called with each. No
+        step may be running. Memory other than weights and KV cache is overwritten. Raises DeviceError.
         """
         assert 0 < tokens <= self.max_batch_tokens, f"{tokens} tokens: at most {self.max_batch_tokens}"
         library = self._loaded.products
@@ -249,7 +249,7 @@ class CudaExecutor:
         for products, m in by_shape.values():
             tuned.append(library.tune(products, m))
             on_tuned(tuned[-1])
-        self._decodes.clear()  # their graphs hold the algorithms of before
+        self._decodes.clear()  # their CUDA graphs hold the old algorithms
         return tuned
 
     def logits(self, batch: Batch) -> Float32:
@@ -266,7 +266,7 @@ class CudaExecutor:
         return logits
 
     def close(self) -> None:
-        """Give back device memory; the executor cannot be used afterwards."""
+        """Free device memory; the executor cannot be used afterwards."""
         self._last = None
         if self._dropped.detach() is not None:
             self._device.activate()
@@ -327,9 +327,9 @@ class CudaExecutor:
         return collected
 
     def _graph(self, decode: _DecodeGraphs, shape: StepShape, turn: int) -> CudaGraph | None:
-        """The graph of a decode, captured when it is seen again: its first run loads kernels and chooses algorithms.
+        """The CUDA graph of a decode, captured at its second run: the first loads kernels and picks algorithms.
 
-        None when it cannot be captured, for want of memory as a rule: then it is launched kernel by kernel for good.
+        None when the capture failed, usually for lack of memory. The decode is then always launched kernel by kernel.
         """
         graph = decode.graphs.get(turn)
         if graph is not None or not decode.capturable:
@@ -357,7 +357,7 @@ class CudaExecutor:
 
 
 def _give_back_quietly(device: Device, stack: ExitStack) -> None:
-    """Close the stack of an executor that was dropped: nobody is there to hear of an error."""
+    """Close the stack of a garbage-collected executor. Errors are dropped, since no caller could handle them."""
     with suppress(DeviceError):
         device.activate()
     with suppress(DeviceError):
@@ -373,6 +373,6 @@ def _close_graphs(stream: Stream, decode: _DecodeGraphs) -> None:
 
 
 def _room(batch: Batch, page_size: int) -> int:
-    """How many positions past the current ones every sequence of a decode has pages for."""
+    """Number of further positions for which every sequence of a decode has pages."""
     capacity = (batch.page_table >= 0).sum(axis=1) * page_size
     return int((capacity[batch.sequence] - 1 - batch.positions).min())

@@ -1,4 +1,4 @@
-"""Large matrix products through cuBLASLt: which algorithm computes each, and queueing them."""
+"""Large matrix products through cuBLASLt: chooses an algorithm for each shape, and queues products."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from infernum.runtime.recent import Recent
 from infernum.runtime.stream import Stream
 
 CANDIDATES = 16
-"""Proposals of the library's heuristic that are timed."""
+"""Number of proposals of the library's heuristic that are timed."""
 
 MOST_PREPARED = 4096
 """Prepared products that are held at once; a step needs a handful, one for each shape of its products."""
@@ -31,17 +31,17 @@ log = logs.channel("cache")
 
 @dataclass(frozen=True)
 class _PreparedProduct:
-    """What the library needs for one shape: descriptors, and the algorithm that was chosen."""
+    """The descriptors and the chosen algorithm of one shape."""
 
     descriptors: Descriptors
     algorithm: Any
 
 
 class CublasLt:
-    """The library with its workspace, on one stream. A product of a known shape does not allocate or wait.
+    """The library with its workspace, on one stream. A product of a shape seen before does not allocate or wait.
 
-    The first product of a shape takes the algorithm that `tune` has kept for it in the user's cache, or else the
-    first that the library's heuristic proposes. Nothing is ever timed but by `tune`.
+    The first product of a shape takes the algorithm that `tune` stored in the user's cache, or else the first
+    proposal of the library's heuristic. Only `tune` times anything.
     """
 
     def __init__(self, device: Device, stream: Stream) -> None:
@@ -65,7 +65,7 @@ class CublasLt:
                     f"cuBLASLt cannot be loaded ({error}); run `pip install nvidia-cublas-cu12 nvmath-python`"
                 ) from error
             self._known = AlgorithmStore(device.facts.name, version)
-            # With an epilogue the library may overrun what it asks for by 16 bytes (nvmath-python says so too).
+            # With an epilogue the library may overrun the requested size by 16 bytes (nvmath-python documents it too).
             self._workspace = device.alloc(WORKSPACE_BYTES + ALIGNMENT, "the workspace of matrix products")
             undo.pop_all()
 
@@ -85,7 +85,7 @@ class CublasLt:
 
     @contextmanager
     def collect(self) -> Generator[list[tuple[MatrixProduct, int]]]:
-        """Inside the block products are not queued but listed, each with its rows."""
+        """Inside the `with` block, products are listed with their rows instead of queued."""
         self._collected = collected = []
         try:
             yield collected
@@ -93,11 +93,11 @@ class CublasLt:
             self._collected = None
 
     def tune(self, products: Sequence[MatrixProduct], m: int) -> TunedProduct:
-        """Time the algorithms for `m` rows of a shape, keep the fastest in the user's cache, and use it from now on.
+        """Time the algorithms for `m` rows of a shape, store the fastest in the user's cache, and use it from now on.
 
-        `products` are of that shape, with the weights of several layers, so that these are not in the L2 cache when
-        they are read; the bias of the first serves them all. What x, out and residual hold is overwritten, and
-        nothing else may run. Raises DeviceError.
+        `products` have that shape, and the weights of several layers, so that weights are read from memory and not
+        from the L2 cache. All products run with the bias of the first. Their x, out and residual are overwritten, and
+        no other work may run. Raises DeviceError.
         """
         first = products[0]
         assert len({product.shape_key(m) for product in products}) == 1, (
@@ -131,11 +131,11 @@ class CublasLt:
             in_cache=timing.in_cache,
         )
         self._known.keep(tuned)
-        self._prepared.clear()  # one for fewer rows may now be another
+        self._prepared.clear()  # the stored algorithm may serve fewer rows too
         return tuned
 
     def close(self) -> None:
-        """Give back descriptors and workspace; no product may be running."""
+        """Free descriptors and workspace. No product may be running."""
         if not self._handle:
             return
         self._prepared.clear()
@@ -181,7 +181,7 @@ class CublasLt:
         return _PreparedProduct(descriptors, cublaslt.Algorithm.from_buffer_copy(algorithm))
 
     def _cached_algorithm(self, product: MatrixProduct, m: int, descriptors: Descriptors) -> bytes | None:
-        """The algorithm in the user's cache, if there is one and the library accepts it for this very product."""
+        """The algorithm in the user's cache; None when there is none or the library rejects it for this product."""
         tuned = self._known.find(Shape.of(product), m)
         if tuned is None:
             return None

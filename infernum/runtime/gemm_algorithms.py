@@ -1,6 +1,6 @@
-"""The algorithms that were fastest for matrix products on this GPU, kept in the user's cache.
+"""The fastest algorithms of matrix products on a GPU, stored in the user's cache.
 
-One JSON file for each GPU model and version of cuBLASLt: an algorithm means nothing to another version.
+One JSON file for each GPU model and version of cuBLASLt: a version of the library cannot read algorithms of another.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from infernum.runtime.product import MatrixProduct
 log = logging.getLogger(__name__)
 
 ALGORITHM_BYTES = 64
-"""Of a cublasLtMatmulAlgo_t, which may be stored and used again with the same version (cuBLAS documentation)."""
+"""Bytes of a cublasLtMatmulAlgo_t, which may be stored and reused with the same version (cuBLAS documentation)."""
 
 NEARBY_GAIN = 0.05
-"""Share of the time that an algorithm must have saved where it was timed, to be used for fewer rows as well."""
+"""Least share of time that an algorithm saved where it was timed, to be used for fewer rows as well."""
 
 
 class _CacheRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of what the files hold."""
+    """Base of the records in the files."""
 
 
 class Shape(_CacheRecord, frozen=True):
-    """What decides which algorithm is fastest for so many rows. Strides in elements, alignments in bytes."""
+    """A product without its number of rows, as the key of an algorithm. Strides in elements, alignments in bytes."""
 
     n: int
     k: int
@@ -60,7 +60,7 @@ class Shape(_CacheRecord, frozen=True):
 
 
 class AlgorithmFacts(_CacheRecord, frozen=True):
-    """How an algorithm computes, by cuBLASLt's own numbers and names."""
+    """The configuration of an algorithm, in cuBLASLt's own numbers and names."""
 
     id: int
     tile: str
@@ -70,14 +70,15 @@ class AlgorithmFacts(_CacheRecord, frozen=True):
 
 
 class TunedProduct(_CacheRecord, frozen=True):
-    """The algorithm that is used for `m` rows of a shape, and what timing found.
+    """The fastest algorithm for `m` rows of a shape, and its times.
 
     algorithm           the library's own 64 bytes, as hexadecimal digits
-    rank                its place among the heuristic's proposals; 0 is what runs without timing
+    rank                its place among the heuristic's proposals; 0 runs when nothing was timed
     microseconds        median time of one product
-    first_microseconds  the same of the heuristic's first proposal
-    candidates          proposals that were tried
-    rejected            of those: gave another result than the first, not the same twice, or failed
+    first_microseconds  median time with the heuristic's first proposal
+    candidates          number of proposals that were tried
+    rejected            number of candidates that failed, that gave another result than the first proposal, or that
+                        gave two results in two runs
     in_cache            True when there were too few weights to keep them out of the L2 cache between runs
     """
 
@@ -110,7 +111,7 @@ class _AlgorithmFile(_CacheRecord, frozen=True):
 
 @dataclass(frozen=True)
 class KnownAlgorithm:
-    """An entry of the cache: on which GPU it was timed, with which cuBLASLt (130100 is 13.1.0), and what was found."""
+    """An entry of the cache: the GPU, the version of cuBLASLt (130100 is 13.1.0), and the algorithm."""
 
     gpu: str
     library: int
@@ -118,10 +119,10 @@ class KnownAlgorithm:
 
 
 class AlgorithmStore:
-    """The algorithms kept for one GPU and one version of cuBLASLt; read from the file when first asked."""
+    """The stored algorithms of one GPU and one version of cuBLASLt. The file is read at the first look-up."""
 
     def __init__(self, gpu: str, library: int, folder: Path | None = None) -> None:
-        """`folder`: where the files lie; None: in the user's cache."""
+        """`folder` holds the files; None: the user's cache."""
         self._gpu = gpu
         self._library = library
         name = re.sub(r"[^A-Za-z0-9]+", "_", gpu).strip("_")
@@ -129,7 +130,7 @@ class AlgorithmStore:
         self._read: dict[tuple[Shape, int], TunedProduct] | None = None
 
     def find(self, shape: Shape, m: int) -> TunedProduct | None:
-        """What was timed for `m` rows, or else, if it saved much, for the next larger number in the same bucket."""
+        """The algorithm timed for `m` rows, or for the next larger number in the same bucket if it saved enough."""
         known = self._known()
         exact = known.get((shape, m))
         if exact is not None:
@@ -139,7 +140,7 @@ class AlgorithmStore:
         return near if near is not None and near.gain >= NEARBY_GAIN else None
 
     def keep(self, tuned: TunedProduct) -> None:
-        """Add an entry to what other processes have written since. A file that cannot be written is a warning."""
+        """Add an entry to the entries that processes have written. Warns when the file cannot be written."""
         with locked(self.path):
             written = _by_shape(_read(self.path, self._gpu, self._library))
             self._read = known = self._known() | written | {(tuned.shape, tuned.m): tuned}
@@ -156,14 +157,14 @@ class AlgorithmStore:
 
 
 def known_algorithms(folder: Path | None = None) -> list[KnownAlgorithm]:
-    """Everything in the cache, of all GPUs and versions; `folder` as for `AlgorithmStore`."""
+    """All entries of the cache, of all GPUs and versions; `folder` as for `AlgorithmStore`."""
     files = sorted((folder or _folder()).glob("*.json"))
     readable = [decoded for path in files if (decoded := _decoded(path)) is not None]
     return [KnownAlgorithm(file.gpu, file.library, tuned) for file in readable for tuned in file.products]
 
 
 def bucket(m: int) -> int:
-    """The smallest 2ⁱ or 3·2ⁱ that is at least `m`: sizes for which timing once serves those just below."""
+    """The smallest 2ⁱ or 3·2ⁱ that is at least `m`. An algorithm timed for it may serve all `m` of the bucket."""
     power = 1 << (m - 1).bit_length()
     return power * 3 // 4 if m <= power * 3 // 4 else power
 
@@ -183,7 +184,7 @@ def _by_shape(file: _AlgorithmFile | None) -> dict[tuple[Shape, int], TunedProdu
 
 
 def _read(path: Path, gpu: str, library: int) -> _AlgorithmFile | None:
-    """The file, if it is of this GPU and version: names of two GPUs may give one name of a file."""
+    """The content of a file, None when it is for another GPU: the names of two GPUs may give the same file name."""
     file = _decoded(path)
     return file if file is not None and (file.gpu, file.library) == (gpu, library) else None
 

@@ -1,4 +1,4 @@
-"""Which of several algorithms computes a matrix product fastest, found by running them."""
+"""Times the algorithms of a matrix product on the GPU, and picks the fastest."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from infernum.runtime.stream import CudaGraph, Stream
 from infernum.runtime.timing import Stopwatch
 
 MARGIN = 0.02
-"""Share of the time that an algorithm must save to be preferred to the heuristic's first proposal."""
+"""Least share of time that an algorithm must save to replace the heuristic's first proposal."""
 
 PASSED_OVER_BYTES = 128 * 2**20
-"""Weights to read before the same ones are read again: more than twice the L2 cache of an H200."""
+"""Bytes of weights read before the same weights are read again: more than twice the L2 cache of an H200."""
 
 ROUNDS = 7
 _RUNS = (4, 32)  # least and most products in a graph that is timed
@@ -45,12 +45,12 @@ class AlgorithmTimes:
 def time_algorithms(
     device: Device, stream: Stream, products: Sequence[MatrixProduct], m: int, algorithms: int, run: Run
 ) -> AlgorithmTimes:
-    """Time `algorithms` algorithms, the first of which is what runs without timing and is known to be right.
+    """Time `algorithms` algorithms. Algorithm 0 runs when nothing is timed, and its result counts as right.
 
-    `products` are of one shape, each with the weights of another layer, which are read in turn so that they come
-    from memory as they do in a step. What their x, out and residual hold is overwritten. Another algorithm is
-    rejected unless it gives the first one's result, and the same bits twice. Raises DeviceError when the first
-    one fails or the weights hold values that are no numbers.
+    `products` have one shape, and each the weights of another layer. They run in turn, so that weights come from
+    memory as in a step. Their x, out and residual are overwritten. An algorithm is rejected unless its result agrees
+    with that of algorithm 0, and two runs give the same bits. Raises DeviceError when algorithm 0 fails, or gives NaN
+    or infinity.
     """
     weight_bytes = products[0].n * products[0].k * dtypes.dtype(products[0].dtype).bytes
     runs = min(max(-(-PASSED_OVER_BYTES // weight_bytes), _RUNS[0]), _RUNS[1])
@@ -69,7 +69,7 @@ def time_algorithms(
         times: dict[int, list[float]] = {algorithm: [] for algorithm in right}
         for _ in range(ROUNDS):
             for algorithm, graph in graphs.items():
-                graph.launch()  # keeps the GPU busy until what is timed has been queued
+                graph.launch()  # keeps the GPU busy until the timed launch is queued
                 times[algorithm].append(watch.milliseconds(graph.launch))
     medians = {
         algorithm: statistics.median(milliseconds) * 1e3 / runs for algorithm, milliseconds in times.items()
@@ -106,7 +106,7 @@ def _random(rows: int, columns: int, element: dtypes.DType) -> np.ndarray[Any, A
 
 
 class _Compared:
-    """Some rows of a product's result, spread over all of them, by algorithm."""
+    """Compares the results of algorithms on some rows of a product, spread over all rows."""
 
     def __init__(self, stream: Stream, product: MatrixProduct, m: int) -> None:
         self._stream = stream
@@ -117,7 +117,7 @@ class _Compared:
         self._residual = _random(len(self._rows), product.n, self._element)
 
     def agreeing(self, algorithms: int, run: Run) -> list[int]:
-        """The algorithms, without the first, that give its result and always the same. Raises DeviceError."""
+        """The algorithms from 1 on whose result agrees with algorithm 0 and does not vary. Raises DeviceError."""
         first = self._result(0, run)
         if not np.isfinite(first.astype(np.float32)).all():
             raise DeviceError(
@@ -134,7 +134,7 @@ class _Compared:
         return once.tobytes() == again.tobytes() and self._near(once, first)
 
     def _near(self, result: np.ndarray[Any, Any], first: np.ndarray[Any, Any]) -> bool:
-        """True when every element is as near to the first result's as the type's tolerance asks."""
+        """True when every element is within the type's tolerance of the first result."""
         expected = first.astype(np.float32)
         scale = np.abs(expected) + np.sqrt(np.mean(expected**2))
         tolerance = max(self._element.tolerance, _TOLERANCE)

@@ -1,4 +1,4 @@
-"""The arrays of a step on the GPU: what the host uploads, and what a sampler leaves for the next step."""
+"""The input arrays of a step on the GPU: uploaded by the host, or written by the sampler of the step before."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from infernum.runtime.stream import CudaEvent, Stream
 from infernum.step import INPUTS, SEEN, Batch, Sampling, StepInput, check_input
 
 _BYTES = 4
-"""Every array here holds 32-bit integers or floats."""
+"""Bytes of an element: every input is an array of 32-bit integers or floats."""
 
 _PACKED = tuple(item for item in INPUTS if len(item.dims) == 1)
-"""The inputs that are uploaded in one copy, each at its largest size. Those of two dims are uploaded by themselves."""
+"""Inputs of one dim, which are uploaded together in one copy. Each input of two dims has a copy of its own."""
 
 
 @dataclass(frozen=True)
 class _Array:
-    """A small array, part of the one copy that a step uploads."""
+    """Place of an input within the packed upload: offset in bytes, count in elements."""
 
     dtype: DType
     offset: int
@@ -38,7 +38,7 @@ class _Array:
 
 @dataclass(frozen=True)
 class _UploadBuffers:
-    """Pinned memory of one upload, free again once `sent` has passed."""
+    """Pinned memory of one upload. It may be written again once the GPU has passed `sent`."""
 
     packed: PinnedMemory
     page_table: PinnedMemory
@@ -47,10 +47,10 @@ class _UploadBuffers:
 
 
 class Inputs:
-    """Batch arrays at their largest sizes and fixed addresses: a captured graph never needs patching."""
+    """Input arrays at their largest sizes and fixed addresses, so that captured CUDA graphs stay valid."""
 
     def __init__(self, device: Device, stream: Stream, limits: Limits, stack: ExitStack) -> None:
-        """Allocate on `device`; `stack` gives everything back. Raises DeviceError when it does not fit."""
+        """Allocate the arrays on `device`; `stack` frees them. Raises DeviceError when they do not fit."""
         self._stream = stream
         self._limits = limits
         self._arrays, packed_bytes = _pack_arrays(limits)
@@ -79,16 +79,16 @@ class Inputs:
         return _UploadBuffers(packed, page_table, arrays, sent)
 
     def next_tokens(self, turn: int) -> int:
-        """Where the sampler of a step leaves its tokens; steps take turns."""
+        """Address where the sampler of a step writes its tokens; `turn` alternates between steps."""
         return self.addresses[f"next_tokens.{turn}"]
 
     def check(self, specs: Iterable[TensorSpec], block: str) -> None:
-        """Raises BundleError when a block reads an input that no step has, or reads it as another kind of number."""
+        """Raises BundleError when `block` reads an unknown input, or reads an input with another type of element."""
         for spec in specs:
             check_input(spec.name, dtypes.dtype(spec.dtype), block)
 
     def upload(self, batch: Batch, sampling: Sampling | None) -> None:
-        """Queue the copy of a step's arrays to the GPU; the caller may change them once this returns."""
+        """Queue the upload of a step's arrays. The caller may change the arrays as soon as this returns."""
         self._turn = 1 - self._turn
         buffers = self._buffers[self._turn]
         buffers.sent.wait()
@@ -123,7 +123,7 @@ def _put(to: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
 
 
 def _pack_arrays(limits: Limits) -> tuple[dict[str, _Array], int]:
-    """Where each small array lies within the packed upload, and the bytes of the whole."""
+    """The place of each array within the packed upload, and the bytes of the upload."""
     sizes = [_nbytes(item, limits) for item in _PACKED]
     offsets, end = pack(sizes, at=0)
     arrays = {
@@ -134,5 +134,5 @@ def _pack_arrays(limits: Limits) -> tuple[dict[str, _Array], int]:
 
 
 def _nbytes(item: StepInput, limits: Limits) -> int:
-    """Bytes of an input of the largest step."""
+    """Bytes of an input in the largest step."""
     return math.prod(item.shape(asdict(limits))) * _BYTES

@@ -1,4 +1,4 @@
-"""The paged KV cache on the GPU: how many pages fit, and where each layer's are."""
+"""The paged KV cache on the GPU: how many pages fit, and where the pages of each layer lie."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from infernum.runtime.stream import Stream
 
 KV = "kv"
 POISON = 0xFF
-"""Memory that no kernel has written holds this byte: NaN in every float type, -1 in every integer type."""
+"""Byte that fills memory before any kernel writes it: NaN in every float type, −1 in every integer type."""
 
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
 class CachePlan:
-    """Bytes of one page for each stage of the program that keeps a cache, by the stage's index."""
+    """`page_bytes`: bytes of one page of each stage that has a cache, by the index of the stage in the program."""
 
     page_bytes: dict[int, int]
 
     @property
     def total_page_bytes(self) -> int:
-        """Bytes that one more page costs over all layers."""
+        """Bytes of one page over all layers."""
         return sum(self.page_bytes.values())
 
 
 def plan_cache(manifest: Manifest) -> CachePlan:
-    """The caches the program needs. Raises BundleError when variants of a block disagree about theirs."""
+    """The caches that the program needs. Raises BundleError when two variants of a block need different caches."""
     page_bytes: dict[int, int] = {}
     for index, stage in enumerate(manifest.program):
         sizes = {
@@ -70,8 +70,8 @@ def count_pages(
 ) -> int:
     """How many pages to allocate so that at most `utilization` of the GPU's memory is in use afterwards.
 
-    `need_tokens` is the length that one sequence must be able to reach; `max_pages` caps the result. Raises
-    DeviceError when fewer fit than that length needs.
+    `need_tokens` is the length that one sequence must be able to reach; the result is at most `max_pages`. Raises
+    DeviceError when too few pages for that length fit.
     """
     needed = dims.ceildiv(max(need_tokens, 1), page_size)
     cost = plan.total_page_bytes
@@ -106,14 +106,14 @@ class KvCache:
         self._memory: dict[int, DeviceMemory] = {}
 
     def allocate(self, device: Device, stream: Stream) -> None:
-        """Allocate and poison, so that a read of an unwritten position shows. Raises DeviceError."""
+        """Allocate the pages and fill them with `POISON`: a read before a write gives NaN. Raises DeviceError."""
         for stage, page_bytes in self._plan.page_bytes.items():
             memory = device.alloc(page_bytes * self.pages, "the KV cache")
             self._memory[stage] = memory
             stream.fill(memory.address, POISON, memory.nbytes)
 
     def address(self, stage: int) -> int:
-        """Where the cache of stage `stage` of the program begins."""
+        """Address of the first page of the program's stage number `stage`."""
         return self._memory[stage].address
 
     def close(self) -> None:

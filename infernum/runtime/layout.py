@@ -1,4 +1,4 @@
-"""Sizes and offsets of what a step reads and writes, besides weights and KV cache; all pure arithmetic."""
+"""Sizes and offsets of the buffers of a step, besides weights and KV cache; pure arithmetic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALIGNMENT = 256
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest step an executor can be given. `max_pages`: columns of the page table, always the same."""
+    """Sizes of the largest step that an executor accepts. `max_pages` is the number of columns of the page table."""
 
     tokens: int
     seqs: int
@@ -26,7 +26,7 @@ class Limits:
 
 
 def step_limits(manifest: Manifest, max_model_len: int | None) -> Limits:
-    """The limits of a bundle. Raises BundleError when `max_model_len` is more than it was compiled for."""
+    """The limits of a bundle. Raises BundleError when `max_model_len` exceeds the context it was compiled for."""
     context = manifest.model.context
     length = context if max_model_len is None else max_model_len
     if not 1 <= length <= context:
@@ -44,7 +44,7 @@ def step_limits(manifest: Manifest, max_model_len: int | None) -> Limits:
 
 
 def check_arch(bundle: Bundle, gpu_arch: tuple[int, int], gpu_name: str) -> None:
-    """Raises BundleError when cubins of the bundle's architecture do not run on the GPU.
+    """Raises BundleError when the GPU cannot run cubins of the bundle's architecture.
 
     `sm_80` runs on any 8.x from 8.0; `sm_90a` on 9.0 alone (CUDA programming
     guide, binary compatibility and feature sets).
@@ -64,7 +64,7 @@ def check_arch(bundle: Bundle, gpu_arch: tuple[int, int], gpu_name: str) -> None
 
 
 def block_variant(manifest: Manifest, block: str, variant: str) -> BlockVariant:
-    """What steps of class `variant` run of a block. Raises BundleError when the bundle lacks it."""
+    """The compiled variant of `block` that steps of `variant` run. Raises BundleError when the bundle lacks it."""
     compiled = manifest.blocks.get(block, {})
     serving = compiled.get(variant, compiled.get(ANY))
     if serving is None:
@@ -90,25 +90,25 @@ def largest_symbols(variant: VariantSpec, limits: Limits) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """Two sets of buffers for the tensors between stages: even stages write set 0, odd ones set 1.
+    """Two sets of buffers for the tensors between stages: even stages write set 0, odd stages set 1.
 
-    A stage thus never writes a buffer it reads. `offsets[parity][position]` counts from a common start.
+    A stage thus never writes a buffer that it reads. `offsets[parity][position]` counts from a common start.
     """
 
     offsets: tuple[tuple[int, ...], tuple[int, ...]]
     total_bytes: int
 
     def outputs(self, stage: int) -> tuple[int, ...]:
-        """Offsets of what stage `stage` of the program writes, by position."""
+        """Offsets of the tensors that stage number `stage` writes, by position."""
         return self.offsets[stage % 2]
 
     def inputs(self, stage: int) -> tuple[int, ...]:
-        """Offsets of what stage `stage` reads: what the one before wrote."""
+        """Offsets of the tensors that stage number `stage` reads, which the stage before it wrote."""
         return self.offsets[(stage - 1) % 2]
 
 
 def plan_streams(manifest: Manifest, limits: Limits) -> StreamPlan:
-    """Lay out the tensors between stages. Raises BundleError when a stage does not read what was written."""
+    """Lay out the tensors between stages. Raises BundleError when a stage reads other tensors than were written."""
     sizes: tuple[list[int], list[int]] = ([], [])
     for variant in manifest.variants:
         symbols = largest_symbols(variant, limits)
@@ -130,7 +130,7 @@ def plan_streams(manifest: Manifest, limits: Limits) -> StreamPlan:
 
 
 def check_feed(feeder: list[TensorSpec], block: BlockVariant) -> None:
-    """Raises BundleError unless the tensors `feeder` writes are, by position, those that `block` reads."""
+    """Raises BundleError unless `block` reads, by position, the types and shapes of the tensors in `feeder`."""
     written = [(spec.dtype, spec.shape) for spec in feeder]
     read = [(spec.dtype, spec.shape) for spec in block.stream_in]
     if written != read:

@@ -1,4 +1,4 @@
-"""A bundle brought onto a GPU: its weights, memory and kernels, bound into programs ready to be queued."""
+"""Loads a bundle onto a GPU: weights, memory and kernels, bound into programs that are ready to be queued."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ OpenLibrary = Callable[[Device, Stream], ProductLibrary]
 class LoadOptions:
     """How a bundle uses the GPU.
 
-    gpu_memory_utilization  share of the GPU's memory that may be in use once the KV cache is there
-    max_model_len           longest sequence in tokens, which must then fit; None: the model's context
+    gpu_memory_utilization  share of the GPU's memory that may be in use once the KV cache is allocated
+    max_model_len           longest sequence in tokens, which must fit the KV cache; None: the model's context
     max_pages_total         most KV cache pages to allocate; None: as many as fit
     seed                    of the random weights that are used when there is no checkpoint
     """
@@ -53,10 +53,13 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class LoadedBundle:
-    """Everything that steps need. `programs` is keyed by variant, `samplers` by variant, sampler and turn.
+    """Everything that steps need.
 
-    `weights` and `logits` are addresses on the GPU.
-    `products` is None when no step has a matrix product.
+    programs  by variant
+    samplers  by variant, sampler and turn (`TokenRing.next_turn`)
+    products  the matrix product library; None when no step has a product
+    weights   address of the weights on the GPU
+    logits    address of the logits of a step
     """
 
     limits: Limits
@@ -81,9 +84,9 @@ def load_bundle(
     stack: ExitStack,
     progress: Progress | None = None,
 ) -> LoadedBundle:
-    """Bring `bundle` onto `device`; `stack` gives everything back. Returns once the weights are in place.
+    """Load `bundle` onto `device`; `stack` frees everything. Returns once the weights are on the GPU.
 
-    Raises BundleError, CheckpointError or DeviceError, saying what does not fit with what.
+    Raises BundleError, CheckpointError or DeviceError, which name the two parts that do not fit together.
     """
     manifest = bundle.manifest
     check_arch(bundle, device.facts.arch, device.facts.name)
@@ -170,7 +173,7 @@ def _check_logits(manifest: Manifest) -> None:
 
 
 class _Loader:
-    """Allocates and fills what a bundle needs; everything is given back by one stack."""
+    """Allocates and fills the memory of a bundle; one stack frees it all."""
 
     def __init__(self, bundle: Bundle, device: Device, stream: Stream, stack: ExitStack) -> None:
         self._bundle = bundle
@@ -189,7 +192,7 @@ class _Loader:
         return memory
 
     def poisoned(self, nbytes: int, what: str) -> DeviceMemory:
-        """Memory full of NaN, so that a kernel that reads what was not written shows."""
+        """Memory full of NaN, so that a read of an unwritten element gives NaN."""
         memory = self._device.alloc(nbytes, what)
         self._stack.callback(memory.free)
         self._stream.fill(memory.address, POISON, max(nbytes, 1))
@@ -206,7 +209,7 @@ class _Loader:
         return loaded
 
     def products(self, open_library: OpenLibrary) -> ProductLibrary | None:
-        """The matrix product library, opened only when some step needs it."""
+        """The matrix product library; None when no step has a product."""
         if not any(isinstance(step, Gemm) for v in _variants(self._bundle.manifest) for step in v.steps):
             return None
         library = open_library(self._device, self._stream)
@@ -216,7 +219,7 @@ class _Loader:
 
 @dataclass(frozen=True)
 class _AddressBinder:
-    """Knows where every tensor of every stage lies."""
+    """Binds the stages of a program to the addresses of their tensors."""
 
     manifest: Manifest
     weight_plan: WeightPlan
@@ -245,9 +248,10 @@ class _AddressBinder:
         return bound
 
     def sampler(self, block: BlockVariant, turn: int, bound: BoundProgram) -> BoundProgram:
-        """One sampler, bound into `bound`: it reads logits and writes batch arrays, the tokens where `turn` says.
+        """One sampler, bound into `bound`. It reads logits, and writes the sampled tokens and input arrays.
 
-        Its first output is the sampled tokens, whatever it is called; others are batch arrays by name.
+        The first output is the sampled tokens, written to the token buffer of `turn`; the other outputs are input
+        arrays, by name.
         """
         if not block.stream_out:
             raise BundleError(f"{block.block}.{block.variant}: a sampler must give a token for each row")

@@ -1,4 +1,4 @@
-"""Compiled kernels on the GPU: a cubin loaded as a module, and the kernels found in it."""
+"""Compiled kernels on the GPU: a cubin loaded as a module, and the handles of its kernels."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class Module:
             handle = self._kernels[name] = checked(
                 self._api.cuModuleGetFunction(self._handle, name.encode()), f"{self.where}: kernel {name}"
             )
-        # An SM divides its memory into L1 and shared memory anew only when it is empty: where all kernels ask for the
-        # same division, one may start beside another.
+        # An SM changes its split into L1 and shared memory only while it is idle. With the same split for all kernels,
+        # a kernel can start on an SM where another still runs.
         self._set(name, "PREFERRED_SHARED_MEMORY_CARVEOUT", 100)
         if shared_bytes > self._gpu.shared_optin:
             raise BundleError(
                 f"{self.where}: kernel {name} needs {shared_bytes} bytes of shared memory a block,"
                 f" {self._gpu.name} has {self._gpu.shared_optin}; run `infernum compile … --arch native`"
             )
-        # Without asking, static and dynamic may have 48 KiB together.
+        # Without this attribute a block may use at most 48 KiB of static and dynamic shared memory together.
         self._set(name, "MAX_DYNAMIC_SHARED_SIZE_BYTES", shared_bytes)
         return handle
 
     def _set(self, name: str, attribute: str, value: int) -> None:
-        """Raise an attribute of a kernel to `value`, unless it has that much: launches of all layers share a kernel."""
+        """Raise an attribute of a kernel to `value`, never lower it: the launches of all layers share the kernel."""
         if value <= self._set_already.get((name, attribute), 0):
             return
         which = getattr(self._api.CUfunction_attribute, f"CU_FUNC_ATTRIBUTE_{attribute}")

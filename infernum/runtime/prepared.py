@@ -1,4 +1,4 @@
-"""A step that is queued or captured piece by piece, to be measured; steps that serve requests never come here."""
+"""A step whose kernels can be queued or captured one by one, for measurements; serving does not use it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from infernum.step import Batch, Sampling
 
 
 class PreparedStep:
-    """One step: the model's program and then a sampler. `places` tells where each of its kernels comes from."""
+    """One step: the program of the model, then a sampler. `places` has the block, layer and index of each kernel."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class PreparedStep:
         context_pages: int,
         ring: TokenRing,
     ) -> None:
-        """Made by `CudaExecutor.prepare`; uploads the batch."""
+        """Called by `CudaExecutor.prepare`; uploads the batch."""
         self.device = device
         self.stream = stream
         self._loaded = loaded
@@ -45,7 +45,7 @@ class PreparedStep:
         return self._loaded.symbols.values()
 
     def upload(self, batch: Batch) -> None:
-        """Queue the copy of a batch of the same sizes: a sampler has changed what the last one held."""
+        """Queue the upload of a batch of the same sizes. Each step needs it, since samplers overwrite inputs."""
         assert (batch.tokens, batch.seqs, batch.rows) == self._sizes, (
             "a step is prepared for one size of batch"
         )
@@ -53,13 +53,13 @@ class PreparedStep:
         self._loaded.inputs.upload(batch, self._sampling)
 
     def queued(self) -> list[int]:
-        """The numbers of the kernels that this step launches: those whose grid has blocks."""
+        """The numbers of the kernels that this step launches. Kernels with an empty grid are left out."""
         self._loaded.symbols.set(*self._sizes, self._context_pages)
         first = len(self._model.places)
         return [*self._model.queued(), *(first + number for number in self._sampler.queued())]
 
     def queue(self, only: Sequence[int] | None = None) -> None:
-        """Queue the whole step, or just the kernels of these numbers, in this order."""
+        """Queue all kernels of the step, or the kernels of the numbers in `only`, in that order."""
         self.device.activate()
         self._loaded.symbols.set(*self._sizes, self._context_pages)
         if only is None:
@@ -71,19 +71,19 @@ class PreparedStep:
             (self._sampler if program else self._model).queue(numbers)
 
     def capture(self, only: Sequence[int]) -> CudaGraph:
-        """These kernels as a graph; each must have run before, which loads it and chooses its algorithm."""
+        """Capture these kernels as a CUDA graph. Each must have run once, which loads it and picks algorithms."""
         with self.stream.capture() as capture:
             self.queue(only)
         assert capture.graph is not None, "a capture that ended well has a graph"
         return capture.graph
 
     def sampled(self) -> SampledTokens:
-        """Queue the copy of the sampled tokens to the host; they must be asked for before more is queued."""
+        """Queue the copy of the sampled tokens to the host. Read them before the next step is queued."""
         return self._ring.fetch(self._loaded.inputs.next_tokens(0), self._sizes[2])
 
 
 def _runs(only: Sequence[int], first: int) -> list[tuple[bool, list[int]]]:
-    """Numbers over model and sampler together, as runs within one of them, each counted from its own beginning."""
+    """Split numbers over the whole step into runs of one program: (whether the sampler, numbers within the program)."""
     runs: list[tuple[bool, list[int]]] = []
     for number in only:
         of_sampler = number >= first

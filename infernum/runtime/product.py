@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ALIGNMENT = 256
-"""Bytes; a larger alignment of an operand lets no algorithm do more."""
+"""Largest alignment in bytes that is distinguished: no algorithm needs more."""
 
 
 @dataclass(frozen=True)
 class MatrixProduct:
-    """A matrix product whose addresses are known; strides are elements from row to row, 0 an absent operand.
+    """A matrix product of operands at known addresses; an address of 0 means that the operand is absent.
 
-    out[m, n] = x[m, k] · weight[n, k]ᵀ (+ bias[n]) (+ residual[m, n]); m is given when it runs.
+    out[m, n] = x[m, k] · weight[n, k]ᵀ (+ bias[n]) (+ residual[m, n]), where m is an argument of the launch.
+    Strides count elements from row to row.
     """
 
     name: str
@@ -32,13 +33,13 @@ class MatrixProduct:
 
     @property
     def alignments(self) -> tuple[int, int, int, int]:
-        """Of weight, x, residual (or out) and out: the largest power of two, up to 256, that divides each."""
+        """Alignments in bytes, at most 256, of the addresses of weight, x, residual (or else out) and out."""
         addresses = (self.weight, self.x, self.residual or self.out, self.out)
         weight, x, residual, out = (min(ALIGNMENT, address & -address) for address in addresses)
         return weight, x, residual, out
 
     def shape_key(self, m: int) -> tuple[object, ...]:
-        """What decides the choice of an algorithm; of the addresses only the alignment counts."""
+        """The key under which an algorithm is chosen: sizes, strides, types, and the alignment of the addresses."""
         strides = (self.x_stride, self.out_stride, self.residual_stride)
         return (
             m,

@@ -1,4 +1,4 @@
-"""A memory of bounded size, in which what was used longest ago makes room."""
+"""A mapping of bounded size that evicts the least recently used value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 
 
 class Recent(Generic[Key, Value]):
-    """The `most` values used last, by key. `drop` gives back what a value holds once it has to go."""
+    """At most `most` values by key. `drop` is called with each evicted value, to free what the value holds."""
 
     def __init__(self, most: int, drop: Callable[[Value], None]) -> None:
         self._most = most
@@ -19,14 +19,14 @@ class Recent(Generic[Key, Value]):
         self._values: OrderedDict[Key, Value] = OrderedDict()
 
     def get(self, key: Key) -> Value | None:
-        """The value of a key, which is now the one used last; None when there is none."""
+        """The value of a key, or None; the value becomes the most recently used."""
         value = self._values.get(key)
         if value is not None:
             self._values.move_to_end(key)
         return value
 
     def put(self, key: Key, value: Value) -> None:
-        """Add a value. Its key must be new."""
+        """Add a value under a new key, and evict the least recently used value when the mapping is full."""
         assert key not in self._values, f"{key} has a value already"
         if len(self._values) >= self._most:
             self._drop(self._values.popitem(last=False)[1])

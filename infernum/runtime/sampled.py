@@ -1,4 +1,4 @@
-"""Sampled tokens on their way from the GPU to the host."""
+"""Sampled tokens, copied from the GPU to the host while the next steps run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from infernum.runtime.stream import CudaEvent, Stream
 from infernum.step import Int32
 
 BUFFERS = 8
-"""Steps whose tokens may be on their way at once."""
+"""Number of buffers on the host, and so of steps whose tokens may be unread at the same time."""
 
 TURNS = 2
-"""Places for sampled tokens on the GPU, which steps take in turn: one is written while the other is copied."""
+"""Number of token buffers on the GPU. Steps use them in turn: a step writes one while the other is copied."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class _TokenBuffer:
 
 
 class TokenRing:
-    """A ring of pinned rows, each filled by an asynchronous copy after a step.
+    """A ring of pinned buffers, each filled by an asynchronous copy after a step.
 
-    Copies go by a stream of their own, so that the next step need not wait for one.
+    Copies have a stream of their own, so that the next step need not wait for them.
     """
 
     def __init__(self, device: Device, stream: Stream, max_rows: int, stack: ExitStack) -> None:
-        """Allocate for steps of up to `max_rows` rows; `stack` gives everything back."""
+        """Allocate buffers for steps of up to `max_rows` rows; `stack` frees them."""
         self._device = device
         self._stream = stream
         self.step = 0
@@ -55,15 +55,19 @@ class TokenRing:
         stack.callback(self._copies.synchronize)
 
     def next_turn(self) -> int:
-        """The place on the GPU that the next step may write its tokens to, once what it held has been copied."""
+        """The token buffer on the GPU that the next step may write.
+
+        Step n may overwrite its token buffer only after the copy of step n − 2, which used the same buffer, has
+        finished.
+        """
         if self.step >= TURNS:
             self._buffers[(self.step - TURNS) % BUFFERS].arrived.wait()
         return self.step % TURNS
 
     def fetch(self, source: int, rows: int, owner: object = None) -> SampledTokens:
-        """Queue the copy of `rows` tokens at `source` on the GPU, behind all that the stream has been given.
+        """Queue the copy of `rows` tokens at `source` on the GPU, behind all work queued on the stream so far.
 
-        `owner` gives this ring back when it is dropped, and so lives as long as the tokens may be asked for.
+        The tokens hold a reference to `owner`, so that the ring is not freed before they are read.
         """
         buffer = self._buffers[self.step % BUFFERS]
         self._stream.record(buffer.sampled)
@@ -75,7 +79,7 @@ class TokenRing:
         return SampledTokens(self, self.step - 1, rows, owner)
 
     def read(self, step: int, rows: int) -> Int32:
-        """The tokens of step number `step`, once they have arrived."""
+        """The tokens of step number `step`; waits for their copy."""
         assert self.step - step <= BUFFERS, (
             f"the tokens of a step must be read before {BUFFERS} more steps are started"
         )
@@ -86,7 +90,7 @@ class TokenRing:
 
 
 class SampledTokens:
-    """Tokens of a step that may still be running; must be asked for before `BUFFERS` more steps are started."""
+    """Tokens of a step that may still be running. Read them before `BUFFERS` more steps are launched."""
 
     def __init__(self, ring: TokenRing, step: int, rows: int, owner: object) -> None:
         self._ring = ring

@@ -13,18 +13,18 @@ _NOT_READY = 600  # CUresult
 
 
 class CudaEvent:
-    """A mark in a stream that the host can wait for."""
+    """A mark in a stream. The host, or another stream, can wait until the GPU has passed the mark."""
 
     def __init__(self, api: Any, handle: Any) -> None:
         self._api = api
         self.handle: Any = handle
 
     def wait(self) -> None:
-        """Block the host until the GPU has passed the mark; returns at once when it was never recorded."""
+        """Block the host until the GPU has passed the mark. A mark that was never recorded counts as passed."""
         checked(self._api.cuEventSynchronize(self.handle), "waiting for the GPU")
 
     def passed(self) -> bool:
-        """True when the GPU has passed the mark, without waiting for it."""
+        """True when the GPU has passed the mark; does not wait."""
         result = self._api.cuEventQuery(self.handle)
         if int(result[0]) == _NOT_READY:
             return False
@@ -32,7 +32,7 @@ class CudaEvent:
         return True
 
     def milliseconds_since(self, earlier: CudaEvent) -> float:
-        """Time between two recorded marks, both made with `timing` and both passed."""
+        """Time between two marks. Both events were created with `timing`, and the GPU has passed both."""
         return checked(self._api.cuEventElapsedTime(earlier.handle, self.handle), "reading a timer")
 
     def close(self) -> None:
@@ -44,9 +44,8 @@ class CudaEvent:
 class LaunchConfig:
     """Grid, block and dynamic shared memory of a launch on one stream; the grid may change between launches.
 
-    `clustered`: neighbouring blocks along z form clusters, whose size is given with the grid.
-
-    `empty` is True while the grid has no blocks: such a launch is skipped, since CUDA refuses it.
+    clustered  neighbouring blocks along z form clusters, whose size is set with the grid
+    empty      True while the grid has no blocks. Such a launch must be skipped, since CUDA rejects it
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class LaunchConfig:
             self._set_attributes()
 
     def _set_attributes(self) -> None:
-        """The list is copied as it is given, and so must be given again when one of it changes."""
+        """Pass the attributes to the bindings, which copy them: needed again after every change of an attribute."""
         self.raw.attrs = self._attributes
         self.raw.numAttrs = len(self._attributes)
 
@@ -112,7 +111,7 @@ class CudaGraph:
             raise
 
     def launch(self) -> None:
-        """Queue the whole graph on the stream it was captured from."""
+        """Queue the whole graph on the stream from which it was captured."""
         result = self._api.cuGraphLaunch(self._exec, self._stream)
         if result[0] != 0:
             checked(result, "launching a CUDA graph")
@@ -137,11 +136,11 @@ class Stream:
         self.handle: Any = handle
 
     def upload(self, to: int, host: int, nbytes: int) -> None:
-        """Copy from host to GPU. Pinned host memory must not change until the copy is done."""
+        """Queue a copy from host to GPU. Pinned host memory must not change until the copy is done."""
         checked(self._api.cuMemcpyHtoDAsync(to, host, nbytes, self.handle), "copying to the GPU")
 
     def upload_rows(self, to: int, to_pitch: int, host: int, host_pitch: int, width: int, rows: int) -> None:
-        """Copy `rows` rows of `width` bytes to the GPU; pitches are the bytes from row to row."""
+        """Queue a copy of `rows` rows of `width` bytes to the GPU. A pitch is the distance of two rows in bytes."""
         copy = self._api.CUDA_MEMCPY2D()
         kinds = self._api.CUmemorytype
         copy.srcMemoryType, copy.srcHost, copy.srcPitch = kinds.CU_MEMORYTYPE_HOST, host, host_pitch
@@ -150,40 +149,40 @@ class Stream:
         checked(self._api.cuMemcpy2DAsync(copy, self.handle), "copying rows to the GPU")
 
     def download(self, host: int, source: int, nbytes: int) -> None:
-        """Copy from GPU to host."""
+        """Queue a copy from GPU to host."""
         checked(self._api.cuMemcpyDtoHAsync(host, source, nbytes, self.handle), "copying from the GPU")
 
     def copy(self, to: int, source: int, nbytes: int) -> None:
-        """Copy within the GPU."""
+        """Queue a copy within GPU memory."""
         checked(self._api.cuMemcpyDtoDAsync(to, source, nbytes, self.handle), "copying on the GPU")
 
     def fill(self, to: int, byte: int, nbytes: int) -> None:
-        """Set every byte of a stretch of GPU memory."""
+        """Queue setting `nbytes` bytes of GPU memory to `byte`."""
         checked(self._api.cuMemsetD8Async(to, byte, nbytes, self.handle), "filling GPU memory")
 
     def record(self, event: CudaEvent) -> None:
-        """Mark this point of the stream."""
+        """Queue the mark `event`."""
         checked(self._api.cuEventRecord(event.handle, self.handle), "recording an event")
 
     def wait(self, event: CudaEvent) -> None:
-        """Let what is queued from now on begin only when the GPU has passed a mark of another stream."""
+        """Hold back work queued from now on until the GPU has passed a mark of another stream."""
         checked(self._api.cuStreamWaitEvent(self.handle, event.handle, 0), "making a stream wait")
 
     def launch_config(
         self, block: tuple[int, int, int], shared_bytes: int, programmatic: bool, clustered: bool = False
     ) -> LaunchConfig:
-        """The geometry of launches on this stream. `programmatic`: kernels wait by themselves."""
+        """A launch configuration for this stream. `programmatic`: a kernel may start before its predecessor ends."""
         return LaunchConfig(self._api, self.handle, block, shared_bytes, programmatic, clustered)
 
     def launch(self, config: LaunchConfig, kernel: Any, params: int) -> None:
-        """Queue a kernel. `params`: address of an array of pointers to its arguments, read in this call."""
+        """Queue a kernel. `params` is the address of an array of pointers to its arguments, copied by this call."""
         result = self._api.cuLaunchKernelEx(config.raw, kernel, params, 0)
         if result[0] != 0:
             checked(result, "launching a kernel")
 
     @contextmanager
     def capture(self) -> Generator[Capture]:
-        """Collect what is queued inside the block into a graph, instead of running it."""
+        """Capture the work queued inside the `with` block as a CUDA graph, instead of running the work."""
         mode = self._api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         checked(self._api.cuStreamBeginCapture(self.handle, mode), "starting a CUDA graph")
         capture = Capture()
@@ -198,7 +197,7 @@ class Stream:
         capture.graph = CudaGraph(self._api, captured, self.handle)
 
     def synchronize(self) -> None:
-        """Wait until everything queued so far is done."""
+        """Wait until all work queued so far is done."""
         checked(self._api.cuStreamSynchronize(self.handle), "waiting for the GPU")
 
     def close(self) -> None:

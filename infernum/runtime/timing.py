@@ -20,8 +20,8 @@ def median_ms(
 ) -> float:
     """Median milliseconds that the work queued by `call` takes on `stream`, over `runs` runs after `warmup`.
 
-    The time the host takes to queue the work counts when it is the longer one; queue a captured graph to
-    leave it out.
+    The result is the host's time to queue the work where that is longer than the GPU's. Queue a captured graph to
+    measure the GPU alone.
     """
     for _ in range(warmup):
         call()
@@ -30,14 +30,14 @@ def median_ms(
 
 
 class Stopwatch:
-    """Two events on a stream, and between them the work that is timed."""
+    """Times work on a stream with an event before it and an event behind it."""
 
     def __init__(self, device: Device, stream: Stream) -> None:
         self._stream = stream
         self._start, self._end = device.event(timing=True), device.event(timing=True)
 
     def milliseconds(self, work: Callable[[], None]) -> float:
-        """What the work queued by `work` takes on the GPU; waits for it."""
+        """Milliseconds that the work queued by `work` takes on the GPU; waits until the work is done."""
         self._stream.record(self._start)
         work()
         self._stream.record(self._end)
@@ -55,13 +55,13 @@ class Stopwatch:
 
 
 class HeadStart:
-    """Keeps the GPU busy, by filling memory that nobody reads, while the host queues what is to be timed.
+    """Keeps the GPU busy with fills of unused memory while the host queues the work that will be timed.
 
-    Without it the GPU waits for the host between short kernels, and that wait would count as theirs.
+    Without the fills the GPU would wait for the host between short kernels, and the wait would count as kernel time.
     """
 
     def __init__(self, device: Device, stream: Stream) -> None:
-        """Takes up to HEAD_START_BYTES of GPU memory. Raises DeviceError when there is none left."""
+        """Allocate up to HEAD_START_BYTES of GPU memory. Raises DeviceError when no memory is free."""
         self._stream = stream
         self._memory = device.alloc(
             min(HEAD_START_BYTES, device.memory()[0] // 4), "time for the host to queue"
@@ -71,7 +71,7 @@ class HeadStart:
         self._fill_seconds = max(min(times) * 1e-3, 1e-6)
 
     def queue(self, seconds: float) -> None:
-        """Queue work of at least so long, as far as MAX_FILLS fills go."""
+        """Queue fills that take at least `seconds`, but no more than MAX_FILLS of them."""
         for _ in range(min(math.ceil(seconds / self._fill_seconds), MAX_FILLS)):
             self._fill()
 

@@ -1,7 +1,7 @@
 """Fills the weights of a bundle on the GPU, from a checkpoint or with random numbers.
 
-A checkpoint is never whole in host memory: pieces of its memory-mapped tensors pass through two pinned chunks, one
-being filled while the other is on its way to the GPU.
+The checkpoint is read in pieces of its memory-mapped tensors. They pass through two pinned chunks: the host fills one
+while the other is copied to the GPU.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def fill_weights(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Fill every planned weight at `base` on the GPU, cast to its dtype. Returns when all are there.
+    """Fill every weight of the plan at `base` on the GPU, cast to its dtype. Returns when all copies are done.
 
-    Without a checkpoint the weights are those of `infernum.weights.dummy`: what is a run of a tensor is copied from
-    pools on the GPU, and anything else is put together on the host. Raises CheckpointError before anything is copied
+    Without a checkpoint the weights are the random weights of `infernum.weights.dummy`: a run of one tensor is copied
+    from pools on the GPU, any other recipe is computed on the host. Raises CheckpointError, before the first copy,
     when a tensor is missing or misshapen.
     """
     chosen, tensors = settle(plan, source, seed)
@@ -64,7 +64,7 @@ def fill_weights(
 
 
 class Staging:
-    """Two pinned chunks through which tensors reach the GPU; one is filled while the other travels."""
+    """Two pinned chunks through which tensors reach the GPU; one is filled while the other is copied."""
 
     def __init__(self, device: Device, stream: Stream, stack: ExitStack) -> None:
         self._stream = stream
@@ -79,7 +79,7 @@ class Staging:
         stack.callback(stream.synchronize)
 
     def send(self, values: Array, dtype: DType, to: int) -> None:
-        """Queue the copy of flat `values`, cast to `dtype`, to the GPU; they may change once this returns."""
+        """Queue the copy of flat `values`, cast to `dtype`, to the GPU. `values` may change once this returns."""
         at_once = CHUNK_BYTES // dtype.bytes
         for start in range(0, values.size, at_once):
             part = values[start : start + at_once]
@@ -102,7 +102,7 @@ def cast_into(out: Array, values: Array) -> None:
 
 
 def placed_sections(weight: StoredWeight, ranks: int = 1) -> Iterator[tuple[Recipe, int]]:
-    """What lies one after the other in a weight, and the offset in bytes of each from the start of all weights."""
+    """The consecutive sections of a weight, each with its offset in bytes from the start of all weights."""
     offset = weight.offset
     for section in sections(weight.recipe):
         yield section, offset
@@ -110,7 +110,7 @@ def placed_sections(weight: StoredWeight, ranks: int = 1) -> Iterator[tuple[Reci
 
 
 class _Pools:
-    """The pools of random numbers on the GPU, each made when it is first asked for."""
+    """The pools of random numbers on the GPU, each uploaded when it is first used."""
 
     def __init__(self, device: Device, stream: Stream, staging: Staging, seed: int, stack: ExitStack) -> None:
         self._device, self._stream, self._staging = device, stream, staging
@@ -118,7 +118,7 @@ class _Pools:
         self._addresses: dict[tuple[str, bool], int] = {}
 
     def copy(self, section: Recipe, rank: Rank, dtype: DType, to: int) -> bool:
-        """Queue the copy of a section that is a run of a tensor stored in `dtype`; False for any other."""
+        """Queue the copy of a section that is a run of one tensor stored in `dtype`; False for other sections."""
         run = run_of(section, rank)
         if run is None:
             return False
