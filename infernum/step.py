@@ -1,8 +1,8 @@
-"""The inputs of a step: one table of them, their arrays, and what an executor promises to do with these.
+"""The inputs of a step: the table of all inputs, the arrays of a step, and the protocol of executors.
 
-Whatever lists the inputs of a step goes through `INPUTS`: what a block may read, what is uploaded to the GPU, what the
-NumPy executor reads, and what `verify` draws. Both executors, CUDA (`infernum.runtime`) and NumPy (`infernum.cpu`),
-speak the protocol `Executor`.
+`INPUTS` is the only list of the inputs of a step. From it follow the inputs that a block may read, the upload to the
+GPU, the arrays of the NumPy executor, and the values that `verify` draws. Both executors, CUDA (`infernum.runtime`)
+and NumPy (`infernum.cpu`), implement the protocol `Executor`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class StepInput:
     """An array of 32-bit numbers that changes from step to step.
 
     dims       symbols and formulas over them; besides the symbols of `infernum.dims`, `vocab` is the vocabulary's size
-    default    value of all elements where nobody chooses one; None: every step chooses them
-    updated    True where a sampler overwrites it in place, as the input of the next step
-    ahead      True where kernels may read it before they wait for the one before; whatever writes it on the GPU
-               lets no kernel start before it has ended
+    default    value of all elements in a step that does not set the input; None: every step sets it
+    updated    True when a sampler overwrites the input in place, for the next step
+    ahead      True when a kernel may read the input before the kernel in front of it has ended; a kernel that writes
+               the input lets no other start before its own end
     """
 
     name: str
@@ -54,7 +54,7 @@ class StepInput:
 
 
 NO_TOKEN = -2
-"""The sampled token of a row whose largest logit is not finite. Memory that no kernel has written holds −1."""
+"""The sampled token of a row whose largest logit is not finite. (−1 is the content of unwritten memory.)"""
 
 BATCH_INPUTS = (
     StepInput("token_ids", I32, ("tokens",), updated=True),
@@ -64,16 +64,16 @@ BATCH_INPUTS = (
     StepInput("page_table", I32, ("seqs", "max_pages"), ahead=True),
     StepInput("output_rows", I32, ("rows",)),
 )
-"""The inputs that a `Batch` fills; a `Sampling` fills the others."""
+"""The inputs that a `Batch` fills. A `Sampling` fills the others."""
 
 PARAMETER_INPUTS = tuple(
     StepInput(parameter.name, I32 if parameter.kind is int else F32, ("rows",), default=parameter.off)
     for parameter in PARAMETERS
 )
-"""An input for each of the sampling parameters."""
+"""One input for each sampling parameter."""
 
 SEEN = StepInput("seen", I32, ("rows", "ceildiv(vocab, 32)"), default=0, updated=True)
-"""A set of tokens for each row, a bit for each token. The only input whose shape depends on the model."""
+"""The bit set of the tokens in each row's context. The only input whose shape depends on the model."""
 
 INPUTS = (*BATCH_INPUTS, *PARAMETER_INPUTS, SEEN)
 """Every input of a step."""
@@ -82,7 +82,7 @@ _BY_NAME = {item.name: item for item in INPUTS}
 
 
 def check_input(name: str, dtype: DType, block: str) -> None:
-    """Raises BundleError when `block` reads an input that no step has, or reads it as another kind of number."""
+    """Raises BundleError when `block` reads an unknown input, or reads an input with another type of element."""
     item = _BY_NAME.get(name)
     if item is None:
         raise BundleError(f"{block}: no batch array {name!r}; this runtime has {sorted(_BY_NAME)}")
@@ -98,8 +98,8 @@ class Batch:
     positions    [tokens]            position of each within its sequence, from 0
     sequence     [tokens]            row of `page_table` that each belongs to
     query_start  [seqs + 1]          sequence s owns tokens query_start[s] … query_start[s+1] − 1
-    page_table   [seqs, max_pages]   KV cache page that holds positions 64·j … 64·j+63 of sequence s; −1: none
-    output_rows  [rows]              tokens whose logits are wanted, ascending
+    page_table   [seqs, max_pages]   KV cache page of positions 64·j … 64·j+63 of sequence s in column j; −1: none
+    output_rows  [rows]              tokens whose logits the step computes, ascending
     """
 
     token_ids: Int32
@@ -123,7 +123,7 @@ class Batch:
 
     @property
     def longest(self) -> int:
-        """Positions of the longest sequence, after the step."""
+        """Number of positions of the longest sequence after the step."""
         return int(self.positions.max(initial=-1)) + 1
 
     def arrays(self) -> dict[str, Array]:
@@ -133,9 +133,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How each row of logits becomes a token.
+    """The sampling of each row of logits.
 
-    parameters  of every sampling parameter an array [rows], float32 or int32
+    parameters  an array [rows], float32 or int32, for each sampling parameter
     seen        int32 [rows, ceil(vocab / 32)], bit t % 32 of word t // 32: token t is in the row's context.
                 None when no row has a repetition penalty
     """
@@ -149,7 +149,7 @@ class Sampling:
 
     @classmethod
     def of(cls, rows: Iterable[tuple[SamplingParams, int]], seen: Int32 | None = None) -> Sampling:
-        """A row for each of `rows`: its parameters, and its seed, which replaces the one in the parameters."""
+        """The sampling of rows with these parameters and seeds. The seed of the parameters is not used."""
         chosen = list(rows)
         parameters: dict[str, Array] = {
             item.name: np.array([getattr(params, item.name) for params, _ in chosen], item.dtype.numpy)
@@ -166,7 +166,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """True when every row just takes its most likely token."""
+        """True when every row takes its most likely token."""
         return all(bool(np.all(self.parameters[name] == value)) for name, value in GREEDY.items())
 
 
@@ -207,13 +207,13 @@ class Executor(Protocol):
         ...
 
     def advance(self) -> Pending:
-        """Run the next step of the last batch, which must have had one token and one row for each sequence.
+        """Run the next step of the last batch, which must have one token and one row for each sequence.
 
-        Each sequence's input is the token it has just sampled, at the next position; nothing crosses the host. After
-        a `run` or `advance` that raised, the next step is a `run`.
+        The input of each sequence is the token that it sampled last, at the next position; nothing is uploaded. After
+        a `run` or `advance` that raised, the next step must be a `run`.
         """
         ...
 
     def close(self) -> None:
-        """Give back device memory; the executor cannot be used afterwards."""
+        """Free device memory; the executor cannot be used afterwards."""
         ...

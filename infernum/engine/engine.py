@@ -1,4 +1,4 @@
-"""The engine: takes prompts, keeps the executor busy, and hands out tokens and text as they come."""
+"""The engine: serves prompts over one executor, and returns tokens and text as they are generated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from infernum.step import NO_TOKEN, Executor, Float32, Int32, Pending
 
 @dataclass(frozen=True)
 class Flight:
-    """A step that has been launched and whose tokens have not been read."""
+    """A launched step whose tokens the host has not read."""
 
     plan: StepPlan
     pending: Pending
@@ -32,12 +32,14 @@ class Flight:
 
 @dataclass
 class Engine:
-    """Serves any number of sequences over one executor.
+    """Serves any number of sequences over one executor. Not for use by several threads at the same time.
 
-    `end_tokens` are the tokens any of which ends a sequence. Without a tokenizer it works on token ids alone.
-    `max_model_len` is the executor's, where it was opened for sequences shorter than the model's context.
-    `add` and `step` are for servers; `stream` and `generate` for everyone else. Not for several threads at the
-    same time. `closed` is True once `close` was called; what would need the executor raises RequestError then.
+    end_tokens     tokens that end a sequence
+    tokenizer      None: events and completions have tokens but no text
+    max_model_len  longest sequence, where the executor was opened for less than the model's context
+    closed         True once `close` was called; methods that need the executor then raise RequestError
+
+    Servers call `add` and `step`; other callers use `stream` or `generate`.
     """
 
     executor: Executor
@@ -64,7 +66,7 @@ class Engine:
         self._mark = 0.0
 
     def close(self) -> None:
-        """Close the executor. Streams that are open end with RequestError when they are asked for more."""
+        """Close the executor. An open stream raises RequestError at its next event."""
         if not self.closed:
             self.closed = True
             self.executor.close()
@@ -76,23 +78,23 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """True while `step` has something to do."""
+        """True while `step` has work or events left."""
         return (
             self._scheduler.busy or self._in_flight is not None or bool(self._pending_events or self._failed)
         )
 
     def step(self) -> list[Event]:
-        """Launch the next step, and hand out the tokens of the one before.
+        """Launch the next step, and return the events of the step before it.
 
-        As long as the same sequences go on decoding, the device feeds itself: the next step is launched
-        before the tokens of the last are read. A sequence that turns out to have ended has then taken part in
-        one step too many, whose token is dropped. When somebody comes or goes, the tokens are read first.
+        While the same sequences go on decoding, the next step takes its input on the device, and is launched before
+        the host reads the tokens of the last. A sequence that has ended then takes part in one extra step, whose token
+        is dropped. When a sequence is admitted or removed, the host reads the tokens first.
 
-        A sequence by whose logits no token can be drawn ends with a LogitsError that has its number. It is raised once
-        the next step is launched; the others go on, and the next call has their events.
+        A sequence whose logits are not finite ends with a LogitsError that has its number. The error is raised after
+        the next step is launched. The other sequences go on, and the next call returns their events.
 
-        A launch that fails raises once; the next call hands out the tokens of the step before it and launches anew
-        from what the host knows. Tokens that cannot be read are computed again in the same way.
+        When a launch fails, its error is raised once. The next call returns the events of the step before, and
+        launches from the tokens that the host has read. Tokens that cannot be read are computed again.
         """
         self.require_open()
         flight, self._in_flight = self._in_flight, None
@@ -113,7 +115,7 @@ class Engine:
     def add(self, prompt: Ordered[int], params: SamplingParams) -> int:
         """Queue a prompt of token ids; its events carry the number returned. Raises RequestError.
 
-        A `stream` that is open has the engine for itself.
+        Not allowed while a `stream` is open.
         """
         self.require_open()
         if self._streaming:
@@ -121,7 +123,7 @@ class Engine:
         return self._enqueue(self._sequence(prompt, *read_params(params, 1), index=0))
 
     def cancel(self, number: int) -> None:
-        """Stop a sequence that `add` has queued; no further event comes. Nothing happens if it has ended."""
+        """Stop a sequence of `add` and drop its events. Does nothing when the sequence has ended."""
         sequence = self._sequences.get(number)
         if sequence is not None:
             sequence.finish_reason = "stop"
@@ -134,10 +136,10 @@ class Engine:
     ) -> Iterator[Event]:
         """Generate for several prompts at once and yield events as they come.
 
-        `Event.sequence` is the prompt's place in `prompts`. `params` are one for all or one for each. With a
-        seed, prompt i gets a seed of its own, derived from it and i; without, each gets a fresh one. Closing
-        the iterator stops the generation. Raises RequestError before anything is run, and LogitsError when the logits
-        of any prompt allow no token, which ends them all.
+        `Event.sequence` is the index of the prompt in `prompts`. `params` is one object for all prompts or one for
+        each. With a seed, prompt i has a seed derived from the seed and i; without, each prompt has a random seed.
+        Closing the iterator stops the generation. Raises RequestError before any step runs, and LogitsError, which
+        ends all sequences, when the logits of a prompt are not finite.
         """
         self.require_open()
         pairs = zip(prompts, read_params(params, len(prompts)), strict=True)
@@ -146,7 +148,7 @@ class Engine:
     def generate(
         self, prompts: Ordered[Ordered[int]], params: SamplingParams | Ordered[SamplingParams]
     ) -> list[Completion]:
-        """Generate for several prompts at once and return when all are done. As `stream` otherwise."""
+        """Generate for several prompts at once, as `stream` does, and return when all are done."""
         tokens: list[list[int]] = [[] for _ in prompts]
         texts: list[list[str]] = [[] for _ in prompts]
         reasons: list[FinishReason] = ["stop" for _ in prompts]
@@ -159,8 +161,8 @@ class Engine:
     def logits(self, token_ids: Ordered[int]) -> Float32:
         """The logits after each of the given tokens, float32 [tokens, vocab]: row t predicts token t + 1.
 
-        They are as the model computes them, NaN and infinity included. Raises RequestError while sequences are being
-        generated, and for more tokens than fit the context or the cache.
+        NaN and infinity are returned as the model computes them. Raises RequestError while the engine generates, and
+        for more tokens than fit the context or the cache.
         """
         self._require_idle()
         token_ids = self._checked(token_ids)
@@ -222,7 +224,7 @@ class Engine:
         return sequence.number
 
     def _checked(self, token_ids: Ordered[int]) -> list[int]:
-        """A prompt of at least one token, all of which the model has. Raises RequestError."""
+        """The tokens of a prompt. Raises RequestError when it is empty or has tokens outside the vocabulary."""
         read = read_token_ids(token_ids)
         if not read:
             raise RequestError(
@@ -238,7 +240,7 @@ class Engine:
 
     @property
     def _longest(self) -> int:
-        """Tokens that one sequence can come to, prompt and output."""
+        """Most tokens of one sequence, prompt and output."""
         return min(self._context, self._pool.capacity)
 
     @property
@@ -259,7 +261,7 @@ class Engine:
         return Flight(plan, pending)
 
     def _advance_after(self, flight: Flight) -> Flight:
-        """Launch the step after a flight whose tokens are still to be read. When that fails, they are read at once."""
+        """Launch the step after a flight whose tokens are unread. When the launch fails, read them before raising."""
         try:
             pending = self.executor.advance()
         except BaseException:
@@ -271,7 +273,7 @@ class Engine:
         return Flight(flight.plan.following(), pending)
 
     def _postprocess(self, flight: Flight) -> None:
-        """Read a step's tokens, give each to its sequence, and let go of the sequences that have ended."""
+        """Read the tokens of a step, append each to its sequence, and remove the sequences that have ended."""
         sampled = self._sampled(flight)
         events: list[Event] = []
         for row, place in enumerate(flight.plan.rows):
@@ -299,11 +301,11 @@ class Engine:
         self._scheduler.remove(sequence)
 
     def _sampled(self, flight: Flight) -> Int32:
-        """A step's tokens. When they cannot be read, the sequences go back to where they were before that step."""
+        """The tokens of a step. When they cannot be read, reset its sequences to their state before the step."""
         try:
             return flight.pending.tokens()
         except BaseException:
-            self._in_flight = None  # a step launched since then lacks the tokens before its own
+            self._in_flight = None  # a step launched since then has no valid input
             for chunk in flight.plan.chunks:
                 chunk.sequence.cached = chunk.start
             raise

@@ -1,4 +1,4 @@
-"""What an engine tells its caller: news of one sequence, all of one sequence, and what the work has cost."""
+"""The results of an engine: events of a sequence, completions, and statistics."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from infernum.engine.sequence import FinishReason
 
 @dataclass(frozen=True)
 class Event:
-    """News of one sequence: the tokens that came, the text that is certain now, and whether it has ended.
+    """One advance of a sequence: its new tokens, the text that they complete, and whether the sequence has ended.
 
-    An end token or stop token is among the tokens but not in the text. `text` is empty without a tokenizer.
+    An end token or stop token is in `tokens` but not in `text`. `text` is empty without a tokenizer.
     """
 
     sequence: int
@@ -22,7 +22,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Completion:
-    """All that was generated for one prompt."""
+    """The generated tokens and text of one prompt."""
 
     tokens: tuple[int, ...]
     text: str
@@ -31,10 +31,10 @@ class Completion:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What an engine has done since it was made; seconds are wall-clock.
+    """Tokens and wall-clock seconds since the engine was created.
 
-    Steps with some prompt in them count as prompt time, and the tokens that they sample are output, but not
-    decoded.
+    The time of a step with prompt tokens counts as prompt time. Tokens sampled by such a step count as output tokens
+    but not as decoded tokens.
     """
 
     prompt_tokens: int = 0
@@ -44,7 +44,7 @@ class Statistics:
     decode_seconds: float = 0.0
 
     def plus(self, prompt_tokens: int, sampled_tokens: int, seconds: float) -> Statistics:
-        """These statistics and one more step."""
+        """These statistics plus one step."""
         in_prompt = prompt_tokens > 0
         return Statistics(
             prompt_tokens=self.prompt_tokens + prompt_tokens,

@@ -1,10 +1,10 @@
-"""The pages of the KV cache: which are free, and who gets them."""
+"""The pool of KV cache pages: which pages are free, and which are allocated."""
 
 from __future__ import annotations
 
 
 class PagePool:
-    """Hands out pages 0 … num_pages − 1 of the KV cache, each of `page_size` positions."""
+    """Allocates pages 0 … num_pages − 1 of the KV cache, each of `page_size` positions."""
 
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.num_pages = num_pages
@@ -14,20 +14,20 @@ class PagePool:
 
     @property
     def free_pages(self) -> int:
-        """Pages that nobody owns."""
+        """Number of free pages."""
         return len(self._free)
 
     @property
     def capacity(self) -> int:
-        """Positions that the whole cache holds."""
+        """Number of positions in the whole cache."""
         return self.num_pages * self.page_size
 
     def pages_for(self, positions: int) -> int:
-        """How many pages hold so many positions."""
+        """Number of pages that hold `positions` positions."""
         return -(-positions // self.page_size)
 
     def allocate(self, positions: int) -> tuple[int, ...] | None:
-        """Pages for so many positions, or None when too few are free."""
+        """Allocate pages for `positions` positions; None when too few are free."""
         count = self.pages_for(positions)
         if count > len(self._free):
             return None
@@ -36,7 +36,7 @@ class PagePool:
         return pages
 
     def release(self, pages: tuple[int, ...]) -> None:
-        """Give pages back. Each must have been handed out and not given back since."""
+        """Free pages. Each must be allocated."""
         assert self._allocated.issuperset(pages), (
             f"pages {sorted(set(pages) - self._allocated)} are given back but not taken"
         )

@@ -1,6 +1,6 @@
-"""What a caller may give as prompts and parameters, read into lists; anything else is a RequestError.
+"""Reads the prompts and parameters of a caller into lists, and rejects anything else with a RequestError.
 
-A list stands for any ordered collection here: lists, tuples, ranges, iterators, arrays of NumPy and of other libraries.
+"List" here means any ordered collection: lists, tuples, ranges, iterators, arrays of NumPy and of other libraries.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from infernum.sampling_params import SamplingParams
 
 
 def read_prompts(prompts: object) -> list[str | list[int]]:
-    """Each prompt as its text or its token ids. One text, and a flat list of token ids, are one prompt."""
+    """The text or the token ids of each prompt. One text, or a flat list of token ids, is one prompt."""
     if isinstance(prompts, str):
         return [prompts]
     items = _items(prompts)
@@ -36,7 +36,7 @@ def read_prompts(prompts: object) -> list[str | list[int]]:
 
 
 def read_token_ids(token_ids: object, name: str = "the prompt") -> list[int]:
-    """The token ids of one prompt, called `name` in errors; whether the model has such tokens is not looked at."""
+    """The token ids of one prompt, called `name` in errors. They are not compared with the vocabulary."""
     items = _items(token_ids)
     if items is None:
         raise RequestError(f"{name} is {shown(token_ids)}; give a list of token ids")
@@ -47,7 +47,7 @@ def read_token_ids(token_ids: object, name: str = "the prompt") -> list[int]:
 
 
 def read_params(params: object, count: int) -> list[SamplingParams]:
-    """The sampling parameters of each of `count` prompts, from one for all or one for each."""
+    """The sampling parameters of each of `count` prompts, from one object for all prompts or one for each."""
     expected = "give SamplingParams, or a list with one for each prompt"
     if isinstance(params, SamplingParams):
         return [params] * count
@@ -63,7 +63,7 @@ def read_params(params: object, count: int) -> list[SamplingParams]:
 
 
 def read_texts(texts: object, name: str) -> list[str]:
-    """The strings of a list, called `name` in errors; one string is no list."""
+    """The strings of a list, called `name` in errors. A single string is rejected."""
     items = _items(texts)
     if items is None or not all(isinstance(item, str) for item in items):
         raise RequestError(f"{name} is {shown(texts)}; give a list of strings")
@@ -76,7 +76,7 @@ def shown(value: object) -> str:
 
 
 def _items(value: object) -> list[Any] | None:
-    """What an ordered collection holds; None for anything else, texts and bytes among it."""
+    """The items of an ordered collection; None for any other value, such as a string or bytes."""
     if isinstance(value, bytes | bytearray | memoryview):
         return None
     to_list = getattr(value, "tolist", None)  # of arrays

@@ -1,4 +1,4 @@
-"""Who takes part in the next step: running sequences decode together, prompts fill up what room is left."""
+"""Plans the next step: running sequences decode together, and prompts fill the rest of the step."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from infernum.engine.sequence import Sequence
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens start … start + length − 1 of a sequence go into a step.
+    """Tokens start … start + length − 1 of a sequence, as part of a step.
 
-    `last`: they end with its last known token, so that the step samples the one after.
+    `last` is True when the chunk ends with the last known token, so that the step samples the next token.
     """
 
     sequence: Sequence
@@ -23,40 +23,39 @@ class Chunk:
 
     @property
     def prompt_tokens(self) -> int:
-        """How many of the chunk's tokens belong to the prompt."""
+        """Number of prompt tokens in the chunk."""
         return max(0, min(self.length, self.sequence.prompt_length - self.start))
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step: chunks of different sequences, sequence after sequence."""
+    """One step: a chunk of each sequence that takes part."""
 
     chunks: tuple[Chunk, ...]
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """The chunks whose last token's logits are wanted.
+        """The indices of the chunks whose last token needs logits.
 
-        A step of which nobody wants a token asks for one all the same, so that no executor meets a step
-        without rows.
+        A step that samples nothing has the last chunk as its row, so that every step has a row.
         """
         return tuple(i for i, chunk in enumerate(self.chunks) if chunk.last) or (len(self.chunks) - 1,)
 
     @property
     def prompt_tokens(self) -> int:
-        """How many of the step's tokens belong to prompts."""
+        """Number of prompt tokens in the step."""
         return sum(chunk.prompt_tokens for chunk in self.chunks)
 
     def following(self) -> StepPlan:
-        """The step after this one when each sequence goes on by the one token that it samples."""
+        """The step after this one, when each sequence continues with the one token that it samples."""
         return StepPlan(tuple(replace(chunk, start=chunk.start + 1) for chunk in self.chunks))
 
 
 class Scheduler:
-    """Admits sequences first come, first served, and plans the steps.
+    """Admits sequences in order of arrival, and plans the steps.
 
-    A sequence is admitted once the cache has pages for all it may ever need, so that none that runs has to be
-    stopped for lack of them.
+    A sequence is admitted once the pool has pages for its prompt and `max_tokens`, so that no running sequence ever
+    has to be stopped for lack of pages.
     """
 
     def __init__(self, pool: PagePool, *, max_tokens: int, max_sequences: int) -> None:
@@ -71,15 +70,14 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. It must fit the cache when it has it for itself."""
+        """Queue a sequence, which must fit an empty cache."""
         assert sequence.longest <= self.pool.capacity, "a sequence that never fits waits for ever"
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence and free its pages.
+        """Remove a sequence and free its pages.
 
-        A step in flight may still write to them; whoever gets them next is launched after it, on the same
-        stream.
+        A step in flight may still write to the pages. The next owner's steps run after it, on the same stream.
         """
         if sequence in self.waiting:
             self.waiting.remove(sequence)
@@ -89,7 +87,7 @@ class Scheduler:
         sequence.pages = ()
 
     def plan(self) -> StepPlan | None:
-        """The next step, or None when there is nothing to do. Every token sampled so far must be known."""
+        """Plan the next step; None when no sequence waits or runs. The host must have read all sampled tokens."""
         while self._can_admit():
             sequence = self.waiting.popleft()
             pages = self.pool.allocate(sequence.longest)
@@ -108,9 +106,9 @@ class Scheduler:
         return StepPlan(tuple(chunks)) if chunks else None
 
     def repeats(self, plan: StepPlan) -> bool:
-        """True when the step after `plan`, which is still in flight, needs nothing from the host.
+        """True when the step after `plan`, which is still in flight, needs no input from the host.
 
-        That is when every sequence had one token, samples another that it may keep, and nobody comes or goes.
+        Every sequence then has one token in `plan` and may take another, and no sequence is admitted.
         """
         alone = len(plan.chunks) == len(self.running) and not self._can_admit()
         return alone and all(

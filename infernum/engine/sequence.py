@@ -1,4 +1,4 @@
-"""One sequence: a prompt, the tokens generated so far, and the pages of the KV cache that it owns."""
+"""One sequence: its prompt, the tokens generated so far, and its pages of the KV cache."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from infernum.engine.tokenizer import TextStream
 from infernum.sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length"]
-"""`stop`: an end token, a stop token or a stop string came; `length`: max_tokens, the context or the KV cache is used
-up.
+"""`stop`: an end token, a stop token or a stop string ended the sequence; `length`: the sequence reached max_tokens,
+the context or the end of the KV cache.
 """
 
 
 class Sequence:
     """A sequence from its request to its end.
 
-    `tokens` are prompt and output; the keys and values of the first `cached` of them are in the cache, or
-    will be once the steps launched so far have run. `max_tokens` is the request's, clamped to what context
-    and cache hold. `pages` is empty while the sequence waits and after it has finished.
+    tokens      prompt and output
+    cached      number of tokens whose keys and values are in the cache, or will be once the launched steps have run
+    max_tokens  the `max_tokens` of the request, clamped to context and cache
+    pages       the pages of the sequence; empty while it waits and after it has finished
     """
 
     def __init__(
@@ -49,19 +50,19 @@ class Sequence:
 
     @property
     def output_length(self) -> int:
-        """Tokens generated so far, as far as the host has read them."""
+        """Number of generated tokens that the host has read."""
         return len(self.tokens) - self.prompt_length
 
     @property
     def longest(self) -> int:
-        """Positions that prompt and output can come to."""
+        """Largest number of positions that prompt and output can take."""
         return self.prompt_length + self.max_tokens
 
     def append(self, token: int, end_tokens: frozenset[int]) -> str:
-        """Add a sampled token, find out whether it is the last, and return the text that is now certain."""
+        """Append a sampled token, set `finish_reason` if it is the last, and return the text that it completes."""
         self.tokens.append(token)
         ended = token in self.params.stop_token_ids or (token in end_tokens and not self.params.ignore_eos)
-        # A token that ends the sequence is not shown. A special one is not anyway, and may complete a stop string.
+        # A token that ends the sequence is not shown. Special tokens are never shown, but may complete a stop string.
         text = self.text.push(token) if self.text and (not ended or self.text.hides(token)) else ""
         if ended or (self.text and self.text.stopped):
             self.finish_reason = "stop"

@@ -1,4 +1,4 @@
-"""Plans and prompts as the arrays that an executor takes."""
+"""The arrays of a step, from the plan of the step or from a prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from infernum.step import SEEN, Batch, Executor, Float32, Int32, Sampling
 
 
 def batch_of(plan: StepPlan) -> Batch:
-    """The ragged batch of a plan: its chunks one after another, one row of logits for each of `plan.rows`."""
+    """The ragged batch of a plan: its chunks in order, and one row of logits for each of `plan.rows`."""
     lengths = [chunk.length for chunk in plan.chunks]
     query_start = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
     tokens = [chunk.sequence.tokens[chunk.start : chunk.start + chunk.length] for chunk in plan.chunks]
@@ -29,7 +29,7 @@ def batch_of(plan: StepPlan) -> Batch:
 
 
 def page_table(pages: Ordered[tuple[int, ...]]) -> Int32:
-    """One row of page numbers for each sequence, filled up with −1: int32 [seqs, pages of the longest]."""
+    """One row of page numbers for each sequence, padded with −1: int32 [seqs, pages of the longest]."""
     table = np.full((len(pages), max(map(len, pages))), -1, np.int32)
     for row, owned in enumerate(pages):
         table[row, : len(owned)] = owned
@@ -37,7 +37,7 @@ def page_table(pages: Ordered[tuple[int, ...]]) -> Int32:
 
 
 def sampling_of(plan: StepPlan, vocab_size: int) -> Sampling:
-    """How each of a plan's rows is sampled."""
+    """The sampling parameters of each row of a plan."""
     sequences = [plan.chunks[i].sequence for i in plan.rows]
     penalised = any(sequence.params.repetition_penalty != 1 for sequence in sequences)
     return Sampling.of(
@@ -56,9 +56,9 @@ def _seen(sequence: Sequence, vocab_size: int) -> Int32:
 
 
 def prompt_logits(executor: Executor, token_ids: Ordered[int], pages: tuple[int, ...]) -> Float32:
-    """The logits after each token of a prompt, float32 [tokens, vocab], in as many steps as it takes.
+    """The logits after each token of a prompt, float32 [tokens, vocab], in as many steps as needed.
 
-    `pages` must hold the whole prompt; what they held before is overwritten.
+    `pages` must have room for the whole prompt, and are overwritten.
     """
     size = min(executor.max_rows, executor.max_batch_tokens)
     parts: list[Float32] = []

@@ -18,33 +18,33 @@ from infernum.model_folder.problems import Problem, is_listed
 log = logging.getLogger(__name__)
 
 TOKEN_IDS = "`infernum run --prompt-ids 1,2,3`, or a list of integers in Python"
-"""How a prompt is given without a tokenizer."""
+"""How to pass a prompt without a tokenizer, for errors."""
 
 BROKEN = "\ufffd"
-"""What a decoder writes for bytes that are not, or not yet, a character."""
+"""The character that a decoder writes for bytes that are not, or not yet, a whole character."""
 
 PATIENCE = 16
-"""So many tokens without a whole character are garbage, not a character still to be completed."""
+"""Number of tokens after which an incomplete character is garbage that no further token will complete."""
 
 CONTEXT = 6
-"""Tokens of the prompt that show a decoder whether the first new token begins with a space."""
+"""Number of prompt tokens that a decoder needs to know whether the first new token begins with a space."""
 
 
 class Tokenizer:
     """A Hugging Face tokenizer, and the special tokens that it puts around a prompt.
 
-    Which tokens those are, and whether they are put there, is decided as transformers does:
+    The rules for these tokens are those of transformers:
 
-    front   `add_bos_token` of tokenizer_config.json: true, BOS; false, nothing. Where it is missing, what the
-            post-processor of tokenizer.json puts there. config.json alone never adds a token
-    behind  the same by `add_eos_token`, EOS, and the end of the post-processor. EOS behind a prompt ends the
-            text that the model should continue, so loading such a tokenizer warns
+    front   `add_bos_token` of tokenizer_config.json: true adds BOS, false adds nothing. Where the field is missing,
+            the post-processor of tokenizer.json decides. config.json alone never adds a token
+    behind  likewise by `add_eos_token`, EOS, and the end of the post-processor. EOS behind a prompt ends the text
+            that the model should continue, so loading such a tokenizer warns
     BOS     `bos_token` of tokenizer_config.json, a string or an object with `content`; else that of
             special_tokens_map.json; else the first token of the post-processor; else `bos_token_id` of
             generation_config.json; else of config.json
     EOS     `eos_token` of the same two files; else the last token of the post-processor
 
-    Unlike with transformers, a token that the prompt's own text begins with is not put in front of it again.
+    Unlike in transformers, a front token that the text of the prompt begins with is not added a second time.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class Tokenizer:
 
     @property
     def adds_eos(self) -> bool:
-        """True when a token ends every prompt."""
+        """True when the tokenizer adds a token behind every prompt."""
         return bool(self._behind)
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a prompt, special tokens around it as the class says. Raises RequestError."""
+        """The token ids of a prompt, with the special tokens in front and behind. Raises RequestError."""
         try:
             ids = list(self._backend.encode(text, add_special_tokens=False).ids)
         except Exception as error:  # tokenizers raises plain Exception
@@ -101,7 +101,7 @@ class Tokenizer:
 
 
 def _template(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
-    """The tokens that the post-processor puts in front of every text, and those that it puts behind it."""
+    """The tokens that the post-processor adds in front of every text, and the tokens that it adds behind."""
     added = cast("dict[int, Any]", backend.get_added_tokens_decoder())
     text = next((token.content for token in added.values()), "a")
     encoding = backend.encode(text)
@@ -112,7 +112,7 @@ def _template(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def _switched(template: list[int], add: bool | None, token: int | None) -> list[int]:
-    """What stands on one side of a prompt: the template's tokens unless a setting says which."""
+    """The tokens on one side of a prompt: those of the template, unless the setting `add` is given."""
     if add is None:
         return template
     return [token] if add and token is not None else []
@@ -154,12 +154,12 @@ def load_tokenizer(folder: Path, bos_id: int | None = None) -> Tokenizer | None:
 
 
 def has_tokenizer(folder: Path | None) -> bool:
-    """True where there is a tokenizer.json, even one that `load_tokenizer` refuses."""
+    """True where there is a tokenizer.json, even if `load_tokenizer` rejects it."""
     return folder is not None and is_listed(folder / TOKENIZER)
 
 
 def why_no_tokenizer(folder: Path | None, model: str) -> str:
-    """Why the text of a prompt cannot be read, what lies in the model's folder instead, and what to do."""
+    """The error for a text prompt without a tokenizer: the reason, and what to do."""
     if folder is None:
         return f"{model}: is a preset without a tokenizer; give token ids ({TOKEN_IDS})"
     other = find_tokenizer(folder)
@@ -171,12 +171,12 @@ def why_no_tokenizer(folder: Path | None, model: str) -> str:
 class TextStream:
     """Turns the tokens of one sequence into text as they come.
 
-    Only whole characters are handed out, and nothing that may still turn out to begin a stop string. A
-    token's text can depend on the ones before it (leading spaces, characters split over tokens), so each is
-    decoded together with its predecessors, and what those alone give is taken off.
+    Only whole characters are returned, and no text that may still begin a stop string. The text of a token can
+    depend on the tokens before it (leading spaces, characters split over tokens), so each token is decoded together
+    with its predecessors, and the text of the predecessors is removed from the front.
 
-    Special tokens are not shown. A stop string that holds the text of one is looked for in the text in which they
-    are spelled out; any other in the text that is shown.
+    Special tokens are not shown. A stop string that contains the text of a special token is searched in the text with
+    special tokens spelled out; any other stop string in the shown text.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), stop: tuple[str, ...] = ()) -> None:
@@ -190,7 +190,7 @@ class TextStream:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """Take one more token and return the text that is now certain. A stop string sets `stopped`."""
+        """Add a token, and return the text that is complete now. A stop string sets `stopped`."""
         if self.stopped:
             return ""
         if self.hides(token):
@@ -208,14 +208,14 @@ class TextStream:
         return token in self._tokenizer.special
 
     def flush(self) -> str:
-        """The text still held back, at the end of the sequence; half a character becomes U+FFFD."""
+        """The rest of the text, at the end of the sequence; half a character becomes U+FFFD."""
         return "" if self.stopped else self._without_stop(_characters(self._unread()), final=True)
 
     def _push_special(self, text: str) -> str:
         return self._without_stop([*_characters(self._unread()), *_characters(text, shown=False)])
 
     def _unread(self) -> str:
-        """The text of the unread tokens, which are read by this; half a character becomes U+FFFD."""
+        """Read the unread tokens, and return their text; half a character becomes U+FFFD."""
         before, text = self._decoded()
         unread = self._tokens[self._unread_from :]
         if unread:
@@ -225,14 +225,14 @@ class TextStream:
     def _decoded(self) -> tuple[str, str]:
         """The text since `_shown_from`: without the unread tokens, and with them.
 
-        Half a character that a prompt ended in, and that the unread tokens complete, is not part of the first.
+        The first leaves out half a character at the end of the prompt, if the unread tokens complete it.
         """
         before = self._tokenizer.decode(self._tokens[self._shown_from : self._unread_from])
         text = self._tokenizer.decode(self._tokens[self._shown_from :])
         return before if text.startswith(before) else before.rstrip(BROKEN), text
 
     def _without_stop(self, new: list[Character], *, final: bool = False) -> str:
-        """What can be shown of the text held back and `new`, all of it at the end of the sequence."""
+        """The part of the held text and `new` that can be shown; at the end of the sequence (`final`), all of it."""
         held = self._held + new
         places = [place for place, character in enumerate(held) if character.shown]
         spelled, shown = _text(held), _text(held[place] for place in places)
@@ -251,7 +251,7 @@ class TextStream:
 
 
 class Character(NamedTuple):
-    """A character of generated text; those of special tokens are not shown."""
+    """A character of generated text. `shown` is False in the text of a special token."""
 
     text: str
     shown: bool
@@ -273,7 +273,7 @@ def _may_begin(text: str, stops: tuple[str, ...]) -> int:
 
 
 def _tail(tokenizer: Tokenizer, prompt: Sequence[int]) -> list[int]:
-    """The last tokens of a prompt, from one that begins a character on."""
+    """The last tokens of a prompt, beginning at the start of a character."""
     ordinary = [token for token in prompt[-4 * CONTEXT :] if token not in tokenizer.special]
     for size in range(CONTEXT, CONTEXT + 4):
         if not tokenizer.decode(ordinary[-size:]).startswith(BROKEN):
