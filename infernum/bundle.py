@@ -1,16 +1,16 @@
-"""What `compile` writes and `run` reads: a folder of readable kernels, cubins, graphs, and one manifest.
+"""The bundle that `compile` writes and `run` reads: a folder of readable kernels, cubins, graphs, and one manifest.
 
-Together with the records of `infernum.manifest`, this module is the only place where the compile side and the run side
-meet. It knows file formats and nothing about graphs, templates or GPUs.
+With the records of `infernum.manifest`, this module is the only interface between the compile side and the run side.
+It knows file formats and nothing about graphs, templates or GPUs.
 
-    manifest.json        everything the runtime needs to know (the records of `infernum.manifest`)
+    manifest.json        everything that the runtime needs (the records of `infernum.manifest`)
     checksums.txt        SHA-256 of every other file, in the format of `sha256sum -c`
-    rules.txt            every rule applied, or refused and why
+    rules.txt            every rule that was applied, or refused and why
     decoder.traced.ir    the graph of one block as it was traced, before any rule
     decoder.t1.ir        the fused graph of one block for one variant
     decoder.t1.cu        its kernels, in launch order
-    decoder.t1.cubin     the same, compiled
-    greedy.any.cu        the kernels of a sampler, which are the same for every variant
+    decoder.t1.cubin     its compiled kernels
+    greedy.any.cu        the kernels of a sampler, the same for every variant
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from infernum.manifest import SCHEMA, Manifest, VariantSpec, check_file_name
 MANIFEST = "manifest.json"
 CHECKSUMS = "checksums.txt"
 SECTION = "\n// ---- "
-"""What begins a part of an emitted `.cu`, before its name."""
+"""The text in front of the name of each section of an emitted `.cu`."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle whose manifest has been read and checked; its files are checked as they are read."""
+    """An open bundle with a checked manifest. Each file is checked when it is read."""
 
     folder: Path
     manifest: Manifest
@@ -54,13 +54,13 @@ class Bundle:
 
     @property
     def arch(self) -> str:
-        """The architecture that the kernels were compiled for. Raises BundleError where there are only graphs."""
+        """The architecture of the kernels. Raises BundleError for a bundle without kernels."""
         self.check_kernels()
         assert self.manifest.arch is not None, "kernels are compiled for an architecture"
         return self.manifest.arch
 
     def check_kernels(self) -> None:
-        """Raises BundleError for a bundle for NumPy, which holds graphs only."""
+        """Raises BundleError for a bundle for NumPy, which holds graphs and no kernels."""
         if self.manifest.arch is None:
             raise BundleError(
                 f"{self.folder}: holds graphs for NumPy and no kernels; run it with --device cpu,"
@@ -68,16 +68,16 @@ class Bundle:
             )
 
     def read(self, name: str) -> bytes:
-        """The bytes of one file, verified. Raises BundleError when it is missing or altered."""
+        """The bytes of one file, checked against its checksum. Raises BundleError when it is missing or altered."""
         return _read_checked(self.folder, name, self.checksums)
 
     def read_as_it_is(self, name: str) -> bytes:
-        """The bytes of one file, which may have been edited. Raises BundleError when it cannot be read."""
+        """The bytes of one file, unchecked: it may have been edited. Raises BundleError when it cannot be read."""
         return _read(self.folder, name)
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Open the bundle in `folder`. Raises BundleError naming the file, the reason and the command that mends it."""
+    """Open the bundle in `folder`. Raises BundleError with the file, the reason and the command that mends it."""
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such bundle; make it with `infernum compile MODEL -o {folder}`")
     if not (folder / MANIFEST).is_file():
@@ -100,26 +100,26 @@ def open_bundle(folder: Path) -> Bundle:
 
 
 def open_kernels(folder: Path) -> Bundle:
-    """Open the bundle in `folder` for what works on its kernels. Raises BundleError, also for a bundle for NumPy."""
+    """Open the bundle in `folder`, which must have kernels. Raises BundleError."""
     bundle = open_bundle(folder)
     bundle.check_kernels()
     return bundle
 
 
 def traced_name(block: str) -> str:
-    """The file of a block's graph before any rule."""
+    """The file of a block's graph as traced, before any rule."""
     return f"{block}.traced.ir"
 
 
 def sections(source: str) -> dict[str, str]:
-    """The parts of an emitted `.cu` by name, in order: a helper file or a kernel each, without the file's head."""
+    """The sections of an emitted `.cu` by name, in order: helper files and kernels, without the head of the file."""
     _, *parts = ("\n" + source).split(SECTION)
     named = (part.partition("\n") for part in parts)
     return {name: text.strip() + "\n" for name, _, text in named}
 
 
 def shared_code(source: str, kernels: Collection[str]) -> str:
-    """What stands before the first kernel of an emitted `.cu`, less the lines that are comments."""
+    """The code in front of the first kernel of an emitted `.cu`, without comment lines."""
     first = min(
         (at for name in kernels if (at := source.find(f"{SECTION}{name}\n")) >= 0), default=len(source)
     )
@@ -127,16 +127,16 @@ def shared_code(source: str, kernels: Collection[str]) -> str:
 
 
 def source_hash(section: str) -> str:
-    """What `Kernel.source_hash` holds of a part of a `.cu` file."""
+    """The `Kernel.source_hash` of a section of a `.cu` file."""
     return hashlib.sha256(section.encode()).hexdigest()
 
 
 FileState = Literal["ok", "edited", "damaged", "missing", "extra"]
-"""A file compared with checksums.txt. "edited": a `.cu` that differs from what was compiled; "extra": not listed."""
+"""State of a file against checksums.txt. "edited": a `.cu` with another checksum; "extra": not listed."""
 
 
 def file_state(bundle: Bundle, name: str) -> FileState:
-    """How one file of a bundle compares with its checksum."""
+    """The state of one file of a bundle."""
     return _state(bundle.folder, name, bundle.checksums)
 
 
@@ -154,7 +154,7 @@ def _state(folder: Path, name: str, checksums: Mapping[str, str]) -> FileState:
 
 
 def check_whole(bundle: Bundle) -> None:
-    """Raises BundleError when a file is missing or damaged; a `.cu` that was edited is neither."""
+    """Raises BundleError when a file is missing or damaged. An edited `.cu` is neither."""
     for name in bundle.checksums:
         if file_state(bundle, name) in ("missing", "damaged"):
             raise BundleError(f"{bundle.folder / name}: is missing or damaged; compile the model again")
@@ -172,18 +172,17 @@ class _Model(msgspec.Struct, frozen=True):
 
 
 class _AnySchema(msgspec.Struct):
-    """What can be read of a manifest whatever its schema."""
+    """The fields of a manifest that can be read for any schema."""
 
     schema: int
     model: _Model = _Model()
 
 
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
-    """Write a bundle, whole before it takes the place of the one in `folder`: same input, same bytes.
+    """Write a bundle to a new folder, and then replace the bundle in `folder` by it. Equal input gives equal bytes.
 
-    Files that lie there and belong to no bundle stay. While two folders are renamed there is none of that name for a
-    moment; who shares one among processes locks it.
-    Refuses to replace a folder that is not a bundle. Raises BundleError.
+    Other files in `folder` are kept. Between the two renames no folder has that name for a moment, so processes that
+    share a folder must lock it. Raises BundleError, also when `folder` is no bundle.
     """
     check_replaceable(folder)
     contents = {**files, MANIFEST: _encoded(manifest)}
@@ -193,7 +192,7 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -
     with _replaced(place) as staging:
         if place.is_dir():
             replaced = set(contents)
-            with suppress(BundleError):  # a list that is damaged: then all that has another name stays
+            with suppress(BundleError):  # with a damaged list, files of all other names are kept
                 replaced |= _read_checksums(place).keys()
             _carry(place, staging, except_for=replaced)
         _write(staging, contents)
@@ -201,12 +200,12 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether a bundle was written to this folder, whatever has become of it since."""
+    """True when a bundle was written to this folder, even if it is damaged now."""
     return (folder / MANIFEST).is_file() and (folder / CHECKSUMS).is_file()
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raises BundleError when a bundle that is written to `folder` would take the place of what a person has made."""
+    """Raises BundleError when a bundle in `folder` would replace other files, or kernels that were edited by hand."""
     try:
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return
@@ -229,9 +228,9 @@ def check_replaceable(folder: Path) -> None:
 def update_bundle(
     bundle: Bundle, manifest: Manifest, files: Mapping[str, bytes], accepted: Mapping[str, str]
 ) -> Bundle:
-    """Replace the manifest and some files of a bundle, all or nothing; whatever else lies in its folder stays.
+    """Replace the manifest and some files of a bundle atomically, and keep all other files of the folder.
 
-    `accepted` are the SHA-256 of files that lie in the folder already and belong to the bundle as they are from now
+    `accepted` has the SHA-256 of files that are in the folder already, and that the bundle lists as they are from now
     on. Raises BundleError.
     """
     contents = {**files, MANIFEST: _encoded(manifest)}
@@ -246,7 +245,7 @@ def update_bundle(
 
 
 def _carry(folder: Path, staging: Path, *, except_for: Set[str]) -> None:
-    """Link what lies in a folder into another, but for some of its files."""
+    """Link all files of a folder into another, except some."""
     shutil.copytree(
         folder,
         staging,
@@ -270,7 +269,7 @@ def _listing(checksums: Mapping[str, str]) -> bytes:
 
 
 def _link(source: str, target: str) -> None:
-    """The same file under another name; a copy where the file system has no links."""
+    """Hard-link a file; copy it where the file system has no links."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:
@@ -279,7 +278,7 @@ def _link(source: str, target: str) -> None:
 
 @contextmanager
 def _replaced(folder: Path) -> Generator[Path]:
-    """An empty folder that takes the place of `folder` once it has been filled. Raises BundleError."""
+    """An empty folder, which replaces `folder` at the end of the `with` block. Raises BundleError."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -304,7 +303,7 @@ def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def _swap(staging: Path, folder: Path) -> None:
-    """Put `staging` in the place of `folder`; what was there stays until the new one is in place."""
+    """Replace `folder` by `staging`. The old folder is deleted after the new folder is in place."""
     if not folder.exists():
         staging.rename(folder)
         return
@@ -325,12 +324,12 @@ def _read_checksums(folder: Path) -> dict[str, str]:
         if any(len(pair) != 2 or len(pair[0]) != 64 for pair in pairs):
             raise BundleError(f"{path}: is damaged; compile the model again")
         return {check_file_name(name): digest for digest, name in pairs}
-    except ValueError as error:  # a name, or what is not UTF-8
+    except ValueError as error:  # an invalid name, or bytes that are not UTF-8
         raise BundleError(f"{path}: is damaged ({error}); compile the model again") from error
 
 
 def _read(folder: Path, name: str) -> bytes:
-    """The bytes of a file that lies in the folder itself, not where a link leads out of it. Raises BundleError."""
+    """The bytes of a file in the folder. Raises BundleError, also for a link that leads out of the folder."""
     path = folder / name
     try:
         place = path.resolve(strict=True)

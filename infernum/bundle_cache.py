@@ -1,4 +1,4 @@
-"""Bundles in the user's cache, by a hash of everything that they depend on."""
+"""Bundles in the user's cache, by a hash of all their inputs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ cache_log = logs.channel("cache")
 def cached(
     source: ModelSource, facts: Sequence[object], make: Callable[[Path], bundle.Bundle]
 ) -> bundle.Bundle:
-    """The bundle of a model that `facts` determine: from the cache, or made there now by `make(folder)`."""
+    """The bundle of a model for `facts`: from the cache, or compiled into the cache by `make(folder)`."""
     key = _key(source, facts)
     folder = cache_folder() / "bundles" / f"{source.name.replace('/', '_')}-{key[:16]}"
     with locked(folder):
         usable = _usable(folder)
         if usable is None:
-            if folder.exists() and not bundle.is_bundle(folder):  # part of one
+            if folder.exists() and not bundle.is_bundle(folder):  # an incomplete bundle
                 shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
             cache_log.info("bundle miss, compiling %s", folder)
             return make(folder)
@@ -41,7 +41,7 @@ def cached(
 
 
 def _usable(folder: Path) -> bundle.Bundle | None:
-    """The bundle in a folder of the cache, if all of it is there."""
+    """The bundle in a folder of the cache; None when it is missing or damaged."""
     if not (folder / bundle.MANIFEST).is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""The user's cache folder, and files in it that appear whole or not at all."""
+"""The user's cache folder, its locks, and atomic writes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where what was worked out once is kept: `INFERNUM_CACHE`, or `infernum` in the user's cache folder.
+    """The folder of cached bundles, cubins and tuning: `INFERNUM_CACHE`, or `infernum` in the user's cache folder.
 
-    Cubins in it are run. A folder that another user may have made, such as one in /tmp, is used only where it is this
-    user's alone; else a new one serves this process, and a warning says so. `INFERNUM_CACHE` is trusted as it is.
+    Cubins in the folder are run. A folder that another user could have created, such as a folder in /tmp, is used only
+    if nobody but this user can write to it. Otherwise this process uses a new private folder, and a warning is logged.
+    `INFERNUM_CACHE` is trusted.
     """
     chosen = os.environ.get("INFERNUM_CACHE")
     if chosen:
@@ -54,7 +55,7 @@ def _anyone_may_write(folder: Path) -> bool:
 
 
 def _is_ours_alone(folder: Path) -> bool:
-    """Whether it is a folder, and no link to one, that belongs to this user and that nobody else can write to."""
+    """True for a folder, not a link, that belongs to this user and that no other user can write to."""
     try:
         status = folder.lstat()
     except OSError:
@@ -65,7 +66,7 @@ def _is_ours_alone(folder: Path) -> bool:
 
 @lru_cache
 def _instead_of(folder: Path) -> Path:
-    """A private folder, the same for all of this process; `folder` where there can be none."""
+    """A private folder, the same for the whole process; `folder` itself when none can be created."""
     try:
         private = private_folder()
     except OSError:
@@ -81,9 +82,9 @@ def _instead_of(folder: Path) -> Path:
 
 @contextmanager
 def locked(path: Path) -> Generator[None]:
-    """Keep other processes that lock the same file or folder out of the block; they wait.
+    """Lock a file or folder for the `with` block. Other processes that lock it wait.
 
-    In a cache that cannot be written there is nothing to keep them from; on a file system without locks nothing does.
+    Nothing is locked in a folder that cannot be written, or on a file system without locks.
     """
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     with suppress(OSError, NotImplementedError):
@@ -96,15 +97,15 @@ def locked(path: Path) -> Generator[None]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """`replace_whole`, and make the folders that `path` lies in. Raises OSError."""
+    """Create the folders above `path`, then write the file as `replace_whole` does. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_whole(path, content)
 
 
 def replace_whole(path: Path, content: bytes) -> None:
-    """Write a file so that readers see all of it or what was there before, even after a power cut. Raises OSError.
+    """Write a file atomically: readers see the old or the new content, even after a power cut. Raises OSError.
 
-    It keeps the permissions of what it replaces, and where `path` is a link, replaces what that points at.
+    The permissions of the old file are kept. Where `path` is a link, the file that it points to is replaced.
     """
     place = path.resolve()
     temporary = place.with_name(f".infernum-{os.urandom(8).hex()}")

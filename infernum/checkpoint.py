@@ -1,4 +1,4 @@
-"""The weights in a Hugging Face folder, read tensor by tensor in the type they are stored in."""
+"""The weights of a Hugging Face folder, read tensor by tensor in their stored type."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of one folder. Opening reads the headers only; elements are read when asked for."""
+    """The tensors of one folder. `open` reads headers only; `read` and `rows` read elements."""
 
     folder: Path
     weights: FolderWeights
@@ -36,7 +36,7 @@ class Checkpoint:
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:
-        """All tensors by name; a tensor that has several names is there under each."""
+        """All tensors by name. A tensor with several names is listed under each."""
         return self.weights.tensors
 
     @property
@@ -45,11 +45,11 @@ class Checkpoint:
         return frozenset(self.tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of the tensor `name`. Raises CheckpointError when there is none."""
+        """The shape of the tensor `name`. Raises CheckpointError when it is missing."""
         return self._find(name).shape
 
     def dtype(self, name: str) -> DType:
-        """The type `name` is stored in. Raises CheckpointError when it is missing or of another type."""
+        """The stored type of `name`. Raises CheckpointError when the tensor is missing or its type cannot be read."""
         tensor = self._find(name)
         dtype = SUPPORTED.get(tensor.kind)
         if dtype is None:
@@ -61,7 +61,7 @@ class Checkpoint:
 
     def read(self, name: str) -> np.ndarray:
         """A copy of the tensor `name` in host memory, in its stored type. Raises CheckpointError."""
-        self.dtype(name)  # refuses what NumPy cannot hold
+        self.dtype(name)  # raises for a type that NumPy lacks
         tensor = self._find(name)
         return tensor.opened.get_tensor(tensor.name)
 
@@ -72,7 +72,7 @@ class Checkpoint:
         return tensor.opened.get_slice(tensor.name)[start:stop]
 
     def check_has(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise CheckpointError unless all tensors of `expected` (name → shape) are there and can be read."""
+        """Raise CheckpointError unless all tensors of `expected` (name → shape) are there, in readable types."""
         missing = [name for name in expected if name not in self.tensors]
         if missing:
             mend = _MISFIT
@@ -90,9 +90,9 @@ class Checkpoint:
     def check(self, expected: Mapping[str, tuple[int, ...]], *, ignored: Collection[str] = ()) -> None:
         """Raise CheckpointError unless the checkpoint has exactly the tensors of `expected` (name → shape).
 
-        Extras are ignored when they are in `ignored` or are other names of an expected tensor, and two more: rotary
-        frequencies, which old checkpoints store, and a head that equals the embedding when no head is expected because
-        the two are tied.
+        Extra tensors are accepted when they are in `ignored`, when they are other names of an expected tensor, when
+        they are rotary frequencies, which old checkpoints store, and when they are a head that equals the tied
+        embedding.
         """
         self.check_has(expected)
         used = {self.tensors[name].place for name in expected}

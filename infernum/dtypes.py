@@ -1,4 +1,4 @@
-"""One table of element types: their NumPy and CUDA names, sizes, and how far two right answers may differ."""
+"""The table of element types: their NumPy and CUDA names, sizes and tolerances."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from infernum.errors import DTypeError
 class DType:
     """An element type.
 
-    `tolerance` is the largest `‖out − ref‖ / ‖ref‖` at which a single kernel's result still counts as right.
+    `tolerance` is the largest `‖out − ref‖ / ‖ref‖` at which the result of a single kernel counts as right.
     """
 
     name: str
@@ -57,10 +57,10 @@ def dtype(name: str) -> DType:
 
 
 def round_to(values: np.ndarray, to: DType) -> np.ndarray:
-    """`values` rounded to what `to` can store, returned in float32 (integers are returned as they are).
+    """`values` rounded to the type `to` and returned in float32; for an integer type, cast to it.
 
-    This is how the interpreter keeps bf16 arithmetic exact without computing in bf16: a float32 array whose
-    elements are all representable. Rounds to nearest, ties to even, as the GPU does.
+    The interpreter represents a bf16 array as a float32 array of values that bf16 can store. Rounds to nearest, ties to
+    even, as the GPU does.
     """
     if not to.is_float:
         return values.astype(to.numpy, copy=False)
@@ -78,6 +78,6 @@ def round_to(values: np.ndarray, to: DType) -> np.ndarray:
 
 
 def relative_error(out: np.ndarray, ref: np.ndarray) -> float:
-    """`‖out − ref‖ / ‖ref‖` in float64, the one measure of numeric difference; NaN when either holds one."""
+    """`‖out − ref‖ / ‖ref‖` in float64, the only measure of numeric difference; NaN when an operand holds NaN."""
     out64, ref64 = out.astype(np.float64), ref.astype(np.float64)
     return float(np.linalg.norm(out64 - ref64) / max(np.linalg.norm(ref64), 1e-30))

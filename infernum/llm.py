@@ -1,6 +1,6 @@
-"""A model ready to generate: compiled if need be, loaded onto the GPU or into host memory.
+"""The class LLM: a model that is ready to generate, compiled if necessary and loaded onto the GPU or into host memory.
 
-This is where the compile side and the run side are put together; a bundle that is given runs without the former.
+This module joins the compile side and the run side. A compiled bundle runs without the compile side.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ Ids = Iterable[int] | npt.NDArray[np.integer[Any]]
 """The token ids of one prompt: a list, or an array of one dimension."""
 
 Prompts = str | Ids | Iterable[str | Ids]
-"""One text, the token ids of one prompt, or several of these; an array of two dimensions is several prompts."""
+"""One text, the token ids of one prompt, or several prompts; an array of two dimensions is several prompts."""
 
 Params = SamplingParams | Iterable[SamplingParams]
-"""One for all prompts, or one for each."""
+"""Parameters for all prompts, or a list with one for each prompt."""
 
 
 class Progress(Protocol):
-    """Called as work goes on: what is being done, how much of it is done, how much there is."""
+    """Callback with the name of the work, the amount done, and the total amount."""
 
     def __call__(self, what: str, done: int, total: int, /) -> None: ...
 
@@ -64,17 +64,17 @@ class LLM:
 
     model                   a folder in Hugging Face's format, or a preset such as "dante", the demo
     device                  "auto": the GPU where there is one; "cuda" or "cpu"
-    dtype                   "auto": as the weights are stored; "bfloat16", "float16" or "float32"
-    fuse, rules             which rules the compiler applies (`infernum compile`); of no effect on a given bundle, nor
-                            in NumPy, which runs the graphs as they were traced
-    bundle                  a compiled bundle of this model; None: compiled now, or taken from the cache
-    load_format             "auto": the model's weights; "dummy": random ones, made from `seed`
+    dtype                   "auto": the stored type of the weights; "bfloat16", "float16" or "float32"
+    fuse, rules             rules that the compiler applies (see `infernum compile`); without effect on a compiled
+                            bundle, and in NumPy, which runs the graphs as they were traced
+    bundle                  a compiled bundle of this model; None: compile the model, or take its bundle from the cache
+    load_format             "auto": the weights of the model; "dummy": random weights, generated from `seed`
     gpu_memory_utilization  share of the GPU's memory that weights and KV cache may take
-    max_model_len           longest sequence in tokens; None: the model's context, as far as memory goes
-    max_pages_total         most pages of 64 tokens in the KV cache; None: as many as memory goes
-    progress                called as compiling and loading go on
+    max_model_len           longest sequence in tokens; None: the model's context, or less if memory is short
+    max_pages_total         most pages of 64 tokens in the KV cache; None: as many as fit
+    progress                called while the model is compiled and loaded
 
-    Raises InfernumError of a kind that says whose fault it is, before anything heavy is done where possible.
+    Raises a subclass of InfernumError that names the kind of mistake, where possible before any slow work.
     """
 
     def __init__(
@@ -144,39 +144,39 @@ class LLM:
 
     @property
     def statistics(self) -> Statistics:
-        """Tokens and seconds since this model was loaded."""
+        """Counts of tokens and seconds since the model was loaded."""
         return self._engine.statistics
 
     def generate(self, prompts: Prompts, params: Params | None = None) -> list[Completion]:
-        """Generate for all prompts as one ragged batch; one completion each, in order.
+        """Generate for all prompts as one ragged batch. Returns one completion for each prompt, in order.
 
-        `params` are one for all or one for each; None: the model's own defaults. Raises RequestError, and LogitsError
-        when the logits of any prompt are not finite, as those of a float16 model that overflows.
+        `params` is one object for all prompts or one for each; None: the defaults of the model. Raises RequestError,
+        and LogitsError when the logits of a prompt are not finite, for example when a float16 model overflows.
         """
         return self._engine.generate(*self._request(prompts, params))
 
     def stream(self, prompts: Prompts, params: Params | None = None) -> Iterator[Event]:
-        """As `generate`, but yield tokens and text as they come; `Event.sequence` counts the prompts."""
+        """Generate as `generate` does, and yield events as they come. `Event.sequence` is the index of the prompt."""
         return self._engine.stream(*self._request(prompts, params))
 
     def logits(self, token_ids: Ids) -> Float32:
         """The logits after each of the given tokens, float32 [tokens, vocab]: row t predicts token t + 1.
 
-        They are as the model computes them, NaN and infinity included. Raises RequestError.
+        NaN and infinity are returned as the model computes them. Raises RequestError.
         """
         return self._engine.logits(read_token_ids(token_ids))
 
     def encode(self, prompts: Prompts) -> list[list[int]]:
-        """The token ids of each prompt. Raises RequestError, for text also when the model has no tokenizer."""
+        """The token ids of each prompt. Raises RequestError, also for text when the model has no tokenizer."""
         return [
             self._encode_one(prompt) if isinstance(prompt, str) else prompt
             for prompt in read_prompts(prompts)
         ]
 
     def close(self) -> None:
-        """Give back the device's memory, as dropping the model does.
+        """Free the device's memory, as garbage collection of the model does.
 
-        Generating afterwards raises RequestError, closing again does nothing.
+        Generating afterwards raises RequestError. Closing again does nothing.
         """
         self._engine.close()
 
@@ -205,7 +205,7 @@ class LLM:
     def _request(
         self, prompts: Prompts, params: Params | None
     ) -> tuple[list[list[int]], list[SamplingParams]]:
-        """Token ids and parameters of each prompt. Raises RequestError."""
+        """The token ids and the parameters of each prompt. Raises RequestError."""
         self._engine.require_open()
         encoded = self.encode(prompts)
         chosen = default_params(self.source.generation) if params is None else params
@@ -213,7 +213,7 @@ class LLM:
 
 
 def _path(value: object, name: str, expected: str) -> str:
-    """A path that a caller gave. Raises RequestError when it is none."""
+    """The argument called `name` as a path. Raises RequestError when it is no path."""
     path: object = os.fspath(cast("str | os.PathLike[str]", value)) if hasattr(value, "__fspath__") else value
     if isinstance(path, str):
         return path
@@ -221,7 +221,7 @@ def _path(value: object, name: str, expected: str) -> str:
 
 
 def default_params(generation: GenerationDefaults, **chosen: Any) -> SamplingParams:
-    """Sampling as `chosen`; where that is None or silent, as the model's makers say; else SamplingParams' defaults."""
+    """The parameters `chosen`; those that are None or missing from the model's defaults, then SamplingParams'."""
     theirs: dict[str, Any] = dict(generation.sampling)
     if generation.do_sample is False:
         theirs["temperature"] = 0.0
@@ -229,7 +229,7 @@ def default_params(generation: GenerationDefaults, **chosen: Any) -> SamplingPar
 
 
 def open_checkpoint(source: ModelSource, load_format: str) -> Checkpoint | None:
-    """The model's weights; None when random ones are asked for. Raises CheckpointError or RequestError."""
+    """The weights of the model; None for random weights. Raises CheckpointError or RequestError."""
     if load_format not in LOAD_FORMATS:
         raise RequestError(f"unknown load format {load_format!r}; use one of {', '.join(LOAD_FORMATS)}")
     if load_format == "dummy":
@@ -255,9 +255,9 @@ def compile_for(
     rules: Sequence[str],
     progress: Progress | None,
 ) -> Bundle:
-    """A bundle of the model for this device, from the cache or compiled now, with what was tuned on this GPU.
+    """The bundle of the model for this device, from the cache or compiled now, with the parameters tuned on this GPU.
 
-    In NumPy the graphs run as they were traced, and `fuse` has no effect. Raises CompileError.
+    NumPy runs the graphs as they were traced: `fuse` has no effect, and `rules` raise CompileError.
     """
     if device == "cpu":
         from infernum.graph_bundle import cached_graphs
@@ -292,12 +292,12 @@ def check_bundle(bundle: Bundle, source: ModelSource, dtype: str = "auto") -> No
 
 
 def check_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError unless the checkpoint has the tensors that the bundle reads, and no others."""
+    """Raises CheckpointError unless the checkpoint has exactly the tensors that the bundle reads."""
     check_tensors(bundle.manifest, checkpoint)
 
 
 def check_tensors(manifest: Manifest, checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError unless the checkpoint has the tensors that a manifest names, and no others."""
+    """Raises CheckpointError unless the checkpoint has exactly the tensors that the manifest names."""
     plan = plan_weights(manifest)
     expected = {tensor.names[0]: tensor.shape for tensor in plan.chosen(checkpoint.names).tensors()}
     alternatives = {name for tensor in plan.tensors() for name in tensor.names}
@@ -305,9 +305,9 @@ def check_tensors(manifest: Manifest, checkpoint: Checkpoint) -> None:
 
 
 def check_claims(source: ModelSource, checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError unless the checkpoint has the tensors that config.json claims; for before compiling.
+    """Raises CheckpointError unless the checkpoint has the tensors that config.json implies.
 
-    The headers are all that is read, and the first layer that is missing ends it.
+    Reads headers only, so that the check can run before the model is compiled, and stops at the first missing layer.
     """
     from infernum.program import needed_weights
 
@@ -323,14 +323,14 @@ def check_claims(source: ModelSource, checkpoint: Checkpoint) -> None:
 
 
 def check_folder(source: ModelSource) -> None:
-    """`check_claims` for the weights beside config.json, if there are any that can be read. Raises CheckpointError."""
+    """`check_claims` for the weights beside config.json, if they can be read. Raises CheckpointError."""
     weights = None if source.folder is None else find_weights(source.folder)
     if isinstance(weights, FolderWeights) and source.folder is not None:
         check_claims(source, Checkpoint(source.folder, weights))
 
 
 def edit_warnings(bundle: Bundle, device: Device) -> list[str]:
-    """What a person who edited kernels of a bundle should know before it runs, a sentence each."""
+    """Sentences that warn a user of kernels that were edited by hand and will not run as edited."""
     warnings: list[str] = []
     waiting = not_rebuilt(bundle)
     if waiting:
@@ -348,7 +348,7 @@ def edit_warnings(bundle: Bundle, device: Device) -> list[str]:
 def check_limits(
     context: int, *, gpu_memory_utilization: float, max_model_len: int | None, max_pages_total: int | None
 ) -> None:
-    """Raises RequestError for a limit that no model with such a context can be held to."""
+    """Raises RequestError for a limit that is invalid for a model of this context."""
     if max_model_len is not None and not is_integer(max_model_len, 1, context):
         raise RequestError(
             f"max_model_len is {shown(max_model_len)}; it must be an integer from 1 to {context}, the model's context"
@@ -374,7 +374,7 @@ def load_executor(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Executor:
-    """The bundle, loaded with its weights (None: random ones). Raises CheckpointError, BundleError or DeviceError."""
+    """Load a bundle and its weights (None: random). Raises CheckpointError, BundleError or DeviceError."""
     check_limits(
         bundle.manifest.model.context,
         gpu_memory_utilization=gpu_memory_utilization,

@@ -1,4 +1,4 @@
-"""What this machine can run a model on, and what it would be compiled for."""
+"""The devices of this machine, and the architecture to compile for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Device = Literal["cuda", "cpu"]
 
 DEVICES = ("auto", "cuda", "cpu")
 DEFAULT_ARCH = "sm_90a"
-"""What is compiled for where there is no GPU to ask."""
+"""The architecture to compile for on a machine without a GPU."""
 
 
 def choose_device(device: str) -> Device:
@@ -37,10 +37,10 @@ def choose_device(device: str) -> Device:
 
 
 def native_arch(index: int = 0) -> str:
-    """The architecture to compile for so that it runs on GPU `index`, the newest that does. Raises DeviceError.
+    """The newest architecture whose cubins run on GPU `index`. Raises DeviceError when NVRTC supports none.
 
-    A cubin of a plain architecture runs on later GPUs of the same major version; one whose name ends in `a` only on
-    its own (CUDA programming guide, binary compatibility).
+    Cubins of a plain architecture run on later GPUs of the same major version. Cubins of an architecture whose name
+    ends in `a` run on that architecture only (CUDA programming guide, binary compatibility).
     """
     from infernum.codegen.nvrtc import supported_archs
 
@@ -56,14 +56,14 @@ def native_arch(index: int = 0) -> str:
 
 
 def default_arch() -> str:
-    """The architecture of the GPU at hand, else `DEFAULT_ARCH`."""
+    """The architecture of GPU 0; `DEFAULT_ARCH` without a GPU."""
     return native_arch() if driver.gpu_available() else DEFAULT_ARCH
 
 
 def tuned_here(model: str, arch: str) -> dict[str, Tuned]:
-    """What `infernum tune` found for a model, by the hash of its config, on the GPU at hand.
+    """The parameters that `infernum tune` chose on GPU 0 for a model, given by the hash of its config.
 
-    Nothing without a GPU, or when `arch` is not what is compiled for it.
+    Empty without a GPU, and when `arch` is not the architecture of GPU 0.
     """
     from infernum.codegen.tuned import load_tuned
 

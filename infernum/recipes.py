@@ -1,6 +1,6 @@
-"""What a weight is made of: tensors of the checkpoint, cut, stacked and repacked into one buffer.
+"""Recipes of weights: tensors of the checkpoint that are cut, stacked and repacked into one buffer.
 
-A recipe stands in the graph and in the manifest; `infernum.weights` follows it when a checkpoint is loaded. Names of
+Graph and manifest hold the recipe of each weight; `infernum.weights` executes it when a checkpoint is loaded. Names of
 tensors may hold `{layer}` and, inside `Each`, `{expert}`. The first axis of a tensor is called its rows.
 """
 
@@ -40,13 +40,13 @@ class _RecipeBase(
     tag_field="kind",
     tag=str.lower,
 ):
-    """Base of every recipe. Two recipes are the same weight when they are equal once `filled`."""
+    """Base of every recipe. Two recipes that are equal once `filled` are the same weight."""
 
 
 class Read(_RecipeBase, frozen=True):
     """A tensor of the checkpoint. Of several `names`, the first that the checkpoint has is read.
 
-    dtype  the type that it must be stored in; None: any float type, cast to that of the buffer
+    dtype  the required stored type; None: any float type, which is cast to the type of the buffer
     """
 
     names: tuple[str, ...]
@@ -63,7 +63,7 @@ class Rows(_RecipeBase, frozen=True):
 
 
 class Share(_RecipeBase, frozen=True):
-    """The part of this rank: one of as many equal parts of an axis as there are ranks."""
+    """The part of this rank, when an axis is split into equal parts, one for each rank."""
 
     of: Recipe
     axis: int
@@ -83,14 +83,14 @@ class Each(_RecipeBase, frozen=True):
 
 
 class Packed(_RecipeBase, frozen=True):
-    """The values in another order or form, by the function of `PACKINGS` called `by`."""
+    """The values repacked by the function of `PACKINGS` named `by`."""
 
     of: Recipe
     by: str
 
 
 class Either(_RecipeBase, frozen=True):
-    """The first recipe all of whose tensors the checkpoint has: q_proj, or else some rows of qkv_proj."""
+    """The first of several recipes whose tensors the checkpoint has: q_proj, or else rows of qkv_proj."""
 
     of: tuple[Recipe, ...]
 
@@ -100,20 +100,20 @@ Recipe = Read | Rows | Share | Stack | Each | Packed | Either
 
 @dataclass(frozen=True)
 class Packing:
-    """A function that repacks values, and the shape of its result for that of its operand."""
+    """A function that repacks values. `shape` maps the shape of its operand to the shape of its result."""
 
     function: Callable[[Array], Array]
     shape: Callable[[Shape], Shape]
 
 
 PACKINGS: dict[str, Packing] = {}
-"""What `Packed.by` may name."""
+"""Packings by name, for `Packed.by`."""
 
 
 def packing(
     shape: Callable[[Shape], Shape],
 ) -> Callable[[Callable[[Array], Array]], Callable[[Array], Array]]:
-    """Register a function under its name; `shape` gives the shape of its result, and raises ShapeError."""
+    """Register a packing under its function's name. `shape` returns the shape of the result, or raises ShapeError."""
 
     def register(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
         PACKINGS[function.__name__] = Packing(function, shape)
@@ -138,7 +138,7 @@ def _transposed(shape: Shape) -> Shape:
 
 @packing(_transposed)
 def transpose(values: Array) -> Array:
-    """[…, in, out] -> […, out, in], for checkpoints that store a product's weight the other way round."""
+    """[…, in, out] -> […, out, in], for checkpoints that store the weight of a product transposed."""
     return np.ascontiguousarray(np.swapaxes(values, -1, -2))
 
 
@@ -148,13 +148,13 @@ def read(name: str, *shape: int) -> Read:
 
 
 def stack(recipes: Iterable[Recipe]) -> Recipe:
-    """The recipes stacked along the rows; a stack among them is taken apart, so that equal stacks are equal."""
+    """The recipes stacked along the rows. Stacks among them are flattened, so that equal stacks compare equal."""
     parts = tuple(part for recipe in recipes for part in stacked(recipe))
     return parts[0] if len(parts) == 1 else Stack(parts)
 
 
 def stacked(recipe: Recipe) -> tuple[Recipe, ...]:
-    """The parts of a stack; of anything else itself."""
+    """The parts of a stack; for any other recipe, the recipe itself."""
     return recipe.of if isinstance(recipe, Stack) else (recipe,)
 
 
@@ -170,7 +170,7 @@ def parts_of(recipe: Recipe) -> tuple[Recipe, ...]:
 
 
 def map_parts(recipe: Recipe, change: Callable[[Recipe], Recipe]) -> Recipe:
-    """The recipe with every recipe directly within it changed."""
+    """The recipe with `change` applied to every recipe directly within it."""
     match recipe:
         case Read():
             return recipe
@@ -188,12 +188,12 @@ def steps(recipe: Recipe) -> Iterator[Recipe]:
 
 
 def reads(recipe: Recipe) -> Iterator[Read]:
-    """Every tensor that the recipe reads, or may read, in order."""
+    """Every tensor that the recipe reads or may read, in order."""
     return (step for step in steps(recipe) if isinstance(step, Read))
 
 
 def tensors_of(recipe: Recipe) -> Iterator[Read]:
-    """Every tensor that the recipe reads, or may read, with those of every expert."""
+    """Every tensor that the recipe reads or may read, for every expert."""
     match recipe:
         case Read():
             yield recipe
@@ -206,12 +206,12 @@ def tensors_of(recipe: Recipe) -> Iterator[Read]:
 
 
 def all_names(recipe: Recipe) -> list[str]:
-    """The names of the tensors that the recipe reads, or may read, each once."""
+    """The names of the tensors that the recipe reads or may read, each once."""
     return list(dict.fromkeys(name for tensor in reads(recipe) for name in tensor.names))
 
 
 def tensor_names(recipe: Recipe) -> list[str]:
-    """The names of the tensors that the recipe reads, each once; of alternatives the first."""
+    """The names of the tensors that the recipe reads, each once; the first of alternatives."""
     match recipe:
         case Read(names=names):
             return [names[0]]
@@ -222,24 +222,24 @@ def tensor_names(recipe: Recipe) -> list[str]:
 
 
 def renamed(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
-    """The recipe with every name of a tensor changed."""
+    """The recipe with `change` applied to every tensor name."""
     if isinstance(recipe, Read):
         return msgspec.structs.replace(recipe, names=tuple(map(change, recipe.names)))
     return map_parts(recipe, lambda part: renamed(part, change))
 
 
 def filled(recipe: Recipe, field: str, number: int) -> Recipe:
-    """The recipe with `{layer}` or `{expert}`, the given field, replaced by a number in all names."""
+    """The recipe with the placeholder `field` (layer or expert) replaced by a number in all names."""
     return renamed(recipe, lambda name: name.replace(f"{{{field}}}", str(number)))
 
 
 def prefixed(recipe: Recipe, prefix: str) -> Recipe:
-    """The recipe with a prefix before all names."""
+    """The recipe with `prefix` in front of all names."""
     return renamed(recipe, lambda name: prefix + name)
 
 
 def has_field(recipe: Recipe, field: str) -> bool:
-    """True when a name holds `{layer}` or `{expert}`, the given field."""
+    """True when a name holds the placeholder `field` (layer or expert)."""
     return any(f"{{{field}}}" in name for name in all_names(recipe))
 
 
@@ -249,7 +249,7 @@ def size_of(recipe: Recipe, ranks: int = 1) -> int:
 
 
 def shape_of(recipe: Recipe, ranks: int = 1) -> Shape:
-    """The shape of the result on each of `ranks` GPUs. Raises ShapeError for a recipe that makes no sense."""
+    """The shape of the result on each of `ranks` GPUs. Raises ShapeError for an invalid recipe."""
     match recipe:
         case Read():
             return _read_shape(recipe)

@@ -1,4 +1,4 @@
-"""Where the files that belong to the package lie: in it when installed, beside it in a checkout."""
+"""The folders of the package's files: inside the package when installed, beside it in a checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a folder holds of a model, and where something else lies in its place, what that is and what to do."""
+"""Finds the files of a model in a folder; a file that is missing or unusable becomes a `Problem`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "merges.txt",
 )
-"""Files that belong to a tokenizer, of which only the first can stand alone."""
+"""Files that belong to a tokenizer. Only the first is a whole tokenizer."""
 
 _VOCABULARIES = (
     "tokenizer.model",
@@ -44,7 +44,7 @@ _CONVERT = "convert {}: transformers' {}.from_pretrained(FOLDER).save_pretrained
 
 @dataclass(frozen=True)
 class OtherFormat:
-    """A format of weights that is not read: how its files are called, what it is, and what to do about it."""
+    """A format of weights that is not read: the pattern of its file names, its name, and what to do."""
 
     pattern: str
     format: str
@@ -74,15 +74,15 @@ OTHER_FORMATS = (
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What a folder holds of a model. A `Problem` says why a part cannot be used; None: there is nothing of it.
+    """The parts of a model in a folder. A `Problem` is a part that cannot be used, None a part that is not there.
 
-    config             the path of config.json; its fields are not looked at
+    config             the path of config.json; its fields are not checked
     weights            the headers of all tensors: files, names, shapes, types and sizes
-    weights_format     of the weights that are there, also where they are not read: "safetensors", "GGUF"; or ""
+    weights_format     of the weights, also when it is not read: "safetensors", "GGUF"; "" without weights
     tokenizer          the path of tokenizer.json
     tokenizer_files    the names of all files that belong to a tokenizer
     generation_config  the path of generation_config.json
-    problem            what is wrong with the folder as a whole; then config and weights have the same problem
+    problem            a problem of the whole folder, which config and weights then have too
     """
 
     folder: Path
@@ -96,7 +96,7 @@ class ModelFolder:
 
 
 def look_at(folder: Path) -> ModelFolder:
-    """What the folder holds. Names are listed, headers and first bytes read, and nothing is raised."""
+    """The parts of a model in `folder`, from file names, headers and first bytes. Raises nothing."""
     weights = find_weights(folder)
     other = _other_format(folder)
     stored = any(folder.glob("*.safetensors")) and (other is None or isinstance(weights, FolderWeights))
@@ -113,12 +113,12 @@ def look_at(folder: Path) -> ModelFolder:
 
 
 def find_file(path: Path) -> Path | Problem | None:
-    """The path of a file that is there, or what is wrong with it; None when it is not there."""
+    """The path of a file, or its problem; None when the file does not exist."""
     return (file_problem(path) or path) if is_listed(path) else None
 
 
 def find_config(folder: Path) -> Path | Problem:
-    """The path of config.json, or why the folder has none that can be read."""
+    """The path of config.json, or why the folder has no usable config.json."""
     config = find_file(folder / CONFIG)
     if config is not None:
         return config
@@ -136,7 +136,7 @@ def find_config(folder: Path) -> Path | Problem:
 
 
 def find_weights(folder: Path) -> FolderWeights | Problem:
-    """The headers of all tensors, or why the folder has no weights that can be read."""
+    """The headers of all tensors, or why the folder has no usable weights."""
     weights = None if _cannot_hold_files(folder) else read_weights(folder)
     if weights is not None:
         return weights
@@ -158,7 +158,7 @@ def find_weights(folder: Path) -> FolderWeights | Problem:
 
 
 def find_tokenizer(folder: Path) -> Path | Problem | None:
-    """The path of tokenizer.json, or what is there in its place; None where nothing of a tokenizer is."""
+    """The path of tokenizer.json, or why it cannot be used; None when the folder has no tokenizer."""
     tokenizer = find_file(folder / TOKENIZER)
     if tokenizer is not None:
         return tokenizer
@@ -211,7 +211,7 @@ def _cannot_hold_files(folder: Path) -> Problem | None:
 
 
 def _download_cache(folder: Path) -> Problem | None:
-    """What to give in place of a folder of the hub's cache: models--ORG--NAME/snapshots/COMMIT is the model."""
+    """The problem of a folder of the hub's cache, where the model is models--ORG--NAME/snapshots/COMMIT."""
     entries = [folder.parent if folder.name == "snapshots" else folder]
     if not (entries[0] / "snapshots").is_dir():
         entries = [folder / name for name in _names(folder) if name.startswith("models--")]
@@ -235,7 +235,7 @@ def _download_cache(folder: Path) -> Problem | None:
 
 
 def _snapshots(entry: Path) -> list[Path]:
-    """The snapshots of one model, that of its branch `main` first."""
+    """The snapshots of one model; the snapshot of its branch `main` comes first."""
     try:
         main = (entry / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
@@ -249,7 +249,7 @@ def _is_complete(snapshot: Path) -> bool:
 
 
 def _problems(snapshot: Path) -> Iterator[Problem]:
-    """What is missing or damaged of config and weights."""
+    """The problems of config and weights."""
     if snapshot.is_dir():
         parts = (find_config(snapshot), find_weights(snapshot))
         yield from (part for part in parts if isinstance(part, Problem))
@@ -260,7 +260,7 @@ class _AdapterConfig(msgspec.Struct):
 
 
 def _adapter(folder: Path) -> Problem | None:
-    """An adapter (PEFT) in place of a model: it changes the weights of another one, which it names."""
+    """The problem of a folder with an adapter (PEFT), which changes the weights of a base model that it names."""
     path = folder / "adapter_config.json"
     if not is_listed(path) and not any(folder.glob("adapter_model.*")):
         return None
@@ -291,7 +291,7 @@ def _has_safetensors(folder: Path) -> bool:
 
 
 def _names(folder: Path) -> list[str]:
-    """What the folder holds, in order; nothing where it cannot be listed."""
+    """The sorted names in the folder; empty when the folder cannot be listed."""
     try:
         return sorted(path.name for path in folder.iterdir())
     except OSError:

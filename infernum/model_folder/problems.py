@@ -1,4 +1,4 @@
-"""Why a file or folder cannot be used, as a value; and what the first bytes of a file show."""
+"""Why a file or folder cannot be used, as a value, and the checks that need only a file's first bytes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _WEB_PAGES = (b"<!doctype", b"<html")
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a file or folder cannot be used: where, what is wrong, and what to do. As text it is one line.
+    """Why a file or folder cannot be used: where, what is wrong, and what to do. `str` of it is one line.
 
-    `files` names the files that are missing, where another file lists them.
+    `files` are the missing files, where another file lists them.
     """
 
     where: Path
@@ -29,12 +29,12 @@ class Problem:
 
 
 def is_listed(path: Path) -> bool:
-    """True for what a listing of the folder shows, also a link to a file that is gone."""
+    """True when a listing of the folder shows the path, even as a link to a missing file."""
     return os_path.lexists(path)
 
 
 def file_problem(path: Path) -> Problem | None:
-    """What keeps a listed file from being read as what its name says, as far as its first bytes show."""
+    """The problem of a listed file that cannot be opened, or whose first bytes contradict its name."""
     if path.is_symlink() and not path.exists():
         return Problem(path, f"is a link to {path.readlink()}, which is gone", DOWNLOAD_AGAIN)
     try:

@@ -21,30 +21,30 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 SUPPORTED = {"F32": F32, "F16": F16, "BF16": BF16, "I32": I32}
-"""The types that can be read, by their names in the format."""
+"""The types that Infernum reads, by their names in the format."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a safetensors file; `kind` is its type in the words of the format."""
+    """One tensor of a safetensors file. `kind` is the format's name of its type, such as BF16."""
 
     file: Path
     opened: Any
     """The file as `safe_open` returns it, mapped into memory."""
     name: str
-    """The name in the file. An alias is the same tensor under another name."""
+    """The name in the file. An alias refers to the same tensor by another name."""
     kind: str
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
-        """The size of all elements; the names of the types begin with a letter and the bits of an element."""
+        """Bytes of all elements. The number in the name of a type is the bits of an element."""
         bits = re.search(r"\d+", self.kind)
         return math.prod(self.shape) * (int(bits[0]) if bits else 8) // 8
 
     @property
     def place(self) -> tuple[Path, str]:
-        """What two names of the same tensor have in common."""
+        """The identity of the tensor, equal for all its names."""
         return self.file, self.name
 
 
@@ -52,8 +52,8 @@ class StoredTensor:
 class FolderWeights:
     """The tensors of a folder, by name, and the files that hold them.
 
-    `aliases` are the names of `tensors` that no file stores: those that safetensors' `save_model` leaves out, because
-    another name shares their memory. `listing` is the file that says which tensors there are.
+    `aliases` are names in `tensors` that no file stores: safetensors' `save_model` leaves out a tensor that shares its
+    memory with another. `listing` is the file that lists the tensors.
     """
 
     listing: Path
@@ -63,7 +63,7 @@ class FolderWeights:
 
     @property
     def bytes_by_kind(self) -> dict[str, int]:
-        """How many bytes are stored in each type, in the words of the format; most first."""
+        """Stored bytes by type, as the format names it; the largest first."""
         sizes: Counter[str] = Counter()
         for name, tensor in self.tensors.items():
             if name not in self.aliases:
@@ -72,18 +72,18 @@ class FolderWeights:
 
     @property
     def total_bytes(self) -> int:
-        """The size of all tensors."""
+        """Bytes of all tensors."""
         return sum(self.bytes_by_kind.values())
 
     @property
     def main_dtype(self) -> DType | None:
-        """The float type that most bytes are stored in; None where none are stored in one that can be read."""
+        """The float type of most stored bytes; None when no tensor has a float type that can be read."""
         stored = (SUPPORTED[kind] for kind in self.bytes_by_kind if kind in SUPPORTED)
         return next((dtype for dtype in stored if dtype.is_float), None)
 
 
 def read_weights(folder: Path) -> FolderWeights | Problem | None:
-    """The tensors of `model.safetensors` or of the shards in its index; None where neither is there."""
+    """The tensors of `model.safetensors`, or of the shards in its index; None when neither exists."""
     if is_listed(folder / SINGLE):
         path = folder / SINGLE
         tensors = _read_file(path)
@@ -94,7 +94,7 @@ def read_weights(folder: Path) -> FolderWeights | Problem | None:
 def _weights(
     listing: Path, by_file: Mapping[Path, Mapping[str, StoredTensor]], metadata: Mapping[str, object]
 ) -> FolderWeights:
-    """All tensors, with the aliases in the metadata of the files and of the index."""
+    """All tensors, with the aliases from the metadata of the files and of the index."""
     tensors = {name: tensor for stored in by_file.values() for name, tensor in stored.items()}
     notes = [metadata, *(_metadata(next(iter(s.values())).opened) for s in by_file.values() if s)]
     aliases = {
@@ -138,7 +138,7 @@ def _read_shards(folder: Path) -> FolderWeights | Problem:
 
 
 def _read_file(path: Path) -> dict[str, StoredTensor] | Problem:
-    """The tensors of one file. safetensors checks that they fill it exactly, without gaps and overlaps."""
+    """The tensors of one file. safetensors checks that they fill the file without gaps and overlaps."""
     if problem := file_problem(path):
         return problem
     try:
@@ -157,7 +157,7 @@ def _read_file(path: Path) -> dict[str, StoredTensor] | Problem:
 
 
 def _cut_short(path: Path) -> str | None:
-    """How many bytes of the file are missing, where its header is whole enough to say so."""
+    """The actual and expected size of a truncated file; None when its header is unreadable or the file is whole."""
     size = path.stat().st_size
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
@@ -174,7 +174,7 @@ def _cut_short(path: Path) -> str | None:
 
 
 class _Index(msgspec.Struct):
-    """Tensor name → file name, within the folder; and what was noted about the tensors."""
+    """Tensor name → file name within the folder, and metadata of the tensors."""
 
     weight_map: dict[str, str]
     metadata: Any = None
@@ -210,7 +210,7 @@ def _stays_within(name: str) -> bool:
 
 
 def listed(names: Iterable[str]) -> str:
-    """At most three of `names`, and how many more there are."""
+    """At most three of `names`, and the number of the others, for messages."""
     ordered = sorted(names)
     more = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
     return f"{', '.join(ordered[:3])}{more}"

@@ -1,8 +1,7 @@
-"""Reading a Hugging Face model folder: config.json, generation_config.json, and what of them is understood.
+"""Reads config.json and generation_config.json of a Hugging Face model folder, and finds the model's family.
 
-A field that changes the mathematics is honoured, or refused with its name; harmless fields are ignored; any
-other field becomes a warning. A family says what its fields mean and what it computes in one file of `infernum/models`,
-which declares a `FAMILY`; adding the file adds the family.
+A field that changes the mathematics is honoured, or rejected by name. Harmless fields are ignored, and any other field
+becomes a warning. A family is one file of `infernum/models` that declares a `FAMILY`: its fields and its blocks.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ _GENERATION_PARAMETERS = tuple(parameter for parameter in PARAMETERS if paramete
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """How the model's makers generate with it; None: the folder does not say.
+    """The generation settings in the folder of a model; None: the folder has no such setting.
 
-    `sampling` holds the sampling parameters that the folder gives, by name.
+    `sampling` has the sampling parameters of the folder, by name.
     """
 
     eos_token_ids: tuple[int, ...] = ()
@@ -48,10 +47,10 @@ class GenerationDefaults:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that was asked for: its settings and, unless it is a preset of shapes only, its folder.
+    """A resolved model: its settings, and its folder unless it is a preset without weights.
 
-    `warnings` are sentences to print on stderr about what was ignored in the settings. `dtype_reason` says why the
-    dtype of the settings was chosen.
+    `warnings` are sentences about ignored settings, to print on stderr. `dtype_reason` is the reason for the dtype of
+    the settings, as the end of a sentence.
     """
 
     name: str
@@ -64,7 +63,7 @@ class ModelSource:
 
 
 def read_model(folder: Path) -> ModelSource:
-    """Read `config.json` and, where there is one, `generation_config.json`. Raises ConfigError."""
+    """Read `config.json` and, if it exists, `generation_config.json`. Raises ConfigError."""
     path = find_config(folder)
     if isinstance(path, Problem):
         raise ConfigError(str(path))
@@ -76,7 +75,7 @@ def read_model(folder: Path) -> ModelSource:
 
 
 def understand(fields: Fields, generation: Fields | None = None, folder: Path | None = None) -> ModelSource:
-    """The settings in a config.json, given its fields. Raises ConfigError."""
+    """The model of a config.json with these fields. Raises ConfigError."""
     model_type = fields.text("model_type")
     config_type = find_family(model_type, fields.where).config_of(model_type)
     _check_architectures(fields, config_type)
@@ -94,7 +93,7 @@ ADDED: dict[str, Family] = {}
 
 
 def add_family(family: Family) -> None:
-    """Make a plugin's family known by its model types. Raises ConfigError when one of them is taken."""
+    """Register the family of a plugin. Raises ConfigError when one of its model types exists already."""
     for model_type in family.model_types:
         known = _look_up(model_type)
         if known is not None:
@@ -106,13 +105,13 @@ def add_family(family: Family) -> None:
 
 
 def families() -> tuple[str, ...]:
-    """The model types there is a family for: those of the package, and those of plugins."""
+    """The supported model types, of the package and of plugins."""
     own = (model_type for family in _own_families() for model_type in family.model_types)
     return tuple(sorted({*own, *ADDED}))
 
 
 def find_family(model_type: str, where: str = CONFIG) -> Family:
-    """The family of a model_type: its blocks and their order. Raises ConfigError listing the known model types."""
+    """The family of a model_type. Raises ConfigError, which lists the supported model types."""
     family = _look_up(model_type)
     if family is None:
         raise ConfigError(
@@ -129,9 +128,9 @@ def _look_up(model_type: str) -> Family | None:
 
 
 def _own_families(first: str = "") -> Iterator[Family]:
-    """The package's families: modules of `infernum.models` that declare a FAMILY, beginning with the module `first`.
+    """The families of the package: modules of `infernum.models` that declare a FAMILY, the module `first` first.
 
-    A module is imported when it is reached: a family that is named as its model_type is found without the others.
+    Modules are imported one by one. A family in a module named as its model_type needs no import of the others.
     """
     names = sorted((m.name for m in pkgutil.iter_modules(infernum.models.__path__)), key=lambda n: n != first)
     for name in names:
@@ -141,14 +140,14 @@ def _own_families(first: str = "") -> Iterator[Family]:
 
 
 def config_hash(config: FamilyConfig) -> str:
-    """SHA-256, in hexadecimal, of what decides the mathematics: all settings but the weights' stored type."""
+    """SHA-256, in hexadecimal, of all settings but the stored type of the weights."""
     settings = {k: v for k, v in config.to_json().items() if k != "dtype"} | {"model_type": config.model_type}
     canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _with_dtype(config: FamilyConfig, fields: Fields, folder: Path | None) -> tuple[FamilyConfig, str]:
-    """The settings with the dtype that config.json names, or else that of most bytes of the weights; and why."""
+    """The settings with the dtype of config.json, or else of most bytes of the weights; and the reason."""
     if any(dtype_field(place) for place in (fields, config.holder(fields))):
         return config, "as config.json says"
     weights = None if folder is None else find_weights(folder)
@@ -159,7 +158,7 @@ def _with_dtype(config: FamilyConfig, fields: Fields, folder: Path | None) -> tu
 
 
 def _check_architectures(fields: Fields, config_type: type[FamilyConfig]) -> None:
-    """A classifier or a bare encoder shares the model_type but not the head."""
+    """Raise ConfigError for models without a language model's head: classifiers and encoders share the model_type."""
     names = fields.get("architectures")
     if names is None:
         return

@@ -1,4 +1,4 @@
-"""How a family declares the fields of its configuration: one line a field, in a frozen dataclass.
+"""Declares the fields of a family's configuration: one line for each field, in a frozen dataclass.
 
     hidden_size: int = integer()
     num_attention_heads: int = integer(multiple_of="num_key_value_heads")
@@ -6,9 +6,9 @@
     rms_norm_eps: float = number(1e-6, spelled=("rms_norm_eps", "norm_eps"))
     sliding_window: int | None = integer(None, when="use_sliding_window")
 
-The annotation says which type the value has, and whether it may be None. The function says what config.json may hold.
-Its first argument is the default: a value, or a function of the fields declared above. A field without a default is
-required.
+The annotation is the type of the value, with None where the value may be None. The function describes the values that
+config.json may hold. Its first argument is the default: a value, or a function of the fields declared above. A field
+without a default is required.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from infernum.models.fields import (
 )
 
 Default = Callable[[Any], Any] | object
-"""What an absent field means: a value, or a function of the fields that are declared above it."""
+"""The value of an absent field, or a function that computes it from the fields declared above."""
 
 Misfit = Callable[[Any, Any], str | None]
-"""Why a value does not fit the other fields of a configuration; None if it does."""
+"""Checks a value against the other fields of a configuration; returns the problem, or None."""
 
 UNSET = object()
-"""As a default: the field is required. As what null means: the same as an absent field."""
+"""As `default`: the field is required. As `null`: null means the same as an absent field."""
 
 STORED = (F32, F16, BF16)
-"""The types that weights may be stored in."""
+"""The types in which weights may be stored."""
 
 _DTYPE_FIELDS = ("dtype", "torch_dtype")
 
 
 class Common(TypedDict, total=False):
-    """What can be said of a field of any type.
+    """Arguments for a field of any type.
 
-    spelled  its names in config.json; without it, the name of the dataclass field. Names that contradict each other are
-             refused
-    null     the value that null stands for, where null is not the same as an absent field
-    when     a true-or-false field: where it is false, or absent, this field has its default whatever config.json holds
-    outside  in a nested configuration, the field may also stand in the object around the nested one
+    spelled  the names of the field in config.json; default: the name of the dataclass field. Two names with different
+             values are rejected
+    null     the value that null stands for, where null differs from an absent field
+    when     a true-or-false field. Where it is false or absent, this field has its default, whatever config.json holds
+    outside  in a nested configuration, the object around the nested object may hold the field too
     """
 
     spelled: tuple[str, ...]
@@ -66,12 +66,12 @@ class Common(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class ConfigField:
-    """Where the value of a field comes from, and what it may be.
+    """The source of a field's value, and the checks of the value.
 
-    problem   what is wrong with a value by itself
-    convert   from a JSON value to the value of the dataclass
-    misfit    why a value that is right by itself does not fit the other fields of the configuration
-    reader    reads the field from config.json by itself, given the fields declared above it
+    problem   checks a value by itself
+    convert   converts a JSON value to the value of the dataclass
+    misfit    checks a value against the other fields of the configuration
+    reader    reads the field from config.json itself, given the fields declared above
     optional  the value may be None
     """
 
@@ -96,7 +96,7 @@ def integer(
     even: str = "",
     **common: Unpack[Common],
 ) -> Any:
-    """An integer from `minimum` to `maximum`: a multiple of the field `multiple_of`, or even, for the reason given."""
+    """An integer from `minimum` to `maximum`, a multiple of the field `multiple_of`, even for the reason `even`."""
 
     def misfit(value: int, config: Any) -> str | None:
         divisor: int = getattr(config, multiple_of) if multiple_of else 1
@@ -109,7 +109,7 @@ def integer(
 
 
 def number(default: Default = UNSET, *, zero: bool = False, **common: Unpack[Common]) -> Any:
-    """A number greater than 0; with `zero`, 0 or more."""
+    """A number above 0; with `zero`, 0 or more."""
     return _declare(ConfigField(partial(number_problem, zero=zero), float, default, **common))
 
 
@@ -119,14 +119,14 @@ def flag(default: Default = UNSET, **common: Unpack[Common]) -> Any:
 
 
 def text(default: Default = UNSET, *, one_of: tuple[str, ...] = (), **common: Unpack[Common]) -> Any:
-    """A string; with `one_of`, one of these."""
+    """A string; with `one_of`, one of these strings."""
     return _declare(ConfigField(partial(_choice_problem, choices=one_of), default=default, **common))
 
 
 def integers(
     default: Default = UNSET, *, minimum: int = 0, length: str = "", **common: Unpack[Common]
 ) -> Any:
-    """A list of integers from `minimum` on, a tuple in the dataclass; as many as the field `length` says."""
+    """A list of integers from `minimum` on, a tuple in the dataclass; `length` names the field with their number."""
     each = partial(integer_problem, minimum=minimum)
     return _declare_list(each, default, length, **common)
 
@@ -134,13 +134,13 @@ def integers(
 def texts(
     default: Default = UNSET, *, one_of: tuple[str, ...] = (), length: str = "", **common: Unpack[Common]
 ) -> Any:
-    """A list of strings, a tuple in the dataclass, each `one_of` these; as many as the field `length` says."""
+    """A list of strings, a tuple in the dataclass, each `one_of` these; `length` names the field with their number."""
     each = partial(_choice_problem, choices=one_of)
     return _declare_list(each, default, length, **common)
 
 
 def read_by(reader: Callable[[Fields, Any], Any], default: Default = UNSET, **common: Unpack[Common]) -> Any:
-    """What `reader(fields, config)` returns, where `config` has the fields declared above. The reader checks the value.
+    """The result of `reader(fields, config)`, which checks the value. `config` has the fields declared above.
 
     `default` is the value where `when` turns the field off.
     """
@@ -148,13 +148,13 @@ def read_by(reader: Callable[[Fields, Any], Any], default: Default = UNSET, **co
 
 
 def fixed(value: object) -> Any:
-    """`value`, and config.json may hold no other: a field that other model types of the same blocks read."""
+    """Always `value`: config.json may hold no other. Other model types of the same blocks read the field."""
     problem = f"must be {show(value)} in a model of this type"
     return _declare(ConfigField(lambda other: None if same(other, value) else problem, default=value))
 
 
 def stored_dtype() -> Any:
-    """The short name of the type the weights are stored in: f32 if neither config.json nor the weights say.
+    """The short name of the stored type of the weights; f32 when neither config.json nor the weights define it.
 
     transformers 5 writes `dtype`, which wins; transformers 4 wrote `torch_dtype`.
     """
@@ -163,7 +163,7 @@ def stored_dtype() -> Any:
 
 
 def width_per_head(config: Any) -> int:
-    """The default of head_dim in most families: hidden_size / num_attention_heads, which must be whole."""
+    """The default of head_dim in most families: hidden_size / num_attention_heads, which must be an integer."""
     width, heads = config.hidden_size, config.num_attention_heads
     if width % heads:
         raise ConfigError(
@@ -174,7 +174,7 @@ def width_per_head(config: Any) -> int:
 
 @cache
 def declared(config: type[Any]) -> dict[str, ConfigField]:
-    """The fields of a configuration, in order. Raises CompileError for a class that is not declared as it should be."""
+    """The fields of a configuration, in order. Raises CompileError for a class that is not declared correctly."""
     for owner in config.__mro__:
         loose = [name for name, value in vars(owner).items() if isinstance(value, dataclasses.Field)]
         if loose:
@@ -204,7 +204,7 @@ def _declare(spec: ConfigField) -> Any:
 
 
 def _declare_list(each: Check, default: Default, length: str, **common: Unpack[Common]) -> Any:
-    """A field that holds a JSON array, or the tuple that it becomes."""
+    """A field that is a JSON array in config.json and a tuple in the dataclass."""
 
     def problem(value: object) -> str | None:
         if not isinstance(value, list | tuple):
@@ -226,7 +226,7 @@ def _choice_problem(value: object, choices: tuple[str, ...] = ()) -> str | None:
 
 
 def dtype_field(fields: Fields) -> str | None:
-    """The field that names the dtype of the weights; None where none does. "auto" asks for that of the weights."""
+    """The name of the field with the dtype of the weights; None when it is absent or "auto"."""
     return next((name for name in _DTYPE_FIELDS if fields.get(name) not in (None, "auto")), None)
 
 

@@ -1,4 +1,4 @@
-"""What a model family's file declares: its configurations and the blocks a model of it is made of."""
+"""The declaration of a model family: its configurations, and the blocks of its models."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from infernum.models.config_fields import declared
 from infernum.models.family_config import FamilyConfig
 
 MOST_LAYERS = 4096
-"""A plan of so many takes seconds; the deepest models have some hundreds."""
+"""Most layers of a model. Planning that many takes seconds; the deepest models have some hundreds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """A model family: `first`, then `layer(cfg, i)` for each of `cfg.num_hidden_layers` layers, then `last`.
 
-    `configs` has a class for each model_type that is made of these blocks. A layer that differs from others in some
-    settings is a block with these settings bound: `layer=lambda cfg, i: decoder.of(kind=cfg.kind(i))`.
+    `configs` has a class for each model_type of the family. Layers with different settings are one block with the
+    settings bound: `layer=lambda cfg, i: decoder.of(kind=cfg.kind(i))`.
     """
 
     configs: tuple[type[FamilyConfig], ...] = ()
@@ -28,7 +28,7 @@ class Family:
     layer: Callable[[Any, int], Block]
     last: Block
     config: InitVar[object] = None
-    """How a family named its one configuration before it could have several; an error says what to write instead."""
+    """The former name of `configs`, for one configuration; passing it raises an error with the new form."""
 
     def __post_init__(self, config: object) -> None:
         if config is not None:
@@ -38,7 +38,7 @@ class Family:
 
     @property
     def model_types(self) -> tuple[str, ...]:
-        """The model types of config.json that are of this family."""
+        """The model types of this family."""
         return tuple(config.model_type for config in self.configs)
 
     def config_of(self, model_type: str) -> type[FamilyConfig]:
@@ -46,7 +46,7 @@ class Family:
         return next(config for config in self.configs if config.model_type == model_type)
 
     def program(self, cfg: Any) -> list[tuple[Block, int | None]]:
-        """The blocks in the order they run, each with its layer. Raises ConfigError for more than `MOST_LAYERS`."""
+        """The blocks in order, each with its layer or None. Raises ConfigError for more than `MOST_LAYERS` layers."""
         if cfg.num_hidden_layers > MOST_LAYERS:
             raise ConfigError(
                 f"num_hidden_layers = {cfg.num_hidden_layers} is more than can be compiled; it must be at most"
@@ -59,7 +59,7 @@ class Family:
 
 
 def _check_configs(configs: object) -> None:
-    """Raise CompileError unless `configs` are classes that can read a config.json."""
+    """Raise CompileError unless `configs` is a tuple of valid configuration classes."""
     if not isinstance(configs, tuple) or not configs:
         raise CompileError("Family(configs=…): give a tuple of classes, one for each model_type")
     for config in cast("tuple[object, ...]", configs):

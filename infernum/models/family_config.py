@@ -1,7 +1,7 @@
-"""The base of every family's configuration: reads it from config.json, checks it, and stores it as JSON.
+"""The base of all configurations: reads a configuration from config.json, checks it, and stores it as JSON.
 
-A family declares a frozen dataclass that says what each field is (`infernum.models.config_fields`). A model type that
-differs from another by some defaults is a subclass that declares these fields again.
+A family's configuration is a frozen dataclass whose fields are declared by `infernum.models.config_fields`. A model
+type with other defaults is a subclass that declares the fields in question again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from infernum.models.known_fields import ARCHITECTURE, HARMLESS, UNSUPPORTED
 
 @dataclass(frozen=True)
 class Nested:
-    """The object within config.json that holds the configuration, and the model types it may name (none: any)."""
+    """The object in config.json that holds the configuration, and the model types allowed there (empty: any)."""
 
     name: str = "text_config"
     model_types: tuple[str, ...] = ()
@@ -32,10 +32,10 @@ class FamilyConfig:
     """The configuration of a model. A subclass is a frozen dataclass; its fields are declared by `config_fields`.
 
     model_type  the model_type of config.json that this class reads
-    refused     fields that would change the mathematics, and why they are refused; a field that the class declares,
-                or uses as a switch, is not refused
-    ignored     fields that config.json may have beyond the harmless ones, and that change nothing
-    nested      the object within config.json that holds the fields; errors name it: `text_config.hidden_size`
+    refused     fields that would change the mathematics, and why they are rejected. A field that the class declares,
+                or uses as a switch, is not rejected
+    ignored     further fields without effect, besides the harmless fields
+    nested      the object in config.json that holds the fields, as errors name them: `text_config.hidden_size`
 
     Raises ConfigError for values that are out of range or do not fit together.
     """
@@ -49,14 +49,14 @@ class FamilyConfig:
     num_hidden_layers: int
     max_position_embeddings: int
     dtype: str
-    """Short name of the type the weights are stored in (f32, f16, bf16)."""
+    """Short name of the stored type of the weights (f32, f16, bf16)."""
 
     def __post_init__(self) -> None:
         _check(declared(type(self)), self)
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, object]) -> Self:
-        """Understand a config.json. Raises ConfigError for what is missing, malformed or not supported."""
+        """Read a config.json. Raises ConfigError for a field that is missing, malformed or not supported."""
         outer = fields if isinstance(fields, Fields) else Fields(fields, "config.json")
         inner = cls.holder(outer)
         specs = declared(cls)
@@ -100,15 +100,15 @@ class FamilyConfig:
             raise ConfigError(f"model configuration: {error}; compile the model again") from None
 
     def to_json(self) -> dict[str, object]:
-        """All fields as plain JSON values: a tuple as a list, a record such as `rope` as an object."""
+        """All fields as JSON values: a tuple becomes a list, a record such as `rope` an object."""
         return msgspec.json.decode(msgspec.json.encode(self))
 
 
 def _read(spec: ConfigField, inner: Fields, outer: Fields, config: Any) -> tuple[Any, str]:
-    """The value of a field, and the name by which an error should call it.
+    """The value of a field, and its name in errors.
 
     `inner` is the object that holds the configuration, and `outer` the whole of config.json. `config` has the fields
-    read before. Looking at a field marks it as understood, also where its switch turns it off.
+    read so far. A field that is looked up counts as read, even where its switch turns it off.
     """
     around = (inner, outer) if spec.outside else (inner,)
     places = [(fields, name) for fields in around for name in spec.spelled]
@@ -134,7 +134,7 @@ def _read(spec: ConfigField, inner: Fields, outer: Fields, config: Any) -> tuple
 
 
 def _is_on(switch: str, fields: Fields, config: Any) -> bool:
-    """The value of a switch: a field declared above, or else a field of config.json that is false when absent."""
+    """The value of a switch: a field declared above, or else a field of config.json, false when absent."""
     return getattr(config, switch) if hasattr(config, switch) else fields.flag(switch, False)
 
 
@@ -152,9 +152,9 @@ def _default(spec: ConfigField, fields: Fields, config: Any) -> Any:
 def _check(
     specs: Mapping[str, ConfigField], config: Any, shown: Mapping[str, str] | None = None, where: str = ""
 ) -> None:
-    """Raise ConfigError if a value is wrong by itself, or else if one does not fit the others.
+    """Raise ConfigError if a value is invalid by itself, or else if a value does not fit the others.
 
-    `shown` has the names by which the error calls the fields, where these are not their own.
+    `shown` has the names of fields in errors, where they differ from the fields' own names.
     """
     values = ((name, spec, getattr(config, name)) for name, spec in specs.items())
     present = [(name, spec, value) for name, spec, value in values if value is not None or not spec.optional]

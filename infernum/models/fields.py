@@ -1,4 +1,4 @@
-"""The fields of a JSON object, read by type; the ones that nobody asks for can be reported."""
+"""The fields of a JSON object, read by type, with warnings for the fields that were never read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LARGEST = 2**31 - 1
 LARGEST_NUMBER = 1e30
 
 Check = Callable[[object], str | None]
-"""What is wrong with a value; None if nothing is."""
+"""Checks a value; returns the problem, or None."""
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -50,14 +50,14 @@ def same(a: object, b: object) -> bool:
 
 
 def integer_problem(value: object, minimum: int = 1, maximum: int = LARGEST) -> str | None:
-    """What is wrong with `value` as an integer from `minimum` to `maximum`; None if nothing is."""
+    """The problem of `value` as an integer from `minimum` to `maximum`, or None."""
     if not isinstance(value, int) or isinstance(value, bool):
         return "must be an integer"
     return None if minimum <= value <= maximum else f"must be an integer from {minimum} to {maximum}"
 
 
 def number_problem(value: object, *, zero: bool = False) -> str | None:
-    """What is wrong with `value` as a positive number (`zero`: it may be 0); None if nothing is."""
+    """The problem of `value` as a positive number (with `zero`: 0 or more), or None."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "must be a number"
     in_range = (value >= 0 if zero else value > 0) and value <= LARGEST_NUMBER
@@ -65,22 +65,22 @@ def number_problem(value: object, *, zero: bool = False) -> str | None:
 
 
 def flag_problem(value: object) -> str | None:
-    """What is wrong with `value` as true or false; None if nothing is."""
+    """The problem of `value` as true or false, or None."""
     return None if isinstance(value, bool) else "must be true or false"
 
 
 def text_problem(value: object) -> str | None:
-    """What is wrong with `value` as a string; None if nothing is."""
+    """The problem of `value` as a string, or None."""
     return None if isinstance(value, str) else "must be a string"
 
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A field that would change the mathematics: why it is refused, and the values that change nothing.
+    """A field that would change the mathematics: why it is rejected, and the values without effect, which are accepted.
 
-    inert   values that are accepted
+    inert   accepted values
     each    a list is accepted if all of its elements are among these
-    unless  given the value and all fields: True where the others turn this one off, or where it asks for nothing new
+    unless  of the value and all fields: True where the other fields turn this field off, or the value has no effect
     """
 
     reason: str
@@ -89,7 +89,7 @@ class Unsupported:
     unless: Callable[[object, Mapping[str, object]], bool] = lambda value, fields: False
 
     def allows(self, value: object, fields: Mapping[str, object]) -> bool:
-        """True for null and for values that change nothing beside `fields`; true is not 1, false is not 0."""
+        """True for null and for values without effect beside `fields`; true is not 1, false is not 0."""
         if self.each and isinstance(value, list):
             return all(_among(element, self.each) for element in cast("list[object]", value))
         return value is None or _among(value, self.inert) or self.unless(value, fields)
@@ -102,7 +102,7 @@ def _among(value: object, values: tuple[object, ...]) -> bool:
 class Fields(Mapping[str, object]):
     """A JSON object whose fields are read by type; null means the same as absent.
 
-    `where` begins each error message (a file); `prefix` names an enclosing field (`rope_scaling.`).
+    `where` (a file) begins each error message; `prefix` is the name of the enclosing field (`rope_scaling.`).
     """
 
     def __init__(self, values: Mapping[str, object], where: str, prefix: str = "") -> None:
@@ -131,7 +131,7 @@ class Fields(Mapping[str, object]):
         return float(self._checked(name, default, partial(number_problem, zero=zero)))
 
     def flag(self, name: str, default: bool) -> bool:
-        """The true or false called `name`."""
+        """The true-or-false field called `name`."""
         return self._checked(name, default, flag_problem)
 
     def text(self, name: str, default: str | None = None) -> str:
@@ -148,7 +148,7 @@ class Fields(Mapping[str, object]):
         return Fields(cast("dict[str, object]", value), self.where, f"{self.path(name)}.") if value else None
 
     def first_object(self) -> str | None:
-        """The name of the first field that holds an object; looking does not count as reading."""
+        """The name of the first field that holds an object. The field does not count as read."""
         return next((name for name, value in self._values.items() if isinstance(value, dict)), None)
 
     def refuse(self, table: Mapping[str, Unsupported], understood: Set[str] = frozenset()) -> None:
@@ -159,11 +159,11 @@ class Fields(Mapping[str, object]):
             raise self.error(name, f"is not supported: {unsupported.reason}")
 
     def path(self, name: str) -> str:
-        """The name of a field with those of the objects around it, such as `text_config.hidden_size`."""
+        """The name of a field behind the names of the objects around it, such as `text_config.hidden_size`."""
         return f"{self._prefix}{name}"
 
     def error(self, name: str, problem: str) -> ConfigError:
-        """The error that names the file, the field, its value and the problem."""
+        """An error with the file, the field, its value and the problem."""
         value = f" = {show(self._values[name])}" if name in self._values else ""
         return ConfigError(f"{self.where}: {self.path(name)}{value} {problem}")
 
@@ -172,11 +172,11 @@ class Fields(Mapping[str, object]):
         return ConfigError(f"{self.where}: {self.path(name)} is missing; add it from the original model")
 
     def warn(self, text: str) -> None:
-        """Remember a sentence for the user."""
+        """Add a warning."""
         self._warnings.append(f"{self.where}: {text}")
 
     def warn_unread(self, harmless: frozenset[str] = frozenset(), *, to: Fields | None = None) -> None:
-        """Remember a warning for each field that nobody read and that is neither null nor `harmless`."""
+        """Add a warning for each field that was never read and is neither null nor `harmless`."""
         for name, value in self._values.items():
             if value is not None and name not in self._read and name not in harmless:
                 (self if to is None else to).warn(

@@ -1,4 +1,4 @@
-"""Fields of a config.json that no family reads: those that must not be ignored, and those that may."""
+"""Known fields of config.json that families do not read: fields that must be rejected, and harmless fields."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _WINDOW = "attention limited to a window is not implemented"
 
 
 def _window_is_off(value: object, fields: Mapping[str, object]) -> bool:
-    """The window is switched off, or holds the whole context."""
+    """True when the window is switched off, or covers the whole context."""
     return fields.get("use_sliding_window") is False or _holds_context(value, fields)
 
 
 def _no_window(value: object, fields: Mapping[str, object]) -> bool:
-    """The switch is on, and there is no window, or one that holds the whole context."""
+    """True when the switch is on, and the window is null or covers the whole context."""
     if "sliding_window" not in fields or value is not True:
         return False
     window = fields["sliding_window"]
@@ -31,7 +31,7 @@ def _holds_context(length: object, fields: Mapping[str, object]) -> bool:
 
 
 def _no_experts(value: object, fields: Mapping[str, object]) -> bool:
-    """The model has at most one expert, so that it does not matter how many a token is given to."""
+    """True when the model has at most one expert, so that the number of experts of a token has no effect."""
     counts = [
         fields[name] for name in ("num_local_experts", "num_experts", "n_routed_experts") if name in fields
     ]
@@ -39,7 +39,7 @@ def _no_experts(value: object, fields: Mapping[str, object]) -> bool:
 
 
 def _not_in_bits(value: object, fields: Mapping[str, object]) -> bool:
-    """bitsandbytes quantizes as it loads, to 4 or to 8 bits; here to neither."""
+    """True when bitsandbytes, which quantizes to 4 or 8 bits while loading, is switched off."""
     del fields
     switches = ("load_in_4bit", "load_in_8bit")
     return isinstance(value, dict) and all(value.get(switch) is False for switch in switches)
@@ -55,7 +55,7 @@ def _scales_by_head_dim(value: object, fields: Mapping[str, object]) -> bool:
 
 
 def _head_dim(fields: Mapping[str, object]) -> int | None:
-    """The size of a head; None where the fields that say it are missing or wrong, which is refused elsewhere."""
+    """The size of a head; None where its fields are missing or invalid, which is rejected elsewhere."""
     size, width, heads = (fields.get(name) for name in ("head_dim", "hidden_size", "num_attention_heads"))
     if size is not None:
         return size if _is_count(size) else None
@@ -77,7 +77,7 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "text_config": Unsupported("only text models can be compiled", ({},)),
     "vision_config": Unsupported("only text models can be compiled", ({},)),
 }
-"""What no family may ask for."""
+"""Fields that no family supports."""
 
 ARCHITECTURE: dict[str, Unsupported] = {
     "sliding_window": Unsupported(_WINDOW, unless=_window_is_off),
@@ -108,7 +108,7 @@ ARCHITECTURE: dict[str, Unsupported] = {
     "rotary_dim": Unsupported("every element of a head must be rotated", unless=_is_head_dim),
     "rotary_pct": Unsupported("every element of a head must be rotated", (1,)),
 }
-"""What some families have and a plain decoder has not; a family refuses those of them that it lacks."""
+"""Fields of some families that a plain decoder lacks. Each family rejects those that its blocks lack."""
 
 HARMLESS = frozenset(
     """
@@ -136,5 +136,5 @@ HARMLESS = frozenset(
     is_llama_config unsloth_fixed unsloth_version unsloth_notice
     """.split()  # noqa: SIM905 (a list would take eighty lines)
 )
-"""Fields that do not touch the mathematics: provenance, training, classification, and generation settings
+"""Fields without effect on the mathematics: provenance, training, classification, and generation settings
 (which are read from generation_config.json, as are the sampling parameters of `infernum.sampling_params`)."""

@@ -44,8 +44,8 @@ class LlamaConfig(FamilyConfig):
         "rope_interleaved": Unsupported("heads must be rotated by halves, not by neighbours", (False,)),
         "layer_types": Unsupported("every layer must be full_attention", each=("full_attention",)),
     }
-    # pretraining_tp sums products in slices, as training did: nothing changes but the order of the sums. No window is
-    # honoured, so that the layers from which on there would be one are not looked at.
+    # pretraining_tp computes products in slices and changes only the order of sums. max_window_layers has no effect
+    # without a window, and windows are rejected.
     ignored = frozenset({"pretraining_tp", "max_window_layers"})
 
     vocab_size: int = integer()
@@ -112,7 +112,7 @@ def head(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: LlamaConfig) -> Tens
 
 
 def vocabulary_table(name: str, w: Weights, cfg: LlamaConfig) -> Tensor:
-    """Embedding or head [vocab_size, hidden_size]. Tied, both are one tensor, which a checkpoint stores as either."""
+    """Embedding or head [vocab_size, hidden_size]. Tied, they are one tensor, stored under either name."""
     names = ("model.embed_tokens.weight", "lm_head.weight") if cfg.tie_word_embeddings else (name,)
     return w.tensor(names[0], cfg.vocab_size, cfg.hidden_size, alternatives=names[1:])
 

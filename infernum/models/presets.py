@@ -1,4 +1,4 @@
-"""Models known by name, without weights; and the one place where what a user calls a model is looked up."""
+"""Looks up a model by the name of a preset or by its folder; presets are models without weights, and the demo."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def resolve(model: str) -> ModelSource:
 
 
 def _expand(model: str) -> Path | None:
-    """The path `model` names; None when it cannot be one."""
+    """`model` as a path; None when it is not a valid path."""
     if not model.strip() or "\0" in model:
         return None
     try:
@@ -97,4 +97,4 @@ _SHAPES: dict[str, dict[str, object]] = {
 
 _DEMO = "dante"
 PRESETS = (*_SHAPES, _DEMO)
-"""What a user can call a model besides giving its folder."""
+"""The names of models that need no folder."""

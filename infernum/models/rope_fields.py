@@ -1,4 +1,4 @@
-"""How a config.json says which rotary embedding a model has, in both spellings transformers has used."""
+"""Reads the rotary embedding of a model from config.json, in both spellings of transformers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PARTIAL = {"partial_rotary_factor": Unsupported("every element of a head must b
 
 
 def read_rope(fields: Fields, default_theta: float = 10000.0) -> Rope:
-    """The rotary embedding that `fields` asks for.
+    """The rotary embedding that `fields` define.
 
     transformers 4 writes `rope_theta` and `rope_scaling` (its kind is `type` or `rope_type`), transformers 5
     puts all of it into `rope_parameters`. Raises ConfigError for other kinds of scaling, for a partial
@@ -39,7 +39,7 @@ def read_rope(fields: Fields, default_theta: float = 10000.0) -> Rope:
 
 
 def _read(child: Fields, parent: Fields, theta: float) -> Rope:
-    """One object of rope parameters; what it does not know becomes a warning of `parent`."""
+    """The rotary embedding of one object of rope parameters. Its unknown fields become warnings of `parent`."""
     nested = child.first_object()
     if nested is not None:
         raise child.error(nested, "is not supported: all layers must share one rotary embedding")
@@ -71,7 +71,7 @@ def _kind(child: Fields) -> str:
 
 
 def _llama3(child: Fields, parent: Fields, theta: float) -> Rope:
-    """transformers lets `original_max_position_embeddings` beside the object win over the one within."""
+    """Llama 3's scaling. `original_max_position_embeddings` beside the object wins, as in transformers."""
     name = "original_max_position_embeddings"
     original = parent.integer(name) if parent.get(name) is not None else child.integer(name)
     if child.get(name) is not None and child.integer(name) != original:

@@ -1,6 +1,6 @@
-"""The last block of every program: from logits to the next token, which becomes the input of the next step.
+"""The samplers: blocks that turn logits into the next token, which is the input of the next step.
 
-What aliases an input of the step (token_ids, positions, seen) is returned so that its update in place is kept.
+A result that aliases an input of the step (token_ids, positions, seen) is returned to keep its update in place.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def greedy(logits: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> tuple
 
 @block(logits="f32 rows vocab_size")
 def sample(logits: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> tuple[Tensor, ...]:
-    """Draw a token for each row, by the row's own parameters."""
+    """Draw a token for each row, with the sampling parameters of the row."""
     del w
     seen = batch.seen(cfg.vocab_size)
     next_tokens = sampling.sample(
@@ -37,4 +37,4 @@ def sample(logits: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> tuple
 
 
 SAMPLERS = (greedy, sample)
-"""A step runs one of these. They see rows of logits only, so each is compiled once for steps of every size."""
+"""A step runs one of them. Their input is rows of logits, so each is compiled once for steps of all sizes."""

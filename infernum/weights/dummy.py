@@ -1,4 +1,4 @@
-"""Random weights for who has no checkpoint: the same on every device, whatever the bundle, from name and seed alone.
+"""Random weights in place of a checkpoint. They depend on name and seed only, not on device or bundle.
 
 Element i of the tensor `name` is element (crc32(name) + i) mod `POOL` of a pool of `POOL` numbers, of which element j
 is a hash of (seed, j), rounded to the type of the buffer. `POOL` is a prime, so that no two rows of a matrix are equal.
@@ -24,14 +24,14 @@ POOL = 4_000_037
 """A prime: 16 MB of float32, made in a fraction of a second."""
 
 _MEAN, _DEVIATION = 131_070, 37_837.2
-"""Of the sum of four numbers that are each as likely as all others from 0 to 65535."""
+"""Mean and deviation of the sum of four numbers that are uniform over 0 … 65535."""
 
 _AT_ONCE = 1 << 17
 
 
 @dataclass(frozen=True)
 class DummyTensors:
-    """A source of random tensors: float32, unless they must be stored in another type.
+    """A source of random tensors: float32, unless a tensor must be stored in another type.
 
     Matrices and biases have mean 0 and deviation 0.02, norm weights 1 and 0.1. Integers have random bits.
     """
@@ -61,9 +61,10 @@ class DummyTensors:
 
 
 def settle(plan: WeightPlan, source: TensorSource | None, seed: int) -> tuple[WeightPlan, TensorSource]:
-    """The plan without alternatives, and the tensors to fill it from.
+    """The plan with every alternative chosen, and the source of its tensors.
 
-    Without a checkpoint they are random, and the first of all alternatives. Raises CheckpointError as `plan_for`.
+    Without a checkpoint the tensors are random, and every first alternative is chosen. Raises CheckpointError as
+    `plan_for` does.
     """
     if source is not None:
         return plan_for(plan, source), source
@@ -72,12 +73,12 @@ def settle(plan: WeightPlan, source: TensorSource | None, seed: int) -> tuple[We
 
 
 def is_norm(name: str, shape: Shape) -> bool:
-    """True for the scale of a norm: a vector that is no bias."""
+    """True for the scale of a norm: any vector but a bias."""
     return len(shape) == 1 and not name.endswith("bias")
 
 
 def pool_runs(name: str, first: int, count: int) -> Iterator[tuple[int, int]]:
-    """The runs of the pool, as (first, count), that elements `first` … `first + count − 1` of a tensor are."""
+    """Elements `first` … `first + count − 1` of a tensor as runs of the pool, each (first, count)."""
     at = (zlib.crc32(name.encode()) + first) % POOL
     while count > 0:
         size = min(count, POOL - at)
@@ -87,7 +88,7 @@ def pool_runs(name: str, first: int, count: int) -> Iterator[tuple[int, int]]:
 
 @lru_cache(maxsize=8)
 def pool_of(seed: int, dtype: DType, *, norm: bool) -> Array:
-    """The pool of one seed for norm weights or for all others, `POOL` elements of `dtype`; not to be written to."""
+    """The pool of a seed, for norm weights or for all others: `POOL` elements of `dtype`, read-only."""
     pool = np.empty(POOL, dtype.numpy)
     for start in range(0, POOL, _AT_ONCE):
         piece = pool[start : start + _AT_ONCE]
@@ -110,6 +111,6 @@ def _hash(seed: int, start: int, count: int) -> Array:
 
 
 def _normal(bits: Array) -> Array:
-    """Numbers of mean 0 and deviation 1, nearly normal: the sum of the four words of each. No function of libm."""
+    """Nearly normal numbers of mean 0 and deviation 1, the sums of four words, without libm, which varies."""
     words = bits.view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int32)
     return (words - np.int32(_MEAN)).astype(np.float32) / np.float32(_DEVIATION)

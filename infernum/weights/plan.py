@@ -1,4 +1,4 @@
-"""Which weights a bundle needs and where each lies: every distinct recipe once, all in one allocation."""
+"""The layout of a bundle's weights: every distinct recipe once, all in one allocation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ALIGNMENT = 256
 """Bytes."""
 
 WeightKey = tuple[Recipe, str]
-"""Recipe with the layer filled in, and dtype: what makes two weights the same."""
+"""Recipe with the layer filled in, and dtype. Weights of equal keys are stored once."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class StoredWeight:
 
 @dataclass(frozen=True)
 class WeightPlace:
-    """Where a weight lies: in which stored weight, and from which of its elements on."""
+    """Place of a weight: the index of the stored weight that contains it, and its first element there."""
 
     stored: int
     first: int
@@ -59,7 +59,7 @@ class WeightPlace:
 
 @dataclass(frozen=True)
 class WeightPlan:
-    """Everything to fill on one rank, and where any weight of any stage is found in it."""
+    """The stored weights of one rank, and the place of every weight of every stage in them."""
 
     stored: tuple[StoredWeight, ...]
     places: dict[WeightKey, WeightPlace]
@@ -67,27 +67,27 @@ class WeightPlan:
     rank: Rank
 
     def place(self, weight: Weight, stage: Stage) -> WeightPlace:
-        """Where `weight` lies as applied in `stage`."""
+        """The place of `weight` in `stage`."""
         return self.places[weight_key(weight, stage)]
 
     def offset(self, weight: Weight, stage: Stage) -> int:
-        """Bytes from the start of all weights to `weight` as applied in `stage`."""
+        """Bytes from the start of all weights to `weight` in `stage`."""
         place = self.place(weight, stage)
         stored = self.stored[place.stored]
         return stored.offset + place.first * dtypes.dtype(stored.dtype).bytes
 
     def tensors(self) -> Iterator[Read]:
-        """Every tensor that the weights read, or may read; one that two weights read comes twice."""
+        """Every tensor that the weights read or may read. A tensor of two weights comes twice."""
         return (tensor for stored in self.stored for tensor in tensors_of(stored.recipe))
 
     def chosen(self, names: Collection[str]) -> WeightPlan:
-        """The plan for a checkpoint with these tensors: every alternative is settled. Raises CheckpointError."""
+        """The plan with every alternative chosen for a checkpoint with these tensors. Raises CheckpointError."""
         settled = tuple(replace(stored, recipe=choose(stored.recipe, names)) for stored in self.stored)
         return replace(self, stored=settled)
 
 
 def weight_key(weight: Weight, stage: Stage) -> WeightKey:
-    """The identity of `weight` in a stage. Raises BundleError when it needs a layer and there is none."""
+    """The key of `weight` in a stage. Raises BundleError when the weight needs a layer and the stage has none."""
     if stage.layer is None:
         if has_field(weight.recipe, "layer"):
             raise BundleError(
@@ -100,8 +100,9 @@ def weight_key(weight: Weight, stage: Stage) -> WeightKey:
 def plan_weights(manifest: Manifest, rank: Rank = ALONE) -> WeightPlan:
     """Lay out every distinct weight of a rank once, however many blocks, variants and layers use it.
 
-    A weight that is a run of a stack (q within q, k, v) is found inside that one, when it begins there at a multiple
-    of `ALIGNMENT`. Raises BundleError for a recipe that does not give the weight, and when two disagree about a tensor.
+    A weight that is a run of a stack (q within q, k, v) is stored only in the stack, if it begins there at a multiple
+    of `ALIGNMENT`. Raises BundleError for a recipe of another shape than its weight, and for two recipes that read one
+    tensor in different shapes.
     """
     keys = _distinct(manifest, rank)
     places: dict[WeightKey, WeightPlace] = {}
@@ -119,9 +120,9 @@ def plan_weights(manifest: Manifest, rank: Rank = ALONE) -> WeightPlan:
 
 
 def plan_for(plan: WeightPlan, source: TensorSource) -> WeightPlan:
-    """The plan with every alternative settled, for a source that has been found to have all it needs.
+    """The plan with every alternative chosen for `source`, whose tensors are checked.
 
-    Raises CheckpointError naming the first tensor that is missing, or of another shape or type.
+    Raises CheckpointError for the first tensor that is missing, or has another shape or type.
     """
     chosen = plan.chosen(source.names)
     for tensor in chosen.tensors():
@@ -148,7 +149,7 @@ def _check_tensor(tensor: Read, source: TensorSource) -> None:
 
 
 def _distinct(manifest: Manifest, rank: Rank) -> list[WeightKey]:
-    """What all stages need, each once, in order of first use."""
+    """The distinct weights of all stages, in order of first use."""
     keys: dict[WeightKey, None] = {}
     shapes: dict[str, Shape] = {}
     for stage in (*manifest.program, *(Stage(block=name) for name in manifest.samplers)):
@@ -162,7 +163,7 @@ def _distinct(manifest: Manifest, rank: Rank) -> list[WeightKey]:
 
 
 def _check(weight: Weight, recipe: Recipe, where: str, rank: Rank, shapes: dict[str, Shape]) -> None:
-    """Raises BundleError for a recipe that does not give its weight, or a tensor of another shape than in `shapes`."""
+    """Raises BundleError when a recipe has another shape than its weight, or a tensor another than in `shapes`."""
     try:
         shape = shape_of(recipe, rank.count)
     except ShapeError as error:
@@ -178,7 +179,7 @@ def _check(weight: Weight, recipe: Recipe, where: str, rank: Rank, shapes: dict[
 
 
 def _aligned_runs(weight: StoredWeight, rank: Rank) -> Iterator[tuple[Recipe, int]]:
-    """Every run of consecutive parts that begins at an aligned element, and which that is."""
+    """Every run of consecutive parts that begins at an aligned element, with the number of that element."""
     parts = stacked(weight.recipe)
     starts = [0, *accumulate(size_of(part, rank.count) for part in parts)]
     for first, end in combinations(range(len(starts)), 2):

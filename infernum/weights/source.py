@@ -1,4 +1,4 @@
-"""What is needed of a checkpoint, and how the progress of loading it is reported."""
+"""The protocol of a checkpoint that is loaded, and the callback for the progress."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from infernum.dtypes import DType
 Array = np.ndarray[Any, Any]
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes done and the bytes in all."""
+"""Called with the bytes loaded so far and the total bytes."""
 
 
 class TensorSource(Protocol):
-    """Names, shapes, and rows of tensors in the type that they are stored in."""
+    """Names, shapes and rows of tensors, in their stored types."""
 
     @property
     def names(self) -> frozenset[str]: ...

@@ -1,4 +1,4 @@
-"""What a recipe gives from a checkpoint: its alternatives are settled, and then its values read piece by piece."""
+"""The values of a recipe: chooses its alternatives for a checkpoint, then reads its values piece by piece."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from infernum.recipes import (
 from infernum.weights.source import Array, TensorSource
 
 PIECE = 2**21
-"""Elements read at a time: at most 8 MiB, which malloc gives again and again without asking the system."""
+"""Elements read at a time: at most 8 MiB, which malloc reuses without a system call."""
 
 
 def choose(recipe: Recipe, names: Collection[str]) -> Recipe:
-    """The recipe without alternatives, for a checkpoint with tensors of these names.
+    """The recipe with its alternatives chosen, for a checkpoint with tensors of these names.
 
-    All experts follow the first. A tensor without alternatives stays as it is, there or not. Raises CheckpointError
-    naming all alternatives where there is none of them.
+    All experts follow the choice of the first. A tensor without alternatives is not checked. Raises CheckpointError,
+    which lists the alternatives, when the checkpoint has none of them.
     """
     match recipe:
         case Read(names=(_,)):
@@ -61,10 +61,10 @@ def choose(recipe: Recipe, names: Collection[str]) -> Recipe:
 
 
 def pieces(recipe: Recipe, source: TensorSource, rank: Rank = ALONE) -> Iterator[Array]:
-    """The values of a recipe without alternatives, in order, flat, in the type they are stored in.
+    """The values of a recipe without alternatives, in order, flat, in their stored type.
 
-    A piece has at most `PIECE` elements unless one row of a tensor has more, or the values are packed, which are
-    repacked as a whole. Pieces must not be written to.
+    A piece has at most `PIECE` elements, unless a single row has more. Packed values are one piece. Pieces are
+    read-only.
     """
     for section in sections(recipe):
         rows, *rest = shape_of(section, rank.count)
@@ -81,7 +81,7 @@ def values(recipe: Recipe, source: TensorSource, rank: Rank = ALONE) -> Array:
 
 
 def sections(recipe: Recipe) -> Iterator[Recipe]:
-    """What lies one after the other in the weight: the parts of a stack, and what each expert has."""
+    """The consecutive sections of a weight: the parts of a stack, and the parts of each expert."""
     match recipe:
         case Stack(of=parts):
             for part in parts:
@@ -94,7 +94,7 @@ def sections(recipe: Recipe) -> Iterator[Recipe]:
 
 
 def run_of(recipe: Recipe, rank: Rank = ALONE) -> tuple[Read, int] | None:
-    """The tensor of which a recipe is a run of elements, and the first of them; None when it is no run of one."""
+    """The tensor that a recipe is a run of, and the first element of the run; None when it is no run of one tensor."""
     match recipe:
         case Read():
             return recipe, 0
@@ -123,7 +123,7 @@ def _is_complete(recipe: Recipe, names: Collection[str]) -> bool:
 
 
 def _rows(recipe: Recipe, start: int, stop: int, source: TensorSource, rank: Rank) -> Array:
-    """Rows start … stop − 1 of what the recipe gives on a rank."""
+    """Rows start … stop − 1 of the recipe's values on a rank."""
     match recipe:
         case Read(names=(name,)):
             return source.rows(name, start, stop)
