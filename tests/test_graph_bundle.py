@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Outcome
+from conftest import Outcome, processor_seconds
 
 import infernum as package
 from infernum.bundle import Bundle
@@ -55,12 +54,6 @@ def wide_heads(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(WIDE_HEADS))
     return folder
-
-
-def processor_seconds() -> float:
-    """What all children of this process have taken of the processors until now."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def test_it_holds_graphs_and_no_architecture(graphs: Bundle) -> None:
@@ -117,7 +110,7 @@ def test_the_first_token_comes_within_two_seconds_where_nothing_is_cached_and_th
         "PYTHONPATH": str(Path(package.__file__).parents[1]),
         "OPENBLAS_NUM_THREADS": "1",
     }
-    seconds: list[float] = []  # of the processor, which other tests beside this one do not lengthen
+    seconds: list[float] = []
     for attempt in range(3):
         environment["INFERNUM_CACHE"] = str(tmp_path / str(attempt))
         begin = processor_seconds()

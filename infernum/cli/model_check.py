@@ -97,7 +97,7 @@ def _tokenizer(inside: ModelFolder, source: ModelSource | None) -> CheckResult:
         )
     begin = [tokenizer.special.get(token, str(token)) for token in tokenizer.encode("")]
     return CheckResult(
-        "tokenizer", True, f"{size}; puts {' '.join(begin)} around a prompt" if begin else size
+        "tokenizer", True, f"{size}; special tokens of a prompt: {' '.join(begin)}" if begin else size
     )
 
 
