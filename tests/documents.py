@@ -142,28 +142,35 @@ def with_outputs(text: str, outputs: dict[Step, Lines]) -> str:
     return "\n".join(lines)
 
 
+def check_step(document: Path, step: Step, folder: Path, *, update: bool = False) -> Lines | None:
+    """Run a command; with `update`, its output if it differs from the document and may be corrected there."""
+    printed = run(step.command, folder)
+    expected, cleaned = masked(step.expected), masked(printed)
+    if matches(expected, cleaned):
+        return None
+    if update and ELLIPSIS not in expected:
+        return printed
+    difference = difflib.unified_diff(
+        expected, cleaned, "the document", "what the command prints", lineterm=""
+    )
+    return pytest.fail(
+        f"{document.relative_to(ROOT)}:{step.at}: $ {step.command}\n{chr(10).join(difference)}"
+    )
+
+
 def follow(document: Path, folder: Path, *, update: bool) -> None:
     """Save the files and run the commands of a document in a folder; with `update`, correct outputs that differ."""
     text = document.read_text(encoding="utf-8")
     outputs: dict[Step, Lines] = {}
     for action in actions_of(text):
-        if isinstance(action, SavedFile):
-            file = folder / action.name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(action.text, encoding="utf-8")
-            continue
-        printed = run(action.command, folder)
-        expected, cleaned = masked(action.expected), masked(printed)
-        if matches(expected, cleaned):
-            continue
-        if update and ELLIPSIS not in expected:
-            outputs[action] = printed
-            continue
-        difference = difflib.unified_diff(
-            expected, cleaned, "the document", "what the command prints", lineterm=""
-        )
-        pytest.fail(
-            f"{document.relative_to(ROOT)}:{action.at}: $ {action.command}\n{chr(10).join(difference)}"
-        )
+        match action:
+            case SavedFile(name, content):
+                file = folder / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(content, encoding="utf-8")
+            case Step():
+                printed = check_step(document, action, folder, update=update)
+                if printed is not None:
+                    outputs[action] = printed
     if outputs:
         document.write_text(with_outputs(text, outputs), encoding="utf-8")
