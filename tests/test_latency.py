@@ -14,7 +14,7 @@ from conftest import Tiny
 from infernum.cli.bench_latency import rows
 from infernum.cpu.executor import CpuExecutor
 from infernum.errors import DeviceError, RequestError
-from infernum.lab.measure import generation, latency, origin
+from infernum.lab.measure import generation, latency, origin, subject
 from infernum.lab.measure.bounds import Speeds
 from infernum.lab.measure.checks import CHECKED_STEPS, drawable_weights
 from infernum.models.presets import resolve
@@ -36,7 +36,7 @@ def request_(tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch) -> la
         length = request.prompt + request.tokens
         return CpuExecutor.open(bundle, weights, max_model_len=length, max_pages_total=pages.size)
 
-    monkeypatch.setattr(latency, "compile_for", compiled)
+    monkeypatch.setattr(subject, "compile_for", compiled)
     monkeypatch.setattr(latency, "_open", opened)
     monkeypatch.setattr(CpuExecutor, "weights_address", 4096, raising=False)
     monkeypatch.setattr(latency, "measure_speeds", lambda products_of: Speeds(4e12, None))

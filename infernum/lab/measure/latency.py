@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from infernum import dtypes
@@ -35,7 +35,7 @@ from infernum.lab.measure.origin import origin
 from infernum.lab.measure.shared_weights import tensors_on_gpu
 from infernum.lab.measure.subject import ModelRequest
 from infernum.lab.measure.workload import page_table, random_prompts
-from infernum.llm import Progress, compile_for
+from infernum.llm import Progress
 from infernum.runtime.executor import CudaExecutor
 from infernum.sampling_params import PARAMETERS, SamplingParams
 from infernum.step import Executor, Float32, Int32
@@ -86,9 +86,8 @@ def measure(request: LatencyRequest, progress: Progress | None = None) -> dict[s
     """
     _check(request)
     source, weights = request.source, request.checkpoint()
-    bundle = compile_for(source, "cuda", request.dtype, request.fuse, request.rules, progress)
-    rules_unfused = () if request.fuse else request.rules
-    unfused = compile_for(source, "cuda", request.dtype, False, rules_unfused, progress)
+    bundle = request.bundle(progress)
+    unfused = replace(request, fuse=False, rules=()).bundle(progress) if request.fuse else bundle
     most = max(variant.max_rows for variant in bundle.manifest.variants)
     if request.batch > most:
         raise RequestError(f"--batch is {request.batch}; a step has at most {most} sequences")

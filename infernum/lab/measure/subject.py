@@ -45,6 +45,10 @@ class ModelRequest:
             check_claims(self.source, checkpoint)
         return checkpoint
 
+    def bundle(self, progress: Progress | None) -> Bundle:
+        """The bundle, from the cache or compiled now. Raises CompileError."""
+        return compile_for(self.source, "cuda", self.dtype, self.fuse, self.rules, progress)
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -79,20 +83,17 @@ def open_subject(
         )
     if model is None and load_format == "auto":
         raise RequestError("--load-format auto takes a model's weights; say which by --model, or use dummy")
-    source: ModelSource | None = None if model is None else resolve(model)
-    checkpoint = None if source is None else open_checkpoint(source, load_format)
+    source = None if model is None else resolve(model)
     if folder is None:
         assert source is not None, "either a bundle or a model is given"
-        if checkpoint is not None:
-            check_claims(source, checkpoint)
-        bundle = compile_for(source, "cuda", dtype, fuse is not False, (), progress)
+        request = ModelRequest(source, load_format, dtype, fuse is not False)
+        checkpoint, bundle = request.checkpoint(), request.bundle(progress)
     else:
+        checkpoint = None if source is None else open_checkpoint(source, load_format)
         bundle = open_bundle(folder)
         check_arch(bundle, gpu.arch, gpu.name)
         if source is not None:
             check_bundle(bundle, source)
-    if source is None:
-        return Subject(bundle, None)
     if checkpoint is not None:
         check_checkpoint(bundle, checkpoint)
-    return Subject(bundle, checkpoint, tuple(source.warnings))
+    return Subject(bundle, checkpoint, () if source is None else tuple(source.warnings))
