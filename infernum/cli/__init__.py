@@ -1,6 +1,6 @@
-"""The command line: one file per command, imported when it is run, and errors that fit on one line.
+"""The command line: one file per command, imported when the command runs; errors are printed on one line.
 
-Exit codes: 0 done, 2 a mistake that the user can mend, 130 interrupted.
+Exit codes: 0 for success, 1 for a check that failed, 2 for a mistake that the user can mend, 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ INTERRUPTED = 130
 
 
 class ReaderGone(Exception):
-    """Whoever read our output has gone away, as `head` does."""
+    """The reader of the output has closed the pipe, as `head` does."""
 
 
 @contextmanager
 def _while_somebody_reads() -> Generator[None]:
-    """A closed pipe becomes ReaderGone, before click makes exit code 1 of it; Rich has done so already."""
+    """Turn a closed pipe into ReaderGone. click would exit with code 1, as Rich does already."""
     try:
         yield
     except BrokenPipeError as error:
@@ -58,7 +58,7 @@ def _while_somebody_reads() -> Generator[None]:
 
 
 class LazyGroup(click.Group):
-    """A group whose command NAME is `infernum.cli.NAME_command.command`."""
+    """A group that imports command NAME, `infernum.cli.NAME_command.command`, when it is looked up."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with _while_somebody_reads():
@@ -88,7 +88,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """What the command `infernum` calls; does not return."""
+    """The entry point of the command `infernum`; does not return."""
     sys.exit(run(sys.argv[1:]))
 
 
@@ -112,7 +112,7 @@ def run(args: Sequence[str]) -> int:
     except ReaderGone:
         silence()
         return 0
-    except OSError as error:  # of a path that nobody has asked about before, or a disk that is full
+    except OSError as error:  # a path that no command has checked, or a full disk
         where = "stdout" if error.filename is None else os.fsdecode(error.filename)
         return _fail(f"{where}: {error.strerror or error}", settings)
     return result if isinstance(result, int) else 0
@@ -124,7 +124,7 @@ def _with_hint(error: click.ClickException) -> str:
 
 
 def _fail(message: str, settings: Settings, *, whole: bool = False) -> int:
-    """Print the error, on one line unless it carries a compiler's log, and before it the traceback with -v."""
+    """Print an error on one line, or `whole` where it has the log of a compiler; with -v the traceback first."""
     trace = traceback.format_exc() if settings.verbosity else ""
     text = message.strip() if whole else " ".join(message.split())
     with suppress(OSError):

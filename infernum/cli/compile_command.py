@@ -1,4 +1,4 @@
-"""`infernum compile`: a model to a bundle."""
+"""`infernum compile`: compiles a model into a bundle."""
 
 from __future__ import annotations
 

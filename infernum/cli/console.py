@@ -1,4 +1,4 @@
-"""What commands show people: progress bars on stderr, tables on stdout, warnings; imported when it is needed."""
+"""The output of commands: progress bars and warnings on stderr; tables, text and JSON on stdout."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from infernum.llm import Progress
 
 PLAIN_WIDTH = 160
-"""Columns of a table where there is no terminal to ask."""
+"""Columns of a table when stdout is no terminal."""
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console of Rich's on stdout or stderr that honours NO_COLOR: then it writes no styles either, such as bold."""
+    """A Rich console on stdout or stderr. With NO_COLOR it writes neither colours nor styles such as bold."""
     from rich.console import Console
 
     on_terminal = (sys.stderr if stderr else sys.stdout).isatty()
@@ -41,7 +41,7 @@ def console(*, stderr: bool = False) -> Console:
 
 @contextmanager
 def progress_bar() -> Generator[Progress | None]:
-    """A function that draws progress on stderr, one bar for each kind of work; None where nobody would see it."""
+    """A function that draws a bar for each kind of work on stderr; None when stderr is no terminal, or in CI."""
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb" or os.environ.get("CI"):
         yield None
         return
@@ -62,7 +62,7 @@ def progress_bar() -> Generator[Progress | None]:
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[str] = ()
 ) -> None:
-    """A table on stdout; columns named in `numbers` are aligned to the right."""
+    """Print a table on stdout. Columns named in `numbers` are aligned to the right."""
     from rich import box
     from rich.table import Table
 
@@ -81,12 +81,12 @@ def print_table(
 
 
 def text_width() -> int:
-    """Columns of the terminal for what is no table; PLAIN_WIDTH where there is none."""
+    """Columns of the terminal, or PLAIN_WIDTH without a terminal, for output other than tables."""
     return shutil.get_terminal_size((PLAIN_WIDTH, 50)).columns
 
 
 def print_lines(lines: Sequence[Text]) -> None:
-    """Lines of styled text on stdout, without spaces at their ends; none is broken."""
+    """Print lines of styled text on stdout, without trailing spaces and without wrapping."""
     from rich.console import Console
 
     printer = Console(highlight=False, markup=False)
@@ -96,16 +96,16 @@ def print_lines(lines: Sequence[Text]) -> None:
 
 
 def print_json(value: object) -> None:
-    """One JSON object on stdout."""
+    """Print one JSON object on stdout."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=not is_utf8()))
 
 
 def warn(warnings: Sequence[str]) -> None:
-    """Sentences for the user that are no errors, on stderr."""
+    """Print each warning on stderr."""
     for warning in warnings:
         say(f"warning: {warning}", err=True)
 
 
 def say(sentence: str, *, err: bool = False) -> None:
-    """One sentence on stdout or stderr, in which names may come from a file."""
+    """Print one sentence on stdout or stderr. Control characters are made visible, and long lines shortened."""
     click.echo(shown(sentence), err=err)

@@ -1,4 +1,4 @@
-"""`infernum doctor`: what this machine has, what works on it, and what mends the rest."""
+"""`infernum doctor`: checks the machine, and a bundle or model on it, and prints what mends each failed check."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _gpu() -> str:
 
 
 def _cublas() -> str:
-    """The version that cuBLASLt reports of itself, through the bindings that the runtime uses."""
+    """The version of cuBLASLt, through the same bindings as in the runtime."""
     from nvmath.bindings import cublasLt  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
 
     version = int(cublasLt.get_version())  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]

@@ -1,4 +1,4 @@
-"""`infernum run`: a prompt to text."""
+"""`infernum run`: generates text that continues a prompt."""
 
 from __future__ import annotations
 
