@@ -74,9 +74,11 @@ def load_plugin(path: Path | str) -> LoadedPlugin:
     resolved = file.resolve()
     if resolved in _loaded:
         return _loaded[resolved]
-    taken = next((p for p in _loaded.values() if p.name == file.stem), None)
-    if taken is not None:
-        raise CompileError(f"plugin {file}: a plugin named {taken.name} is loaded already, from {taken.path}")
+    namesake = next((p for p in _loaded.values() if p.name == file.stem), None)
+    if namesake is not None:
+        raise CompileError(
+            f"plugin {file}: a plugin named {namesake.name} is loaded already, from {namesake.path}"
+        )
     name = f"{PACKAGE}.{file.stem}"
     spec = importlib.util.spec_from_file_location(name, resolved)
     assert spec is not None and spec.loader is not None, "a .py file has a loader"

@@ -52,12 +52,12 @@ def parse_resources(log_text: str) -> dict[str, KernelResources]:
     What ptxas says of functions that were not inlined follows the kernel that calls them and counts as
     its own.
     """
-    found: dict[str, KernelResources] = {}
+    resources: dict[str, KernelResources] = {}
     _, *sections = _ENTRY.split(log_text)
     for name, section in zip(sections[::2], sections[1::2], strict=True):
         frames = [tuple(map(int, frame.groups())) for frame in _FRAME.finditer(section)]
         cumulative = _STACK.search(section)
-        found[name] = KernelResources(
+        resources[name] = KernelResources(
             registers=_first(_USED, section),
             stack_bytes=int(cumulative[1])
             if cumulative
@@ -65,7 +65,7 @@ def parse_resources(log_text: str) -> dict[str, KernelResources]:
             spill_bytes=sum(stores + loads for _, stores, loads in frames),
             static_shared_bytes=_first(_SHARED, section),
         )
-    return dict(sorted(found.items()))
+    return dict(sorted(resources.items()))
 
 
 def _first(pattern: re.Pattern[str], text: str) -> int:
@@ -83,7 +83,7 @@ def load(folder: Path, key: str) -> Cubin | None:
         log.warning("%s/%s.cubin is damaged; compiling again", folder, key)
         return None
     kernels, _, data = body.partition(b"\n")
-    return Cubin(data, {name: KernelResources(**found) for name, found in json.loads(kernels).items()})
+    return Cubin(data, {name: KernelResources(**fields) for name, fields in json.loads(kernels).items()})
 
 
 def store(folder: Path, key: str, cubin: Cubin) -> None:
@@ -92,7 +92,9 @@ def store(folder: Path, key: str, cubin: Cubin) -> None:
     An entry is the SHA-256 of the rest, a line of JSON with the kernels' resources, and the cubin. It appears
     whole or not at all, whoever else compiles the same file.
     """
-    kernels = json.dumps({name: asdict(found) for name, found in cubin.kernels.items()}, sort_keys=True)
+    kernels = json.dumps(
+        {name: asdict(resources) for name, resources in cubin.kernels.items()}, sort_keys=True
+    )
     body = kernels.encode() + b"\n" + cubin.data
     try:
         write_whole(folder / f"{key}.cubin", hashlib.sha256(body).hexdigest().encode() + b"\n" + body)

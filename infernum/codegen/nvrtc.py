@@ -56,11 +56,11 @@ def parse_arch(name: str) -> int:
 
 def arch_name(capability: int) -> str:
     """The architecture of a compute capability: "sm_90a" for 90. Raises CompileError for unknown ones."""
-    found = next((name for name, known in ARCHS.items() if known == capability), None)
-    if found is None:
+    name = next((name for name, known in ARCHS.items() if known == capability), None)
+    if name is None:
         known = ", ".join(map(str, ARCHS.values()))
         raise CompileError(f"compute capability {capability} is not supported; these are: {known}")
-    return found
+    return name
 
 
 @lru_cache
@@ -101,10 +101,10 @@ def compile_cuda(source: str, *, name: str, arch: str, cache: Path | None, path:
             " install a newer one"
         )
     key = hashlib.sha256(json.dumps([nvrtc_version(), *_options(arch), name, source]).encode()).hexdigest()
-    kept = load(cache, key) if cache else None
-    if kept is not None:
+    cached = load(cache, key) if cache else None
+    if cached is not None:
         cache_log.info("%s hit %s", name, key[:16])
-        return kept
+        return cached
     begin = time.perf_counter()
     cubin = _compile(source, name, arch, cache, path)
     cache_log.info("%s miss, compiled in %.2f s", name, time.perf_counter() - begin)
@@ -177,7 +177,7 @@ def _compile(source: str, name: str, arch: str, cache: Path | None, path: Path |
 def _readable(messages: str, name: str, path: Path | None = None) -> str:
     """NVRTC's log with `name:line`, or `path:line`, for `/infernum/name(line)`."""
     at_line = rf"(?:{re.escape(_FOLDER)})?\b{re.escape(name)}\((\d+)\)"
-    return re.sub(at_line, lambda found: f"{path or name}:{found[1]}", messages).replace(_FOLDER, "").strip()
+    return re.sub(at_line, lambda match: f"{path or name}:{match[1]}", messages).replace(_FOLDER, "").strip()
 
 
 def _keep(source: str, name: str, cache: Path | None) -> Path:

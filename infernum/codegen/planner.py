@@ -60,9 +60,9 @@ class NodePlanner:
     """Plans one node: its body (one op, or several fused) and the kernel of the op that hosts the others."""
 
     def __init__(
-        self, graph: Graph, target: Target, places: Mapping[Value, Place], node: Node, taken: set[str]
+        self, graph: Graph, target: Target, places: Mapping[Value, Place], node: Node, names_in_use: set[str]
     ) -> None:
-        self.graph, self.target, self.node, self.taken = graph, target, node, set(taken)
+        self.graph, self.target, self.node, self.names_in_use = graph, target, node, set(names_in_use)
         self.workspaces: dict[str, tuple[TensorType, str]] = {}
         self.passed_over: tuple[str, ...] = ()
         self.parameters: Parameters | None = None
@@ -112,21 +112,21 @@ class NodePlanner:
             if i not in op.in_place
         ]
         names = self._identifiers(kernel, [*call.results, *(w.name for w in kernel.workspaces)])
-        prologues, gains = self._prologues(host, kernel, names)
+        prologues, row_op_operands = self._prologues(host, kernel, names)
         constants = self._settled(kernel, call)
         self._check_accesses(constants, [*operands, *outs])
-        made: list[KernelStep | ProductStep] = []
+        steps: list[KernelStep | ProductStep] = []
         scratch: list[Operand] = []
         spec: Template | None = kernel
         while spec is not None:
             scratch += [self._workspace(w.name, w.shape, w.dtype, constants) for w in spec.workspaces]
             everything = (*operands, *outs, *scratch)
             context = {o.name: o for o in everything} | prologues | dict(call.attrs) | constants
-            taken = [o for o in everything if not spec.arguments or o.name in spec.arguments]
-            taken += gains if spec is kernel else []
-            made.append(self._kernel(spec, taken, context, constants, call, first=spec is kernel))
+            arguments = [o for o in everything if not spec.arguments or o.name in spec.arguments]
+            arguments += row_op_operands if spec is kernel else []
+            steps.append(self._kernel(spec, arguments, context, constants, call, first=spec is kernel))
             spec = spec.next_kernel
-        return made
+        return steps
 
     def _identifiers(self, kernel: Template, parameters: Sequence[str] = ()) -> Mapping[str, str]:
         """What the nodes of the body are called in a kernel's code; it has other `parameters` besides."""
@@ -144,16 +144,18 @@ class NodePlanner:
 
         None stands for a kind of op that the template has a slot for, and that is not there.
         """
-        seen: dict[str, Any] = {f"{o}_{kind}": None for o, kinds in kernel.row_ops.items() for kind in kinds}
-        gains: list[Operand] = []
+        row_ops: dict[str, Any] = {
+            f"{o}_{kind}": None for o, kinds in kernel.row_ops.items() for kind in kinds
+        }
+        row_op_operands: list[Operand] = []
         for operand, rows in host.rows.items():
             for node in rows:
                 op = node.op
                 assert isinstance(op, Op) and op.prologue is not None, f"{node.name} is no row op"
                 vectors = [v for v in host.body.operands(node.name)[1:] if v not in host.operands.values()]
                 read = [Operand(names[v.node], self.inputs[v], const=True) for v in vectors]
-                gains += read
-                seen[f"{operand}_{op.prologue.kind}"] = {
+                row_op_operands += read
+                row_ops[f"{operand}_{op.prologue.kind}"] = {
                     "struct": op.prologue.struct,
                     "arguments": ", ".join(
                         literal(v) for v in node.attrs.values() if isinstance(v, int | float)
@@ -161,7 +163,7 @@ class NodePlanner:
                     "gain": read[0] if read else None,
                     "comment": ", ".join(node.where),
                 }
-        return seen, gains
+        return row_ops, row_op_operands
 
     def _check_accesses(self, constants: Mapping[str, Any], operands: Sequence[Operand]) -> None:
         """Raise CompileError for a view whose rows do not begin where an access of VECTOR elements may."""
@@ -197,13 +199,13 @@ class NodePlanner:
         (node,), call = host.nodes, host.call
         slot = kernel.pointwise_operand or next(iter(kernel.row_ops))
         names = self._identifiers(kernel)
-        context, gains = self._prologues(host, kernel, names)
+        context, row_op_operands = self._prologues(host, kernel, names)
         constants = self._settled(kernel, call)
         context |= dict(call.attrs) | constants
         fixed = {param: value for param, value in host.operands.items() if param != slot}
         read = [Operand(names[v.node], self.inputs[v], const=True) for v in fixed.values()]
         context |= dict(zip(fixed, read, strict=True))
-        read += gains
+        read += row_op_operands
         source = host.operands[slot]
         inside = {n.name for n in host.before}
         prologue = pointwise_code(
@@ -387,10 +389,10 @@ class NodePlanner:
 
     def _fresh(self, stem: str) -> str:
         name, count = stem, 1
-        while name in self.taken:
+        while name in self.names_in_use:
             count += 1
             name = f"{stem}_{count}"
-        self.taken.add(name)
+        self.names_in_use.add(name)
         return name
 
 
@@ -433,8 +435,8 @@ def _dim(formula: Formula) -> int | str:
 
 
 def _unique(operands: Sequence[Operand]) -> tuple[Operand, ...]:
-    found: dict[str, Operand] = {}
+    by_name: dict[str, Operand] = {}
     for operand in operands:
-        same = found.setdefault(operand.name, operand)
+        same = by_name.setdefault(operand.name, operand)
         assert same.place == operand.place, f"two operands of one kernel are called {operand.name}"
-    return tuple(found.values())
+    return tuple(by_name.values())

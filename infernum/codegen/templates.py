@@ -77,11 +77,11 @@ def include_text(name: str) -> str:
     Raises CompileError naming it and where it was looked for.
     """
     candidates = [folder / "include" / name for folder in (*FOLDERS, templates_folder())]
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is None:
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
         looked = ", ".join(str(path.parent) for path in candidates)
         raise CompileError(f"include file {name} does not exist; looked in {looked}")
-    return found.read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 def _searched(arch: int) -> tuple[Path, ...]:

@@ -56,11 +56,11 @@ def load_tuned(gpu: str, model: str) -> dict[str, Tuned]:
     return kernels
 
 
-def store_tuned(gpu: str, model: str, found: Mapping[str, Tuned]) -> Path:
+def store_tuned(gpu: str, model: str, tuned: Mapping[str, Tuned]) -> Path:
     """Keep what was found, beside what is known of the model's other kernels. Raises RequestError."""
     path = tuned_path(gpu, model)
     with locked(path):
-        kernels = dict(sorted({**load_tuned(gpu, model), **found}.items()))
+        kernels = dict(sorted({**load_tuned(gpu, model), **tuned}.items()))
         content = msgspec.json.format(msgspec.json.encode(_Kept(gpu, model, kernels)), indent=1) + b"\n"
         try:
             write_whole(path, content)

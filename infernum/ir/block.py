@@ -199,9 +199,9 @@ class Block:
         if len(streams) != len(self.streams):
             names = ", ".join(self.streams) or "no streams"
             raise ShapeError(f"{caller()}: the block {self.name} takes {names}; {len(streams)} were given")
-        given = dict(zip(self.streams, streams, strict=True))
+        by_name = dict(zip(self.streams, streams, strict=True))
         self._check_bound()
-        return self.function(**given, batch=batch, w=w, cfg=cfg, **self.settings)
+        return self.function(**by_name, batch=batch, w=w, cfg=cfg, **self.settings)
 
     def trace(self, cfg: Any, dtype: DType) -> Graph:
         """Run the function once and return its graph. Raises ShapeError, DTypeError or CompileError at the DSL line."""

@@ -147,7 +147,7 @@ def inlined(graph: Graph, names: frozenset[str]) -> Flattened:
     """The primitive calls of the nodes `names`, in graph order, with unique names."""
     entries: list[tuple[Node, tuple[Value, ...]]] = []
     values: dict[Value, Value] = {}
-    taken = {n.name for n in graph.nodes if n.name not in names or not isinstance(n.op, Fused)}
+    names_in_use = {n.name for n in graph.nodes if n.name not in names or not isinstance(n.op, Fused)}
     for name in (n for n in graph.order if n in names):
         node, operands = graph.node(name), tuple(values.get(v, v) for v in graph.operands(name))
         if not isinstance(node.op, Fused):
@@ -156,8 +156,8 @@ def inlined(graph: Graph, names: frozenset[str]) -> Flattened:
         body = node.op.body
         inner = {Value(n.name): v for n, v in zip(body.inputs, operands, strict=True)}
         for call in body.calls:
-            fresh = _unlike(call.name, taken)
-            taken.add(fresh)
+            fresh = _unlike(call.name, names_in_use)
+            names_in_use.add(fresh)
             entries.append((renamed(call, fresh), tuple(inner[v] for v in body.operands(call.name))))
             inner |= {Value(call.name, i): Value(fresh, i) for i in range(len(call.types))}
         values |= {Value(name, i): inner[v] for i, v in enumerate(body.outputs)}
@@ -183,20 +183,20 @@ def made_by(node: Node) -> tuple[str, ...]:
 
 def rules_of(graph: Graph, names: Iterable[str]) -> tuple[str, ...]:
     """The rules that made the nodes `names`, in graph order, each once."""
-    wanted = set(names)
-    return tuple(dict.fromkeys(r for n in graph.order if n in wanted for r in made_by(graph.node(n))))
+    chosen = set(names)
+    return tuple(dict.fromkeys(r for n in graph.order if n in chosen for r in made_by(graph.node(n))))
 
 
 def lines_of(graph: Graph, names: Iterable[str]) -> tuple[str, ...]:
     """The DSL lines that the nodes `names` came from, in graph order, each once."""
-    wanted = set(names)
-    return tuple(dict.fromkeys(line for n in graph.order if n in wanted for line in graph.node(n).where))
+    chosen = set(names)
+    return tuple(dict.fromkeys(line for n in graph.order if n in chosen for line in graph.node(n).where))
 
 
 def origins_of(graph: Graph, names: Iterable[str]) -> tuple[str, ...]:
     """The traced nodes whose work the nodes `names` do, in graph order, each once."""
-    wanted = set(names)
-    return tuple(dict.fromkeys(o for n in graph.order if n in wanted for o in graph.node(n).origins))
+    chosen = set(names)
+    return tuple(dict.fromkeys(o for n in graph.order if n in chosen for o in graph.node(n).origins))
 
 
 def _input_names(values: Sequence[Value]) -> dict[str, Value]:
@@ -207,8 +207,8 @@ def _input_names(values: Sequence[Value]) -> dict[str, Value]:
     return names
 
 
-def _unlike(name: str, taken: Container[str]) -> str:
+def _unlike(name: str, in_use: Container[str]) -> str:
     """`name`, with underscores behind it as long as it is taken."""
-    while name in taken:
+    while name in in_use:
         name += "_"
     return name

@@ -174,8 +174,8 @@ class Graph:
     @cached_property
     def inputs(self) -> tuple[Node, ...]:
         """The graph's inputs, in order of declaration."""
-        found = [n for n in self.nodes if n.is_input]
-        return tuple(sorted(found, key=lambda n: self.nx.nodes[n.name]["place"]))
+        inputs = [n for n in self.nodes if n.is_input]
+        return tuple(sorted(inputs, key=lambda n: self.nx.nodes[n.name]["place"]))
 
     @cached_property
     def calls(self) -> tuple[Node, ...]:
@@ -240,17 +240,17 @@ class Graph:
         """What `build` takes: the nodes with their operands."""
         return [(node, self.operands(node.name)) for node in self.nodes]
 
-    def fresh(self, stem: str, taken: Iterable[str] = ()) -> str:
+    def fresh(self, stem: str, reserved: Iterable[str] = ()) -> str:
         """A node name not in use: `stem`, or `stem_2`, `stem_3` …"""
-        used = set(self.nx.nodes) | set(taken)
-        if stem not in used:
+        in_use = set(self.nx.nodes) | set(reserved)
+        if stem not in in_use:
             return stem
-        return next(f"{stem}_{i}" for i in range(2, len(used) + 3) if f"{stem}_{i}" not in used)
+        return next(f"{stem}_{i}" for i in range(2, len(in_use) + 3) if f"{stem}_{i}" not in in_use)
 
-    def fresh_call(self, op: str, taken: Iterable[str] = ()) -> str:
+    def fresh_call(self, op: str, reserved: Iterable[str] = ()) -> str:
         """A name for another call of `op`: `op_1`, `op_2` …"""
-        used = set(self.nx.nodes) | set(taken)
-        return next(f"{op}_{i}" for i in range(1, len(used) + 2) if f"{op}_{i}" not in used)
+        in_use = set(self.nx.nodes) | set(reserved)
+        return next(f"{op}_{i}" for i in range(1, len(in_use) + 2) if f"{op}_{i}" not in in_use)
 
     def replaced(
         self,
@@ -263,14 +263,14 @@ class Graph:
         Added nodes take the place, in print order, of the first node removed; inputs and calls that nothing uses
         any more are dropped.
         """
-        gone = set(removed)
-        at = next((i for i, n in enumerate(self.nodes) if n.name in gone), len(self.nodes))
+        removed_names = set(removed)
+        at = next((i for i, n in enumerate(self.nodes) if n.name in removed_names), len(self.nodes))
         redirected = [
             (node, tuple(values.get(v, v) for v in operands))
             for node, operands in self.entries()
-            if node.name not in gone
+            if node.name not in removed_names
         ]
-        before = sum(1 for n in self.nodes[:at] if n.name not in gone)
+        before = sum(1 for n in self.nodes[:at] if n.name not in removed_names)
         entries = [*redirected[:before], *((n, tuple(o)) for n, o in added), *redirected[before:]]
         outputs = [values.get(v, v) for v in self.outputs]
         return Graph.build(self.name, _live(entries, outputs), outputs)
@@ -288,15 +288,15 @@ def _live(
 ) -> list[tuple[Node, Sequence[Value]]]:
     """The entries that some output depends on; stream, batch and state inputs are always kept."""
     operands = {node.name: ops for node, ops in entries}
-    wanted: set[str] = set()
+    needed: set[str] = set()
     todo = [v.node for v in outputs]
     while todo:
         name = todo.pop()
-        if name not in wanted:
-            wanted.add(name)
+        if name not in needed:
+            needed.add(name)
             todo.extend(v.node for v in operands[name])
 
-    def kept(node: Node) -> bool:
-        return node.name in wanted or (isinstance(node.op, Input) and node.op.role != "weight")
+    def is_live(node: Node) -> bool:
+        return node.name in needed or (isinstance(node.op, Input) and node.op.role != "weight")
 
-    return [(node, ops) for node, ops in entries if kept(node)]
+    return [(node, ops) for node, ops in entries if is_live(node)]

@@ -63,37 +63,39 @@ def _match_outputs(pattern: Graph, graph: Graph, outputs: list[str], match: Matc
         return
     pattern_node = pattern.node(first)
     for candidate in _may_be(pattern, graph, pattern_node, match):
-        for grown in _match_node(pattern, graph, pattern_node, candidate, match):
-            yield from _match_outputs(pattern, graph, rest, grown)
+        for extended in _match_node(pattern, graph, pattern_node, candidate, match):
+            yield from _match_outputs(pattern, graph, rest, extended)
 
 
-def _may_be(pattern: Graph, graph: Graph, wanted: Node, match: Match) -> Iterator[Node]:
+def _may_be(pattern: Graph, graph: Graph, pattern_node: Node, match: Match) -> Iterator[Node]:
     """Calls that may stand for a node of the pattern: readers of an operand that is bound, else all of its op."""
-    for operand in pattern.operands(wanted.name):
+    for operand in pattern.operands(pattern_node.name):
         if operand.node in match.inputs or operand.node in match.nodes:
             readers = dict.fromkeys(user for user, _ in graph.users(match.value(operand)))
             yield from map(graph.node, readers)
             return
-    yield from graph.calls_of(wanted.op.name)
+    yield from graph.calls_of(pattern_node.op.name)
 
 
-def _match_node(pattern: Graph, graph: Graph, wanted: Node, found: Node, match: Match) -> Iterator[Match]:
-    if wanted.name in match.nodes:
-        if match.nodes[wanted.name] == found.name:
+def _match_node(
+    pattern: Graph, graph: Graph, pattern_node: Node, node: Node, match: Match
+) -> Iterator[Match]:
+    if pattern_node.name in match.nodes:
+        if match.nodes[pattern_node.name] == node.name:
             yield match
         return
-    if not isinstance(found.op, Op) or found.op is not wanted.op or found.name in match.names:
+    if not isinstance(node.op, Op) or node.op is not pattern_node.op or node.name in match.names:
         return
-    attrs = _unify(wanted.attrs, {**found.op.defaults, **found.attrs}, match.attrs)
+    attrs = _unify(pattern_node.attrs, {**node.op.defaults, **node.attrs}, match.attrs)
     if attrs is None:
         return
-    grown = Match({**match.nodes, wanted.name: found.name}, match.inputs, attrs)
-    patterns, operands = pattern.operands(wanted.name), graph.operands(found.name)
+    extended = Match({**match.nodes, pattern_node.name: node.name}, match.inputs, attrs)
+    patterns, operands = pattern.operands(pattern_node.name), graph.operands(node.name)
     if len(patterns) != len(operands):
         return
-    orders = permutations(operands) if found.op.commutative else iter([operands])
+    orders = permutations(operands) if node.op.commutative else iter([operands])
     for order in orders:
-        yield from _match_operands(pattern, graph, list(zip(patterns, order, strict=True)), grown)
+        yield from _match_operands(pattern, graph, list(zip(patterns, order, strict=True)), extended)
 
 
 def _match_operands(
@@ -102,49 +104,49 @@ def _match_operands(
     if not pairs:
         yield match
         return
-    (wanted, found), rest = pairs[0], pairs[1:]
-    node = pattern.node(wanted.node)
+    (pattern_value, value), rest = pairs[0], pairs[1:]
+    node = pattern.node(pattern_value.node)
     if node.is_input:
         bound = match.inputs.get(node.name)
-        if bound is None or bound == found:
-            inputs = {**match.inputs, node.name: found}
+        if bound is None or bound == value:
+            inputs = {**match.inputs, node.name: value}
             yield from _match_operands(pattern, graph, rest, Match(match.nodes, inputs, match.attrs))
         return
-    if wanted.index != found.index or graph.node(found.node).is_input:
+    if pattern_value.index != value.index or graph.node(value.node).is_input:
         return
-    for grown in _match_node(pattern, graph, node, graph.node(found.node), match):
-        yield from _match_operands(pattern, graph, rest, grown)
+    for extended in _match_node(pattern, graph, node, graph.node(value.node), match):
+        yield from _match_operands(pattern, graph, rest, extended)
 
 
 def _unify(
-    wanted: Mapping[str, Any], found: Mapping[str, Any], bound: Mapping[str, Any]
+    pattern_attrs: Mapping[str, Any], attrs: Mapping[str, Any], bound: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    out = dict(bound)
-    for name, value in wanted.items():
+    unified = dict(bound)
+    for name, value in pattern_attrs.items():
         if isinstance(value, AttrVar):
-            if out.setdefault(value.name, found[name]) != found[name]:
+            if unified.setdefault(value.name, attrs[name]) != attrs[name]:
                 return None
-        elif found[name] != value:
+        elif attrs[name] != value:
             return None
-    return out
+    return unified
 
 
 def why_not_replaceable(
-    graph: Graph, names: frozenset[str], kept: frozenset[Value], inputs: frozenset[Value]
+    graph: Graph, names: frozenset[str], outputs: frozenset[Value], inputs: frozenset[Value]
 ) -> str | None:
     """What forbids every rule to make one node of the nodes `names`; None when nothing does.
 
-    `kept` are the results that stay available afterwards, `inputs` the values that the replacement reads.
+    `outputs` are the results that stay available afterwards, `inputs` the values that the replacement reads.
     """
-    reasons = (guard(graph, names, kept, inputs) for guard in GUARDS)
+    reasons = (guard(graph, names, outputs, inputs) for guard in GUARDS)
     return next((reason for reason in reasons if reason is not None), None)
 
 
 def reads_itself(
-    graph: Graph, names: frozenset[str], kept: frozenset[Value], inputs: frozenset[Value]
+    graph: Graph, names: frozenset[str], outputs: frozenset[Value], inputs: frozenset[Value]
 ) -> str | None:
     """An input of the pattern is computed inside the match, and would be gone."""
-    del graph, kept
+    del graph, outputs
     inside = sorted(value for value in inputs if value.node in names)
     return (
         f"{inside[0]} is read by the pattern and computed by the nodes it would replace" if inside else None
@@ -152,14 +154,14 @@ def reads_itself(
 
 
 def is_used_outside(
-    graph: Graph, names: frozenset[str], kept: frozenset[Value], inputs: frozenset[Value]
+    graph: Graph, names: frozenset[str], outputs: frozenset[Value], inputs: frozenset[Value]
 ) -> str | None:
     """A value that would be gone is wanted by the block or by other nodes."""
     del inputs
     for name in (n for n in graph.order if n in names):
         for index in range(len(graph.node(name).types)):
             value = Value(name, index)
-            if value in kept:
+            if value in outputs:
                 continue
             if graph.is_output(value):
                 return f"{value} would be gone, but the block returns it"
@@ -172,10 +174,10 @@ def is_used_outside(
 
 
 def makes_a_cycle(
-    graph: Graph, names: frozenset[str], kept: frozenset[Value], inputs: frozenset[Value]
+    graph: Graph, names: frozenset[str], outputs: frozenset[Value], inputs: frozenset[Value]
 ) -> str | None:
     """Something outside reads a result of the match and computes an operand of it."""
-    del kept, inputs
+    del outputs, inputs
     between = _between(graph, names)
     if not between:
         return None

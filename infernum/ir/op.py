@@ -60,20 +60,20 @@ class Signature:
         """Result types for operands of the given types. Raises ShapeError or DTypeError naming the operand."""
         dims: dict[str, Dim] = {}
         shared: DType | None = None
-        for param, term, found in zip(params, self.operands, types, strict=True):
-            if len(found.shape) != len(term.dims):
-                raise ShapeError(f"{op}: {param} is {found}, expected [{', '.join(term.dims)}]")
-            for dim, size in zip(term.dims, found.shape, strict=True):
-                wanted = int(dim) if dim.isdigit() else dims.setdefault(dim, size)
-                if wanted != size:
-                    raise ShapeError(f"{op}: {param} is {found}, but {dim} is {wanted}")
-            if term.dtype is not None and found.dtype is not term.dtype:
-                raise DTypeError(f"{op}: {param} is {found}, expected {term.dtype}")
+        for param, term, type_ in zip(params, self.operands, types, strict=True):
+            if len(type_.shape) != len(term.dims):
+                raise ShapeError(f"{op}: {param} is {type_}, expected [{', '.join(term.dims)}]")
+            for dim, size in zip(term.dims, type_.shape, strict=True):
+                expected = int(dim) if dim.isdigit() else dims.setdefault(dim, size)
+                if expected != size:
+                    raise ShapeError(f"{op}: {param} is {type_}, but {dim} is {expected}")
+            if term.dtype is not None and type_.dtype is not term.dtype:
+                raise DTypeError(f"{op}: {param} is {type_}, expected {term.dtype}")
             if term.dtype is None:
-                shared = shared or found.dtype
-                if found.dtype is not shared or not found.dtype.is_float:
+                shared = shared or type_.dtype
+                if type_.dtype is not shared or not type_.dtype.is_float:
                     raise DTypeError(
-                        f"{op}: {param} is {found}, expected a floating type equal to {shared}; use cast"
+                        f"{op}: {param} is {type_}, expected a floating type equal to {shared}; use cast"
                     )
         results: list[TensorType] = []
         for term in self.results:
@@ -216,7 +216,7 @@ class Fused:
     def in_place(self) -> Mapping[int, int]:
         """Results that take over an operand's memory, through the ops of the body."""
         names = [n.name for n in self.body.inputs]
-        found: dict[int, int] = {}
+        slots: dict[int, int] = {}
         for i, output in enumerate(self.body.outputs):
             value = output
             while not self.body.node(value.node).is_input:
@@ -227,8 +227,8 @@ class Fused:
                     break
                 value = self.body.operands(value.node)[slot]
             else:
-                found[i] = names.index(value.node)
-        return found
+                slots[i] = names.index(value.node)
+        return slots
 
     def evaluate(
         self, operands: Sequence[Array], attrs: Mapping[str, Any], types: Sequence[TensorType]
@@ -354,11 +354,11 @@ def elements(tensor: TensorType) -> str:
 
 def _broadcast(op: str, params: Sequence[str], types: Sequence[TensorType]) -> TensorType:
     widest = max(types, key=lambda t: len(t.shape))
-    for param, found in zip(params, types, strict=True):
-        if found.dtype is not widest.dtype or not found.dtype.is_float:
-            raise DTypeError(f"{op}: {param} is {found}, the other operand {widest}; use cast")
-        if found.shape not in (widest.shape, widest.shape[-1:]):
-            raise ShapeError(f"{op}: {param} is {found}, which neither equals {widest} nor is its last dim")
+    for param, type_ in zip(params, types, strict=True):
+        if type_.dtype is not widest.dtype or not type_.dtype.is_float:
+            raise DTypeError(f"{op}: {param} is {type_}, the other operand {widest}; use cast")
+        if type_.shape not in (widest.shape, widest.shape[-1:]):
+            raise ShapeError(f"{op}: {param} is {type_}, which neither equals {widest} nor is its last dim")
     return widest
 
 

@@ -74,15 +74,15 @@ class _Parser:
         self.advance()
         name = self.match(_GRAPH, self.line, "`graph name {`")[1]
         entries: Entries = {}
-        while self.advance() and (found := _INPUT.match(self.line)):
-            self.add(entries, self.input(found), ())
+        while self.advance() and (line_match := _INPUT.match(self.line)):
+            self.add(entries, self.input(line_match), ())
         graph = self.body(name, entries)
         if self.advance():
             self.fail(f"expected nothing after the graph, found {self.line!r}")
         return graph
 
-    def input(self, found: re.Match[str]) -> Node:
-        role, name, type_text, recipe_text = found.groups()
+    def input(self, line_match: re.Match[str]) -> Node:
+        role, name, type_text, recipe_text = line_match.groups()
         types = self.types(type_text)
         if len(types) > 1:
             self.fail(f"the input %{name} has {len(types)} types")
@@ -97,8 +97,8 @@ class _Parser:
 
     def body(self, name: str, entries: Entries) -> Graph:
         """The calls from the current line on, up to the closing brace."""
-        while (found := _CALL.match(self.line)) is not None:
-            self.call(found, entries)
+        while (call_match := _CALL.match(self.line)) is not None:
+            self.call(call_match, entries)
             self.advance()
         if not self.line.startswith("return "):
             self.fail(f"expected an input, a call or `return`, found {self.line!r}")
@@ -108,8 +108,8 @@ class _Parser:
             self.fail(f"expected `}}` after `return`, found {self.line!r}")
         return Graph.build(name, entries.values(), outputs)
 
-    def call(self, found: re.Match[str], entries: Entries) -> None:
-        results, fused, op_name, operands_text, rest = found.groups()
+    def call(self, call_match: re.Match[str], entries: Entries) -> None:
+        results, fused, op_name, operands_text, rest = call_match.groups()
         attrs, rest = self.attrs(rest)
         rules, types_text, opens = self.match(_REST, rest, "`by rules : types`").groups()
         types, where, number = self.types(types_text), self.where, self.number
@@ -121,9 +121,9 @@ class _Parser:
             operands = tuple(self.value(text, entries) for text in _split(operands_text))
             op = self.op(op_name, operands, attrs)
         name = self.match(_VALUE, _split(results)[0], "`%name`")[1]
-        wanted = [str(Value(name, i)) for i in range(len(op.results))]
-        if _split(results) != wanted or len(types) not in (0, len(wanted)):
-            self.fail(f"{op_name} gives {', '.join(wanted)}, each with a type", at=number)
+        result_names = [str(Value(name, i)) for i in range(len(op.results))]
+        if _split(results) != result_names or len(types) not in (0, len(result_names)):
+            self.fail(f"{op_name} gives {', '.join(result_names)}, each with a type", at=number)
         self.add(entries, Node(name, op, types, attrs, where), operands, at=number)
 
     def fused(

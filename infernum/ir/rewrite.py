@@ -116,8 +116,8 @@ class Rewrite:
     def at(self, graph: Graph, node: Node, target: Target) -> Iterator[Candidate]:
         pattern = self.pattern
         for match in find_matches(pattern, graph, node):
-            kept = frozenset(match.value(v) for v in pattern.outputs)
-            reason = why_not_replaceable(graph, match.names, kept, frozenset(match.inputs.values()))
+            outputs = frozenset(match.value(v) for v in pattern.outputs)
+            reason = why_not_replaceable(graph, match.names, outputs, frozenset(match.inputs.values()))
             reason = reason or self.when(Site(graph, match, target))
             yield Candidate(
                 place_of(graph, match.names), reason, lambda m=match: self._apply(graph, pattern, m)
@@ -257,33 +257,33 @@ def traced_pattern(name: str, build: Callable[..., Any]) -> Graph:
     tensors = [trace.input(p.name, Input("stream"), None) for p in parameters if p.kind is not p.KEYWORD_ONLY]
     attrs = {p.name: AttrVar(p.name) for p in parameters if p.kind is p.KEYWORD_ONLY}
     outputs: tuple[Tensor, ...] = as_tuple(build(*tensors, **attrs))
-    found = Graph.build(name, trace.entries.values(), [t.value for t in outputs])
-    idle = [n.name for n in found.inputs if not found.users(Value(n.name))]
+    pattern = Graph.build(name, trace.entries.values(), [t.value for t in outputs])
+    idle = [n.name for n in pattern.inputs if not pattern.users(Value(n.name))]
     if idle:
         raise CompileError(
             f"rule {name}: its pattern does not use {', '.join(idle)}; take it off the parameters"
         )
-    return found
+    return pattern
 
 
-def _stands_for(graph: Graph, removed: frozenset[str], made: Sequence[Node]) -> dict[str, list[str]]:
+def _stands_for(graph: Graph, removed: frozenset[str], added: Sequence[Node]) -> dict[str, list[str]]:
     """Which removed nodes each made node does the work of: those of the same op, in order; views do none.
 
     Where the numbers of an op's nodes differ, the first made one does the work of all. What is left belongs to the
     first made node that computes anything.
     """
-    working = [n for n in made if isinstance(n.op, Op) and not isinstance(n.op.lowering, View | LoadTime)]
-    found: dict[str, list[str]] = {n.name: [] for n in made}
-    left = [n.name for n in graph.calls if n.name in removed]
+    working = [n for n in added if isinstance(n.op, Op) and not isinstance(n.op.lowering, View | LoadTime)]
+    sources: dict[str, list[str]] = {n.name: [] for n in added}
+    unassigned = [n.name for n in graph.calls if n.name in removed]
     for op in dict.fromkeys(n.op.name for n in working):
-        mine = [n.name for n in working if n.op.name == op]
-        theirs = [name for name in left if graph.node(name).op.name == op]
-        left = [name for name in left if name not in theirs]
-        groups = [[name] for name in theirs] if len(theirs) == len(mine) else [theirs]
-        found |= dict(zip(mine, groups, strict=False))
+        new_names = [n.name for n in working if n.op.name == op]
+        old_names = [name for name in unassigned if graph.node(name).op.name == op]
+        unassigned = [name for name in unassigned if name not in old_names]
+        groups = [[name] for name in old_names] if len(old_names) == len(new_names) else [old_names]
+        sources |= dict(zip(new_names, groups, strict=False))
     if working:
-        found[working[0].name] += left
-    return found
+        sources[working[0].name] += unassigned
+    return sources
 
 
 def _bound(trace: Trace, graph: Graph, value: Value) -> Tensor:

@@ -32,11 +32,11 @@ class Trace:
         """
         if name not in self.entries:
             self.entries[name] = (Node(name, role, (type_,) if type_ else ()), ())
-        found = self.entries[name][0]
-        if found.op != role or (type_ and found.types != (type_,)):
-            said = f"{found.op.name} {found.types[0]}" if found.types else found.op.name
+        node = self.entries[name][0]
+        if node.op != role or (type_ and node.types != (type_,)):
+            present = f"{node.op.name} {node.types[0]}" if node.types else node.op.name
             raise ShapeError(
-                f"{caller()}: %{name} is a {said} already, and cannot be a {role.name} {type_} too"
+                f"{caller()}: %{name} is a {present} already, and cannot be a {role.name} {type_} too"
             )
         return Tensor(self, Value(name))
 

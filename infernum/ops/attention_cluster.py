@@ -83,7 +83,7 @@ def _constants(call: Call, target: Target, values: Mapping[str, int]) -> dict[st
     short, long, splits = _sizes(values, clusters, dim, target)
     steps = [{"tokens": tokens} for tokens in range(target.min_tokens, target.max_tokens + 1)]
     counts = [evaluate(splits, step) for step in steps]
-    left = [(count - 1) * clusters * step["tokens"] for count, step in zip(counts, steps, strict=True)]
+    handed_over = [(count - 1) * clusters * step["tokens"] for count, step in zip(counts, steps, strict=True)]
     is_long = f"min(context_pages // {_LONG // PAGE + 1}, sms // {_sms_of_splits(target)}) > 0"
     return {
         **of_heads,
@@ -91,7 +91,7 @@ def _constants(call: Call, target: Target, values: Mapping[str, int]) -> dict[st
         "THREADS": 32 * values["WARPS"],
         "BLOCKS": f"{long} if {is_long} else {short}",
         "Z": f"({long} * {splits} if {is_long} else {short})",
-        "LEFT": max(1, *left),
+        "LEFT": max(1, *handed_over),
         "SHARED": _ring_bytes(dim, values),
         "INV_FREQ": inv_freq(call, dim),
     }

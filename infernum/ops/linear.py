@@ -90,21 +90,21 @@ def _mma_default(call: Call, target: Target) -> dict[str, int]:
     weight = call.operands["weight"]
     rows = -(-int(weight.shape[0]) // GPUS[target.arch].sms)
     panels = -(-rows // 16) * -(-weight.width // _PANEL // 8)
-    wanted = [(256, 4, 1), (256, 2, 1)]  # threads, panels in a ring, those left empty ahead of the wait
+    preferred = [(256, 4, 1), (256, 2, 1)]  # threads, panels in a ring, those left empty ahead of the wait
     if target.max_tokens > 1:
-        wanted = [(256, 6, 2), (256, 3, 1), (256, 2, 1)]
+        preferred = [(256, 6, 2), (256, 3, 1), (256, 2, 1)]
         if panels > 4 and 1024 <= weight.width < 8192:
-            wanted.insert(0, (512, 2, 1) if panels <= 8 else (512, 3, 2) if panels <= 128 else (512, 4, 2))
+            preferred.insert(0, (512, 2, 1) if panels <= 8 else (512, 3, 2) if panels <= 128 else (512, 4, 2))
     elif weight.width >= 8192:
-        wanted.insert(0, (512, 4, 1))
+        preferred.insert(0, (512, 4, 1))
     elif panels <= 4:
-        wanted.insert(0, (256, panels + 1, 0))
+        preferred.insert(0, (256, panels + 1, 0))
     elif panels <= 8:
-        wanted.insert(0, (512, 2, 0) if weight.width >= 1024 else (256, 4, 0))
+        preferred.insert(0, (512, 2, 0) if weight.width >= 1024 else (256, 4, 0))
     else:
-        wanted.insert(0, (256, 8, 0) if weight.width <= 2048 else (256, 8, 2))
-    found: list[dict[str, int]] = [{"THREADS": t, "DEPTH": d, "EMPTY": e} for t, d, e in wanted]
-    return next((each for each in found if _does_not_fit(call, target, each) is None), found[-1])
+        preferred.insert(0, (256, 8, 0) if weight.width <= 2048 else (256, 8, 2))
+    layouts: list[dict[str, int]] = [{"THREADS": t, "DEPTH": d, "EMPTY": e} for t, d, e in preferred]
+    return next((each for each in layouts if _does_not_fit(call, target, each) is None), layouts[-1])
 
 
 def _mma_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:

@@ -289,16 +289,16 @@ def kept_weights(scores: np.ndarray, top_k: int, top_p: np.float32, min_p: np.fl
     least `min_p` times as likely as the most likely token.
     """
     weights = weights_of(scores)
-    kept = np.ones(len(scores), bool)
+    allowed = np.ones(len(scores), bool)
     if 0 < top_k < len(scores):
-        kept = scores >= np.partition(scores, -top_k)[-top_k]
+        allowed = scores >= np.partition(scores, -top_k)[-top_k]
     if top_p < 1:
         order = np.argsort(-scores, kind="stable")
-        reached = np.cumsum(np.where(kept, weights, np.uint64(0))[order])
-        wanted = max(1, int(np.ceil(np.float64(top_p) * np.float64(reached[-1]))))
-        kept &= scores >= scores[order[np.searchsorted(reached, np.uint64(wanted))]]
-    kept &= weights >= np.uint64(np.ceil(np.float64(np.fmin(min_p, 1)) * ONE))
-    return np.where(kept, weights, np.uint64(0))
+        reached = np.cumsum(np.where(allowed, weights, np.uint64(0))[order])
+        threshold = max(1, int(np.ceil(np.float64(top_p) * np.float64(reached[-1]))))
+        allowed &= scores >= scores[order[np.searchsorted(reached, np.uint64(threshold))]]
+    allowed &= weights >= np.uint64(np.ceil(np.float64(np.fmin(min_p, 1)) * ONE))
+    return np.where(allowed, weights, np.uint64(0))
 
 
 def random_bits(seed: np.ndarray, position: np.ndarray) -> np.ndarray:
