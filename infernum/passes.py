@@ -40,7 +40,7 @@ log = logs.channel("passes")
 
 
 @dataclass(frozen=True)
-class Done:
+class PassRecord:
     """One pass over a block. `nodes_*` count calls; `file` is the graph after a pass that changed it, `diff` how."""
 
     name: str
@@ -61,14 +61,14 @@ class BlockPasses:
         self.block, self.variant = traced.name, variant
         self.stem = f"{self.block}.{variant}"
         self.folder = folder
-        self.done: list[Done] = []
+        self.done: list[PassRecord] = []
         self.kernels: int | None = None
         self._files: list[str] = []
         if folder is not None:
             why = "The block's function, run once over values without contents; all variants share it."
             ms, nodes = 1000 * trace_seconds, len(traced.calls)
             file = self._write("traced", [f"{self.stem}: {why}", f"{ms:.2f} ms, {nodes} nodes"], traced)
-            self.done.append(Done("trace", why, ms, nodes, nodes, file=file))
+            self.done.append(PassRecord("trace", why, ms, nodes, nodes, file=file))
 
     def rule(self, found: Pass) -> None:
         """Note what a rule did."""
@@ -88,7 +88,7 @@ class BlockPasses:
             file = self._write(found.rule, heading, found.after)
             diff = _diff(found.before, found.after, last, file)
         self.done.append(
-            Done(found.rule, found.why, ms, before, after, found.firings, found.refused, file, diff)
+            PassRecord(found.rule, found.why, ms, before, after, found.firings, found.refused, file, diff)
         )
 
     @contextmanager
@@ -103,7 +103,7 @@ class BlockPasses:
         log.info("%s: %s %.1f ms", self.stem, name, 1000 * seconds)
         if self.folder is not None:
             nodes = self.done[-1].nodes_after
-            self.done.append(Done(name, why, 1000 * seconds, nodes, nodes))
+            self.done.append(PassRecord(name, why, 1000 * seconds, nodes, nodes))
 
     def _write(self, name: str, heading: list[str], graph: Graph) -> str:
         assert self.folder is not None, "there is a folder to write to"

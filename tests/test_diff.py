@@ -14,13 +14,13 @@ from conftest import Outcome
 from infernum.bundle import Bundle, open_bundle, write_bundle
 from infernum.errors import BundleError
 from infernum.lab.explain.diff_text import diff_text
-from infernum.lab.explain.difference import Difference, difference, regressions
+from infernum.lab.explain.difference import BundleDiff, difference, regressions
 from infernum.lab.explain.measurements import MeasuredKernel, Measurements
 from infernum.lab.explain.text_diff import graph_diff
 from infernum.manifest import Edit, Manifest
 
 
-def shown(told: Difference, width: int = 160) -> str:
+def shown(told: BundleDiff, width: int = 160) -> str:
     return "\n".join(line.plain for line in diff_text(told, width))
 
 

@@ -22,7 +22,7 @@ from infernum.codegen.nvrtc import compile_cuda
 from infernum.errors import BundleError, CompileError, DeviceError
 from infernum.lab.rebuild import edited as rebuilding
 from infernum.lab.rebuild.edited import rebuild_bundle
-from infernum.lab.rebuild.fit import Signature, objections, signature_of
+from infernum.lab.rebuild.fit import KernelSignature, objections, signature_of
 from infernum.manifest import Edit, Kernel, Launch, Plugin
 from infernum.runtime import driver
 from infernum.runtime.driver import GpuFacts
@@ -54,7 +54,7 @@ def edit(folder: Path, name: str, *changes: tuple[str, str]) -> str:
     return text
 
 
-def rebuild(folder: Path) -> rebuilding.Outcome:
+def rebuild(folder: Path) -> rebuilding.Rebuild:
     return rebuild_bundle(open_bundle(folder), cache=None)
 
 
@@ -603,23 +603,25 @@ def test_whoever_reads_an_edited_source_through_the_bundle_is_told_to_rebuild(fo
 @pytest.mark.parametrize(
     ("source", "wanted"),
     [
-        ('extern "C" __global__ void k() {}', Signature((), None)),
-        ('extern "C" __global__ void k(void) {}', Signature((), None)),
+        ('extern "C" __global__ void k() {}', KernelSignature((), None)),
+        ('extern "C" __global__ void k(void) {}', KernelSignature((), None)),
         (
             'extern "C" __global__ void __launch_bounds__(64, 2) k(const int* a, Pair<int, 3> b, int c[2]) {}',
-            Signature(("const int* a", "Pair<int, 3> b", "int c[2]"), 64),
+            KernelSignature(("const int* a", "Pair<int, 3> b", "int c[2]"), 64),
         ),
         (
             "// __global__ void k(int a)\n/* __global__ void k(int a) */\n#if 0\n__global__ void k(int a) {}\n#endif\n"
             'extern "C" __global__ void other(int a) { k; }\n'
             'extern "C" __global__ void __launch_bounds__(THREADS)\nk(float* out,  // where, to\n  int n) {}',
-            Signature(("float* out", "int n"), None),
+            KernelSignature(("float* out", "int n"), None),
         ),
         ("KERNEL(k, int a) {}", None),
         ('extern "C" __global__ void kk(int a) {}', None),
     ],
 )
-def test_the_parameters_of_a_kernel_are_read_from_its_source(source: str, wanted: Signature | None) -> None:
+def test_the_parameters_of_a_kernel_are_read_from_its_source(
+    source: str, wanted: KernelSignature | None
+) -> None:
     assert signature_of(source, "k") == wanted
 
 

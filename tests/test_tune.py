@@ -29,7 +29,7 @@ from infernum.dtypes import BF16
 from infernum.errors import DeviceError, RequestError
 from infernum.ir.graph import TensorType
 from infernum.ir.kernel import Call, Layout, Refusal, Target, Template, Tuned, alternatives
-from infernum.ir.parameters import MOST_CANDIDATES, Parameters, settle
+from infernum.ir.parameters import MOST_CANDIDATES, ParameterSpace, settle
 from infernum.lab.explain.kernel import explain_kernels
 from infernum.lab.explain.kernel_text import kernel_text
 from infernum.lab.measure import tune as tuning
@@ -70,7 +70,7 @@ def template(**candidates: tuple[int, ...]) -> Template:
 
 def settled(
     spec: Template, target: Target = T1, call: Call = CALL, ops: Sequence[str] = ("linear",)
-) -> Parameters:
+) -> ParameterSpace:
     """What may be chosen of a kernel, and what was chosen."""
     _, parameters = settle(spec, call, target, ops)
     assert parameters is not None

@@ -17,7 +17,7 @@ from infernum.cli import options
 
 if TYPE_CHECKING:
     from infernum.bundle import Bundle
-    from infernum.lab.rebuild.edited import Change, Outcome
+    from infernum.lab.rebuild.edited import KernelChange, Rebuild
 
 
 @click.command("rebuild", short_help="Compile the kernels of a bundle that were edited.")
@@ -103,7 +103,7 @@ def _run_for_json(arguments: list[str], settings: object) -> Any:
     return json.loads(printed.getvalue())
 
 
-def _as_json(outcome: Outcome) -> dict[str, object]:
+def _as_json(outcome: Rebuild) -> dict[str, object]:
     import msgspec
 
     return {
@@ -125,7 +125,7 @@ def _as_json(outcome: Outcome) -> dict[str, object]:
 _RESOURCES = ("registers", "stack_bytes", "spill_bytes", "static_shared_bytes")
 
 
-def _change(change: Change) -> dict[str, object]:
+def _change(change: KernelChange) -> dict[str, object]:
     numbers = {
         name: {"before": getattr(change.before, name), "after": getattr(change.after, name)}
         for name in _RESOURCES
@@ -133,7 +133,7 @@ def _change(change: Change) -> dict[str, object]:
     return {"name": change.after.name, "edited": change.edited, **numbers}
 
 
-def _print(outcome: Outcome) -> None:
+def _print(outcome: Rebuild) -> None:
     from infernum.cli.console import print_table
 
     if not outcome.files:

@@ -33,7 +33,7 @@ from infernum.ir.kernel import (
     alternatives,
 )
 from infernum.ir.op import Op
-from infernum.ir.parameters import Parameters, settle
+from infernum.ir.parameters import ParameterSpace, settle
 from infernum.manifest import Gemm, Pointer
 
 
@@ -65,7 +65,7 @@ class NodePlanner:
         self.graph, self.target, self.node, self.names_in_use = graph, target, node, set(names_in_use)
         self.workspaces: dict[str, tuple[TensorType, str]] = {}
         self.passed_over: tuple[str, ...] = ()
-        self.parameters: Parameters | None = None
+        self.parameters: ParameterSpace | None = None
         self.body = body_of(graph, node)
         outer = graph.operands(node.name)
         self.inputs = {Value(n.name): places[v] for n, v in zip(self.body.inputs, outer, strict=True)}

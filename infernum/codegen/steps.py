@@ -9,7 +9,7 @@ from typing import Any
 from infernum.codegen.places import Operand
 from infernum.ir.graph import Node
 from infernum.ir.kernel import Formula, Template
-from infernum.ir.parameters import Parameters
+from infernum.ir.parameters import ParameterSpace
 from infernum.manifest import Gemm
 
 
@@ -31,7 +31,7 @@ class KernelStep:
     bytes: Formula
     flops: Formula
     passed_over: tuple[str, ...] = ()
-    parameters: Parameters | None = None
+    parameters: ParameterSpace | None = None
 
     @property
     def writes(self) -> frozenset[str]:

@@ -13,7 +13,7 @@ MOST_CANDIDATES = 32
 
 
 @dataclass(frozen=True)
-class Parameters:
+class ParameterSpace:
     """The parameters of one kernel of a graph.
 
     key         what the choice is known by: template, ops, types and attributes, variant and architecture
@@ -32,7 +32,7 @@ class Parameters:
 
 def settle(
     kernel: Template, call: Call, target: Target, ops: Sequence[str]
-) -> tuple[Layout | Refusal, Parameters | None]:
+) -> tuple[Layout | Refusal, ParameterSpace | None]:
     """The layout of a kernel that computes `ops`: as it was tuned, else the default; and what may be chosen of it.
 
     Tuned values that the template offers no longer are passed over. No parameters: there is nothing to choose.
@@ -51,7 +51,7 @@ def settle(
     if len(candidates) < 2:
         return default, None
     why = tuned.why if tuned is not None and layout.parameters == dict(tuned.values) else ""
-    return layout, Parameters(key, layout.parameters, default.parameters, candidates, why)
+    return layout, ParameterSpace(key, layout.parameters, default.parameters, candidates, why)
 
 
 def key_of(kernel: Template, call: Call, target: Target, ops: Sequence[str]) -> str:

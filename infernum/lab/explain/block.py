@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from infernum.bundle import Bundle
 from infernum.ir.graph import Graph, Value
-from infernum.lab.explain.calls import Call, call_of
+from infernum.lab.explain.calls import OpCall, call_of
 from infernum.lab.explain.facts import Amount, KernelFacts, facts_of, total
 from infernum.lab.explain.graphs import costs_nothing, graphs_of
 from infernum.lab.explain.history import Applied, applied_to
@@ -19,12 +19,12 @@ from infernum.roofline import CONTEXT, gpu_of
 class Traced:
     """One call of a block as traced. `free`: a view, or work done when weights are loaded."""
 
-    call: Call
+    call: OpCall
     free: bool
 
 
 @dataclass(frozen=True)
-class Group:
+class NodeGroup:
     """The traced nodes that became one node after the rules, its kernels, and the rules that made it."""
 
     node: str
@@ -49,7 +49,7 @@ class BlockExplanation:
     tokens: int
     context: int
     layers: int
-    groups: list[Group]
+    groups: list[NodeGroup]
     before: Amount
     after: Amount
 
@@ -61,7 +61,7 @@ def explain_block(
     traced, _ = graphs_of(bundle, variant)
     facts = facts_of(bundle, variant, tokens=tokens, context=context)
     homes = _homes(traced, facts)
-    groups: list[Group] = []
+    groups: list[NodeGroup] = []
     for node in dict.fromkeys(f.kernel.node for f in facts):
         mine = [f for f in facts if f.kernel.node == node]
         before = [
@@ -69,7 +69,7 @@ def explain_block(
         ]
         after = total(own(f) for f in mine)
         rules = applied_to(variant, mine[0].kernel)
-        groups.append(Group(node, before, mine, rules, mine[0].before, after))
+        groups.append(NodeGroup(node, before, mine, rules, mine[0].before, after))
     spec = spec_of(bundle.manifest.variants, variant.variant)
     return BlockExplanation(
         block=variant.block,

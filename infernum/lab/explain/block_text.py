@@ -8,7 +8,7 @@ from itertools import zip_longest
 from rich.text import Text
 
 from infernum.lab.explain.amounts import change, counted, flops, microseconds, nbytes
-from infernum.lab.explain.block import BlockExplanation, Group, Traced
+from infernum.lab.explain.block import BlockExplanation, NodeGroup, Traced
 from infernum.lab.explain.facts import KernelFacts
 from infernum.lab.explain.kernel_text import step_of
 from infernum.lab.explain.paper import PALETTE, columns, fold, heading
@@ -59,7 +59,7 @@ def _padded(line: Text, width: int) -> Text:
     return padded
 
 
-def _before(group: Group, width: int) -> Iterator[Text]:
+def _before(group: NodeGroup, width: int) -> Iterator[Text]:
     """The traced nodes of a group, each with its line of Python."""
     for traced in group.before:
         yield from _node(traced, width)
@@ -77,7 +77,7 @@ def _node(traced: Traced, width: int) -> Iterator[Text]:
         yield Text(line, style=style)
 
 
-def _after(group: Group, width: int) -> Iterator[Text]:
+def _after(group: NodeGroup, width: int) -> Iterator[Text]:
     """The kernels of a group, and the rules that made them."""
     for facts in group.kernels:
         yield Text(facts.kernel.name, style="bold")

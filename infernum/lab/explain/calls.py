@@ -14,7 +14,7 @@ LONGEST_ATTRIBUTE = 24
 
 
 @dataclass(frozen=True)
-class Call:
+class OpCall:
     """One op: the names of its results and operands, its attributes where they are not the default, its type."""
 
     results: list[str]
@@ -32,7 +32,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Read:
+class KernelRead:
     """A value that a kernel reads: its type, and "stream", "batch", "state", "weight" or the kernel that wrote it.
 
     `parts` are the checkpoint tensors of a weight.
@@ -45,7 +45,7 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Write:
+class KernelWrite:
     """A value that a kernel leaves for others: its name, its type, and which of the kernel's own values it is."""
 
     name: str
@@ -53,14 +53,14 @@ class Write:
     value: str
 
 
-def call_of(graph: Graph, node: Node, names: Mapping[Value, str] | None = None) -> Call:
+def call_of(graph: Graph, node: Node, names: Mapping[Value, str] | None = None) -> OpCall:
     """A primitive call of a graph; `names` says what values are called, where that is not their own name."""
     assert isinstance(node.op, Op), f"{node.name} is no primitive call"
     called = names or {}
     attrs = {
         n: _short(v) for n, v in node.attrs.items() if n not in node.op.defaults or node.op.defaults[n] != v
     }
-    return Call(
+    return OpCall(
         results=[_name(Value(node.name, i)) for i in range(len(node.op.results))],
         op=node.op.name,
         operands=[called.get(v) or _name(v) for v in graph.operands(node.name)],
@@ -70,7 +70,7 @@ def call_of(graph: Graph, node: Node, names: Mapping[Value, str] | None = None) 
     )
 
 
-def calls_of(graph: Graph, name: str) -> list[Call]:
+def calls_of(graph: Graph, name: str) -> list[OpCall]:
     """The primitive calls of one node, in order; what they read from outside has its name in `graph`."""
     node = graph.node(name)
     if not isinstance(node.op, Fused):
@@ -81,9 +81,9 @@ def calls_of(graph: Graph, name: str) -> list[Call]:
     return [call_of(body, call, names) for call in body.calls]
 
 
-def reads_of(graph: Graph, name: str, kernels: Mapping[str, str]) -> list[Read]:
+def reads_of(graph: Graph, name: str, kernels: Mapping[str, str]) -> list[KernelRead]:
     """What one node reads, each value once. `kernels`: the last kernel of each node that has any."""
-    found: list[Read] = []
+    found: list[KernelRead] = []
     for value in dict.fromkeys(graph.operands(name)):
         seen = graph.node(value.node)
         while seen.name not in kernels and not isinstance(seen.op, Input):
@@ -91,11 +91,11 @@ def reads_of(graph: Graph, name: str, kernels: Mapping[str, str]) -> list[Read]:
         source = seen.op.role if isinstance(seen.op, Input) else kernels[seen.name]
         recipe = seen.op.recipe if isinstance(seen.op, Input) else None
         parts = tensor_names(recipe) if recipe else []
-        found.append(Read(_name(value), str(graph.type(value)), source, parts))
+        found.append(KernelRead(_name(value), str(graph.type(value)), source, parts))
     return found
 
 
-def writes_of(graph: Graph, name: str) -> list[Write]:
+def writes_of(graph: Graph, name: str) -> list[KernelWrite]:
     """What one node writes, by the names that other nodes know it by."""
     node = graph.node(name)
     inside = (
@@ -104,12 +104,12 @@ def writes_of(graph: Graph, name: str) -> list[Write]:
         else [Value(name, i) for i in range(len(node.types))]
     )
     return [
-        Write(_name(Value(name, i)), str(t), _name(value))
+        KernelWrite(_name(Value(name, i)), str(t), _name(value))
         for i, (t, value) in enumerate(zip(node.types, inside, strict=True))
     ]
 
 
-def draw(calls: Sequence[Call], written: Collection[str]) -> list[tuple[str, Call | None]]:
+def draw(calls: Sequence[OpCall], written: Collection[str]) -> list[tuple[str, OpCall | None]]:
     """Rails to print before each call; a None is a line where lanes part, meet, or at last leave the kernel.
 
     A lane is a value on its way from the call that makes it to the last one that reads it; one of `written` goes on to
@@ -119,7 +119,7 @@ def draw(calls: Sequence[Call], written: Collection[str]) -> list[tuple[str, Cal
         written, len(calls)
     )
     lanes: list[str | None] = []
-    rows: list[tuple[str, Call | None]] = []
+    rows: list[tuple[str, OpCall | None]] = []
     for i, call in enumerate(calls):
         read = [at for at, value in enumerate(lanes) if value in call.operands]
         ending = [at for at in read if last[str(lanes[at])] == i]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.text import Text
 
 from infernum.lab.explain.amounts import change, counted, microseconds, nbytes
-from infernum.lab.explain.difference import Difference, RuleDiff, Summary
+from infernum.lab.explain.difference import BundleDiff, RuleDiff, Summary
 from infernum.lab.explain.kernel_difference import KernelDiff, Numbers
 from infernum.lab.explain.paper import columns, fold, heading, paragraph
 from infernum.lab.explain.text_diff import GraphDiff, SourceDiff
@@ -15,7 +15,7 @@ from infernum.lab.explain.text_diff import GraphDiff, SourceDiff
 _STYLES = {"+": "green", "-": "red", "@": "cyan"}
 
 
-def diff_text(told: Difference, width: int) -> list[Text]:
+def diff_text(told: BundleDiff, width: int) -> list[Text]:
     """Everything that differs, in `width` columns; code is not folded."""
     lines = [Text(f"A  {told.a}", style="red"), Text(f"B  {told.b}", style="green")]
     if told.is_empty and told.ms_per_step is None:
@@ -93,7 +93,7 @@ def _rank(numbers: Numbers) -> tuple[float, ...]:
     return (numbers.kernels, numbers.spills, numbers.bytes)
 
 
-def _facts(told: Difference, width: int) -> Iterator[Text]:
+def _facts(told: BundleDiff, width: int) -> Iterator[Text]:
     if told.facts:
         yield heading("Facts")
     for fact in told.facts:

@@ -51,7 +51,7 @@ class RuleDiff:
 
 
 @dataclass(frozen=True)
-class Difference:
+class BundleDiff:
     """All of it. `summary` has every block variant compared, everything else only what differs.
 
     `cubins` are compiled files that differ although their sources are the same.
@@ -83,7 +83,7 @@ def difference(
     variant: str | None = None,
     source: bool = True,
     benches: tuple[Measurements | None, Measurements | None] = (None, None),
-) -> Difference:
+) -> BundleDiff:
     """What differs between two bundles, or between one block or one class of steps of them.
 
     Raises BundleError when neither has what is asked for.
@@ -122,7 +122,7 @@ def difference(
             changed = graph_diff(where, *texts)
             graphs += [changed] if changed else []
     steps = [bench.ms_per_step for bench in benches if bench is not None and bench.ms_per_step is not None]
-    return Difference(
+    return BundleDiff(
         a=str(a.folder),
         b=str(b.folder),
         facts=_facts(a.manifest, b.manifest),
@@ -136,7 +136,7 @@ def difference(
     )
 
 
-def regressions(found: Difference) -> list[str]:
+def regressions(found: BundleDiff) -> list[str]:
     """What is worse in the second bundle, a line each."""
     lines: list[str] = []
     for s in found.summary:

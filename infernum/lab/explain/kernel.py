@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from infernum.bundle import Bundle
 from infernum.errors import BundleError
 from infernum.ir.graph import Graph
-from infernum.lab.explain.calls import Call, Read, Write, calls_of, reads_of, writes_of
+from infernum.lab.explain.calls import KernelRead, KernelWrite, OpCall, calls_of, reads_of, writes_of
 from infernum.lab.explain.facts import Amount, KernelFacts, facts_of, total
 from infernum.lab.explain.graphs import costs_nothing, graphs_of
 from infernum.lab.explain.history import Applied, applied_to
@@ -39,9 +39,9 @@ class KernelExplanation:
     gpu: str
     context: int
     facts: KernelFacts
-    reads: list[Read]
-    calls: list[Call]
-    writes: list[Write]
+    reads: list[KernelRead]
+    calls: list[OpCall]
+    writes: list[KernelWrite]
     rules: list[Applied]
     lines: list[Line]
     together: list[str]

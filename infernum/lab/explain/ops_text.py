@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rich.text import Text
 
-from infernum.lab.explain.calls import Call, Read, draw
+from infernum.lab.explain.calls import KernelRead, OpCall, draw
 from infernum.lab.explain.kernel import KernelExplanation
 from infernum.lab.explain.paper import columns, fold, heading
 
@@ -36,7 +36,7 @@ def _values(word: str, told: list[str], margin: int) -> Iterator[Text]:
         yield Text(f"  {word if i == 0 else '':<{margin}}  {line}", style="dim")
 
 
-def _row(rail: str, call: Call | None, margin: int, width: int) -> Iterator[Text]:
+def _row(rail: str, call: OpCall | None, margin: int, width: int) -> Iterator[Text]:
     """A call on its lane, or a line where lanes part or meet."""
     if call is None:
         yield Text(f"  {rail}", style="cyan")
@@ -49,7 +49,7 @@ def _row(rail: str, call: Call | None, margin: int, width: int) -> Iterator[Text
         yield line.append(kinds, style="dim") if i == len(told) - 1 else line
 
 
-def _source(read: Read) -> str:
+def _source(read: KernelRead) -> str:
     if len(read.parts) > 1:
         return f"weight, {len(read.parts)} of the checkpoint stacked"
     return _SOURCES.get(read.source, f"from {read.source}")

@@ -21,7 +21,7 @@ from infernum.codegen.steps import KernelStep
 from infernum.compiler import Sources, describe, texts
 from infernum.errors import CompileError
 from infernum.ir.kernel import Tuned
-from infernum.ir.parameters import Parameters
+from infernum.ir.parameters import ParameterSpace
 from infernum.llm import Progress
 from infernum.manifest import ANY, VariantSpec, spec_of
 from infernum.roofline import gpu_of
@@ -36,7 +36,7 @@ class Tunable:
 
     variant: str
     kernels: tuple[tuple[str, str], ...]
-    parameters: Parameters
+    parameters: ParameterSpace
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class CandidateBundle(Bundle):
 
 def tunables(sources: Sources, variant: str, blocks: Iterable[str]) -> list[Tunable]:
     """The tunable kernels of these blocks in a variant; kernels of one key are tuned together."""
-    by_key: dict[str, tuple[Parameters, list[tuple[str, str]]]] = {}
+    by_key: dict[str, tuple[ParameterSpace, list[tuple[str, str]]]] = {}
     for block, kernel, parameters in _tunable_kernels(sources, variant):
         if block.block in blocks and len(parameters.candidates) > 1:
             by_key.setdefault(parameters.key, (parameters, []))[1].append((block.block, kernel.name))
@@ -172,7 +172,7 @@ def write_candidates(
 
 def _tunable_kernels(
     sources: Sources, variant: str
-) -> Iterator[tuple[CompiledBlock, KernelStep, Parameters]]:
+) -> Iterator[tuple[CompiledBlock, KernelStep, ParameterSpace]]:
     """The kernels with parameters in a step of `variant`."""
     for block in sources.blocks:
         if block.target.variant in (variant, ANY):

@@ -20,7 +20,7 @@ from infernum.manifest import BlockVariant, Edit, Kernel, Launch, Manifest
 
 
 @dataclass(frozen=True)
-class Change:
+class KernelChange:
     """One kernel of a rebuilt file: whether it now differs from what was emitted, and what is known of it."""
 
     edited: bool
@@ -35,11 +35,11 @@ class Rebuilt:
     file: str
     restored: bool
     seconds: float
-    changes: tuple[Change, ...]
+    changes: tuple[KernelChange, ...]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Rebuild:
     """The bundle as it is now, what was rebuilt, and sentences for the user."""
 
     bundle: Bundle
@@ -62,7 +62,7 @@ class _File:
         return hashlib.sha256(self.data).hexdigest()
 
 
-def rebuild_bundle(bundle: Bundle, *, cache: Path | None) -> Outcome:
+def rebuild_bundle(bundle: Bundle, *, cache: Path | None) -> Rebuild:
     """Compile the `.cu` files that were edited, and record in the manifest what they are now.
 
     All is checked before anything is written, and written all or not at all. Raises CompileError with NVRTC's message
@@ -70,7 +70,7 @@ def rebuild_bundle(bundle: Bundle, *, cache: Path | None) -> Outcome:
     """
     edited = _edited(bundle)
     if not edited:
-        return Outcome(bundle, (), ())
+        return Rebuild(bundle, (), ())
     _check_place(bundle.folder)
     files = _compile(bundle, edited, cache)
     arch = bundle.arch
@@ -92,7 +92,7 @@ def rebuild_bundle(bundle: Bundle, *, cache: Path | None) -> Outcome:
         {file.variant.cubin: file.cubin.data for file in files},
         {file.variant.source: file.digest for file in files},
     )
-    return Outcome(written, tuple(rebuilt), tuple(_warnings(bundle, files)))
+    return Rebuild(written, tuple(rebuilt), tuple(_warnings(bundle, files)))
 
 
 def _edited(bundle: Bundle) -> list[BlockVariant]:
@@ -189,7 +189,7 @@ def _changed(file: _File) -> list[str]:
 def _told(file: _File, after: BlockVariant, recorded: Edit | None, edit: Edit | None) -> Rebuilt:
     names = {*(recorded.kernels if recorded else ()), *(edit.kernels if edit else ())}
     changes = [
-        Change(edit is not None and new.name in edit.kernels, old, new)
+        KernelChange(edit is not None and new.name in edit.kernels, old, new)
         for old, new in zip(file.variant.kernels, after.kernels, strict=True)
         if new.name in names or new != old
     ]

@@ -22,21 +22,21 @@ _REGISTER_UNIT = 8
 
 
 @dataclass(frozen=True)
-class Signature:
+class KernelSignature:
     """What a kernel's first lines say. `max_threads`: of its `__launch_bounds__`, None when that is no number."""
 
     parameters: tuple[str, ...]
     max_threads: int | None
 
 
-def signature_of(source: str, kernel: str) -> Signature | None:
+def signature_of(source: str, kernel: str) -> KernelSignature | None:
     """The signature of `extern "C" __global__ … kernel(…)` in a CUDA source; None when it is not written out there."""
     code = _NO_CODE.sub(" ", source)
     found = re.search(rf"\b__global__\b([^;{{}}]*?)\b{re.escape(kernel)}\s*\(", code)
     if found is None:
         return None
     bounds = _BOUNDS.search(found[1])
-    return Signature(_split(code[found.end() :]), int(bounds[1]) if bounds else None)
+    return KernelSignature(_split(code[found.end() :]), int(bounds[1]) if bounds else None)
 
 
 def objections(source: str, launch: Launch, compiled: Mapping[str, KernelResources], arch: str) -> list[str]:
@@ -57,7 +57,7 @@ def no_longer_waits(section: str, launch: Launch) -> bool:
     return launch.programmatic and not WAIT.search(_NO_CODE.sub(" ", section))
 
 
-def _arguments(signature: Signature, launch: Launch) -> str | None:
+def _arguments(signature: KernelSignature, launch: Launch) -> str | None:
     found, passed = len(signature.parameters), len(launch.args)
     if found != passed:
         return (
@@ -73,7 +73,7 @@ def _arguments(signature: Signature, launch: Launch) -> str | None:
     return None
 
 
-def _block(signature: Signature, resources: KernelResources, launch: Launch, gpu: Gpu) -> str | None:
+def _block(signature: KernelSignature, resources: KernelResources, launch: Launch, gpu: Gpu) -> str | None:
     threads = math.prod(launch.block)
     bound = signature.max_threads
     if bound is not None and bound < threads:

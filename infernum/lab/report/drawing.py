@@ -11,7 +11,7 @@ from typing import Literal
 
 from infernum.ir.graph import Graph, Input, Node
 from infernum.lab.report.graphs import kind_of, ops_of
-from infernum.lab.report.layout import Layout, Point, lay_out
+from infernum.lab.report.layout import GraphLayout, Point, lay_out
 from infernum.manifest import BlockVariant
 
 LINE, PADDING, MARGIN = 15.0, 9.0, 8.0
@@ -138,7 +138,7 @@ def _edge(points: tuple[Point, ...], *, dashed: bool) -> str:
     return f'<path d="{path}" marker-end="url(#arrow)"{dash}/>'
 
 
-def _box(box: Box, layout: Layout) -> list[str]:
+def _box(box: Box, layout: GraphLayout) -> list[str]:
     (x, y), (width, height) = layout.centres[box.name], box.size
     fill, stroke, dash = "#ffffff", "#a5a29a", ""
     if box.kind == "view":

@@ -23,7 +23,7 @@ Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Layout:
+class GraphLayout:
     """Centres of boxes, the points that each edge goes through from bottom to top of boxes, and the size of it all."""
 
     centres: Mapping[str, Point]
@@ -45,7 +45,7 @@ class _Layers:
         self.above.setdefault(lower, []).append(upper)
 
 
-def lay_out(sizes: Mapping[str, tuple[float, float]], edges: Sequence[Edge]) -> Layout:
+def lay_out(sizes: Mapping[str, tuple[float, float]], edges: Sequence[Edge]) -> GraphLayout:
     """Places for boxes of the given widths and heights, so that edges lead downwards. Same input, same layout."""
     data: nx.DiGraph[str] = nx.DiGraph()
     data.add_nodes_from(sizes)
@@ -80,7 +80,7 @@ def lay_out(sizes: Mapping[str, tuple[float, float]], edges: Sequence[Edge]) -> 
         start = (starts[edge], centres[edge[0]][1] + sizes[edge[0]][1] / 2)
         return (start, *bends, (ends[edge], centres[edge[1]][1] - sizes[edge[1]][1] / 2))
 
-    return Layout(
+    return GraphLayout(
         {name: centres[name] for name in sizes},
         {edge: path(edge) for edge in chains},
         max(x[n] + widths[n] / 2 for n in x) - left,
