@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -135,6 +136,20 @@ def test_every_name_that_a_document_for_maintainers_has_in_code_exists(document:
         if not any((folder / name).exists() for folder in folders)
         and ("/" in name or name.rstrip(".").rpartition(".")[2] not in words | EXTENSIONS)
     ] == []
+
+
+def test_the_map_of_folders_has_the_modules_of_the_import_contract_in_its_order() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
+    contract = next(each for each in contracts if each.get("containers") == ["infernum"])
+    depth = {name: n for n, layer in enumerate(contract["layers"]) for name in layer.split(" | ")}
+    section = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").partition("## Folders and arrows")[2]
+    rows = re.findall(
+        r"^ {4}([a-z_]+(?: \| [a-z_]+)*)(?:  .*)?$", section.partition("templates/")[0], re.MULTILINE
+    )
+    names = [name for row in rows for name in row.split(" | ")]
+    assert sorted(names) == sorted(depth)
+    assert [depth[name] for name in names] == sorted(depth[name] for name in names)
 
 
 def test_lines_are_compared_as_they_stand_but_for_what_is_left_out() -> None:
