@@ -18,7 +18,7 @@ from infernum.ir.block import Tensor
 from infernum.ir.graph import Graph, Node, Value
 from infernum.ir.kernel import Target
 from infernum.ir.rewrite import Candidate, Examples, Rule, Site, rewrite
-from infernum.ir.text import parse_graph
+from infernum.ir.text import parse_graph, print_graph
 from infernum.lab.verify.random_graphs import random_graph
 from infernum.lab.verify.rule_firings import changed_part
 from infernum.lab.verify.rule_meaning import compare
@@ -87,9 +87,9 @@ def test_the_same_bundle_gives_the_same_verdicts(small: Bundle) -> None:
 
 
 def test_progress_comes_to_the_end_of_every_part(small: Bundle) -> None:
-    told: list[tuple[str, int, int]] = []
-    verify_rules(small, ["into_norm"], lambda *facts: told.append(facts))
-    ends = {what for what, done, total in told if done == total}
+    calls: list[tuple[str, int, int]] = []
+    verify_rules(small, ["into_norm"], lambda *facts: calls.append(facts))
+    ends = {what for what, done, total in calls if done == total}
     assert ends == {"blocks", "random graphs", "patterns"}
 
 
@@ -289,18 +289,18 @@ WRONG: list[tuple[Rule, str]] = [
 def test_a_rule_whose_pattern_cannot_be_traced_is_caught(judge: Callable[[Rule], RuleVerdict]) -> None:
     verdict = judge(untraceable)
     assert not verdict.ok
-    assert any(said.startswith("its pattern cannot be traced: IndexError") for said in verdict.wrong)
+    assert any(sentence.startswith("its pattern cannot be traced: IndexError") for sentence in verdict.wrong)
 
 
-@pytest.mark.parametrize(("rule", "said"), WRONG, ids=[rule.name for rule, _ in WRONG])
+@pytest.mark.parametrize(("rule", "words"), WRONG, ids=[rule.name for rule, _ in WRONG])
 def test_a_wrong_rule_is_caught_and_shown(
-    rule: Rule, said: str, judge: Callable[[Rule], RuleVerdict]
+    rule: Rule, words: str, judge: Callable[[Rule], RuleVerdict]
 ) -> None:
     verdict = judge(rule)
     assert not verdict.ok
     assert not verdict.worst_error <= verdict.tolerance
     assert not any(sentence.startswith(rule.name) for sentence in verdict.wrong)
-    assert said in verdict.wrong[-1]
+    assert words in verdict.wrong[-1]
     assert "graph " in verdict.wrong[-1]
     assert " = " in verdict.wrong[-1]
 
@@ -315,7 +315,7 @@ def test_what_a_wrong_rule_is_shown_with_is_small(judge: Callable[[Rule], RuleVe
 
 def test_a_rule_that_fires_in_the_bundle_is_caught_there(judge: Callable[[Rule], RuleVerdict]) -> None:
     verdict = judge(keys_for_values)
-    assert any(said.startswith("decoder, t1, at append_1: %append_1 has") for said in verdict.wrong)
+    assert any(sentence.startswith("decoder, t1, at append_1: %append_1 has") for sentence in verdict.wrong)
 
 
 # ---- names
@@ -373,8 +373,13 @@ def test_a_call_that_reads_another_value_has_changed() -> None:
 
 def test_operands_in_another_order_mean_the_same_to_the_last_bit() -> None:
     change = changed_part(parse_graph(PLAIN), parse_graph(PLAIN.replace("(%silu_1, %v)", "(%v, %silu_1)")))
-    found = compare(change, BF16, [RuleTrial(1), RuleTrial(13)])
-    assert (found.error, found.half_error, found.wrong, found.unusable) == (0.0, 0.0, None, None)
+    comparison = compare(change, BF16, [RuleTrial(1), RuleTrial(13)])
+    assert (comparison.error, comparison.half_error, comparison.wrong, comparison.unusable) == (
+        0.0,
+        0.0,
+        None,
+        None,
+    )
 
 
 def test_another_number_of_outputs_is_no_change_to_compare() -> None:
@@ -391,6 +396,6 @@ def test_weights_of_other_checkpoint_tensors_are_told_apart() -> None:
 
 
 def test_random_graphs_are_the_same_every_time_and_grow() -> None:
-    assert str(random_graph(40, BF16)) == str(random_graph(40, BF16))
+    assert print_graph(random_graph(40, BF16)) == print_graph(random_graph(40, BF16))
     sizes = [len(random_graph(seed, BF16).calls) for seed in range(64)]
     assert np.mean(sizes[:16]) < np.mean(sizes[-16:])

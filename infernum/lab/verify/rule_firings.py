@@ -14,6 +14,7 @@ from infernum.ir.graph import Graph, Input, Node, TensorType, Value
 from infernum.ir.kernel import Target
 from infernum.ir.op import Fused
 from infernum.ir.rewrite import Rule, candidates
+from infernum.ir.text import print_graph
 from infernum.lab.verify.rule_values import RuleTrial
 
 
@@ -35,7 +36,7 @@ class GraphPair:
         return len(self.before.calls) + len(self.after.calls)
 
     def __str__(self) -> str:
-        return f"before:\n{self.before}after:\n{self.after}"
+        return f"before:\n{print_graph(self.before)}after:\n{print_graph(self.after)}"
 
     def bytes(self, tokens: int) -> int:
         """Bytes of all inputs as float32."""

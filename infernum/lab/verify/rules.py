@@ -16,7 +16,7 @@ from infernum.errors import BundleError
 from infernum.ir.graph import Graph
 from infernum.ir.kernel import Target
 from infernum.ir.rewrite import Fusion, Rewrite, Rule, traced_pattern
-from infernum.ir.text import parse_graph
+from infernum.ir.text import parse_graph, print_graph
 from infernum.lab.verify.example_graphs import attrs_of, example_graphs
 from infernum.lab.verify.random_graphs import random_graph
 from infernum.lab.verify.rule_firings import AppliedRule, GraphPair, firings
@@ -174,7 +174,9 @@ class _RuleCheck:
                 if isinstance(firing, str):
                     if tally is not None:
                         sentence = f"{graph.name}, {target.variant}: {firing}"
-                        tally.failures.append(Failure(len(graph.calls), sentence, f"in:\n{graph}"))
+                        tally.failures.append(
+                            Failure(len(graph.calls), sentence, f"in:\n{print_graph(graph)}")
+                        )
                     break
                 if tally is not None:
                     place, trials = f"{name}, {target.variant}, at {firing.at}", trials_of(firing.part)
