@@ -74,9 +74,9 @@ def meaning(graph: Graph, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 def check_same_meaning(before: Graph, after: Graph, dtype: DType, *, exact: bool, tokens: int = 3) -> None:
     inputs = random_inputs(before, tokens)
-    wanted = meaning(before, inputs)
-    got = meaning(after, stacked(after, before, inputs))
-    for out, ref in zip(got, wanted, strict=True):
+    references = meaning(before, inputs)
+    results = meaning(after, stacked(after, before, inputs))
+    for out, ref in zip(results, references, strict=True):
         if exact or not np.isfinite(ref).all():
             assert np.array_equal(out, ref, equal_nan=True)
         else:
@@ -130,7 +130,7 @@ variants = st.sampled_from(list(VARIANTS))
 def some(rules: list[Rule]) -> st.SearchStrategy[list[Rule]]:
     """All of the rules, or some of them in their order."""
     chosen = st.lists(st.booleans(), min_size=len(rules), max_size=len(rules))
-    picked = chosen.map(lambda kept: [rule for rule, keep in zip(rules, kept, strict=True) if keep])
+    picked = chosen.map(lambda flags: [rule for rule, flag in zip(rules, flags, strict=True) if flag])
     return st.one_of(st.just(rules), picked)
 
 
@@ -151,17 +151,17 @@ def test_fused_random_graphs_mean_the_same_to_the_last_bit_in_bfloat16(
 @RANDOM
 @given(graph=graphs(BF16), variant=variants)
 def test_a_fused_graph_means_what_its_decomposition_does(graph: Graph, variant: str) -> None:
-    made = fused(graph, RULES, variant, BF16)
-    check_same_meaning(made, decomposed(made), BF16, exact=True)
+    fused_graph = fused(graph, RULES, variant, BF16)
+    check_same_meaning(fused_graph, decomposed(fused_graph), BF16, exact=True)
 
 
 @RANDOM
 @given(graph=graphs(BF16), variant=variants)
 def test_a_fused_graph_reads_back_from_its_text_with_the_same_meaning(graph: Graph, variant: str) -> None:
-    made = fused(graph, RULES, variant, BF16)
-    text = print_graph(made)
+    fused_graph = fused(graph, RULES, variant, BF16)
+    text = print_graph(fused_graph)
     assert print_graph(parse_graph(text)) == text
-    check_same_meaning(made, parse_graph(text), BF16, exact=True)
+    check_same_meaning(fused_graph, parse_graph(text), BF16, exact=True)
 
 
 @RANDOM
@@ -187,19 +187,19 @@ CASES = ["plain", "llama31", "fourteen_to_two", "head_80", "all_biases"]
 @pytest.mark.parametrize("name", CASES)
 def test_a_fused_llama_layer_means_what_the_plain_one_does(name: str, dtype: DType, variant: str) -> None:
     plain = decoder.trace(LlamaConfig.from_hf(case(name).config), dtype)
-    made = fused(plain, RULES, variant, dtype)
-    assert len(made.calls) < len(plain.calls)
-    check_same_meaning(plain, made, dtype, exact=dtype is BF16, tokens=TOKENS[variant])
-    check_same_meaning(made, decomposed(made), dtype, exact=True, tokens=TOKENS[variant])
+    fused_graph = fused(plain, RULES, variant, dtype)
+    assert len(fused_graph.calls) < len(plain.calls)
+    check_same_meaning(plain, fused_graph, dtype, exact=dtype is BF16, tokens=TOKENS[variant])
+    check_same_meaning(fused_graph, decomposed(fused_graph), dtype, exact=True, tokens=TOKENS[variant])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("block", [embed, head], ids=lambda block: block.name)
 def test_the_blocks_around_the_layers_keep_their_meaning_to_the_last_bit(block: Block, variant: str) -> None:
     plain = block.trace(LlamaConfig.from_hf(case("llama32_tied").config), BF16)
-    made = fused(plain, RULES, variant, BF16)
+    fused_graph = fused(plain, RULES, variant, BF16)
     inputs = random_inputs(plain, TOKENS[variant])
     if "token_ids" in inputs:
         inputs["token_ids"] = np.arange(len(inputs["token_ids"]), dtype=np.int32)
-    for out, ref in zip(meaning(made, inputs), meaning(plain, inputs), strict=True):
+    for out, ref in zip(meaning(fused_graph, inputs), meaning(plain, inputs), strict=True):
         assert np.array_equal(out, ref)

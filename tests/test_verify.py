@@ -97,7 +97,7 @@ def differences(
     variant: str = "t8",
     steps: Chunks = FIVE,
 ) -> str:
-    """What is said of the node that computes `op` when its kernel makes a mistake."""
+    """The sentences on the node that computes `op` when its kernel makes a mistake."""
     unit = unit_with(bundle, block, op, variant)
     return "\n".join(check_unit(NumpyBench(spoil), unit, steps=[steps], kinds=[kind]).wrong)
 
@@ -388,9 +388,9 @@ def test_a_wrong_kernel_is_named_and_the_others_pass(t8: Bundle) -> None:
 
 
 def test_a_sampler_is_tried_on_steps_of_every_size_or_of_the_variant_asked_for(t8: Bundle) -> None:
-    def sizes(**asked: Any) -> set[tuple[int, int]]:
+    def sizes(**chosen: Any) -> set[tuple[int, int]]:
         """Tokens of the smallest and the largest step of each unit of the sampler."""
-        units = select_units(t8, block="greedy", **asked)
+        units = select_units(t8, block="greedy", **chosen)
         assert {unit.variant.variant for unit in units} == {"any"} and len(units) == 2
         steps = [[count_tokens(chunks) for chunks, _ in plan_trials(unit)] for unit in units]
         return {(min(tokens), max(tokens)) for tokens in steps}
@@ -419,7 +419,7 @@ def test_an_edited_kernel_is_marked(t8: Bundle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"),
+    ("names", "sentence"),
     [
         ({"kernels": ["argmx"]}, "has no kernel 'argmx'; it has argmax"),
         ({"block": "decodr"}, "has no block 'decodr'; it has decoder"),
@@ -428,10 +428,10 @@ def test_an_edited_kernel_is_marked(t8: Bundle) -> None:
     ],
 )
 def test_a_name_that_a_bundle_does_not_have_is_answered_with_names_that_are_near(
-    t8: Bundle, wanted: dict[str, str], said: str
+    t8: Bundle, names: dict[str, str], sentence: str
 ) -> None:
-    with pytest.raises(BundleError, match=said):
-        verify_bundle(t8, NumpyBench(), **wanted)  # type: ignore[arg-type]
+    with pytest.raises(BundleError, match=sentence):
+        verify_bundle(t8, NumpyBench(), **names)  # type: ignore[arg-type]
 
 
 def test_a_rule_selects_the_kernels_that_it_made(t8: Bundle) -> None:
@@ -472,9 +472,9 @@ def test_without_a_gpu_only_rules_are_checked_and_that_is_said(
     no_gpu(monkeypatch)
     outcome = infernum("verify", str(t8.folder), "--rule", "attend", "--json")
     assert outcome.code == 0 and "kernels were not run" in outcome.err
-    found = json.loads(outcome.out)
-    assert found["kernels"] is None and found["gpu"] is None and found["ok"]
-    assert [rule["rule"] for rule in found["rules"]] == ["attend"]
+    report = json.loads(outcome.out)
+    assert report["kernels"] is None and report["gpu"] is None and report["ok"]
+    assert [rule["rule"] for rule in report["rules"]] == ["attend"]
 
 
 def test_a_wrong_kernel_is_told_in_a_sentence_and_by_the_exit_code(
@@ -530,13 +530,13 @@ def test_a_rule_that_the_bundle_was_compiled_without_is_checked_anyway_and_that_
     infernum: Callable[..., Outcome], t8: Bundle, monkeypatch: pytest.MonkeyPatch, plugin: Path
 ) -> None:
     no_gpu(monkeypatch)
-    asked = ("verify", t8.folder, "--rule", "lost_addend", "--plugin", plugin)
-    outcome = infernum(*asked)
+    arguments = ("verify", t8.folder, "--rule", "lost_addend", "--plugin", plugin)
+    outcome = infernum(*arguments)
     assert outcome.code == 1, outcome.err
     assert re.search(r"lost_addend +0 +\d+ .* > 1000 × +WRONG, not in this bundle", outcome.out)
     assert "lost_addend is not in this bundle: no kernel of it was made by this rule" in outcome.out
     assert "lost_addend is wrong: " in outcome.out and "lost_addend is wrong: lost_addend:" not in outcome.out
-    (rule,) = json.loads(infernum(*asked, "--json").out)["rules"]
+    (rule,) = json.loads(infernum(*arguments, "--json").out)["rules"]
     assert (rule["in_bundle"], rule["sites"], rule["ok"]) == (False, 0, False)
 
 
@@ -575,7 +575,7 @@ def test_an_error_that_is_no_number_is_null_in_json(
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "cells"),
     [
         (0.0, ("0", "0%")),
         (5e-4, ("5.0e-04", "50%")),
@@ -584,8 +584,8 @@ def test_an_error_that_is_no_number_is_null_in_json(
         (float("inf"), ("wrong", "")),
     ],
 )
-def test_an_error_is_told_beside_its_tolerance(error: float, told: tuple[str, str]) -> None:
-    assert verify_command._error(error, 1e-3) == told  # pyright: ignore[reportPrivateUsage]
+def test_an_error_is_told_beside_its_tolerance(error: float, cells: tuple[str, str]) -> None:
+    assert verify_command._error(error, 1e-3) == cells  # pyright: ignore[reportPrivateUsage]
     assert verify_command._error(error, 0.0)[1] == ""  # pyright: ignore[reportPrivateUsage]
 
 
@@ -607,14 +607,14 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch, bench: NumpyBench) -> None:
 
 
 def test_where_the_reference_is_no_number_a_result_must_be_the_same_and_written() -> None:
-    def told(found: list[float], reference: list[float], poisoned: bool = False) -> str | None:
-        arrays = [np.array([values], np.float32) for values in (found, reference)]
-        every = np.ones((1, len(found)), bool)
-        poison = np.full((1, len(found)), poisoned)
+    def sentence_on(result: list[float], reference: list[float], poisoned: bool = False) -> str | None:
+        arrays = [np.array([values], np.float32) for values in (result, reference)]
+        every = np.ones((1, len(result)), bool)
+        poison = np.full((1, len(result)), poisoned)
         return compare(arrays[0], arrays[1], every, F32, 1e-5, poisoned=poison)[1]
 
     inf, nan = np.inf, np.nan
-    assert told([1, inf, nan], [1, inf, nan]) is None
-    for found in ([1, -inf, nan], [1, inf, 3], [1, 3, nan], [nan, inf, nan], [2, inf, nan]):
-        assert told(found, [1, inf, nan]) is not None
-    assert told([1, nan], [1, nan], poisoned=True) is not None
+    assert sentence_on([1, inf, nan], [1, inf, nan]) is None
+    for result in ([1, -inf, nan], [1, inf, 3], [1, 3, nan], [nan, inf, nan], [2, inf, nan]):
+        assert sentence_on(result, [1, inf, nan]) is not None
+    assert sentence_on([1, nan], [1, nan], poisoned=True) is not None

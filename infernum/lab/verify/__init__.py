@@ -1,1 +1,1 @@
-"""Doubts what a compiler did: every kernel against its NumPy meaning, every rule on random graphs."""
+"""Checks of a bundle: every kernel against its NumPy meaning, every rule in its graphs and in random graphs."""

@@ -13,12 +13,11 @@ from infernum.dims import ceildiv
 from infernum.errors import DeviceError
 from infernum.lab.verify.facts import Facts
 from infernum.lab.verify.image import ALIGNMENT, Image
+from infernum.lab.verify.values import Array
 from infernum.runtime.binding import BoundProgram, Symbols
 from infernum.runtime.device import Device
 from infernum.runtime.gemm import CublasLt
 from infernum.runtime.timing import median_ms
-
-Array = np.ndarray[Any, Any]
 
 REPETITIONS = 20
 """Launches of a program in the graph that is timed."""

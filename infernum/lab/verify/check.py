@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -15,9 +14,7 @@ from infernum.lab.verify.image import Image
 from infernum.lab.verify.operands import weight_bytes
 from infernum.lab.verify.trials import Trial, trials
 from infernum.lab.verify.units import Unit, UnitProgram
-from infernum.lab.verify.values import KINDS, Kind, smallest_normal
-
-Array = np.ndarray[Any, Any]
+from infernum.lab.verify.values import KINDS, Array, Kind, smallest_normal
 
 HEAVY = 32 * 2**20
 """Bytes of weights from which on a unit is tried on the fewest and the most tokens only, since NumPy is slow."""

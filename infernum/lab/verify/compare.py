@@ -1,21 +1,18 @@
-"""How the memory that a program left differs from what its node means."""
+"""Compares the memory after a program has run with the meaning of its node."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from infernum.dtypes import DType
 from infernum.lab.verify.image import Image
-from infernum.lab.verify.values import bits_of, from_bits, smallest_normal, to_bits
-
-Array = np.ndarray[Any, Any]
+from infernum.lab.verify.values import Array, bits_of, from_bits, smallest_normal, to_bits
 
 WRONG = math.inf
-"""The error of a result that is no number, of an integer that is another one, of a copy that differs in a bit."""
+"""The error of a result that is NaN or infinite, of an integer that differs, of a copy that differs in a bit."""
 
 
 def differences(
@@ -30,7 +27,7 @@ def differences(
     """The largest error of any result, and a sentence for everything that is wrong with the memory `after`.
 
     bitwise    results are copies, so that every bit counts, also the sign of zero
-    may_flush  denormal numbers may be taken for zero, as NVIDIA promises nothing else of its library
+    may_flush  denormal numbers may be flushed to zero, which NVIDIA does not exclude for its library
     """
     errors: list[float] = [0.0]
     wrong: list[str] = []
@@ -39,9 +36,9 @@ def differences(
     for place, reference in zip(image.program.results, expected, strict=True):
         dtype = place.type.dtype
         bits, bits_before = image.value(place, after), image.value(place, image.bytes)
-        found, before = (from_bits(each, dtype).reshape(reference.shape) for each in (bits, bits_before))
+        result, before = (from_bits(each, dtype).reshape(reference.shape) for each in (bits, bits_before))
         written = np.ones(reference.shape, bool)
-        if place.tensor in inputs:  # in place: what the node leaves as it was must stay, NaN too
+        if place.tensor in inputs:  # in place: elements that the node does not change must stay, NaN too
             written = (before != reference) & ((before == before) | (reference == reference))
             if bitwise:
                 written |= (reference == reference) & (to_bits(before, dtype) != to_bits(reference, dtype))
@@ -51,7 +48,7 @@ def differences(
         poisoned = (bits == np.iinfo(bits_of(dtype)).max).reshape(reference.shape)
         least = smallest_normal(dtype) / (tolerance if may_flush and tolerance else 1.0)
         error, what = compare(
-            found, reference, written, dtype, tolerance, poisoned=poisoned, bitwise=bitwise, least=least
+            result, reference, written, dtype, tolerance, poisoned=poisoned, bitwise=bitwise, least=least
         )
         errors.append(error)
         if what is not None:
@@ -60,7 +57,7 @@ def differences(
 
 
 def results_of(image: Image, after: Array) -> list[Array]:
-    """What `after` holds of a program's results, [first dim, elements of a row] each."""
+    """A program's results in the memory `after`, [first dim, elements of a row] each."""
     return [from_bits(image.value(place, after), place.type.dtype) for place in image.program.results]
 
 
@@ -80,7 +77,7 @@ def _changed_elsewhere(image: Image, after: Array, may_change: Mapping[str, Arra
 
 
 def compare(
-    found: Array,
+    result: Array,
     reference: Array,
     written: Array,
     dtype: DType,
@@ -90,7 +87,7 @@ def compare(
     bitwise: bool = False,
     least: float | None = None,
 ) -> tuple[float, str | None]:
-    """The error of results where they should have been `written`, and what is wrong; None when they are right.
+    """The error of a result where it should have been `written`, and a sentence on what is wrong, or None.
 
     Integers and copies must be equal. Of floats, the relative error of every row (of a head, of a token) must be
     within `tolerance`, so that one wrong element among many shows. A row counts as no smaller than one full of `least`,
@@ -100,54 +97,55 @@ def compare(
     if not written.any():
         return 0.0, None
     if not dtype.is_float:
-        return _compare_exactly(found, reference, (found != reference) & written, written)
+        return _compare_exactly(result, reference, (result != reference) & written, written)
     width = reference.shape[-1]
     rows = written.reshape(-1, width).any(axis=1)
-    got, wanted = found.reshape(-1, width)[rows], reference.reshape(-1, width)[rows]
+    values, expected = result.reshape(-1, width)[rows], reference.reshape(-1, width)[rows]
     numbers = np.flatnonzero(rows)
-    same = (got == wanted) | ((got != got) & (wanted != wanted))
+    same = (values == expected) | ((values != values) & (expected != expected))
     if poisoned is not None:
         same &= ~poisoned.reshape(-1, width)[rows]
-    finite = np.isfinite(got) & np.isfinite(wanted)
+    finite = np.isfinite(values) & np.isfinite(expected)
     bad = ~finite & ~same & written.reshape(-1, width)[rows]
     if bad.any():
         row, column = np.argwhere(bad)[0]
         lines = int(bad.any(axis=1).sum())
         return WRONG, (
-            f"{bad.sum()} elements in {lines} of {len(got)} rows are NaN or infinite,"
-            f" the first in row {numbers[row]}, column {column}: {got[row, column]:.6g}, not {wanted[row, column]:.6g}"
+            f"{bad.sum()} elements in {lines} of {len(values)} rows are NaN or infinite,"
+            f" the first in row {numbers[row]}, column {column}: {values[row, column]:.6g},"
+            f" not {expected[row, column]:.6g}"
         )
     if bitwise:
-        unlike = (to_bits(found, dtype) != to_bits(reference, dtype)) & written & (reference == reference)
-        return _compare_exactly(found, reference, unlike, written)
+        unlike = (to_bits(result, dtype) != to_bits(reference, dtype)) & written & (reference == reference)
+        return _compare_exactly(result, reference, unlike, written)
     if not finite.all():
-        got, wanted = np.where(finite, got, 0), np.where(finite, wanted, 0)
-    errors = row_errors(got, wanted, smallest_normal(dtype) if least is None else least)
+        values, expected = np.where(finite, values, 0), np.where(finite, expected, 0)
+    errors = row_errors(values, expected, smallest_normal(dtype) if least is None else least)
     worst = int(errors.argmax())
     if errors[worst] <= tolerance:
         return float(errors[worst]), None
-    column = int(np.abs(got[worst] - wanted[worst]).argmax())
+    column = int(np.abs(values[worst] - expected[worst]).argmax())
     return float(errors[worst]), (
-        f"in {int((errors > tolerance).sum())} of {len(got)} rows the relative error is more than {tolerance:g};"
+        f"in {int((errors > tolerance).sum())} of {len(values)} rows the relative error is more than {tolerance:g};"
         f" the worst is {errors[worst]:.2g} in row {numbers[worst]}, where column {column} is"
-        f" {got[worst, column]:.6g}, not {wanted[worst, column]:.6g}"
+        f" {values[worst, column]:.6g}, not {expected[worst, column]:.6g}"
     )
 
 
-def row_errors(got: Array, wanted: Array, least: float) -> Array:
-    """The relative error of each row [rows, width], in float64, none taken for smaller than one full of `least`."""
-    floor = least * math.sqrt(wanted.shape[-1])
-    wanted64 = wanted.astype(np.float64)
-    return np.linalg.norm(got - wanted64, axis=1) / np.maximum(np.linalg.norm(wanted64, axis=1), floor)
+def row_errors(rows: Array, expected: Array, least: float) -> Array:
+    """The relative error of each row [rows, width], in float64; a row counts as no smaller than one full of `least`."""
+    floor = least * math.sqrt(expected.shape[-1])
+    expected64 = expected.astype(np.float64)
+    return np.linalg.norm(rows - expected64, axis=1) / np.maximum(np.linalg.norm(expected64, axis=1), floor)
 
 
 def _compare_exactly(
-    found: Array, reference: Array, unlike: Array, written: Array
+    result: Array, reference: Array, unlike: Array, written: Array
 ) -> tuple[float, str | None]:
     places = np.argwhere(unlike)
     if len(places) == 0:
         return 0.0, None
     first = tuple(int(i) for i in places[0])
     return WRONG, (
-        f"{len(places)} of {written.sum()} differ, the first at {first}: {found[first]}, not {reference[first]}"
+        f"{len(places)} of {written.sum()} differ, the first at {first}: {result[first]}, not {reference[first]}"
     )

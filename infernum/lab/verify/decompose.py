@@ -1,4 +1,4 @@
-"""A fused node taken apart again: the kernels that its ops would have had, one by one, compiled to compare with."""
+"""The decomposed form of a fused node: a kernel for each of its ops, compiled to be compared with the fused kernel."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NOTHING = Cubin(b"", {})
 
 @dataclass(frozen=True)
 class _Emitted:
-    """A decomposed node up to its source, which is None when the library does everything."""
+    """A decomposed node and its source, which is None when the library computes all of it."""
 
     unit: Unit
     block: CompiledBlock
@@ -40,11 +40,11 @@ class _Emitted:
 def decomposed_programs(
     units: Iterable[Unit], progress: Progress | None = None
 ) -> dict[str, UnitProgram | str]:
-    """By `str(unit)`, for every fused unit: its ops as kernels of their own, or why there are none. Compiles them.
+    """The decomposed form of every fused unit, by `str(unit)`, or a sentence on why it has none. Compiles them.
 
     The units are of one bundle.
     """
-    found: dict[str, UnitProgram | str] = {}
+    refused: dict[str, UnitProgram | str] = {}
     emitted: list[_Emitted] = []
     for unit in units:
         if not isinstance(unit.node.op, Fused):
@@ -52,7 +52,7 @@ def decomposed_programs(
         try:
             emitted.append(_emit(unit))
         except CompileError as error:
-            found[str(unit)] = f"it has no decomposed form: {error}"
+            refused[str(unit)] = f"it has no decomposed form: {error}"
     sources = {e.file: e.source for e in emitted if e.source is not None}
     done: list[str] = []
 
@@ -66,7 +66,7 @@ def decomposed_programs(
     if sources:
         arch = emitted[0].unit.bundle.arch
         cubins = compile_all(sources.items(), arch, progress=on_compiled, cache=cache_folder())
-    return found | {str(e.unit): _program(e, cubins.get(e.file, _NOTHING)) for e in emitted}
+    return refused | {str(e.unit): _program(e, cubins.get(e.file, _NOTHING)) for e in emitted}
 
 
 def decomposed_graph(unit: Unit) -> Graph:
@@ -76,13 +76,8 @@ def decomposed_graph(unit: Unit) -> Graph:
     inputs: list[tuple[Node, tuple[()]]] = []
     for inner, place in zip(op.body.inputs, unit.program.operands, strict=True):
         source = unit.source(place)
-        whole = source is not None and source.types == inner.types
-        inputs.append(
-            (
-                Node(inner.name, source.op if source is not None and whole else Input("stream"), inner.types),
-                (),
-            )
-        )
+        role = source.op if source is not None and source.types == inner.types else Input("stream")
+        inputs.append((Node(inner.name, role, inner.types), ()))
     calls = [(node, op.body.operands(node.name)) for node in op.body.calls]
     return Graph.build(unit.node.name, [*inputs, *calls], op.body.outputs)
 

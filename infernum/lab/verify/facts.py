@@ -1,21 +1,20 @@
-"""The ragged steps on which kernels are tried: what the runtime would tell a block of such a step."""
+"""The ragged steps on which kernels are tried, and the arrays that the runtime would give a block in such a step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from infernum import dims
 from infernum.ir.block import PAGE
 from infernum.ir.graph import TensorType
+from infernum.lab.verify.values import Array
 from infernum.manifest import VariantSpec
 from infernum.sampling_params import PARAMETERS, SamplingParameter
 from infernum.step import BATCH_INPUTS, PARAMETER_INPUTS, SEEN, StepInput
 
-Array = np.ndarray[Any, Any]
 Chunk = tuple[int, int]
 """One sequence of a step: its positions in the cache before the step, and its new tokens."""
 Chunks = tuple[Chunk, ...]
@@ -45,7 +44,7 @@ the end of a page, chunks that begin or end there, contexts long enough for kern
 first tokens of an empty cache."""
 
 CONTEXT_PAGES = (64, 2048)
-"""What a step's longest context is said to be: it only decides how kernels are launched, and any way must be right."""
+"""Values of the symbol `context_pages`, which only decides how kernels are launched; every launch must be right."""
 
 _SPARE_COLUMNS, _SPARE_PAGES = 2, 3
 
@@ -108,7 +107,7 @@ def steps_for(variant: VariantSpec, context: int, steps: Iterable[Chunks] = STEP
 def ragged_step(chunks: Chunks, vocab: int, rng: np.random.Generator) -> Facts:
     """A step of the given chunks, their pages in random order among unused ones.
 
-    Rows of logits are wanted for every token when the tokens are even in number, else for the last of each sequence.
+    Every token has a row of logits where the number of tokens is even, else only the last token of each sequence.
     """
     lengths = [new for _, new in chunks]
     ends = [start + new for start, new in chunks]

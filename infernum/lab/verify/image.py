@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -12,9 +11,7 @@ from infernum import dims, dtypes
 from infernum.codegen.places import Place
 from infernum.lab.verify.facts import Facts
 from infernum.lab.verify.units import UnitProgram
-from infernum.lab.verify.values import bits_of, to_bits
-
-Array = np.ndarray[Any, Any]
+from infernum.lab.verify.values import Array, bits_of, to_bits
 
 POISON = 0xFF
 """NaN in every float type, −1 in every integer type."""

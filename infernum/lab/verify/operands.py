@@ -1,11 +1,10 @@
-"""What a unit's operands hold in one trial."""
+"""The values of a unit's operands in one trial."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,11 +15,9 @@ from infernum.ir.block import PAGE
 from infernum.ir.op import Fused, Op
 from infernum.lab.verify.facts import Facts
 from infernum.lab.verify.units import Unit
-from infernum.lab.verify.values import Kind, draw
+from infernum.lab.verify.values import Array, Kind, draw
 from infernum.recipes import tensor_names
 from infernum.step import NO_TOKEN
-
-Array = np.ndarray[Any, Any]
 
 _STEEPEST = 32.0
 """Factor of attention's queries for "large": scores of ±130, whose powers overflow unless a maximum is subtracted."""
@@ -31,20 +28,20 @@ def operands_of(
 ) -> list[Array]:
     """Values of every operand, by slot: float32 or int32, one array for operands in the same place.
 
-    factor   what "large" multiplies by
-    weights  those that are the same in every trial, kept from one to the next
+    factor   the factor of "large" values
+    weights  values of weights that are the same in every trial; new ones are added
     """
-    rng, made = np.random.default_rng([*seed, 1]), dict[Place, Array]()
-    maker = _Operands(unit, facts, kind, factor, weights, rng)
+    drawn = _Operands(unit, facts, kind, factor, weights, np.random.default_rng([*seed, 1]))
+    arrays: dict[Place, Array] = {}
     for slot, place in enumerate(unit.program.operands):
-        if place not in made:
-            made[place] = maker.values(slot, place)
-    return [made[place] for place in unit.program.operands]
+        if place not in arrays:
+            arrays[place] = drawn.values(slot, place)
+    return [arrays[place] for place in unit.program.operands]
 
 
 @dataclass
 class _Operands:
-    """Makes the operands of one unit for one trial."""
+    """Draws the operands of one unit for one trial."""
 
     unit: Unit
     facts: Facts
@@ -73,11 +70,9 @@ class _Operands:
             case _ if not dtype.is_float:
                 vocab = self.unit.bundle.manifest.model.vocab_size
                 tokens = self.rng.integers(0, vocab, shape).astype(np.int32)
-                return (
-                    np.where(self.rng.random(shape) < 0.25, NO_TOKEN, tokens)
-                    if slot in self.sampled
-                    else tokens
-                )
+                if slot in self.sampled:
+                    tokens[self.rng.random(shape) < 0.25] = NO_TOKEN
+                return tokens
             case _ if slot in self.queries:
                 return self._gentle(shape, dtype)
             case _ if slot in self.keys:
@@ -87,9 +82,9 @@ class _Operands:
                 return self._logits(values) if place.tensor == "logits" and self.kind == "normal" else values
 
     def _gentle(self, shape: tuple[int, ...], dtype: DType) -> Array:
-        """Queries and keys: their products are exponents, so that large means steep and small would mean flat.
+        """Queries. Their products with keys are exponents: large ones are steep, denormal ones would be flat.
 
-        The rounding of a score is an error of what it is the exponent of; the tolerance bounds how steep it may be.
+        The rounding of a score becomes a relative error of its power, so the tolerance bounds the size of scores.
         """
         match self.kind:
             case "large":
@@ -111,16 +106,15 @@ class _Operands:
             for column in range(dims.ceildiv(count, PAGE)):
                 rows = min(PAGE, count - column * PAGE)
                 keys, values = kv[pages[column], 0, :, :rows], kv[pages[column], 1, :, :rows]
-                keys[:] = draw(
-                    key_kind, keys.shape, dtype, self.rng, self.factor if key_kind == self.kind else 1.0
-                )
+                key_factor = self.factor if key_kind == self.kind else 1.0
+                keys[:] = draw(key_kind, keys.shape, dtype, self.rng, key_factor)
                 values[:] = draw(self.kind, values.shape, dtype, self.rng, self.factor)
         return kv
 
     def _weight(self, place: Place, shape: tuple[int, ...], dtype: DType) -> Array:
         """A weight of unit gain, the same in every trial: deviation 1/sqrt(k) for a matrix, norms around 1.
 
-        Biases are of the trial's kind, since they are added to what is, and so are weights that are copied.
+        Biases, which are added to values of the trial's kind, are of that kind too; so are weights that are copied.
         """
         name = tensor_names(self.unit.variant.weights[place.tensor].recipe)[0]
         if self.unit.copies or name.endswith("bias"):
@@ -130,7 +124,7 @@ class _Operands:
         return self.weights[place]
 
     def _logits(self, values: Array) -> Array:
-        """Logits some of which are −∞, and whose largest value occurs twice in some rows; few rows allow no token."""
+        """Logits with some −∞ and, in some rows, two equal maxima; in a few rows no token can be drawn."""
         values = values * np.float32(3)
         rows, vocab = values.shape
         for row in range(0, rows, 2):
@@ -158,7 +152,7 @@ def _unit_gain(name: str, shape: tuple[int, ...], dtype: DType) -> Array:
 
 
 def _read_by(unit: Unit, op: str, index: int) -> Iterator[int]:
-    """The slots of operands that an op of the unit takes as its operand `index`, turned or not."""
+    """The slots of the operands from which an op of the unit gets its operand `index`, also through other ops."""
     fused = unit.node.op if isinstance(unit.node.op, Fused) else None
     slots = {name: slot for slot, name in enumerate(fused.params)} if fused else {}
     for node, read, body in unit.calls:
@@ -171,6 +165,6 @@ def _read_by(unit: Unit, op: str, index: int) -> Iterator[int]:
 
 
 def weight_bytes(unit: Unit) -> int:
-    """Bytes of the unit's weights, which decide how long NumPy takes."""
+    """Bytes of the unit's weights, on which the time of NumPy depends."""
     weights = {place.tensor: place.type for place in unit.program.operands if unit.role(place) == "weight"}
     return sum(math.prod(map(int, type_.shape)) * type_.dtype.bytes for type_ in weights.values())

@@ -1,4 +1,4 @@
-"""Random graphs of [tokens, width] values, in the shapes that rules look for and in all others."""
+"""Random graphs of [tokens, width] values: some groups of ops are those that rules match."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from infernum.recipes import read
 
 WIDTHS = (8, 16)
 LARGEST = 8
-"""Times that the largest graph has grown."""
+"""Groups of ops in the largest graph."""
 
 _T = TypeVar("_T")
 
@@ -110,8 +110,8 @@ class Maker:
         return [mul(silu(gate), up)]
 
     def three(self, x: Tensor) -> list[Tensor]:
-        made = [linear(x, self.weight(rows, width(x))) for rows in (16, 8, 8)]
-        return [add(y, self.weight(width(y))) for y in made] if self.chance() else made
+        products = [linear(x, self.weight(rows, width(x))) for rows in (16, 8, 8)]
+        return [add(y, self.weight(width(y))) for y in products] if self.chance() else products
 
     def residual(self, x: Tensor) -> list[Tensor]:
         y = self.pick(self.values)
@@ -137,9 +137,9 @@ def width(value: Tensor) -> int:
 
 
 def random_graph(seed: int, dtype: DType) -> Graph:
-    """The random graph of a number: the larger the number, the more ops it tends to have, up to a limit.
+    """The random graph of a seed: the larger the seed, the more ops the graph tends to have, up to a limit.
 
-    Its outputs are what was computed last, and now and then values in between.
+    Its outputs are the value that was computed last and, in some graphs, earlier values.
     """
     maker = Maker(np.random.default_rng(seed), dtype)
     maker.begin()

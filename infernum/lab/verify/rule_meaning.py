@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,9 +16,7 @@ from infernum.ir.op import Fused
 from infernum.lab.verify.compare import row_errors
 from infernum.lab.verify.rule_firings import GraphPair
 from infernum.lab.verify.rule_values import InputValues, RuleTrial
-from infernum.lab.verify.values import smallest_normal
-
-Array = np.ndarray[Any, Any]
+from infernum.lab.verify.values import Array, smallest_normal
 
 CHUNK = 1 << 22
 """Elements of a weight that are held in float64 at a time."""

@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -15,11 +14,10 @@ from infernum.dtypes import F16, DType, round_to
 from infernum.ir.block import PAGE
 from infernum.ir.graph import Input, Node, TensorType
 from infernum.lab.verify.facts import Facts, ragged_step
+from infernum.lab.verify.values import Array
 from infernum.recipes import Read, Recipe, tensors_of
 from infernum.step import SEEN
 from infernum.weights.values import choose, values
-
-Array = np.ndarray[Any, Any]
 
 KINDS = ("normal", "large", "tiny", "zeros", "equal")
 """Kinds of the rows of a stream, in turn. Tiny rows are denormal in part, zeros have both signs."""

@@ -1,11 +1,10 @@
-"""The trials of a unit: one step, one kind of values, and what the results should be."""
+"""The trials of a unit: one step, one kind of values, and the results that NumPy gives."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -16,12 +15,10 @@ from infernum.ir.op import Fused, Op
 from infernum.lab.verify.facts import Chunks, Facts, ragged_step
 from infernum.lab.verify.operands import operands_of
 from infernum.lab.verify.units import Unit
-from infernum.lab.verify.values import KINDS, LARGE, Kind, largest_number
+from infernum.lab.verify.values import KINDS, LARGE, Array, Kind, largest_number
 
-Array = np.ndarray[Any, Any]
-
-_TELLING = 1 << 22
-"""Elements of an operand by which it is told from another."""
+_COMPARED = 1 << 22
+"""Elements of an operand that its fingerprint covers."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +35,9 @@ class Trial:
 
 
 def trials(unit: Unit, chunks: Chunks, kinds: Iterable[Kind] = KINDS, again: int = 0) -> Iterator[Trial]:
-    """The trials of a unit in one step, but for kinds that make the same operands as an earlier one.
+    """The trials of a unit in one step, without kinds that give the same operands as an earlier kind.
 
-    "large" is also left out where nothing large has a finite result. `again`: other numbers for every other value.
+    No trial is "large" where no large operands have a finite result. `again` is part of the seed of all values.
     """
     seed = [*(n for chunk in chunks for n in chunk), unit.graph.order.index(unit.node.name), again]
     facts = ragged_step(chunks, unit.bundle.manifest.model.vocab_size, np.random.default_rng(seed))
@@ -49,36 +46,34 @@ def trials(unit: Unit, chunks: Chunks, kinds: Iterable[Kind] = KINDS, again: int
     for kind in kinds:
         for factor in _factors(unit, kind):
             operands = operands_of(unit, facts, kind, factor, seed, weights)
-            mark = _fingerprint(operands)
-            if mark in seen:
+            fingerprint = _fingerprint(operands)
+            if fingerprint in seen:
                 break
             expected = _finite_meaning(unit, operands) if kind == "large" else meaning(unit.node, operands)
             if expected is not None:
-                seen.add(mark)
+                seen.add(fingerprint)
                 yield Trial(facts, kind, operands, expected)
                 break
 
 
 def _factors(unit: Unit, kind: Kind) -> Sequence[float]:
-    if kind != "large":
-        return (1.0,)
     floats = [place.type.dtype for place in unit.program.operands if place.type.dtype.is_float]
-    if not floats:
+    if kind != "large" or not floats:
         return (1.0,)
     narrowest = min(floats, key=lambda dtype: LARGE[dtype.name][0])
     return tuple(2.0**exponent for exponent in LARGE[narrowest.name])
 
 
 def _fingerprint(operands: Sequence[Array]) -> bytes:
-    """What tells operands apart, bit by bit: −0 from 0, and NaN from nothing. Large ones repeat themselves."""
+    """A hash of the operands' bits, so that −0 differs from 0. A large operand repeats its first elements."""
     digest = hashlib.blake2b()
     for array in operands:
-        digest.update(array.reshape(-1)[:_TELLING].tobytes())
+        digest.update(array.reshape(-1)[:_COMPARED].tobytes())
     return digest.digest()
 
 
 def _finite_meaning(unit: Unit, operands: Sequence[Array]) -> list[Array] | None:
-    """What a unit's results should be; None where something within overflows, or a result is near to it."""
+    """The expected results of a unit; None where a value within overflows, or a result is close to that."""
     try:
         with np.errstate(over="raise"):
             expected = meaning(unit.node, operands)
@@ -94,9 +89,9 @@ def _finite_meaning(unit: Unit, operands: Sequence[Array]) -> list[Array] | None
 
 
 def meaning(node: Node, operands: Sequence[Array]) -> list[Array]:
-    """What a node's results should be. The operands are not changed."""
+    """The expected results of a node. The operands are not changed."""
     op = node.op
     assert isinstance(op, Op | Fused)
     overwritten = set(op.in_place.values())
-    given = [array.copy() if slot in overwritten else array for slot, array in enumerate(operands)]
-    return op.evaluate(given, node.attrs, node.types)
+    arrays = [array.copy() if slot in overwritten else array for slot, array in enumerate(operands)]
+    return op.evaluate(arrays, node.attrs, node.types)

@@ -1,4 +1,4 @@
-"""The parts of a block that are checked by themselves: a node of its graph, and the steps that compute it."""
+"""Units: the parts of a block that are checked alone, each a node of its graph and the steps that compute it."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from infernum.manifest import (
 
 @dataclass(frozen=True)
 class UnitProgram:
-    """Steps to launch by themselves. `variant` has these steps alone; what they compute is `node`.
+    """Steps that are launched alone and compute `node`. `variant` has no other steps.
 
-    `operands` and `results` are where the node's operands and results lie, in its order. What the steps name besides
-    is scratch.
+    `operands` and `results` are the places of the node's operands and results, in its order. All other tensors that
+    the steps name are scratch.
     """
 
     name: str
@@ -55,7 +55,7 @@ class UnitProgram:
 
     @property
     def tensors(self) -> list[str]:
-        """What the steps name, and operands that they do not read."""
+        """The tensors that the steps name, and those of operands that the steps do not read."""
         return list(dict.fromkeys([*self.named, *(place.tensor for place in self.operands)]))
 
     @property
@@ -68,15 +68,14 @@ class UnitProgram:
         variant = self.variant
         listed = (*variant.stream_in, *variant.stream_out, *variant.batch, *variant.state)
         specs = {spec.name: spec for spec in listed}
-        specs |= {n: b.spec for n, b in variant.buffers.items()}
-        specs |= {n: w.spec for n, w in variant.weights.items()}
+        specs |= {name: each.spec for name, each in (*variant.buffers.items(), *variant.weights.items())}
         assert name in specs, f"{self.name}: names a tensor {name!r} that the manifest does not describe"
         return specs[name]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One node of a block's graph that kernels compute, and what the manifest says of them.
+    """One node of a block's graph that kernels compute, and the manifest's records of these kernels.
 
     `spec`: the class of steps that it is checked for.
     """
@@ -100,10 +99,11 @@ class Unit:
 
     @property
     def calls(self) -> tuple[tuple[Node, tuple[Value, ...], Graph], ...]:
-        """The primitive calls that the node stands for, each with its operands in the graph that is named last."""
-        graph = self.node.op.body if isinstance(self.node.op, Fused) else self.graph
-        nodes = graph.calls if isinstance(self.node.op, Fused) else (self.node,)
-        return tuple((node, graph.operands(node.name), graph) for node in nodes)
+        """The primitive calls that the node stands for: each call, its operands, and the graph that holds them."""
+        if not isinstance(self.node.op, Fused):
+            return ((self.node, self.graph.operands(self.node.name), self.graph),)
+        graph = self.node.op.body
+        return tuple((node, graph.operands(node.name), graph) for node in graph.calls)
 
     @property
     def ops(self) -> tuple[str, ...]:
@@ -116,13 +116,9 @@ class Unit:
         return tuple(self.kernels[0].rules)
 
     @property
-    def templates(self) -> tuple[str, ...]:
-        return tuple(kernel.template for kernel in self.kernels)
-
-    @property
     def uses_library(self) -> bool:
-        """True when NVIDIA's library multiplies."""
-        return LIBRARY in self.templates
+        """True when cuBLASLt computes a product of the node."""
+        return any(kernel.template == LIBRARY for kernel in self.kernels)
 
     @property
     def edited(self) -> bool:
@@ -132,7 +128,7 @@ class Unit:
 
     @property
     def tolerance(self) -> float:
-        """That of the coarsest float type that anything within the node is rounded to."""
+        """The tolerance of the coarsest float type to which a value within the node is rounded."""
         nodes = [self.node, *(node for node, *_ in self.calls)]
         return max(type_.dtype.tolerance for node in nodes for type_ in node.types)
 
@@ -141,7 +137,7 @@ class Unit:
         """True when every op, views aside, costs no FLOP: its results must keep every bit, also the sign of zero."""
         ones: dict[str, int] = dict.fromkeys((*dims.SYMBOLS, *dims.COSTS), 1)
         for node, read, graph in self.calls:
-            assert isinstance(node.op, Op), f"{self}: what it stands for is not primitive"
+            assert isinstance(node.op, Op), f"{self}: a call of its body is not primitive"
             call = node.op.call([graph.type(value) for value in read], node.types, node.attrs)
             if not is_free(node) and dims.evaluate(node.op.flops(call), ones) != 0:
                 return False
@@ -158,9 +154,9 @@ class Unit:
 
 
 def units_of(bundle: Bundle, variant: BlockVariant, serving: str | None = None) -> list[Unit]:
-    """Every node of a block variant that is not a mere view, with its steps; all steps belong to some node.
+    """A unit for every node of a block variant that is no view; together they have all steps of the variant.
 
-    `serving`: the class of steps that they are checked for; by default all steps that run the block variant.
+    `serving`: the class of steps for which they are checked; by default all steps that run the block variant.
     """
     once = ANY in bundle.manifest.blocks[variant.block]
     spec = spec_of(bundle.manifest.variants, serving or (ANY if once else variant.variant))
@@ -168,7 +164,7 @@ def units_of(bundle: Bundle, variant: BlockVariant, serving: str | None = None) 
     cubin = bundle.read(variant.cubin)
     places = places_of(graph)
     pairs = list(zip(variant.steps, variant.kernels, strict=True))
-    steps = {node: list(found) for node, found in groupby(pairs, key=lambda pair: pair[1].node)}
+    steps = {node: list(group) for node, group in groupby(pairs, key=lambda pair: pair[1].node)}
     nodes = [node for node in graph.calls if not is_free(node)]
     where = f"{variant.block}.{variant.variant}"
     assert [node.name for node in nodes] == list(steps), f"{where}: its steps are of {list(steps)}"
@@ -186,14 +182,16 @@ def units_of(bundle: Bundle, variant: BlockVariant, serving: str | None = None) 
         unit = Unit(bundle, variant, spec, graph, places, node, program, kernels)
         for place in program.results:
             assert place.tensor in program.named, f"{unit}: does not write {place.tensor}"
-        strangers = [name for name in program.scratch if not name.startswith(f"{node.name}.")]
-        assert not strangers, f"{unit}: names {strangers}, which its node knows nothing of"
+        unknown = [name for name in program.scratch if not name.startswith(f"{node.name}.")]
+        assert not unknown, (
+            f"{unit}: names {unknown}, which are neither operands, results nor scratch of its node"
+        )
         units.append(unit)
     return units
 
 
 def target_of(bundle: Bundle, spec: VariantSpec) -> Target:
-    """What blocks of the bundle were compiled for, for one class of steps."""
+    """The target for which blocks of the bundle were compiled, for one class of steps."""
     manifest = bundle.manifest
     return Target(
         parse_arch(bundle.arch), spec.name, spec.min_tokens, spec.max_tokens, dtype_named(manifest.dtype)

@@ -1,4 +1,4 @@
-"""The values that kernels are tried on, by kind, and the bits that store them."""
+"""The values on which kernels are tried, by kind, and the bits that store them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Kind = Literal["normal", "large", "denormal", "negative zero", "equal rows"]
 
 KINDS: tuple[Kind, ...] = ("normal", "large", "denormal", "negative zero", "equal rows")
 """normal         standard normal numbers
-large          the same times a power of two, as large a one as leaves the reference finite
+large          normal times a power of two, the largest for which the reference is finite
 denormal       from below the smallest normal number of the storage type to eight times it
 negative zero  normal, a quarter of them 0 and a quarter −0; every third row −0 altogether
 equal rows     one number everywhere: ties, no variance
@@ -25,7 +25,7 @@ LARGE: dict[str, tuple[int, ...]] = {
     "bf16": (100, 50, 25, 12),
     "f32": (100, 50, 25, 12),
 }
-"""Exponents of two that "large" tries, the largest first. A product of two, or a square, gets half of what fits one."""
+"""Exponents of two for "large", the largest first. A product of two values, or a square, fits half the exponent."""
 
 _POOL = 1_048_573
 """Random numbers drawn for one tensor at most; a larger one repeats them, a prime number, so that no rows are equal."""
