@@ -89,7 +89,7 @@ class CpuExecutor:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> CpuExecutor:
-        """Load the weights; without a checkpoint, random ones made from `seed`.
+        """Load the weights; without a checkpoint, random weights generated from `seed`.
 
         The KV cache holds a sequence of `max_model_len` tokens. By default that is the model's context, as far as it
         fits in 1 GiB. Raises BundleError, CheckpointError or DeviceError.

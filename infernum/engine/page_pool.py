@@ -38,7 +38,7 @@ class PagePool:
     def release(self, pages: tuple[int, ...]) -> None:
         """Free pages. Each must be allocated."""
         assert self._allocated.issuperset(pages), (
-            f"pages {sorted(set(pages) - self._allocated)} are given back but not taken"
+            f"pages {sorted(set(pages) - self._allocated)} are freed but not allocated"
         )
         self._allocated.difference_update(pages)
         self._free.extend(reversed(pages))

@@ -126,7 +126,7 @@ class BoundProgram:
         for step in variant.steps:
             match step:
                 case Launch():
-                    assert kernels is not None, f"{where} launches kernels but was given no module"
+                    assert kernels is not None, f"{where} launches kernels but has no module"
                     kernel = kernels.kernel(step.kernel, step.shared_bytes)
                     params, arguments = pack_arguments(step, addresses, self._symbols, where)
                     self._steps.append(BoundLaunch(self._config(step), kernel, params, arguments))
@@ -146,7 +146,7 @@ class BoundProgram:
                 if not step.config.empty:
                     launch(step.config, step.kernel, step.params)
             elif (m := value(step.m)) > 0:
-                assert self._products is not None, "a program with matrix products was given no library"
+                assert self._products is not None, "a program with matrix products needs a library"
                 self._products.run(step.product, m)
 
     def queued(self) -> list[int]:

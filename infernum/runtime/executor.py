@@ -124,7 +124,7 @@ class CudaExecutor:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> CudaExecutor:
-        """Load `bundle` onto GPU `device_index`; without a checkpoint, with random weights made from `seed`.
+        """Load `bundle` onto GPU `device_index`; without a checkpoint, with random weights from `seed`.
 
         For the other options see `LoadOptions`. Raises BundleError, CheckpointError or DeviceError.
         """

@@ -21,7 +21,7 @@ from infernum.weights.plan import WeightPlan, plan_for
 from infernum.weights.source import Array, TensorSource
 
 POOL = 4_000_037
-"""A prime: 16 MB of float32, made in a fraction of a second."""
+"""Numbers in a pool, a prime: 16 MB of float32, generated in a fraction of a second."""
 
 _MEAN, _DEVIATION = 131_070, 37_837.2
 """Mean and deviation of the sum of four numbers that are uniform over 0 … 65535."""
