@@ -1,4 +1,4 @@
-"""What a kernel must move and compute, as formulas over symbols (`infernum.dims`)."""
+"""Bytes and FLOPs of a kernel, as formulas over symbols (`infernum.dims`)."""
 
 from __future__ import annotations
 

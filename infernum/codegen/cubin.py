@@ -1,4 +1,4 @@
-"""A compiled `.cu` file: its cubin, what each of its kernels takes, and the folder that keeps both."""
+"""A compiled `.cu` file: its cubin, the resources of each of its kernels, and the folder that stores both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class KernelResources:
-    """What one kernel takes, as ptxas reports it.
+    """Resources of one kernel, as ptxas reports them.
 
     `registers` and `stack_bytes` are per thread, `static_shared_bytes` per thread block. `spill_bytes` are
     the bytes of stores and loads of registers that did not fit, in the kernel and in the functions it calls;

@@ -1,4 +1,4 @@
-"""Where each value of a graph lives: which tensor, at which offset, with which distance between rows.
+"""The memory of each value of a graph: a tensor, an offset in it, and the distance between rows.
 
 Views cost nothing because of this module: a slice of columns is the same tensor with another offset, and an in-place
 result is the operand itself.

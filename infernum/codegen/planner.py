@@ -129,7 +129,7 @@ class NodePlanner:
         return steps
 
     def _identifiers(self, kernel: Template, parameters: Sequence[str] = ()) -> Mapping[str, str]:
-        """What the nodes of the body are called in a kernel's code; it has other `parameters` besides."""
+        """C identifiers of the body's nodes in a kernel's code; none of them is one of `parameters`."""
         code = [*kernel.symbols, *parameters]
         for op in (n.op for n in self.body.calls):
             assert isinstance(op, Op), "bodies hold primitive ops"
@@ -140,9 +140,9 @@ class NodePlanner:
     def _prologues(
         self, host: Hosted, kernel: Template, names: Mapping[str, str]
     ) -> tuple[dict[str, Any], list[Operand]]:
-        """What a template sees of the row ops it computes, as `OPERAND_KIND`, and the operands that only these read.
+        """A template's context of the row ops it computes, as `OPERAND_KIND`, and the operands that only row ops read.
 
-        None stands for a kind of op that the template has a slot for, and that is not there.
+        The value of a kind that the template could compute, and that is absent from this body, is None.
         """
         row_ops: dict[str, Any] = {
             f"{o}_{kind}": None for o, kinds in kernel.row_ops.items() for kind in kinds
@@ -195,7 +195,7 @@ class NodePlanner:
     # A template with slots.
 
     def _with_slots(self, kernel: Template, host: Hosted) -> KernelStep:
-        """A kernel whose rows may be computed while they are read, and whose result before it is written."""
+        """The step of a template that computes absorbed ops while it reads rows and before it writes its result."""
         (node,), call = host.nodes, host.call
         slot = kernel.pointwise_operand or next(iter(kernel.row_ops))
         names = self._identifiers(kernel)
@@ -313,7 +313,7 @@ class NodePlanner:
     # What all of them share.
 
     def _settled(self, kernel: Template, call: Call) -> dict[str, Any]:
-        """The constants of a kernel's layout; what may be tuned of it is kept as `parameters`."""
+        """The constants of a kernel's layout; sets `self.parameters` to the ones that may be tuned."""
         layout, self.parameters = settle(kernel, call, self.target, [n.op.name for n in self.body.calls])
         if isinstance(layout, Refusal):
             raise CompileError(
@@ -381,7 +381,7 @@ class NodePlanner:
         return int(text) if text.isdigit() else text
 
     def _name_with_weight(self, template: str, host: Node) -> str:
-        """The template's name, and which weight it works on."""
+        """A kernel's name: the template and the weights that the host reads."""
         weights = [
             v.node for v in self.body.operands(host.name) if v in self.inputs and self.inputs[v].weight
         ]

@@ -1,4 +1,4 @@
-"""Pointwise ops as C: what a template's slot, or a kernel of nothing but pointwise ops, is filled with."""
+"""Pointwise ops as C: the code of a template's prologue or epilogue, or of a kernel of pointwise ops only."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class PointwiseCode:
 
     @property
     def operands(self) -> tuple[Operand, ...]:
-        """The pointers it needs, inputs first."""
+        """Operands that the code reads and writes, inputs first."""
         return (*(load.operand for load in self.loads), *(store.operand for store in self.stores))
 
 

@@ -15,7 +15,7 @@ from infernum.manifest import Gemm
 
 @dataclass(frozen=True)
 class KernelStep:
-    """One kernel to render and launch. `context` is what its template sees besides name and signature."""
+    """One kernel to render and launch. `context` holds the variables of its template besides name and signature."""
 
     name: str
     template: Template

@@ -1,4 +1,4 @@
-"""What `infernum tune` found, kept in the user's cache: parameters of kernels by key, a file for a GPU and model."""
+"""Tuned parameters of kernels by key, in the user's cache: one file for each GPU and model (`infernum tune`)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tuned_path(gpu: str, model: str) -> Path:
 
 
 def load_tuned(gpu: str, model: str) -> dict[str, Tuned]:
-    """What was tuned of a model on GPUs of this name; nothing where it was not, or where the file is damaged."""
+    """Tuned parameters of a model on GPUs of this name; empty if there are none or the file is damaged."""
     path = tuned_path(gpu, model)
     try:
         kernels = msgspec.json.decode(path.read_bytes(), type=_Kept).kernels
@@ -57,7 +57,7 @@ def load_tuned(gpu: str, model: str) -> dict[str, Tuned]:
 
 
 def store_tuned(gpu: str, model: str, tuned: Mapping[str, Tuned]) -> Path:
-    """Keep what was found, beside what is known of the model's other kernels. Raises RequestError."""
+    """Store tuned parameters, beside those of the model's other kernels. Raises RequestError."""
     path = tuned_path(gpu, model)
     with locked(path):
         kernels = dict(sorted({**load_tuned(gpu, model), **tuned}.items()))

@@ -35,7 +35,7 @@ BATCH: dict[str, TensorType] = {
 
 
 RESERVED = frozenset((*BATCH, *SYMBOLS, "kv", SEEN.name, "out"))
-"""What no weight is called: inputs of the step, and the parameters of kernels."""
+"""Names that no weight may have: inputs of the step and parameters of kernels."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class BatchInputs:
-    """The facts of the step, each becoming an input of the block when it is first read."""
+    """The inputs of the step. Each becomes an input of the block when the block first reads it."""
 
     trace: Trace
     dtype: DType

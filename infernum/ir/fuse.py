@@ -172,7 +172,7 @@ def decomposed(graph: Graph) -> Graph:
 
 
 def renamed(node: Node, name: str) -> Node:
-    """The same node under another name; whose work it does stays known."""
+    """The same node under another name; its origins stay those of the old name."""
     return replace(node, name=name, origin=node.origins)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import networkx as nx
 
 Role = Literal["stream", "batch", "state", "weight"]
-"""What a graph input is: a value flowing between blocks, a fact of the step, the KV cache, or a weight."""
+"""Kinds of graph inputs: a value that flows between blocks, an input of the step, the KV cache, a weight."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Input:
-    """A graph input. A weight has the recipe that says which tensors of the checkpoint it is made of, and how."""
+    """A graph input. `recipe`, for weights only, names the tensors of the checkpoint and how they are combined."""
 
     role: Role
     recipe: Recipe | None = None
@@ -100,9 +100,12 @@ class Operation(Protocol):
 
 @dataclass(frozen=True)
 class Node:
-    """An op call (or a graph input): what it computes, the types of its results, the DSL lines that made it.
+    """A call of an op, or a graph input.
 
-    `origin` are the nodes of the traced graph whose work it does; None: itself. `rules` are the rewrites that made it.
+    types   types of the results
+    where   lines of Python that the call comes from, as `file:line`
+    origin  nodes of the traced graph whose work this node does; None: the node itself
+    rules   rewrites that created the node
     """
 
     name: str
@@ -124,7 +127,7 @@ class Node:
 
 
 class Graph:
-    """An immutable dataflow graph. `nx` is the data; every property below is read off it."""
+    """An immutable dataflow graph. All data is in `nx`, a networkx graph; the properties below read it."""
 
     def __init__(self, name: str, data: nx.MultiDiGraph[str], outputs: Sequence[Value]) -> None:
         import networkx as nx
@@ -203,7 +206,7 @@ class Graph:
 
     @cached_property
     def rank(self) -> Mapping[str, int]:
-        """Place of every node in `order`."""
+        """Position of every node in `order`."""
         return {name: i for i, name in enumerate(self.order)}
 
     def calls_of(self, op: str) -> tuple[Node, ...]:
@@ -237,7 +240,7 @@ class Graph:
         return value in self.outputs
 
     def entries(self) -> list[tuple[Node, tuple[Value, ...]]]:
-        """What `build` takes: the nodes with their operands."""
+        """All nodes with their operands, as `build` takes them."""
         return [(node, self.operands(node.name)) for node in self.nodes]
 
     def fresh(self, stem: str, reserved: Iterable[str] = ()) -> str:

@@ -1,7 +1,7 @@
-"""What a kernel computes: its op, and the ops around it that the kernel takes in, found in the body of a node.
+"""The host of a node: the op whose kernel computes the node, and the other ops that this kernel absorbs.
 
-The op that hosts the others is a product, a norm, or a fusion with kernels of its own. Row ops in front of an operand
-are computed while the kernel reads it; pointwise ops behind the result before anything is written.
+A host is a product, a norm, or a fusion with its own kernels. Its kernel computes row ops in front of an operand while
+it reads the operand, and pointwise ops behind the result before it writes the result.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from infernum.ir.op import Fused, Op
 class Hosted:
     """The body of a node taken apart.
 
-    body      the ops of the kernel
-    alone     the host's call without the others, which decides about the kernel
-    call      the same with what it has absorbed, which decides about the layout
-    kernels   those of the host
-    nodes     nodes of the body that are the host itself
-    operands  what the host reads, by parameter: values of the body, behind row ops and pointwise ops
-    rows      row ops by operand, in the order they are computed
+    body      all ops that the kernel computes
+    alone     the host's call without absorbed ops, which decides which kernel computes it
+    call      the host's call with absorbed ops, which decides the layout
+    kernels   kernels of the host, in order of preference
+    nodes     nodes of the body that belong to the host itself
+    operands  values of the body that the host reads, by parameter, in front of row ops
+    rows      row ops by operand, in the order of computation
     before    pointwise ops whose result the host reads
     after     pointwise ops, and slices of columns, that read the host's result
     """
@@ -65,7 +65,7 @@ def is_pointwise(node: Node) -> bool:
 
 
 def is_free(node: Node) -> bool:
-    """True for a node that needs no kernel: a view."""
+    """True for a view, which needs no kernel."""
     return isinstance(node.op, Op) and isinstance(node.op.lowering, View)
 
 
@@ -78,7 +78,7 @@ def columns_of(node: Node, operand: TensorType) -> tuple[int, int] | None:
 
 
 def body_of(graph: Graph, node: Node) -> Graph:
-    """The body of a node; that of a primitive one is itself, over inputs named as what it reads."""
+    """The body of a fused node; for a primitive node, a graph of the node alone."""
     op = node.op
     if isinstance(op, Fused):
         return op.body
@@ -96,7 +96,7 @@ def body_of(graph: Graph, node: Node) -> Graph:
 
 
 def hosted(graph: Graph, node: Node) -> Hosted | None:
-    """A node taken apart; None where no op hosts it, or more than one would have to."""
+    """A node taken apart into host and absorbed ops; None if no single op can host it."""
     return _hosted(graph, node.name)
 
 

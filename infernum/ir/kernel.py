@@ -1,4 +1,4 @@
-"""How an op is computed on a GPU: the vocabulary through which rules and code generation know a node.
+"""How a GPU computes an op. Rules and code generation know a node through these classes only.
 
 Pointwise    one CUDA expression; a chain or DAG of such ops is one kernel without a template of its own
 View         no code at all: the result is another look at an operand's memory
@@ -6,9 +6,9 @@ LoadTime     done once to weights when a checkpoint is loaded
 Template     a kernel written by hand in templates/
 Library      a matrix product left to the vendor's library
 
-A kernel is one object. `plan(call, target)` gives its layout for a call, or why it cannot serve the call; `layouts`
-gives the other layouts that may be timed. A call says what the kernel would compute besides its op: prologues on
-operands, and an epilogue. A rule asks the chosen kernel before it fuses, so that the kernel alone knows its limits.
+A kernel's `plan(call, target)` returns its layout for a call, or a refusal with the reason; `layouts` yields further
+layouts that may be timed. A call lists what the kernel must compute besides its op: prologues on operands and an
+epilogue. Rules call `plan` before they fuse, so that only the kernel knows its limits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Formula = int | str
 
 @dataclass(frozen=True)
 class Tuned:
-    """Values of a kernel's parameters that were found by timing, and the sentence that says where and how."""
+    """Values of a kernel's parameters that were chosen by timing, and a sentence that states where and how."""
 
     values: Mapping[str, int]
     why: str
@@ -37,7 +37,7 @@ class Target:
     """What a graph is compiled for.
 
     `arch` is the compute capability as an int (80, 86, 89, 90, 100); a variant serves steps of `min_tokens` to
-    `max_tokens` tokens. `tuned`: what is known of kernels by their key (`infernum.ir.parameters`).
+    `max_tokens` tokens. `tuned` holds tuned parameters of kernels by key (`infernum.ir.parameters`).
     """
 
     arch: int
@@ -49,7 +49,7 @@ class Target:
 
     @property
     def programmatic(self) -> bool:
-        """True where a kernel may start before the one before it has ended (griddepcontrol, PTX ISA 7.8)."""
+        """True if a kernel may start before the previous kernel has ended (griddepcontrol, PTX ISA 7.8)."""
         return self.arch >= 90
 
 
@@ -57,8 +57,8 @@ class Target:
 class RowCall:
     """An op over rows that a kernel computes while it reads an operand (`Op.prologue`).
 
-    `operands` names what the op reads besides the rows, by parameter: as the kernel's own operand is called, where it
-    reads the same value, and otherwise by a name that no operand has.
+    `operands` maps the op's other parameters to names of values: the name of the kernel's own operand if that is the
+    same value, otherwise a name that no operand of the kernel has.
     """
 
     op: str
@@ -71,10 +71,10 @@ class RowCall:
 class Epilogue:
     """The pointwise ops that a kernel applies to its op's result before anything is written.
 
-    ops        their names, in order
-    parts      equal ranges of the result's columns that they combine, in order of columns; 1: whole rows
-    reads      types of what they read besides the result
-    result     type of what is written in place of the op's result
+    ops     names of the ops, in order
+    parts   number of equal ranges of the result's columns that the ops combine; 1: whole rows
+    reads   types of the values that the ops read besides the result
+    result  type of the value that is written instead of the op's result
     """
 
     ops: tuple[str, ...]
@@ -87,8 +87,8 @@ class Epilogue:
 class Call:
     """A node as a kernel sees it: operand and result types by parameter name, attributes, and what it has absorbed.
 
-    `prologues` has the row ops on an operand in the order they are computed; the operand's type is that of their
-    result.
+    `prologues` lists the row ops on an operand in the order of computation; the type of such an operand is the type of
+    the last row op's result.
     """
 
     op: str
@@ -100,7 +100,7 @@ class Call:
 
     @property
     def columns(self) -> int:
-        """Columns of the result that is written."""
+        """Width of the value that the kernel writes."""
         result = self.epilogue.result if self.epilogue else next(iter(self.results.values()))
         return result.width
 
@@ -109,7 +109,7 @@ class Call:
 class Layout:
     """How a kernel computes a call: the compile-time constants that its template and its formulas see.
 
-    `parameters` are those of them that `infernum tune` may set to other values.
+    `parameters` are the constants that `infernum tune` may set to other values; `constants` are all others.
     """
 
     constants: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -118,7 +118,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a kernel cannot serve a call, in words a user can act on."""
+    """The reason why a kernel cannot serve a call, in words that a user can act on."""
 
     reason: str
 
@@ -127,9 +127,10 @@ class Refusal:
 
 
 Layouts = Callable[[Call, Target], Iterator[Layout | Refusal]]
-"""The layouts of a kernel for a call, the architecture's default first; a refusal in first place is final.
+"""The layouts of a kernel for a call, the architecture's default first.
 
-Refusals further on stand for combinations of parameters that cannot work.
+A refusal in first place means that the kernel cannot serve the call; a later refusal rejects one combination of
+parameters.
 """
 
 
@@ -155,7 +156,7 @@ class Pointwise:
 
 @dataclass(frozen=True)
 class View:
-    """The result is operand 0 seen otherwise. `columns` says which columns of its rows: (start, stop) by attrs."""
+    """The result is memory of operand 0, without a copy. `columns(call)`: its range (start, stop) of columns."""
 
     columns: Callable[[Call], tuple[int, int]] | None = None
 
@@ -169,8 +170,8 @@ class LoadTime:
 class Prologue:
     """How a kernel computes an op over rows while it reads them: the struct of that name in `include`.
 
-    A `norm` scales a row by one number that it finds from a sum over the row, and by a vector, its second operand:
-    see `templates/include/rms_norm.cuh` for what the struct offers. A `rotation` turns pairs of a head's elements.
+    A `norm` scales a row by one number, computed from a sum over the row, and by a vector, its second operand;
+    `templates/include/rms_norm.cuh` shows the members of its struct. A `rotation` turns pairs of a head's elements.
     """
 
     struct: str
@@ -229,11 +230,11 @@ class Template:
     symbols: tuple[str, ...] = ("tokens",)
 
     def plan(self, call: Call, target: Target) -> Layout | Refusal:
-        """The layout that the kernel has for a call unless it was tuned, or why it cannot serve the call."""
+        """The kernel's default layout for a call, or the reason why it cannot serve the call."""
         return self._unfit(call) or next(iter(self.layouts(call, target)))
 
     def _unfit(self, call: Call) -> Refusal | None:
-        """What the call has absorbed and the template has no place for."""
+        """The first absorbed op that the template cannot compute, as a refusal; None if it can compute all."""
         if call.epilogue and not self.epilogue:
             return Refusal(f"{self.name} writes its result as it is: it has no epilogue")
         for operand, rows in call.prologues.items():
@@ -252,7 +253,7 @@ class Library:
     symbols: tuple[str, ...] = ("tokens",)
 
     def plan(self, call: Call, target: Target) -> Layout | Refusal:
-        """An empty layout, or what the library cannot add to a product."""
+        """An empty layout, or the reason why the library cannot compute the call's epilogue."""
         del target
         if call.prologues:
             return Refusal("the library reads rows as they are: it has no prologue")
@@ -278,7 +279,7 @@ KernelSpec = Template | Library
 
 @dataclass(frozen=True)
 class Choice:
-    """The kernel chosen for a call, and why the ones before it in the op's list were passed over."""
+    """The kernel chosen for a call, and why each kernel before it in the op's list was rejected."""
 
     kernel: KernelSpec
     passed_over: tuple[str, ...] = field(default=())
@@ -287,7 +288,7 @@ class Choice:
 def choose(kernels: Sequence[KernelSpec], call: Call, target: Target) -> Choice | Refusal:
     """The first kernel that serves a call, or all the reasons why none does.
 
-    The call is the op alone: what is absorbed later does not change which kernel computes it.
+    The call is the op alone: ops that are absorbed later do not change which kernel computes it.
     """
     reasons: list[str] = []
     for kernel in kernels:

@@ -13,7 +13,7 @@ from infernum.ir.op import Op
 
 @dataclass(frozen=True)
 class AttrVar:
-    """An attribute of a pattern that matches any value and remembers it."""
+    """An attribute variable of a pattern: it matches any value, and the match binds it."""
 
     name: str
 
@@ -145,7 +145,7 @@ def why_not_replaceable(
 def reads_itself(
     graph: Graph, names: frozenset[str], outputs: frozenset[Value], inputs: frozenset[Value]
 ) -> str | None:
-    """An input of the pattern is computed inside the match, and would be gone."""
+    """A node inside the match computes an input of the pattern, which the replacement removes."""
     del graph, outputs
     inside = sorted(value for value in inputs if value.node in names)
     return (
@@ -156,7 +156,7 @@ def reads_itself(
 def is_used_outside(
     graph: Graph, names: frozenset[str], outputs: frozenset[Value], inputs: frozenset[Value]
 ) -> str | None:
-    """A value that would be gone is wanted by the block or by other nodes."""
+    """The block or other nodes read a value that the replacement removes."""
     del inputs
     for name in (n for n in graph.order if n in names):
         for index in range(len(graph.node(name).types)):

@@ -3,9 +3,9 @@
     @rewrite   yields the pattern, then what takes its place
     @fusion    the body is both the pattern and the meaning of the kernel it becomes
 
-A rule without a pattern is any object that has what `Rule` asks for, as those of `infernum.fusion` that look at a host
-and whatever stands around it. Every rule carries a name and a reason to exist; where it matches and is not applied, it
-says why.
+A rule without a pattern is any object with the members of `Rule`, such as the rules of `infernum.fusion` that absorb
+the neighbours of a host. Every rule has a name and a reason to exist; each place where it matches and is not applied
+has a reason too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from infernum.ir.trace import Tensor, Trace
 
 @dataclass(frozen=True)
 class Site:
-    """A place where a rule's pattern was found: the graph, the match, and what is being compiled for."""
+    """A place where a rule's pattern matched: the graph, the match, and the target of the compilation."""
 
     graph: Graph
     match: Match
@@ -48,7 +48,7 @@ When = Callable[[Site], str | None]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A place where a rule could be applied. `reason` says why it is not; `apply` gives the new graph."""
+    """A place where a rule matches. `reason`: why the rule is not applied there, or None; `apply`: the new graph."""
 
     at: str
     reason: str | None
@@ -306,5 +306,5 @@ def _computing(trace: Trace, values: Iterable[Value]) -> set[str]:
 
 
 def place_of(graph: Graph, names: Iterable[str]) -> str:
-    """Names of nodes, in graph order, as a place is told."""
+    """A place as logs and errors name it: its nodes in graph order."""
     return ", ".join(n for n in graph.order if n in names)
