@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class _OpCall:
+class _RoutineCall:
     """One op call. `rounded[i]` is the type that result i is rounded to, None where it needs no rounding.
 
     `last_reads` are the registers that no later call reads.
@@ -52,14 +52,14 @@ class Routine:
         outlasting = {*self._outputs, *self.inputs.values()}
         reads = [[registers[v] for v in flat.operands(node.name)] for node in flat.calls]
         last = {register: place for place, operands in enumerate(reads) for register in operands}
-        steps: list[_OpCall] = []
+        steps: list[_RoutineCall] = []
         for place, (node, operands) in enumerate(zip(flat.calls, reads, strict=True)):
             op = node.op
             assert isinstance(op, Op), "a decomposed graph holds primitive ops only"
             results = tuple(registers[Value(node.name, i)] for i in range(len(node.types)))
             rounded = tuple(_rounding(op, i, t.dtype) for i, t in enumerate(node.types))
             done = tuple(s for s in dict.fromkeys(operands) if last[s] == place and s not in outlasting)
-            steps.append(_OpCall(op.meaning, tuple(operands), node.attrs, results, rounded, done))
+            steps.append(_RoutineCall(op.meaning, tuple(operands), node.attrs, results, rounded, done))
         self._steps = tuple(steps)
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
