@@ -10,7 +10,7 @@ import pytest
 from oracle.configs import case
 
 from infernum import roofline
-from infernum.codegen.costs import touched_by
+from infernum.codegen.costs import partly_moved_by
 from infernum.codegen.cubin import Cubin, KernelResources
 from infernum.codegen.manifest import CompiledBlock
 from infernum.codegen.places import Place
@@ -164,6 +164,6 @@ def test_a_cache_that_is_written_and_read_in_one_kernel_is_counted_for_both() ->
     assert isinstance(made.op, Fused)
     body = made.op.body
     places = {Value(n.name): Place(n.name, n.types[0]) for n in body.inputs}
-    found = touched_by(body, places, "tokens")
+    found = partly_moved_by(body, places, "tokens")
     (formula,) = (text for (tensor, _), text in found.items() if tensor == "kv")
     assert " * tokens" in formula and " * cached" in formula
