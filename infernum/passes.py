@@ -70,25 +70,25 @@ class BlockPasses:
             file = self._write("traced", [f"{self.stem}: {why}", f"{ms:.2f} ms, {nodes} nodes"], traced)
             self.done.append(PassRecord("trace", why, ms, nodes, nodes, file=file))
 
-    def rule(self, found: Pass) -> None:
+    def rule(self, done: Pass) -> None:
         """Note what a rule did."""
-        ms, before, after = 1000 * found.seconds, len(found.before.calls), len(found.after.calls)
-        if found.firings:
-            log.info("%s: %s %.1f ms, %d -> %d nodes", self.stem, found.rule, ms, before, after)
+        ms, before, after = 1000 * done.seconds, len(done.before.calls), len(done.after.calls)
+        if done.firings:
+            log.info("%s: %s %.1f ms, %d -> %d nodes", self.stem, done.rule, ms, before, after)
         if self.folder is None:
             return
         file, diff = None, ""
-        if found.firings:
+        if done.firings:
             last = self._files[-1]
             heading = [
-                f"{self.stem}: {found.rule}: {found.why}",
-                f"{fired(len(found.firings))}, {ms:.2f} ms, {before} -> {after} nodes",
-                *(f"  at {replacement(firing.at, firing.made)}" for firing in found.firings),
+                f"{self.stem}: {done.rule}: {done.why}",
+                f"{fired(len(done.firings))}, {ms:.2f} ms, {before} -> {after} nodes",
+                *(f"  at {replacement(firing.at, firing.made)}" for firing in done.firings),
             ]
-            file = self._write(found.rule, heading, found.after)
-            diff = _diff(found.before, found.after, last, file)
+            file = self._write(done.rule, heading, done.after)
+            diff = _diff(done.before, done.after, last, file)
         self.done.append(
-            PassRecord(found.rule, found.why, ms, before, after, found.firings, found.refused, file, diff)
+            PassRecord(done.rule, done.why, ms, before, after, done.firings, done.refused, file, diff)
         )
 
     @contextmanager

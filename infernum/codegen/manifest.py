@@ -132,14 +132,14 @@ def _kernels(block: CompiledBlock, cubin: Cubin) -> list[manifest.Kernel]:
         unfused.setdefault(step.node.name, []).append(step)
     texts = bundle.sections(block.source)
     counted: set[str] = set()
-    found: list[manifest.Kernel] = []
+    kernels: list[manifest.Kernel] = []
     for step in block.plan.steps:
         node = step.node
         replaced = [s for o in node.origins if o not in counted for s in unfused.get(o, ())]
         counted.update(node.origins)
         emitted = step if isinstance(step, KernelStep) else None
         resources = asdict(cubin.kernels[step.name]) if emitted else {}
-        found.append(
+        kernels.append(
             manifest.Kernel(
                 name=step.name,
                 node=node.name,
@@ -161,7 +161,7 @@ def _kernels(block: CompiledBlock, cubin: Cubin) -> list[manifest.Kernel]:
                 **resources,
             )
         )
-    return found
+    return kernels
 
 
 def _parameters(step: KernelStep | None, target: Target) -> manifest.Parameters | None:

@@ -18,21 +18,21 @@ SIDE_BY_SIDE = 100
 _BAR = "▌ "
 
 
-def block_text(told: BlockExplanation, width: int) -> list[Text]:
+def block_text(block: BlockExplanation, width: int) -> list[Text]:
     """A block's traced nodes, and beside each group of them the kernels they became, in `width` columns."""
-    title = Text().append(f"{told.block}.{told.variant}", style="bold cyan")
-    layers = f", {told.layers} layers" if told.layers > 1 else ""
-    title.append(f"  {step_of(told.tokens, told.context)}, {told.gpu}, {told.arch}{layers}", style="dim")
-    body = _beside(told, width) if width >= SIDE_BY_SIDE else _below(told, width)
-    return [title, *body, *_totals(told, width)]
+    title = Text().append(f"{block.block}.{block.variant}", style="bold cyan")
+    layers = f", {block.layers} layers" if block.layers > 1 else ""
+    title.append(f"  {step_of(block.tokens, block.context)}, {block.gpu}, {block.arch}{layers}", style="dim")
+    body = _beside(block, width) if width >= SIDE_BY_SIDE else _below(block, width)
+    return [title, *body, *_totals(block, width)]
 
 
-def _beside(told: BlockExplanation, width: int) -> Iterator[Text]:
+def _beside(block: BlockExplanation, width: int) -> Iterator[Text]:
     left = min(width * 11 // 20, 90)
     right = width - left - 1
-    was = f"before: {counted(told.before.kernels, 'kernel')}"
-    yield heading(f"{was:<{left}} after: {counted(told.after.kernels, 'kernel')}")
-    for i, group in enumerate(told.groups):
+    was = f"before: {counted(block.before.kernels, 'kernel')}"
+    yield heading(f"{was:<{left}} after: {counted(block.after.kernels, 'kernel')}")
+    for i, group in enumerate(block.groups):
         colour = PALETTE[i % len(PALETTE)]
         before, after = list(_before(group, left - 3)), list(_after(group, right - 2))
         blank = Text("")
@@ -42,9 +42,9 @@ def _beside(told: BlockExplanation, width: int) -> Iterator[Text]:
         yield blank
 
 
-def _below(told: BlockExplanation, width: int) -> Iterator[Text]:
-    yield heading(f"before: {counted(told.before.kernels, 'kernel')}; after: {told.after.kernels}")
-    for i, group in enumerate(told.groups):
+def _below(block: BlockExplanation, width: int) -> Iterator[Text]:
+    yield heading(f"before: {counted(block.before.kernels, 'kernel')}; after: {block.after.kernels}")
+    for i, group in enumerate(block.groups):
         colour = PALETTE[i % len(PALETTE)]
         for line in _after(group, width - 2):
             yield Text().append(_BAR, style=colour).append(line)
@@ -102,8 +102,8 @@ def _ops(facts: KernelFacts) -> str:
     return " → ".join(facts.kernel.ops)
 
 
-def _totals(told: BlockExplanation, width: int) -> list[Text]:
-    before, after = told.before, told.after
+def _totals(block: BlockExplanation, width: int) -> list[Text]:
+    before, after = block.before, block.after
     rows = [
         ("", "kernels", "bytes", "FLOPs", "floor"),
         (
@@ -115,8 +115,8 @@ def _totals(told: BlockExplanation, width: int) -> list[Text]:
         ),
         ("after", str(after.kernels), nbytes(after.bytes), flops(after.flops), microseconds(after.floor_us)),
     ]
-    each = "the whole block" if told.layers <= 1 else f"one of {told.layers} layers"
-    lines = [heading(f"{told.block}.{told.variant}: {each}")]
+    each = "the whole block" if block.layers <= 1 else f"one of {block.layers} layers"
+    lines = [heading(f"{block.block}.{block.variant}: {each}")]
     lines += [Text(line) for line in columns(rows, right=(1, 2, 3, 4))]
     saved, fewer = before.bytes - after.bytes, before.kernels - after.kernels
     if not saved and not fewer:

@@ -83,7 +83,7 @@ def calls_of(graph: Graph, name: str) -> list[OpCall]:
 
 def reads_of(graph: Graph, name: str, kernels: Mapping[str, str]) -> list[KernelRead]:
     """What one node reads, each value once. `kernels`: the last kernel of each node that has any."""
-    found: list[KernelRead] = []
+    reads: list[KernelRead] = []
     for value in dict.fromkeys(graph.operands(name)):
         seen = graph.node(value.node)
         while seen.name not in kernels and not isinstance(seen.op, Input):
@@ -91,8 +91,8 @@ def reads_of(graph: Graph, name: str, kernels: Mapping[str, str]) -> list[Kernel
         source = seen.op.role if isinstance(seen.op, Input) else kernels[seen.name]
         recipe = seen.op.recipe if isinstance(seen.op, Input) else None
         parts = tensor_names(recipe) if recipe else []
-        found.append(KernelRead(_name(value), str(graph.type(value)), source, parts))
-    return found
+        reads.append(KernelRead(_name(value), str(graph.type(value)), source, parts))
+    return reads
 
 
 def writes_of(graph: Graph, name: str) -> list[KernelWrite]:
@@ -132,9 +132,9 @@ def draw(calls: Sequence[OpCall], written: Collection[str]) -> list[tuple[str, O
         for at in ending:
             lanes[at] = None
         rows.append((_rail(lanes, here), call))
-        wanted = [name for name in call.results if last.get(name, -1) > i]
-        lanes[here] = wanted[0] if wanted else None
-        for name in wanted[1:]:
+        needed = [name for name in call.results if last.get(name, -1) > i]
+        lanes[here] = needed[0] if needed else None
+        for name in needed[1:]:
             at = _free(lanes)
             lanes[at:] = [name, *lanes[at + 1 :]]
         while lanes and lanes[-1] is None:

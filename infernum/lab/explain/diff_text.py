@@ -15,26 +15,26 @@ from infernum.lab.explain.text_diff import GraphDiff, SourceDiff
 _STYLES = {"+": "green", "-": "red", "@": "cyan"}
 
 
-def diff_text(told: BundleDiff, width: int) -> list[Text]:
+def diff_text(diff: BundleDiff, width: int) -> list[Text]:
     """Everything that differs, in `width` columns; code is not folded."""
-    lines = [Text(f"A  {told.a}", style="red"), Text(f"B  {told.b}", style="green")]
-    if told.is_empty and told.ms_per_step is None:
+    lines = [Text(f"A  {diff.a}", style="red"), Text(f"B  {diff.b}", style="green")]
+    if diff.is_empty and diff.ms_per_step is None:
         return [*lines, heading("no differences")]
-    lines += _summary(told.summary)
-    if told.ms_per_step is not None:
-        before, after = told.ms_per_step
+    lines += _summary(diff.summary)
+    if diff.ms_per_step is not None:
+        before, after = diff.ms_per_step
         lines.append(
             Text(f"  one step: {before:.3f} ms → {after:.3f} ms ({after / before - 1:+.1%})", style="bold")
         )
-    if told.is_empty:
+    if diff.is_empty:
         return [*lines, heading("no differences but in time")]
-    lines += _facts(told, width)
-    lines += [line for where, rule in _alike(told.rules) for line in _rule(rule, where, width)]
-    lines += [line for kernel in told.kernels for line in _kernel(kernel, width)]
-    lines += [line for graph in told.graphs for line in _graph(graph, width)]
-    lines += [line for source in told.sources for line in _source(source)]
-    if told.cubins:
-        files = f"Compiled otherwise from the same source: {', '.join(told.cubins)}"
+    lines += _facts(diff, width)
+    lines += [line for where, rule in _alike(diff.rules) for line in _rule(rule, where, width)]
+    lines += [line for kernel in diff.kernels for line in _kernel(kernel, width)]
+    lines += [line for graph in diff.graphs for line in _graph(graph, width)]
+    lines += [line for source in diff.sources for line in _source(source)]
+    if diff.cubins:
+        files = f"Compiled otherwise from the same source: {', '.join(diff.cubins)}"
         lines += paragraph(files, width, first="", style="bold yellow")
     return lines
 
@@ -55,12 +55,12 @@ def _summary(summary: Sequence[Summary]) -> Iterator[Text]:
     rows = [header, *(_row(s, timed) for s in summary)]
     table = columns(rows, right=range(1, len(header)))
     yield heading(table[0])
-    for line, found in zip(table[1:], summary, strict=True):
-        yield Text(line, style=_style(found))
+    for line, summary_row in zip(table[1:], summary, strict=True):
+        yield Text(line, style=_style(summary_row))
 
 
-def _row(found: Summary, timed: bool) -> tuple[str, ...]:
-    a, b = found.a, found.b
+def _row(summary_row: Summary, timed: bool) -> tuple[str, ...]:
+    a, b = summary_row.a, summary_row.b
     cells = [
         _cell(a and str(a.kernels), b and str(b.kernels)),
         _cell(a and str(a.registers), b and str(b.registers)),
@@ -73,17 +73,17 @@ def _row(found: Summary, timed: bool) -> tuple[str, ...]:
         if timed
         else []
     )
-    return (found.where, str(found.tokens), *cells, *times)
+    return (summary_row.where, str(summary_row.tokens), *cells, *times)
 
 
 def _cell(a: str | None, b: str | None) -> str:
     return str(a) if a == b else f"{a or '–'} → {b or '–'}"
 
 
-def _style(found: Summary) -> str:
-    if found.a is None or found.b is None:
+def _style(summary_row: Summary) -> str:
+    if summary_row.a is None or summary_row.b is None:
         return "yellow"
-    before, after = (_rank(n) for n in (found.a, found.b))
+    before, after = (_rank(n) for n in (summary_row.a, summary_row.b))
     if before == after:
         return "dim"
     return "red" if any(y > x for x, y in zip(before, after, strict=True)) else "green"
@@ -93,10 +93,10 @@ def _rank(numbers: Numbers) -> tuple[float, ...]:
     return (numbers.kernels, numbers.spills, numbers.bytes)
 
 
-def _facts(told: BundleDiff, width: int) -> Iterator[Text]:
-    if told.facts:
+def _facts(diff: BundleDiff, width: int) -> Iterator[Text]:
+    if diff.facts:
         yield heading("Facts")
-    for fact in told.facts:
+    for fact in diff.facts:
         yield Text(f"  {fact.name}")
         for mark, value in (("-", fact.a), ("+", fact.b)):
             for line in fold(str(value), width, first=f"    {mark} ", rest="      "):
@@ -105,11 +105,11 @@ def _facts(told: BundleDiff, width: int) -> Iterator[Text]:
 
 def _alike(rules: Sequence[RuleDiff]) -> Iterator[tuple[str, RuleDiff]]:
     """What happened to each rule, with the block variants to which the same happened."""
-    found: dict[tuple[object, ...], list[RuleDiff]] = {}
+    alike: dict[tuple[object, ...], list[RuleDiff]] = {}
     for rule in rules:
-        told = (rule.rule, rule.fired_a, rule.fired_b, tuple(rule.refusals_gone), tuple(rule.refusals_new))
-        found.setdefault(told, []).append(rule)
-    for same in found.values():
+        key = (rule.rule, rule.fired_a, rule.fired_b, tuple(rule.refusals_gone), tuple(rule.refusals_new))
+        alike.setdefault(key, []).append(rule)
+    for same in alike.values():
         yield ", ".join(rule.where for rule in same), same[0]
 
 

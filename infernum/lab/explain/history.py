@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from infernum.bundle import Bundle
 from infernum.fusion import RULES
 from infernum.ir.rewrite import Fusion, Rewrite, Rule
@@ -22,13 +24,12 @@ class Applied:
     why: str
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where a rule did the same: `variants` such as "decoder.t1", the nodes, and what it made or why it did not."""
+class Places(msgspec.Struct, frozen=True, rename={"outcome": "told"}):
+    """Where a rule did the same: `variants` such as "decoder.t1", the nodes, and new nodes or why it was refused."""
 
     variants: list[str]
     at: list[str]
-    told: str
+    outcome: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def reasons() -> dict[str, str]:
 
 
 def explain_rule(bundle: Bundle, name: str, variants: Sequence[BlockVariant]) -> RuleExplanation:
-    """Where a rule fired and where it was refused in some block variants; what is the same in several is told once."""
+    """Where a rule fired and where it was refused in some block variants; those with the same outcome are grouped."""
     known: dict[str, Rule] = {rule.name: rule for rule in RULES}
     rule = known.get(name)
     fired = [(f"{v.block}.{v.variant}", f.at, f.made) for v in variants for f in v.firings if f.rule == name]
@@ -108,10 +109,10 @@ def kind_of(rule: Rule) -> str:
             return "general: looks at a call and at whatever stands around it"
 
 
-def grouped(told: Iterable[tuple[str, str, str]]) -> list[Places]:
+def grouped(effects: Iterable[tuple[str, str, str]]) -> list[Places]:
     """(variant, at, text) triples with the variants, and then the nodes, of one text put together."""
     by_place: dict[tuple[str, str, str], list[str]] = {}
-    for variant, at, text in told:
+    for variant, at, text in effects:
         by_place.setdefault((variant.partition(".")[0], at, text), []).append(variant)
     by_variants: dict[tuple[tuple[str, ...], str], list[str]] = {}
     for (_, at, text), variants in by_place.items():

@@ -65,10 +65,12 @@ def explain_kernels(
 
     Raises BundleError when none of them has it.
     """
-    found = [e for v in variants for e in explain_variant(bundle, v, name, tokens=tokens, context=context)]
-    if not found:
+    explanations = [
+        e for v in variants for e in explain_variant(bundle, v, name, tokens=tokens, context=context)
+    ]
+    if not explanations:
         raise BundleError(f"{bundle.folder}: has no kernel {name!r} in that variant; leave out --variant")
-    return found
+    return explanations
 
 
 def explain_variant(
@@ -84,8 +86,8 @@ def explain_variant(
         return []
     traced, graph = graphs_of(bundle, variant)
     every = facts_of(bundle, variant, tokens=tokens, context=context)
-    wanted = (facts for facts in every if name in (None, facts.kernel.name))
-    return [_explain(bundle, variant, traced, graph, facts, every, context) for facts in wanted]
+    chosen = (facts for facts in every if name in (None, facts.kernel.name))
+    return [_explain(bundle, variant, traced, graph, facts, every, context) for facts in chosen]
 
 
 def _explain(

@@ -59,7 +59,7 @@ def kernel_diffs(where: str, a: Side | None, b: Side | None) -> list[KernelDiff]
     """Kernels that differ; those of both sides belong together by name, otherwise by the traced nodes they do."""
     old = {f.kernel.name: f for f in a.facts} if a else {}
     new = {f.kernel.name: f for f in b.facts} if b else {}
-    found: list[KernelDiff] = []
+    diffs: list[KernelDiff] = []
     pairs = {name: name for name in new if name in old}
     for name in (n for n in new if n not in pairs):
         alike = (o for o in old if o not in pairs.values() and o not in new)
@@ -70,23 +70,23 @@ def kernel_diffs(where: str, a: Side | None, b: Side | None) -> list[KernelDiff]
         assert b is not None, "there are no kernels without a side"
         numbers = numbers_of(b, [facts])
         if name not in pairs:
-            found.append(KernelDiff(where, name, "", "added", [], _sharing(facts, old), None, numbers))
+            diffs.append(KernelDiff(where, name, "", "added", [], _sharing(facts, old), None, numbers))
             continue
         assert a is not None, "a pair has two sides"
         was = pairs[name]
         what = _changes(a, old[was], b, facts)
         if what:
-            found.append(
+            diffs.append(
                 KernelDiff(where, name, was, "changed", what, [], numbers_of(a, [old[was]]), numbers)
             )
     for name in (n for n in old if n not in pairs.values()):
         assert a is not None, "there are no kernels without a side"
-        found.append(
+        diffs.append(
             KernelDiff(
                 where, name, name, "removed", [], _sharing(old[name], new), numbers_of(a, [old[name]]), None
             )
         )
-    return found
+    return diffs
 
 
 def _sharing(facts: KernelFacts, others: Mapping[str, KernelFacts]) -> list[str]:

@@ -16,17 +16,20 @@ from infernum.roofline import gpu_of
 from infernum.rule_phrases import TO, replacement
 
 
-def kernel_text(told: KernelExplanation, width: int) -> list[Text]:
+def kernel_text(explained: KernelExplanation, width: int) -> list[Text]:
     """Everything about one kernel, in `width` columns."""
-    title = Text().append(told.facts.kernel.name, style="bold cyan")
-    title.append(f" in {told.block}.{told.variant}", style="bold")
+    title = Text().append(explained.facts.kernel.name, style="bold cyan")
+    title.append(f" in {explained.block}.{explained.variant}", style="bold")
     parts = (ops_text, _rules, _python, _cost, _resources, _parameters, _choice)
     lines = [
-        title.append(f"  {step_of(told.facts.tokens, told.context)}, {told.gpu}, {told.arch}", style="dim")
+        title.append(
+            f"  {step_of(explained.facts.tokens, explained.context)}, {explained.gpu}, {explained.arch}",
+            style="dim",
+        )
     ]
     for part in parts:
-        lines += part(told, width)
-    lines += [heading("Source"), *_source(told, width)]
+        lines += part(explained, width)
+    lines += [heading("Source"), *_source(explained, width)]
     return lines
 
 
@@ -35,23 +38,23 @@ def step_of(tokens: int, context: int) -> str:
     return f"{tokens} token{'' if tokens == 1 else 's'}, context {context}"
 
 
-def _rules(told: KernelExplanation, width: int) -> list[Text]:
-    if not told.rules:
+def _rules(explained: KernelExplanation, width: int) -> list[Text]:
+    if not explained.rules:
         return [heading("Rules: none; it is the op that the block calls, with a kernel of its own")]
     lines = [heading("Rules, in order")]
-    explained: set[str] = set()
-    for i, rule in enumerate(told.rules, start=1):
-        text = rule.rule if rule.rule in explained else f"{rule.rule}: {rule.why}"
-        explained.add(rule.rule)
+    described: set[str] = set()
+    for i, rule in enumerate(explained.rules, start=1):
+        text = rule.rule if rule.rule in described else f"{rule.rule}: {rule.why}"
+        described.add(rule.rule)
         lines += [Text(line, style="") for line in fold(text, width, first=f"  {i} ", rest="    ")]
         lines += paragraph(replacement(rule.at, rule.made, TO), width, first="    ", style="dim")
     return lines
 
 
-def _python(told: KernelExplanation, width: int) -> list[Text]:
+def _python(explained: KernelExplanation, width: int) -> list[Text]:
     lines = [heading("Python")]
-    size = max(len(line.where) for line in told.lines) if told.lines else 0
-    for line in told.lines:
+    size = max(len(line.where) for line in explained.lines) if explained.lines else 0
+    for line in explained.lines:
         made = f"made {', '.join(line.made)}" if line.made else ""
         text = line.text if line.text is not None else "(the file is not at hand)"
         first = f"  {line.where:<{size}}  "
@@ -60,8 +63,8 @@ def _python(told: KernelExplanation, width: int) -> list[Text]:
     return lines
 
 
-def _cost(told: KernelExplanation, width: int) -> list[Text]:
-    before, after, facts = told.before, told.after, told.facts
+def _cost(explained: KernelExplanation, width: int) -> list[Text]:
+    before, after, facts = explained.before, explained.after, explained.facts
     saved = before.bytes - after.bytes
     share = f"{saved / before.bytes:.1%} of the bytes" if before.bytes else ""
     rows = [
@@ -82,13 +85,13 @@ def _cost(told: KernelExplanation, width: int) -> list[Text]:
         )
     else:
         lines += paragraph("as many kernels as before, and the same bytes", width)
-    if len(told.together) > 1:
+    if len(explained.together) > 1:
         mine = f"{nbytes(facts.bytes)}, {flops(facts.flops)}, floor {microseconds(facts.floor_us)}"
         lines += paragraph(
-            f"counted together with the others of its node ({', '.join(told.together)}); {mine} are its own",
+            f"counted together with the others of its node ({', '.join(explained.together)}); {mine} are its own",
             width,
         )
-    gpu = gpu_of(told.arch)
+    gpu = gpu_of(explained.arch)
     bound = (
         f"memory: {nbytes(facts.bytes)} at {gpu.bytes_per_second / 1e12:.2f} TB/s"
         if facts.bound == "memory"
@@ -106,8 +109,8 @@ def _cells(amount: Amount) -> tuple[str, str, str, str]:
     )
 
 
-def _resources(told: KernelExplanation, width: int) -> list[Text]:
-    facts = told.facts
+def _resources(explained: KernelExplanation, width: int) -> list[Text]:
+    facts = explained.facts
     step, kernel = facts.step, facts.kernel
     if not isinstance(step, Launch):
         sizes = f"{step.m} × {step.n} × {step.k} in {step.dtype}"
@@ -121,7 +124,7 @@ def _resources(told: KernelExplanation, width: int) -> list[Text]:
             "shared memory",
             _shared(step.shared_bytes, kernel.static_shared_bytes),
         ),
-        ("occupancy", " ".join(_occupancy(told))),
+        ("occupancy", " ".join(_occupancy(explained))),
     ]
     lines = [heading("Resources")]
     for name, text in rows:
@@ -147,8 +150,8 @@ def _shared(dynamic: int, static: int) -> str:
     return f"{total}: {dynamic} dynamic, {static} static" if dynamic and static else total
 
 
-def _occupancy(told: KernelExplanation) -> Iterator[str]:
-    fits, gpu = told.facts.occupancy, gpu_of(told.arch)
+def _occupancy(explained: KernelExplanation) -> Iterator[str]:
+    fits, gpu = explained.facts.occupancy, gpu_of(explained.arch)
     if fits is None:
         yield "not known: the kernel was not compiled"
         return
@@ -160,12 +163,12 @@ def _occupancy(told: KernelExplanation) -> Iterator[str]:
         "registers": "limited by registers",
         "shared memory": "limited by shared memory",
     }[fits.limit]
-    if told.resident is not None and told.resident < fits.blocks_per_sm:
-        yield f"(this grid has at most {told.resident} for each of {gpu.sms} SMs)"
+    if explained.resident is not None and explained.resident < fits.blocks_per_sm:
+        yield f"(this grid has at most {explained.resident} for each of {gpu.sms} SMs)"
 
 
-def _parameters(told: KernelExplanation, width: int) -> list[Text]:
-    chosen = told.facts.kernel.parameters
+def _parameters(explained: KernelExplanation, width: int) -> list[Text]:
+    chosen = explained.facts.kernel.parameters
     if chosen is None:
         return []
     size = max(map(len, chosen.values))
@@ -177,16 +180,16 @@ def _parameters(told: KernelExplanation, width: int) -> list[Text]:
     return [*lines, *paragraph(f"{chosen.why}; {candidates} to choose among, by `infernum tune`", width)]
 
 
-def _choice(told: KernelExplanation, width: int) -> list[Text]:
-    passed = told.facts.kernel.passed_over
+def _choice(explained: KernelExplanation, width: int) -> list[Text]:
+    passed = explained.facts.kernel.passed_over
     if not passed:
         return []
     return [heading("Passed over"), *(line for reason in passed for line in paragraph(reason, width))]
 
 
-def _source(told: KernelExplanation, width: int) -> list[Text]:
-    if not isinstance(told.facts.step, Launch):
-        return paragraph(f"none of its own: {told.source} holds the kernels beside it", width)
-    edited = [Text("  edited by hand since it was emitted", style="bold red")] if told.edited else []
-    template = f"{told.source}, from the template {told.facts.kernel.template}.cu.j2"
-    return [*edited, *paragraph(template, width), Text(f"  {told.see}", style="green")]
+def _source(explained: KernelExplanation, width: int) -> list[Text]:
+    if not isinstance(explained.facts.step, Launch):
+        return paragraph(f"none of its own: {explained.source} holds the kernels beside it", width)
+    edited = [Text("  edited by hand since it was emitted", style="bold red")] if explained.edited else []
+    template = f"{explained.source}, from the template {explained.facts.kernel.template}.cu.j2"
+    return [*edited, *paragraph(template, width), Text(f"  {explained.see}", style="green")]

@@ -55,8 +55,8 @@ class Measurements(msgspec.Struct, frozen=True, kw_only=True):
 
     def us(self, block: str, variant: str, kernel: str) -> float | None:
         """Microseconds of a kernel; None where it was not measured."""
-        found = (k.us for k in self.kernels if (k.block, k.variant, k.kernel) == (block, variant, kernel))
-        return next(found, None)
+        times = (k.us for k in self.kernels if (k.block, k.variant, k.kernel) == (block, variant, kernel))
+        return next(times, None)
 
 
 def read_measurements(path: Path, manifest: Manifest) -> Measurements:
@@ -67,20 +67,20 @@ def read_measurements(path: Path, manifest: Manifest) -> Measurements:
         benchmark = msgspec.json.decode(text, type=_Result).benchmark
         if benchmark != "kernels":
             raise InfernumError(f"{path}: is a result of `bench {benchmark}`; {again}")
-        found = msgspec.json.decode(text, type=Measurements)
+        measured = msgspec.json.decode(text, type=Measurements)
     except OSError as error:
         raise InfernumError(f"{path}: cannot be read ({error.strerror}); {again}") from error
     except msgspec.DecodeError as error:
         raise InfernumError(f"{path}: is no result of `bench kernels` ({error}); {again}") from error
-    if found.model and found.model != manifest.model.name:
+    if measured.model and measured.model != manifest.model.name:
         raise InfernumError(
-            f"{path}: is of {found.model}, and this bundle of {manifest.model.name}; measure this bundle"
+            f"{path}: is of {measured.model}, and this bundle of {manifest.model.name}; measure this bundle"
         )
     known = {
         (v.block, v.variant, k.name) for b in manifest.blocks.values() for v in b.values() for k in v.kernels
     }
-    for kernel in found.kernels:
+    for kernel in measured.kernels:
         if (kernel.block, kernel.variant, kernel.kernel) not in known:
             name = f"{kernel.block}.{kernel.variant}: {kernel.kernel}"
             raise InfernumError(f"{path}: has {name}, which this bundle has not; measure this bundle again")
-    return found
+    return measured

@@ -24,7 +24,7 @@ class Named:
 
 
 def find(bundle: Bundle, text: str) -> Named:
-    """What a name means; in `kernel:rope_append` the kind that is wanted is given.
+    """What a name means; in `kernel:rope_append` the kind is given.
 
     Raises BundleError in one line, with near names where it is unknown, with the kinds where it is several things.
     """
@@ -34,19 +34,19 @@ def find(bundle: Bundle, text: str) -> Named:
         "rule": rule_names(bundle),
     }
     kind, separator, rest = text.partition(":")
-    wanted: list[Kind] = [k for k in known if k == kind or not separator]
-    name = rest if separator and wanted else text
-    found: list[Kind] = [k for k in wanted if name in known[k]]
-    if len(found) > 1:
-        ways = " or ".join(f"{k}:{name}" for k in found)
-        raise BundleError(f"{name} is a {' and a '.join(found)} in {bundle.folder}; ask for {ways}")
-    if found:
-        return Named(found[0], name)
+    allowed: list[Kind] = [k for k in known if k == kind or not separator]
+    name = rest if separator and allowed else text
+    kinds: list[Kind] = [k for k in allowed if name in known[k]]
+    if len(kinds) > 1:
+        ways = " or ".join(f"{k}:{name}" for k in kinds)
+        raise BundleError(f"{name} is a {' and a '.join(kinds)} in {bundle.folder}; ask for {ways}")
+    if kinds:
+        return Named(kinds[0], name)
     block, _, variant = name.partition(".")
     compiled = bundle.manifest.blocks.get(block, {})
-    if "block" in wanted and variant and any(v.serves(variant) for v in compiled.values()):
+    if "block" in allowed and variant and any(v.serves(variant) for v in compiled.values()):
         return Named("block", block, variant)
-    every = [n for k in wanted for n in known[k]]
+    every = [n for k in allowed for n in known[k]]
     near = difflib.get_close_matches(name, every, n=3, cutoff=0.5)
     hint = (
         f"did you mean {' or '.join(dict.fromkeys(near))}?"

@@ -18,21 +18,21 @@ _SOURCES = {
 }
 
 
-def ops_text(told: KernelExplanation, width: int) -> list[Text]:
+def ops_text(explained: KernelExplanation, width: int) -> list[Text]:
     """The ops of a kernel, in `width` columns."""
-    rows = draw(told.calls, [write.value for write in told.writes])
+    rows = draw(explained.calls, [write.value for write in explained.writes])
     margin = max(len("writes"), *(len(rail) for rail, _ in rows))
-    reads = [(r.name, r.type, _source(r)) for r in told.reads]
-    writes = [(w.name if w.value == w.name else f"{w.name} = {w.value}", w.type) for w in told.writes]
-    lines = [heading(f"Ops: {' → '.join(call.op for call in told.calls)}")]
+    reads = [(r.name, r.type, _source(r)) for r in explained.reads]
+    writes = [(w.name if w.value == w.name else f"{w.name} = {w.value}", w.type) for w in explained.writes]
+    lines = [heading(f"Ops: {' → '.join(call.op for call in explained.calls)}")]
     lines += _values("reads", columns(reads, indent=""), margin)
     for rail, call in rows:
         lines += _row(rail, call, margin, width)
     return [*lines, *_values("writes", columns(writes, indent=""), margin)]
 
 
-def _values(word: str, told: list[str], margin: int) -> Iterator[Text]:
-    for i, line in enumerate(told):
+def _values(word: str, values: list[str], margin: int) -> Iterator[Text]:
+    for i, line in enumerate(values):
         yield Text(f"  {word if i == 0 else '':<{margin}}  {line}", style="dim")
 
 
@@ -42,11 +42,11 @@ def _row(rail: str, call: OpCall | None, margin: int, width: int) -> Iterator[Te
         yield Text(f"  {rail}", style="cyan")
         return
     kinds = f"  {', '.join(call.types)}"
-    told = fold(call.text, width - margin - 4 - len(kinds), rest="    ")
-    for i, text in enumerate(told):
+    folded = fold(call.text, width - margin - 4 - len(kinds), rest="    ")
+    for i, text in enumerate(folded):
         marks = rail if i == 0 else rail.replace("●", "│")
         line = Text().append(f"  {marks:<{margin}}  ", style="cyan").append(text)
-        yield line.append(kinds, style="dim") if i == len(told) - 1 else line
+        yield line.append(kinds, style="dim") if i == len(folded) - 1 else line
 
 
 def _source(read: KernelRead) -> str:

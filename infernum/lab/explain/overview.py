@@ -83,29 +83,31 @@ def _step(variant: str, blocks: list[BlockExplanation]) -> BlockSummary:
     return BlockSummary("whole step", variant, blocks[0].tokens, before, after)
 
 
-def overview_text(told: Overview, width: int) -> list[Text]:
+def overview_text(overview: Overview, width: int) -> list[Text]:
     """The bundle in two tables, and what to ask next."""
     title = (
         Text()
-        .append(told.model, style="bold cyan")
-        .append(f"  {told.dtype}, {told.arch}, in {told.folder}", style="dim")
+        .append(overview.model, style="bold cyan")
+        .append(f"  {overview.dtype}, {overview.arch}, in {overview.folder}", style="dim")
     )
     header = ("block", "variant", "kernels", "", "", "bytes", "", "", "floor", "", "")
-    rows = [header, *(_row(block) for block in (*told.blocks, *told.steps))]
+    rows = [header, *(_row(block) for block in (*overview.blocks, *overview.steps))]
     table = columns(rows, right=(2, 4, 5, 7, 8, 10))
     head, *body = table
-    sizes = sorted({block.tokens for block in told.blocks})
-    step = f"in a step of {', '.join(map(str, sizes))} tokens, context {told.context}, on one {told.gpu}"
+    sizes = sorted({block.tokens for block in overview.blocks})
+    step = (
+        f"in a step of {', '.join(map(str, sizes))} tokens, context {overview.context}, on one {overview.gpu}"
+    )
     lines = [title, heading("Blocks, before → after"), *paragraph(step, width, style="dim")]
     lines += [Text(head, style="dim"), *(Text(line) for line in body)]
     rules = [("rule", "fired", "refused", "")]
     rules += [
         (r.name, str(r.fired), str(r.refused), "" if r.enabled else "not enabled in this bundle")
-        for r in told.rules
+        for r in overview.rules
     ]
     head, *body = columns(rules, right=(1, 2))
     lines += [heading("Rules"), Text(head, style="dim"), *(Text(line) for line in body)]
-    return [*lines, heading("Ask next"), *_hints(told)]
+    return [*lines, heading("Ask next"), *_hints(overview)]
 
 
 def _row(block: BlockSummary) -> tuple[str, ...]:
@@ -119,10 +121,10 @@ def _row(block: BlockSummary) -> tuple[str, ...]:
     )
 
 
-def _hints(told: Overview) -> list[Text]:
+def _hints(overview: Overview) -> list[Text]:
     """Questions about the block that changed most and the rule that was refused most."""
-    most = max(told.blocks, key=lambda b: b.before.kernels - b.after.kernels)
-    refused = max(told.rules, key=lambda r: r.refused)
-    asks = [f"infernum explain {told.folder} {most.block} --variant {most.variant}"]
-    asks += [f"infernum explain {told.folder} rule:{refused.name}"] if refused.refused else []
+    most = max(overview.blocks, key=lambda b: b.before.kernels - b.after.kernels)
+    refused = max(overview.rules, key=lambda r: r.refused)
+    asks = [f"infernum explain {overview.folder} {most.block} --variant {most.variant}"]
+    asks += [f"infernum explain {overview.folder} rule:{refused.name}"] if refused.refused else []
     return [Text(f"  {ask}", style="green") for ask in asks]

@@ -19,7 +19,7 @@ def heading(text: str) -> Text:
 def fold(text: str, width: int, *, first: str = "", rest: str | None = None) -> list[str]:
     """A text on as many lines as it takes, with `first` before the first and `rest` before all others."""
     indent = " " * len(first) if rest is None else rest
-    found = textwrap.wrap(
+    lines = textwrap.wrap(
         text,
         max(width, len(indent) + 20),
         initial_indent=first,
@@ -27,7 +27,7 @@ def fold(text: str, width: int, *, first: str = "", rest: str | None = None) -> 
         break_long_words=False,
         break_on_hyphens=False,
     )
-    return found or [first.rstrip()]
+    return lines or [first.rstrip()]
 
 
 def paragraph(text: str, width: int, *, first: str = "  ", style: str = "") -> list[Text]:

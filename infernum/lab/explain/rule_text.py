@@ -9,32 +9,34 @@ from infernum.lab.explain.paper import fold, heading, paragraph
 from infernum.rule_phrases import TO, refusal, replacement
 
 
-def rule_text(told: RuleExplanation, width: int) -> list[Text]:
+def rule_text(rule: RuleExplanation, width: int) -> list[Text]:
     """Everything about one rule, in `width` columns."""
-    lines = [Text().append(told.name, style="bold cyan").append(f"  {told.kind}", style="dim")]
-    lines += paragraph(told.why, width)
-    if not told.enabled:
-        text = f"Not enabled in this bundle: it was compiled with --no-fuse or --rules=-{told.name}."
+    lines = [Text().append(rule.name, style="bold cyan").append(f"  {rule.kind}", style="dim")]
+    lines += paragraph(rule.why, width)
+    if not rule.enabled:
+        text = f"Not enabled in this bundle: it was compiled with --no-fuse or --rules=-{rule.name}."
         return [*lines, *paragraph(text, width, first="", style="bold yellow")]
-    if not told.firings and not told.refusals:
+    if not rule.firings and not rule.refusals:
         return [*lines, heading("It fired nowhere in this bundle, and its pattern was found nowhere.")]
     lines.append(
-        heading(f"Fired {_times(told.firings)}" if told.firings else "It fired nowhere in this bundle.")
+        heading(f"Fired {_times(rule.firings)}" if rule.firings else "It fired nowhere in this bundle.")
     )
-    for places in told.fired:
+    for places in rule.fired:
         lines += _places(places.variants, width, "green")
         lines += [
             line
             for at in places.at
-            for line in paragraph(replacement(at, places.told, TO), width, first="    ")
+            for line in paragraph(replacement(at, places.outcome, TO), width, first="    ")
         ]
-    if not told.refusals:
+    if not rule.refusals:
         return [*lines, heading("Refused nowhere: wherever its pattern was found, it fired.")]
-    lines.append(heading(f"Refused {_times(told.refusals)}"))
-    for places in told.refused:
+    lines.append(heading(f"Refused {_times(rule.refusals)}"))
+    for places in rule.refused:
         lines += _places(places.variants, width, "yellow")
         ends = "; ".join(places.at)
-        lines += [Text(line) for line in fold(refusal(ends, places.told), width, first="    ", rest="      ")]
+        lines += [
+            Text(line) for line in fold(refusal(ends, places.outcome), width, first="    ", rest="      ")
+        ]
     return lines
 
 

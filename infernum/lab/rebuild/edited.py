@@ -84,7 +84,7 @@ def rebuild_bundle(bundle: Bundle, *, cache: Path | None) -> Rebuild:
     rebuilt: list[Rebuilt] = []
     for file in files:
         variant, edit = _described(file), _edit(file, bundle)
-        rebuilt.append(_told(file, variant, manifest.edits.get(variant.source), edit))
+        rebuilt.append(_rebuilt(file, variant, manifest.edits.get(variant.source), edit))
         manifest = _updated(manifest, variant, edit)
     written = update_bundle(
         bundle,
@@ -186,7 +186,7 @@ def _changed(file: _File) -> list[str]:
     )
 
 
-def _told(file: _File, after: BlockVariant, recorded: Edit | None, edit: Edit | None) -> Rebuilt:
+def _rebuilt(file: _File, after: BlockVariant, recorded: Edit | None, edit: Edit | None) -> Rebuilt:
     names = {*(recorded.kernels if recorded else ()), *(edit.kernels if edit else ())}
     changes = [
         KernelChange(edit is not None and new.name in edit.kernels, old, new)
@@ -197,7 +197,7 @@ def _told(file: _File, after: BlockVariant, recorded: Edit | None, edit: Edit | 
 
 
 def _updated(manifest: Manifest, variant: BlockVariant, edit: Edit | None) -> Manifest:
-    others = {name: kept for name, kept in manifest.edits.items() if name != variant.source}
+    others = {name: other for name, other in manifest.edits.items() if name != variant.source}
     block = {**manifest.blocks[variant.block], variant.variant: variant}
     return msgspec.structs.replace(
         manifest,

@@ -32,11 +32,11 @@ class KernelSignature:
 def signature_of(source: str, kernel: str) -> KernelSignature | None:
     """The signature of `extern "C" __global__ … kernel(…)` in a CUDA source; None when it is not written out there."""
     code = _NO_CODE.sub(" ", source)
-    found = re.search(rf"\b__global__\b([^;{{}}]*?)\b{re.escape(kernel)}\s*\(", code)
-    if found is None:
+    match = re.search(rf"\b__global__\b([^;{{}}]*?)\b{re.escape(kernel)}\s*\(", code)
+    if match is None:
         return None
-    bounds = _BOUNDS.search(found[1])
-    return KernelSignature(_split(code[found.end() :]), int(bounds[1]) if bounds else None)
+    bounds = _BOUNDS.search(match[1])
+    return KernelSignature(_split(code[match.end() :]), int(bounds[1]) if bounds else None)
 
 
 def objections(source: str, launch: Launch, compiled: Mapping[str, KernelResources], arch: str) -> list[str]:
@@ -78,8 +78,8 @@ def _block(signature: KernelSignature, resources: KernelResources, launch: Launc
     bound = signature.max_threads
     if bound is not None and bound < threads:
         return f"allows {bound} threads in a block, but is launched with {threads}; write __launch_bounds__({threads})"
-    given = -(-resources.registers // _REGISTER_UNIT) * _REGISTER_UNIT
-    if given * -(-threads // 32) * 32 > gpu.registers_per_sm:
+    allocated = -(-resources.registers // _REGISTER_UNIT) * _REGISTER_UNIT
+    if allocated * -(-threads // 32) * 32 > gpu.registers_per_sm:
         return (
             f"takes {resources.registers} registers in each of {threads} threads, more than a multiprocessor has; "
             f"write __launch_bounds__({threads})"
