@@ -111,7 +111,7 @@ def test_every_op_and_rule_with_a_kernel_is_among_what_is_checked(bundles: Bundl
             while isinstance(spec, Template):
                 templates.add(spec.name)
                 spec = spec.next_kernel
-    assert {template for unit in checked for template in unit.templates} >= templates
+    assert {kernel.template for unit in checked for kernel in unit.kernels} >= templates
 
 
 def test_every_rule_has_made_some_kernel_that_is_checked(bundles: Bundles) -> None:
