@@ -24,7 +24,7 @@ from infernum.lab.measure import origin, subject
 from infernum.lab.measure.bounds import Speeds, cost_symbols
 from infernum.lab.measure.cuts import KernelInStep, cuts, in_place, kernels_in_step
 from infernum.lab.measure.workload import chunk_batch, decode_batch, workload
-from infernum.lab.verify.verdict import Verdict
+from infernum.lab.verify.check import Verdict
 from infernum.roofline import step_symbols
 from infernum.runtime.binding import StepPlace
 from infernum.runtime.executor import CudaExecutor
@@ -355,7 +355,7 @@ def verdict(kernel: str, *wrong: str) -> Verdict:
         error=0.0,
         tolerance=1e-5,
         at="1 token",
-        wrong=wrong,
+        wrong=[*wrong],
     )
 
 

@@ -12,8 +12,8 @@ from infernum.cli import options
 
 if TYPE_CHECKING:
     from infernum.bundle import Bundle
+    from infernum.lab.verify.check import Verdict
     from infernum.lab.verify.rules import RuleVerdict
-    from infernum.lab.verify.verdict import Verdict
     from infernum.llm import Progress
 
 WRONG = 1

@@ -3,70 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from infernum import fusion
 from infernum.bundle import Bundle
 from infernum.errors import BundleError, DeviceError
 from infernum.lab.verify.bench import Bench
-from infernum.lab.verify.check import Checked, check_unit
+from infernum.lab.verify.check import Verdict, check_unit
 from infernum.lab.verify.decompose import decomposed_programs
-from infernum.lab.verify.image import Image
-from infernum.lab.verify.units import Unit, UnitProgram, units_of
+from infernum.lab.verify.units import Unit, units_of
 from infernum.manifest import BlockVariant, variant_names
 from infernum.runtime.layout import block_variant, check_arch
 
 Progress = Callable[[str, int, int], None]
 """Called with the part of the work, the number of its items that are done, and the number of all."""
-
-MOST_SENTENCES = 3
-"""Differences that are shown of one kernel, which may differ in every trial."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether the kernels of one node, usually one kernel, compute its meaning.
-
-    error             largest relative error against NumPy, of any row in any trial; infinite: no number at all
-    tolerance         the largest error that is right; `at` is the trial in which the error was largest
-    decomposed_error  the same of the node taken apart into its ops; None: not fused, or for the reason in `note`
-    between           largest relative error of the kernels against the decomposed form
-    fused_us          median microseconds, and `decomposed_us` of the decomposed form; None where they were not timed
-    in_cache          the operands were so small that they stayed in the L2 cache while they were timed
-    wrong             a sentence for everything that is wrong
-    """
-
-    kernel: str
-    block: str
-    variant: str
-    node: str
-    ops: tuple[str, ...]
-    rules: tuple[str, ...]
-    edited: bool
-    trials: int
-    error: float
-    tolerance: float
-    at: str
-    decomposed_kernels: int = 0
-    decomposed_error: float | None = None
-    between: float | None = None
-    fused_us: float | None = None
-    decomposed_us: float | None = None
-    in_cache: bool = False
-    note: str = ""
-    wrong: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        return not self.wrong
-
-    @property
-    def speed_up(self) -> float | None:
-        """The time of the decomposed form over that of the kernels."""
-        if self.fused_us is None or self.decomposed_us is None or self.fused_us <= 0:
-            return None
-        return self.decomposed_us / self.fused_us
 
 
 def verify_bundle(
@@ -93,13 +44,15 @@ def verify_bundle(
     lost = ""
     for done, unit in enumerate(units, 1):
         if lost:
-            verdicts.append(_verdict(Checked(unit), [f"not tried: the GPU was lost by {lost}"]))
+            verdicts.append(Verdict.of(unit, f"not tried: the GPU was lost by {lost}"))
             continue
+        form = apart.get(str(unit), "")
+        decomposed, note = (None, form) if isinstance(form, str) else (form, "")
         try:
-            verdicts.append(_verify(bench, unit, apart.get(str(unit), ""), timed=timed))
+            verdicts.append(replace(check_unit(bench, unit, decomposed, timed=timed), note=note))
         except DeviceError as error:
             lost = str(unit)
-            verdicts.append(_verdict(Checked(unit), [str(error)]))
+            verdicts.append(Verdict.of(unit, str(error)))
         if progress:
             progress("verifying kernels", done, len(units))
     return verdicts
@@ -167,51 +120,3 @@ def _check_name(bundle: Bundle, what: str, name: str | None, known: Collection[s
         return
     near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.4) or sorted(known)
     raise BundleError(f"{bundle.folder}: has no {what} {name!r}; it has {', '.join(near) or 'none'}")
-
-
-def _verify(bench: Bench, unit: Unit, apart: UnitProgram | str, *, timed: bool) -> Verdict:
-    """The verdict on a unit. `apart`: its decomposed form, or a note on why it has none."""
-    program, note = (apart, "") if isinstance(apart, UnitProgram) else (None, apart)
-    checked = check_unit(bench, unit, program)
-    wrong = [*_first(checked.wrong, ""), *_first(checked.wrong_apart, "taken apart, ")]
-    verdict = replace(_verdict(checked, wrong), note=note)
-    if program is None:
-        return verdict
-    verdict = replace(
-        verdict,
-        decomposed_kernels=len(program.variant.steps),
-        decomposed_error=checked.decomposed_error,
-        between=checked.between,
-    )
-    if not timed or checked.largest is None:
-        return verdict
-    trial = checked.largest
-    times = [bench.time(Image(each, trial.facts, trial.operands)) for each in (unit.program, program)]
-    fused_us, decomposed_us = (time.microseconds for time in times)
-    in_cache = any(time.in_cache for time in times)
-    return replace(verdict, fused_us=fused_us, decomposed_us=decomposed_us, in_cache=in_cache)
-
-
-def _verdict(checked: Checked, wrong: Sequence[str]) -> Verdict:
-    unit = checked.unit
-    return Verdict(
-        kernel=unit.name,
-        block=unit.variant.block,
-        variant=unit.variant.variant,
-        node=unit.node.name,
-        ops=unit.ops,
-        rules=unit.rules,
-        edited=unit.edited,
-        trials=checked.trials,
-        error=checked.error,
-        tolerance=unit.tolerance,
-        at=checked.at,
-        wrong=tuple(wrong),
-    )
-
-
-def _first(sentences: Sequence[str], prefix: str) -> list[str]:
-    """The first few sentences, and the number of the others."""
-    more = len(sentences) - MOST_SENTENCES
-    shown = [f"{prefix}{sentence}" for sentence in sentences[:MOST_SENTENCES]]
-    return [*shown, *([f"{prefix}and {more} more differences"] if more > 0 else [])]
