@@ -312,7 +312,8 @@ def test_a_kernel_that_is_wrong_is_named_and_nothing_is_printed(
 ) -> None:
     verdicts = [verdict("append"), verdict("mean", "at 3 tokens: 7 elements were not written")]
     monkeypatch.setattr("infernum.lab.verify.bench.open_bench", nullcontext)
-    monkeypatch.setattr("infernum.lab.verify.verdict.verify_bundle", lambda *given, **chosen: verdicts)
+    monkeypatch.setattr("infernum.lab.verify.verdict.select_units", lambda bundle, **chosen: [])
+    monkeypatch.setattr("infernum.lab.verify.verdict.verify_units", lambda *given, **chosen: verdicts)
     found = measure_on_cli(infernum, toy_on_gpu.folder, "--json")
     assert (found.code, found.out) == (2, "")
     assert (
@@ -329,9 +330,10 @@ def test_only_the_kernels_that_are_named_are_verified_and_told_of(
     asked: list[object] = []
     monkeypatch.setattr("infernum.lab.verify.bench.open_bench", nullcontext)
     monkeypatch.setattr(
-        "infernum.lab.verify.verdict.verify_bundle",
-        lambda *given, **chosen: asked.append(chosen["kernels"]) or [],
+        "infernum.lab.verify.verdict.select_units",
+        lambda bundle, **chosen: asked.append(chosen["kernels"]) or [],
     )
+    monkeypatch.setattr("infernum.lab.verify.verdict.verify_units", lambda *given, **chosen: [])
     named = ("--kernel", "mean", "--kernel", "append")
     found = measure_on_cli(infernum, toy_on_gpu.folder, *named, "--json")
     rows = {row["kernel"]: row["us"] for row in json.loads(found.out)["kernels"]}

@@ -36,7 +36,7 @@ from infernum.lab.verify.image import Image
 from infernum.lab.verify.trials import trials
 from infernum.lab.verify.units import Unit, UnitProgram, units_of
 from infernum.lab.verify.values import KINDS, Kind, draw, from_bits, smallest_normal, to_bits
-from infernum.lab.verify.verdict import select_units, verify_bundle
+from infernum.lab.verify.verdict import select_units, verify_units
 from infernum.manifest import Edit, VariantSpec
 from infernum.models.presets import resolve
 from infernum.runtime import driver
@@ -298,7 +298,7 @@ def t8(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_a_fused_kernel_is_compared_with_its_decomposed_form(t8: Bundle) -> None:
-    verdicts = verify_bundle(t8, NumpyBench(), block="decoder", variant="t8")
+    verdicts = verify_units(t8, NumpyBench(), select_units(t8, block="decoder", variant="t8"))
     assert all(verdict.ok for verdict in verdicts), [verdict.wrong for verdict in verdicts]
     fused = [verdict for verdict in verdicts if verdict.rules]
     assert fused
@@ -315,7 +315,8 @@ def test_a_wrong_decomposed_form_is_told_apart_from_a_wrong_kernel(t8: Bundle) -
             bits[0, 0] ^= 0x4000
 
     unit = unit_with(t8, "decoder", "rope")
-    verdicts = verify_bundle(t8, NumpyBench(spoil), kernels=[unit.kernels[0].name], variant="t8")
+    units = select_units(t8, kernels=[unit.kernels[0].name], variant="t8")
+    verdicts = verify_units(t8, NumpyBench(spoil), units)
     assert [
         all(what.startswith("taken apart, ") for what in v.wrong) and v.wrong != [] for v in verdicts
     ] == [True]
@@ -383,7 +384,7 @@ def test_a_wrong_kernel_is_named_and_the_others_pass(t8: Bundle) -> None:
         if program == "argmax + argmax_finish":
             bits[:] = 0
 
-    verdicts = verify_bundle(t8, NumpyBench(spoil), timed=False, block="greedy")
+    verdicts = verify_units(t8, NumpyBench(spoil), select_units(t8, block="greedy"), timed=False)
     assert {(v.kernel, v.ok) for v in verdicts} == {("argmax + argmax_finish", False), ("advance", True)}
 
 
@@ -406,7 +407,7 @@ def test_after_a_lost_gpu_nothing_more_is_tried(t8: Bundle) -> None:
             assert image.program.name != "advance", "the GPU is lost"
             raise DeviceError("waiting for the GPU: a kernel read or wrote an illegal address")
 
-    verdicts = verify_bundle(t8, Lost(), block="greedy", variant="t1")
+    verdicts = verify_units(t8, Lost(), select_units(t8, block="greedy", variant="t1"))
     assert ["illegal address" in v.wrong[0] for v in verdicts] == [True, False]
     assert "not tried: the GPU was lost by greedy.any" in verdicts[1].wrong[0]
 
@@ -414,7 +415,7 @@ def test_after_a_lost_gpu_nothing_more_is_tried(t8: Bundle) -> None:
 def test_an_edited_kernel_is_marked(t8: Bundle) -> None:
     edits = {"greedy.any.cu": Edit(emitted_sha256="", kernels=["advance"])}
     edited = replace(t8, manifest=changed(t8.manifest, edits=edits))
-    verdicts = verify_bundle(edited, NumpyBench(), block="greedy")
+    verdicts = verify_units(edited, NumpyBench(), select_units(edited, block="greedy"))
     assert {(v.kernel, v.variant) for v in verdicts if v.edited} == {("advance", "any")}
 
 
@@ -431,11 +432,11 @@ def test_a_name_that_a_bundle_does_not_have_is_answered_with_names_that_are_near
     t8: Bundle, names: dict[str, str], sentence: str
 ) -> None:
     with pytest.raises(BundleError, match=sentence):
-        verify_bundle(t8, NumpyBench(), **names)  # type: ignore[arg-type]
+        select_units(t8, **names)  # type: ignore[arg-type]
 
 
 def test_a_rule_selects_the_kernels_that_it_made(t8: Bundle) -> None:
-    verdicts = verify_bundle(t8, NumpyBench(), rule="attend", timed=False)
+    verdicts = verify_units(t8, NumpyBench(), select_units(t8, rule="attend"), timed=False)
     assert verdicts and all("attend" in v.rules for v in verdicts)
 
 
@@ -443,7 +444,7 @@ def test_a_bundle_for_another_gpu_is_refused(t8: Bundle) -> None:
     bench = NumpyBench()
     bench.gpu.arch = (8, 0)
     with pytest.raises(BundleError, match="compiled for sm_90a"):
-        verify_bundle(t8, bench)
+        verify_units(t8, bench, select_units(t8))
 
 
 def test_no_number_is_an_infinite_error() -> None:

@@ -130,12 +130,11 @@ def _check_kernels(bundle: Bundle, variant: str, names: Sequence[str], progress:
     """Raises DeviceError unless the kernels in `names`, or all of a variant, agree with NumPy."""
     from infernum.errors import DeviceError
     from infernum.lab.verify.bench import open_bench
-    from infernum.lab.verify.verdict import verify_bundle
+    from infernum.lab.verify.verdict import select_units, verify_units
 
     with open_bench() as bench:
-        verdicts = verify_bundle(
-            bundle, bench, kernels=names or None, variant=variant, timed=False, progress=progress
-        )
+        units = select_units(bundle, kernels=names or None, variant=variant)
+        verdicts = verify_units(bundle, bench, units, timed=False, progress=progress)
     for verdict in verdicts:
         if not verdict.ok:
             raise DeviceError(

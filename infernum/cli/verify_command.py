@@ -11,9 +11,12 @@ import click
 from infernum.cli import options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from infernum.bundle import Bundle
     from infernum.lab.verify.check import Verdict
     from infernum.lab.verify.rules import RuleVerdict
+    from infernum.lab.verify.units import Unit
     from infernum.llm import Progress
 
 WRONG = 1
@@ -47,13 +50,9 @@ def command(
     from infernum.runtime.driver import gpu_available
 
     opened = open_kernels(bundle)
-    chosen: dict[str, Any] = {
-        "kernels": None if kernel is None else [kernel],
-        "block": block,
-        "variant": variant,
-        "rule": rule,
-    }
-    units = select_units(opened, **chosen)  # a name that is not there is a mistake on every machine
+    kernels = None if kernel is None else [kernel]
+    # a name that the bundle does not have is an error without a GPU too
+    units = select_units(opened, kernels=kernels, block=block, variant=variant, rule=rule)
     names = None if rule is None else [rule]
     if rule is None and any(name is not None for name in (kernel, block, variant)):
         names = sorted({name for unit in units for name in unit.rules})
@@ -61,27 +60,27 @@ def command(
     if not has_gpu:
         say("note: there is no GPU, so kernels were not run; rules are checked in NumPy", err=True)
     with progress_bar() as progress:
-        gpu, kernels = _verify_kernels(opened, chosen, progress) if has_gpu else (None, None)
+        gpu, verdicts = _verify_kernels(opened, units, progress) if has_gpu else (None, None)
         rules = [] if names == [] else verify_rules(opened, names, progress)
     if not opened.manifest.rules:
         say(f"note: {bundle} was compiled without any rule, so there is none of its own to check", err=True)
-    ok = all(verdict.ok for verdict in (*(kernels or ()), *rules))
+    ok = all(verdict.ok for verdict in (*(verdicts or ()), *rules))
     if as_json:
-        print_json(_as_json(opened, gpu, kernels, rules, ok))
+        print_json(_as_json(opened, gpu, verdicts, rules, ok))
     else:
-        _print(opened, gpu, kernels, rules)
+        _print(opened, gpu, verdicts, rules)
     return 0 if ok else WRONG
 
 
 def _verify_kernels(
-    bundle: Bundle, chosen: dict[str, Any], progress: Progress | None
+    bundle: Bundle, units: Sequence[Unit], progress: Progress | None
 ) -> tuple[str, list[Verdict]]:
-    """The GPU's name, and the verdicts on the chosen kernels."""
+    """The GPU's name, and the verdicts on the kernels of the units."""
     from infernum.lab.verify.bench import open_bench
-    from infernum.lab.verify.verdict import verify_bundle
+    from infernum.lab.verify.verdict import verify_units
 
     with open_bench() as bench:
-        return bench.device.facts.name, verify_bundle(bundle, bench, **chosen, progress=progress)
+        return bench.device.facts.name, verify_units(bundle, bench, units, progress=progress)
 
 
 def _as_json(

@@ -11,7 +11,7 @@ from gpu.recipes import Bundles, Recipe
 from infernum.bundle import Bundle
 from infernum.ir.op import Fused
 from infernum.lab.verify.bench import Bench
-from infernum.lab.verify.verdict import select_units, verify_bundle
+from infernum.lab.verify.verdict import select_units, verify_units
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 
@@ -29,11 +29,12 @@ def test_every_kernel_passes_and_every_fused_one_is_taken_apart(
     recipe: Recipe, bundles: Bundles, bench: Bench
 ) -> None:
     bundle = bundles.get(recipe)
-    verdicts = verify_bundle(bundle, bench)
+    units = select_units(bundle)
+    verdicts = verify_units(bundle, bench, units)
     bench.forget_modules()
     wrong = [f"{v.block}.{v.variant} {v.kernel}: {what}" for v in verdicts for what in v.wrong]
     assert not wrong, "\n".join(wrong)
-    fused = {str(unit) for unit in select_units(bundle) if isinstance(unit.node.op, Fused)}
+    fused = {str(unit) for unit in units if isinstance(unit.node.op, Fused)}
     apart = [verdict for verdict in verdicts if verdict.decomposed_error is not None]
     assert len(apart) == len(fused) > 0
     for verdict in apart:
@@ -45,9 +46,9 @@ def test_every_kernel_passes_and_every_fused_one_is_taken_apart(
 def test_a_broken_kernel_is_found_and_named_and_the_others_pass(
     breakage: Breakage, broken: dict[str, Bundle], bench: Bench
 ) -> None:
-    verdicts = verify_bundle(
-        broken[breakage.name], bench, block=breakage.block, variant=breakage.variant, timed=False
-    )
+    bundle = broken[breakage.name]
+    units = select_units(bundle, block=breakage.block, variant=breakage.variant)
+    verdicts = verify_units(bundle, bench, units, timed=False)
     bench.forget_modules()
     wrong = {verdict.kernel: verdict.wrong for verdict in verdicts if not verdict.ok}
     assert [kernel for kernel in wrong if breakage.kernel in kernel.split(" + ")], (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from infernum import fusion
@@ -20,24 +20,20 @@ Progress = Callable[[str, int, int], None]
 """Called with the part of the work, the number of its items that are done, and the number of all."""
 
 
-def verify_bundle(
+def verify_units(
     bundle: Bundle,
     bench: Bench,
+    units: Sequence[Unit],
     *,
-    kernels: Collection[str] | None = None,
-    block: str | None = None,
-    variant: str | None = None,
-    rule: str | None = None,
     timed: bool = True,
     progress: Progress | None = None,
 ) -> list[Verdict]:
-    """Try every kernel of a bundle, or those named, and take the fused ones apart to compare.
+    """Try the kernels of units of a bundle, and take the fused ones apart to compare.
 
     Once a kernel has lost the GPU's context, the verdict on all that follow is that they could not be tried.
-    Raises BundleError for a name that the bundle does not have or an architecture that the GPU is not.
+    Raises BundleError for an architecture that the GPU is not.
     """
     check_arch(bundle, bench.device.facts.arch, bench.device.facts.name)
-    units = select_units(bundle, kernels=kernels, block=block, variant=variant, rule=rule)
     apart = decomposed_programs(units, progress)
     bench.device.activate()
     verdicts: list[Verdict] = []
