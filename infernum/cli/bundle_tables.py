@@ -73,36 +73,38 @@ def waiting_lines(bundle: Bundle) -> list[str]:
     ]
 
 
-def edited_kernels(bundle: Bundle, found: BlockVariant) -> list[str]:
+def edited_kernels(bundle: Bundle, variant: BlockVariant) -> list[str]:
     """The kernels of a block variant that were edited and rebuilt."""
-    edit = bundle.manifest.edits.get(found.source)
+    edit = bundle.manifest.edits.get(variant.source)
     return edit.kernels if edit else []
 
 
-def print_block(bundle: Bundle, found: BlockVariant) -> None:
+def print_block(bundle: Bundle, variant: BlockVariant) -> None:
     """Steps, memory plan, weights, and what the rules did."""
-    name = f"{found.block}.{found.variant}"
-    edited = edited_kernels(bundle, found)
+    name = f"{variant.block}.{variant.variant}"
+    edited = edited_kernels(bundle, variant)
     steps = [
         _step_row(step, kernel, kernel.name in edited)
-        for step, kernel in zip(found.steps, found.kernels, strict=True)
+        for step, kernel in zip(variant.steps, variant.kernels, strict=True)
     ]
     columns = ("", "name", "grid, block", "shared", "registers", "spilled", "instead of", "ops")
     print_table(f"{name}: steps, in order", columns, steps, numbers=columns[3:7])
     notes = [("edited by hand", ", ".join(edited))] if edited else []
-    notes += [("not rebuilt", line) for line in waiting_lines(bundle) if line.startswith(f"{found.source} ")]
+    notes += [
+        ("not rebuilt", line) for line in waiting_lines(bundle) if line.startswith(f"{variant.source} ")
+    ]
     if notes:
-        print_table(f"{name}: {found.source}", ("", ""), notes)
-    buffers = [(n, _type(b.spec), b.offset) for n, b in found.buffers.items()]
-    title = f"{name}: arena of {_size(found.arena_bytes)}"
+        print_table(f"{name}: {variant.source}", ("", ""), notes)
+    buffers = [(n, _type(b.spec), b.offset) for n, b in variant.buffers.items()]
+    title = f"{name}: arena of {_size(variant.arena_bytes)}"
     print_table(title, ("buffer", "type", "offset"), buffers, numbers=("offset",))
     weights = [
-        (n, _type(w.spec), recipe_text(w.recipe, tuple(w.spec.shape))) for n, w in found.weights.items()
+        (n, _type(w.spec), recipe_text(w.recipe, tuple(w.spec.shape))) for n, w in variant.weights.items()
     ]
     print_table(f"{name}: weights", ("weight", "type", "made of"), weights)
-    fired = [(f.rule, f.at, f.made) for f in found.firings]
+    fired = [(f.rule, f.at, f.made) for f in variant.firings]
     print_table(f"{name}: rules fired, in order", ("rule", "at", "made"), fired)
-    refused = [(r.rule, r.at, r.reason) for r in found.refused]
+    refused = [(r.rule, r.at, r.reason) for r in variant.refused]
     print_table(f"{name}: rules refused", ("rule", "at", "because"), refused)
 
 
@@ -123,17 +125,20 @@ def _step_row(step: Step, kernel: Kernel, edited: bool) -> tuple[object, ...]:
     )
 
 
-def print_kernel(bundle: Bundle, found: BlockVariant, name: str) -> None:
+def print_kernel(bundle: Bundle, variant: BlockVariant, name: str) -> None:
     """What is known of the steps of one name in a block variant."""
-    waiting = [line for line in waiting_lines(bundle) if line.startswith(f"{found.source} ")]
-    for step, k in zip(found.steps, found.kernels, strict=True):
+    waiting = [line for line in waiting_lines(bundle) if line.startswith(f"{variant.source} ")]
+    for step, k in zip(variant.steps, variant.kernels, strict=True):
         if k.name != name:
             continue
         emitted = isinstance(step, Launch)
-        edited = k.name in edited_kernels(bundle, found)
+        edited = k.name in edited_kernels(bundle, variant)
         facts: list[tuple[str, object]] = [
             ("template", f"{k.template}.cu.j2" if emitted else "none, a product of cuBLASLt"),
-            ("source", f"{found.source}, edited by hand" if edited else found.source if emitted else None),
+            (
+                "source",
+                f"{variant.source}, edited by hand" if edited else variant.source if emitted else None,
+            ),
             *(("not rebuilt", line) for line in waiting if emitted),
             ("node", k.node),
             ("ops", ", ".join(k.ops)),
@@ -151,7 +156,7 @@ def print_kernel(bundle: Bundle, found: BlockVariant, name: str) -> None:
                 ("shared bytes", f"{k.static_shared_bytes} static, {step.shared_bytes} dynamic"),
             ]
         rows = [(what, value) for what, value in facts if value is not None]
-        print_table(f"{found.block}.{found.variant}: {k.name}", ("", ""), rows)
+        print_table(f"{variant.block}.{variant.variant}: {k.name}", ("", ""), rows)
 
 
 def _before(kernel: Kernel) -> str:

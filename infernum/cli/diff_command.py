@@ -59,12 +59,12 @@ def command(
     first, second = open_kernels(a), open_kernels(b)
     times_a = None if bench_a is None else read_measurements(bench_a, first.manifest)
     times_b = None if bench_b is None else read_measurements(bench_b, second.manifest)
-    found = difference(first, second, block=block, variant=variant, source=source, benches=(times_a, times_b))
-    worse = regressions(found)
+    diff = difference(first, second, block=block, variant=variant, source=source, benches=(times_a, times_b))
+    worse = regressions(diff)
     if as_json:
-        print_json({**msgspec.to_builtins(found), "regressions": worse})
+        print_json({**msgspec.to_builtins(diff), "regressions": worse})
     else:
-        print_lines(diff_text(found, text_width()))
+        print_lines(diff_text(diff, text_width()))
     if not fail_on_regression or not worse:
         return 0
     for line in worse:

@@ -42,9 +42,9 @@ def command(
     from infernum.bundle import open_kernels
     from infernum.cli.console import print_json, print_lines
 
-    told, lines = _explain(open_kernels(bundle), name, variant, tokens, context)
+    explanation, lines = _explain(open_kernels(bundle), name, variant, tokens, context)
     if as_json:
-        print_json(msgspec.to_builtins(told))
+        print_json(msgspec.to_builtins(explanation))
     else:
         print_lines(lines)
 
@@ -66,26 +66,26 @@ def _explain(
     from infernum.lab.explain.rule_text import rule_text
 
     width = text_width()
-    found = None if name is None else find(bundle, name)
-    if found is not None and found.variant is not None and variant not in (None, found.variant):
+    named = None if name is None else find(bundle, name)
+    if named is not None and named.variant is not None and variant not in (None, named.variant):
         raise click.UsageError(f"{name} and --variant {variant} exclude each other: the name has its variant")
-    spec = choose_variant(bundle, (found and found.variant) or variant, tokens)
+    spec = choose_variant(bundle, (named and named.variant) or variant, tokens)
     of_class, tokens = (spec.name, tokens or spec.max_tokens) if spec else (None, tokens)
-    if found is None:
+    if named is None:
         overview = explain_bundle(bundle, variant=of_class, tokens=tokens, context=context)
         return overview, overview_text(overview, width)
     variants = [v for v in every_variant(bundle) if v.serves(of_class)]
-    match found.kind:
+    match named.kind:
         case "rule":
-            rule = explain_rule(bundle, found.name, variants)
+            rule = explain_rule(bundle, named.name, variants)
             return rule, rule_text(rule, width)
         case "kernel":
-            kernels = explain_kernels(bundle, found.name, variants, tokens=tokens, context=context)
+            kernels = explain_kernels(bundle, named.name, variants, tokens=tokens, context=context)
             parts = [kernel_text(kernel, width) for kernel in kernels]
-            told = {"kernels": kernels}
+            explanation = {"kernels": kernels}
         case "block":
-            mine = [v for v in variants if v.block == found.name]
+            mine = [v for v in variants if v.block == named.name]
             blocks = [explain_block(bundle, v, tokens=tokens, context=context) for v in mine]
             parts = [block_text(block, width) for block in blocks]
-            told = {"blocks": blocks}
-    return told, [line for part in parts for line in (*part, Text(""))][:-1]
+            explanation = {"blocks": blocks}
+    return explanation, [line for part in parts for line in (*part, Text(""))][:-1]

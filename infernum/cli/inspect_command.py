@@ -48,11 +48,11 @@ def command(
             _as_json(opened, chosen, kernel, whole=block is None and variant is None and kernel is None)
         )
     elif kernel is not None:
-        for found in chosen:
-            bundle_tables.print_kernel(opened, found, kernel)
+        for each in chosen:
+            bundle_tables.print_kernel(opened, each, kernel)
     elif block is not None or variant is not None:
-        for found in chosen:
-            bundle_tables.print_block(opened, found)
+        for each in chosen:
+            bundle_tables.print_block(opened, each)
     else:
         bundle_tables.print_overview(opened)
 
@@ -63,13 +63,13 @@ def _choose(bundle: Bundle, block: str | None, variant: str | None, kernel: str 
     from infernum.manifest import variant_names
 
     every = [v for variants in bundle.manifest.blocks.values() for v in variants.values()]
-    for what, wanted, known in (
+    for what, name, known in (
         ("block", block, list(bundle.manifest.blocks)),
         ("variant", variant, variant_names(bundle.manifest)),
         ("kernel", kernel, sorted({k.name for v in every for k in v.kernels})),
     ):
-        if wanted is not None and wanted not in known:
-            raise BundleError(f"{bundle.folder}: has no {what} {wanted!r}; it has {', '.join(known)}")
+        if name is not None and name not in known:
+            raise BundleError(f"{bundle.folder}: has no {what} {name!r}; it has {', '.join(known)}")
     chosen = [
         v
         for v in every
@@ -120,7 +120,7 @@ def _as_json(bundle: Bundle, chosen: list[BlockVariant], kernel: str | None, *, 
     if whole:
         return msgspec.to_builtins(bundle.manifest) | {"not_rebuilt": waiting}
     if kernel is not None:
-        found = [(v, k) for v in chosen for k in v.kernels if k.name == kernel]
+        named = [(v, k) for v in chosen for k in v.kernels if k.name == kernel]
         return {
             "kernels": [
                 {
@@ -130,7 +130,7 @@ def _as_json(bundle: Bundle, chosen: list[BlockVariant], kernel: str | None, *, 
                     "edited": k.name in edited_kernels(bundle, v),
                     "not_rebuilt": v.source in waiting,
                 }
-                for v, k in found
+                for v, k in named
             ]
         }
     return {

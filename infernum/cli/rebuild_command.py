@@ -61,8 +61,8 @@ def command(
     outcome = rebuild_bundle(opened, cache=cache_folder())
     warn(outcome.warnings)
     if as_json:
-        found = _as_json(outcome)
-        print_json(found if arguments is None else found | {"run": _run_for_json(arguments, context.obj)})
+        result = _as_json(outcome)
+        print_json(result if arguments is None else result | {"run": _run_for_json(arguments, context.obj)})
         return
     _print(outcome)
     if arguments is not None:

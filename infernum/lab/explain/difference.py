@@ -90,10 +90,10 @@ def difference(
     """
     old, new = _chosen(a, block, variant), _chosen(b, block, variant)
     if not old and not new:
-        wanted = " ".join(f"--{k} {v}" for k, v in (("block", block), ("variant", variant)) if v is not None)
+        request = " ".join(f"--{k} {v}" for k, v in (("block", block), ("variant", variant)) if v is not None)
         blocks = ", ".join(dict.fromkeys((*a.manifest.blocks, *b.manifest.blocks)))
         names = ", ".join(dict.fromkeys(name for m in (a.manifest, b.manifest) for name in variant_names(m)))
-        raise BundleError(f"neither bundle has {wanted}; the blocks are {blocks}, the variants {names}")
+        raise BundleError(f"neither bundle has {request}; the blocks are {blocks}, the variants {names}")
     summary: list[Summary] = []
     rules: list[RuleDiff] = []
     graphs: list[GraphDiff] = []
@@ -102,13 +102,13 @@ def difference(
     renamed: dict[str, dict[str, str]] = {}
     for where in dict.fromkeys((*old, *new)):
         of_class = variant or where.rpartition(".")[2]
-        both = [bundle for bundle, found in ((a, old), (b, new)) if where in found]
+        both = [bundle for bundle, chosen in ((a, old), (b, new)) if where in chosen]
         tokens = min(spec_of(bundle.manifest.variants, of_class).max_tokens for bundle in both)
         sides = [
-            Side(bundle, found[where], facts_of(bundle, found[where], tokens=tokens), bench)
-            if where in found
+            Side(bundle, chosen[where], facts_of(bundle, chosen[where], tokens=tokens), bench)
+            if where in chosen
             else None
-            for bundle, found, bench in ((a, old, benches[0]), (b, new, benches[1]))
+            for bundle, chosen, bench in ((a, old, benches[0]), (b, new, benches[1]))
         ]
         before, after = sides
         summary.append(Summary(where, tokens, _sum(before), _sum(after)))
@@ -136,10 +136,10 @@ def difference(
     )
 
 
-def regressions(found: BundleDiff) -> list[str]:
+def regressions(diff: BundleDiff) -> list[str]:
     """What is worse in the second bundle, a line each."""
     lines: list[str] = []
-    for s in found.summary:
+    for s in diff.summary:
         if s.a is None or s.b is None:
             continue
         worse = (
@@ -148,8 +148,8 @@ def regressions(found: BundleDiff) -> list[str]:
             (f"bytes moved at {s.tokens} tokens", s.a.bytes, s.b.bytes),
         )
         lines += [f"{s.where}: {name}: {before} → {after}" for name, before, after in worse if after > before]
-    if found.ms_per_step is not None:
-        before, after = found.ms_per_step
+    if diff.ms_per_step is not None:
+        before, after = diff.ms_per_step
         if after > before * SLOWER:
             lines.append(f"a step takes {before:.3f} ms → {after:.3f} ms, {after / before - 1:.1%} more")
     return lines
@@ -166,16 +166,16 @@ def _chosen(bundle: Bundle, block: str | None, variant: str | None) -> dict[str,
 
 
 def _facts(a: Manifest, b: Manifest) -> list[Pair]:
-    pairs = zip(_told(a).items(), _told(b).items(), strict=True)
-    found = [Pair(name, before, after) for (name, before), (_, after) in pairs if before != after]
+    pairs = zip(_manifest_facts(a).items(), _manifest_facts(b).items(), strict=True)
+    differing = [Pair(name, before, after) for (name, before), (_, after) in pairs if before != after]
     for name in dict.fromkeys((*a.model.config, *b.model.config)):
         before, after = a.model.config.get(name), b.model.config.get(name)
         if before != after:
-            found.append(Pair(f"config {name}", str(before), str(after)))
-    return found
+            differing.append(Pair(f"config {name}", str(before), str(after)))
+    return differing
 
 
-def _told(manifest: Manifest) -> dict[str, str]:
+def _manifest_facts(manifest: Manifest) -> dict[str, str]:
     edits = [f"{file}: {', '.join(edit.kernels)}" for file, edit in manifest.edits.items()]
     return {
         "model": f"{manifest.model.name} ({manifest.model.family})",
@@ -193,15 +193,15 @@ def _told(manifest: Manifest) -> dict[str, str]:
 
 
 def _rules(where: str, a: BlockVariant, b: BlockVariant) -> list[RuleDiff]:
-    found: list[RuleDiff] = []
+    diffs: list[RuleDiff] = []
     refusing = (r.rule for r in (*a.refused, *b.refused))
     for rule in dict.fromkeys((*a.fired, *b.fired, *refusing)):
         old, new = _refusals(a.refused, rule), _refusals(b.refused, rule)
         fired = a.fired.get(rule, 0), b.fired.get(rule, 0)
         gone, came = [r for r in old if r not in new], [r for r in new if r not in old]
         if fired[0] != fired[1] or gone or came:
-            found.append(RuleDiff(where, rule, *fired, gone, came))
-    return found
+            diffs.append(RuleDiff(where, rule, *fired, gone, came))
+    return diffs
 
 
 def _refusals(refused: Sequence[RuleRefusal], rule: str) -> list[str]:

@@ -39,8 +39,8 @@ class SourceDiff:
 
 def unified(before: str, after: str, context: int = 3) -> list[str]:
     """A unified diff without the lines that name files."""
-    found = difflib.unified_diff(before.splitlines(), after.splitlines(), n=context, lineterm="")
-    return list(found)[2:]
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=context, lineterm="")
+    return list(lines)[2:]
 
 
 def graph_diff(where: str, before: str, after: str) -> GraphDiff | None:
@@ -59,15 +59,15 @@ def graph_diff(where: str, before: str, after: str) -> GraphDiff | None:
 
 def _nodes(text: str) -> dict[str, str]:
     """The calls of a graph by name, with the body of a fused one; the lines of Python do not count."""
-    found: dict[str, list[str]] = {}
+    lines_of: dict[str, list[str]] = {}
     name = ""
     for line in text.splitlines():
         node = _NODE.match(line)
         if node:
             name = node[1]
         if name and line.startswith("  ") and not line.startswith("  return "):
-            found.setdefault(name, []).append(_COMMENT.sub("", line))
-    return {name: "\n".join(lines) for name, lines in found.items()}
+            lines_of.setdefault(name, []).append(_COMMENT.sub("", line))
+    return {name: "\n".join(lines) for name, lines in lines_of.items()}
 
 
 def source_diffs(
@@ -78,34 +78,34 @@ def source_diffs(
     `files` are pairs of a file of `a` and the one of `b` to compare it with, "" for none. `renamed` has, by file of
     `b`, what its kernels are called in `a`, where that is another name.
     """
-    found: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    files_of: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
     for before, after in files:
         file = after or before
         old = sections(a.read(before).decode()) if before else {}
         new = sections(b.read(after).decode()) if after else {}
         names = renamed.get(after, {})
         for name, status, lines in _parts(old, new, names):
-            found.setdefault((name, status, tuple(lines)), []).append(file)
-    return [SourceDiff(name, status, files, list(lines)) for (name, status, lines), files in found.items()]
+            files_of.setdefault((name, status, tuple(lines)), []).append(file)
+    return [SourceDiff(name, status, files, list(lines)) for (name, status, lines), files in files_of.items()]
 
 
 def _parts(
     old: Mapping[str, str], new: Mapping[str, str], names: Mapping[str, str]
 ) -> list[tuple[str, str, list[str]]]:
     """(name, status, diff) of every part that differs: those of `new` in order, then what is gone."""
-    found: list[tuple[str, str, list[str]]] = []
+    differing: list[tuple[str, str, list[str]]] = []
     for name, text in new.items():
         before = names.get(name, name)
         if before not in old:
-            found.append((name, "added", [] if _is_included(name) else unified("", text)))
+            differing.append((name, "added", [] if _is_included(name) else unified("", text)))
         elif old[before] != text:
             status = "changed" if before == name else f"changed, was {before}"
-            found.append((name, status, unified(old[before], text)))
-    kept = {names.get(name, name) for name in new}
+            differing.append((name, status, unified(old[before], text)))
+    matched = {names.get(name, name) for name in new}
     for name, text in old.items():
-        if name not in kept:
-            found.append((name, "removed", [] if _is_included(name) else unified(text, "")))
-    return found
+        if name not in matched:
+            differing.append((name, "removed", [] if _is_included(name) else unified(text, "")))
+    return differing
 
 
 def _is_included(name: str) -> bool:

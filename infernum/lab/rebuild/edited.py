@@ -139,9 +139,9 @@ def _compile(bundle: Bundle, edited: list[BlockVariant], cache: Path | None) -> 
 
     nvrtc_version()  # loads the library before the threads that share it start
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(compiled, edited))
-    _refuse(str(file) for file in found if isinstance(file, CompileError))
-    return [file for file in found if isinstance(file, _File)]
+        outcomes = list(pool.map(compiled, edited))
+    _refuse(str(file) for file in outcomes if isinstance(file, CompileError))
+    return [file for file in outcomes if isinstance(file, _File)]
 
 
 def _refuse(reasons: Iterable[str]) -> None:
@@ -213,9 +213,9 @@ def _warnings(bundle: Bundle, files: list[_File]) -> Iterator[str]:
     for file in files:
         parts = sections(file.text)
         for launch in _launches(file.variant):
-            where, found = f"{file.variant.source}: {launch.kernel}", file.cubin.kernels[launch.kernel]
-            if found.spill_bytes:
-                yield f"{where} spills registers to memory ({found.spill_bytes} bytes)"
+            where, resources = f"{file.variant.source}: {launch.kernel}", file.cubin.kernels[launch.kernel]
+            if resources.spill_bytes:
+                yield f"{where} spills registers to memory ({resources.spill_bytes} bytes)"
             if no_longer_waits(parts.get(launch.kernel, file.text), launch):
                 yield (
                     f"{where} starts before the kernel ahead of it has ended, and no longer calls "

@@ -58,11 +58,9 @@ def no_longer_waits(section: str, launch: Launch) -> bool:
 
 
 def _arguments(signature: KernelSignature, launch: Launch) -> str | None:
-    found, passed = len(signature.parameters), len(launch.args)
-    if found != passed:
-        return (
-            f"has {found} parameters, but is launched with {passed} arguments; keep the parameters as emitted"
-        )
+    declared, passed = len(signature.parameters), len(launch.args)
+    if declared != passed:
+        return f"has {declared} parameters, but is launched with {passed} arguments; keep the parameters as emitted"
     for parameter, argument in zip(signature.parameters, launch.args, strict=True):
         if isinstance(argument, SymbolArg) and "*" in parameter:
             return (

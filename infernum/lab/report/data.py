@@ -60,7 +60,7 @@ def _bundle_data(bundle: Bundle) -> dict[str, Any]:
     layers: dict[str, int] = {}
     for stage in manifest.program:
         layers[stage.block] = layers.get(stage.block, 0) + 1
-    told = (
+    copied = (
         "infernum",
         "nvrtc",
         "arch",
@@ -74,7 +74,7 @@ def _bundle_data(bundle: Bundle) -> dict[str, Any]:
     )
     return {
         "name": bundle.folder.resolve().name,
-        **{name: msgspec.to_builtins(getattr(manifest, name)) for name in told},
+        **{name: msgspec.to_builtins(getattr(manifest, name)) for name in copied},
         "model": msgspec.to_builtins(manifest.model),
         "variants": msgspec.to_builtins(manifest.variants),
         "any_step": msgspec.to_builtins(any_step(manifest.variants)),
@@ -170,10 +170,10 @@ def _kernels_data(
 def _kernel_data(
     kernel: Kernel, step: Step, facts: KernelFacts, measured: MeasuredKernel | None, parts: dict[str, str]
 ) -> dict[str, Any]:
-    told = ("name", "node", "template", "ops", "rules", "where", "origin", "passed_over")
+    described = ("name", "node", "template", "ops", "rules", "where", "origin", "passed_over")
     used = ("registers", "stack_bytes", "spill_bytes", "static_shared_bytes")
     amounts = ("kernels", "bytes", "flops", "floor_us")
-    data: dict[str, Any] = {name: getattr(kernel, name) for name in (*told, *used)}
+    data: dict[str, Any] = {name: getattr(kernel, name) for name in (*described, *used)}
     data |= {name: getattr(facts, name) for name in ("tokens", "bytes", "flops", "floor_us")}
     data["formulas"] = {"bytes": str(kernel.bytes), "FLOPs": str(kernel.flops)}
     data["before"] = {name: getattr(facts.before, name) for name in amounts}

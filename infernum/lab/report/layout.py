@@ -165,16 +165,16 @@ def _columns(layers: _Layers, widths: Mapping[str, float]) -> dict[str, float]:
             flow_graph.add_edge(upper, lower, weight=0, capacity=pull)
             flow_graph.add_edge(lower, upper, weight=0, capacity=pull)
     _, flow = nx.network_simplex(flow_graph)
-    left_over: nx.DiGraph[str] = nx.DiGraph()
-    left_over.add_nodes_from(flow_graph)
+    residual: nx.DiGraph[str] = nx.DiGraph()
+    residual.add_nodes_from(flow_graph)
     for start, end, edge in flow_graph.edges(data=True):
         used = flow[start][end]
         if "capacity" not in edge or used < edge["capacity"]:
-            _shorten(left_over, start, end, edge["weight"])
+            _shorten(residual, start, end, edge["weight"])
         if used:
-            _shorten(left_over, end, start, -edge["weight"])
-    left_over.add_weighted_edges_from(("", name, 0) for name in flow_graph)
-    lengths = nx.single_source_bellman_ford_path_length(left_over, "")
+            _shorten(residual, end, start, -edge["weight"])
+    residual.add_weighted_edges_from(("", name, 0) for name in flow_graph)
+    lengths = nx.single_source_bellman_ford_path_length(residual, "")
     return {name: -float(lengths[name]) for name in flow_graph}
 
 
@@ -184,5 +184,5 @@ def _shorten(data: nx.DiGraph[str], start: str, end: str, weight: int) -> None:
 
 
 def _mean(values: Iterable[float], *, otherwise: float) -> float:
-    found = list(values)
-    return sum(found) / len(found) if found else otherwise
+    numbers = list(values)
+    return sum(numbers) / len(numbers) if numbers else otherwise

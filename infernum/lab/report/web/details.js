@@ -157,8 +157,8 @@ function resizeDetails(event) {
     event.preventDefault();
     const [from, width] = [event.clientX, details.offsetWidth];
     const move = (now) => {
-        const wanted = width + from - now.clientX;
-        details.style.width = `${Math.max(300, Math.min(wanted, innerWidth - 260))}px`;
+        const dragged = width + from - now.clientX;
+        details.style.width = `${Math.max(300, Math.min(dragged, innerWidth - 260))}px`;
     };
     const stop = () => {
         removeEventListener("pointermove", move);

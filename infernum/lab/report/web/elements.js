@@ -24,10 +24,10 @@ function h(what, ...rest) {
 
 // Rows of names and values; rows without a value are left out.
 function factTable(rows) {
-    const told = rows.filter(([, value]) => value !== null && value !== undefined && value !== "");
+    const filled = rows.filter(([, value]) => value !== null && value !== undefined && value !== "");
     return h(
         "table.facts",
-        told.map(([name, ...values]) => h("tr", h("th", name), h("td", ...values))),
+        filled.map(([name, ...values]) => h("tr", h("th", name), h("td", ...values))),
     );
 }
 

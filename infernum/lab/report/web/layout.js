@@ -108,12 +108,12 @@ function boxOf(graph, node, look) {
     const width = Math.max(96, widthOf(lines, "title") + (node.body ? 20 : 0)) + 24;
     const box = { id: node.id, path, node, kind: node.kind, lines, width, height: 12 + lines.length * LINE };
     if (!node.body || !look.open(path)) return box;
-    const given = new Map(node.operands.map(([from, , param]) => [param, graph.byId.get(from)]));
+    const operandOf = new Map(node.operands.map(([from, , param]) => [param, graph.byId.get(from)]));
     const body = drawingOf(node.body, {
         ...look,
         open: () => false,
         titleOf: (inner) => [inner.op],
-        outside: (inner) => (look.isHidden(given.get(inner.id)) ? given.get(inner.id).id : null),
+        outside: (inner) => (look.isHidden(operandOf.get(inner.id)) ? operandOf.get(inner.id).id : null),
         prefix: `${path}/`,
     });
     const bodyTop = 10 + lines.length * LINE;

@@ -15,14 +15,14 @@ const compiledFor = (block, variant) => (variant in report.blocks[block] ? varia
 const serves = (block, variant) => compiledFor(block, variant) in report.blocks[block];
 
 const model = {
-    made: new Map(),
+    indexes: new Map(),
 
     // One block for the steps of one variant: its data, both graphs, and what leads from one to the other.
     of(block, variant) {
         const compiled = compiledFor(block, variant);
         const key = `${block}.${compiled}`;
-        if (!this.made.has(key)) this.made.set(key, indexed(block, compiled, report.blocks[block][compiled]));
-        return this.made.get(key);
+        if (!this.indexes.has(key)) this.indexes.set(key, indexed(block, compiled, report.blocks[block][compiled]));
+        return this.indexes.get(key);
     },
 };
 

@@ -178,7 +178,7 @@ function drawRoof(kernels, hasTimes) {
 
 // Names beside the dots that have most to gain, where they do not hide one another.
 function labelDots(svg, dots, x, y, right) {
-    const taken = dots.data().map((k) => ({
+    const occupied = dots.data().map((k) => ({
         left: x(k.intensity) - 7,
         right: x(k.intensity) + 7,
         top: y(k.performance) - 7,
@@ -202,7 +202,7 @@ function labelDots(svg, dots, x, y, right) {
                 (box) =>
                     box.right < right &&
                     box.left > 84 &&
-                    !taken.some(
+                    !occupied.some(
                         (t) =>
                             t.left < box.right &&
                             box.left < t.right &&
@@ -211,7 +211,7 @@ function labelDots(svg, dots, x, y, right) {
                     ),
             );
         if (!free) continue;
-        taken.push(free);
+        occupied.push(free);
         svg.append("text")
             .attr("class", "dot-text")
             .attr("x", free.left)

@@ -35,12 +35,12 @@ function drawRules() {
         ruleFilter.what = what;
         drawRules();
     });
-    const wanted = (entry) =>
+    const matches = (entry) =>
         lower([entry.rule, entry.at, entry.made ?? "", entry.reason ?? ""].join(" ")).includes(
             lower(ruleFilter.text),
         );
     const shown = (kind) =>
-        ruleFilter.what === "all" || ruleFilter.what === kind ? rules[kind].filter(wanted) : [];
+        ruleFilter.what === "all" || ruleFilter.what === kind ? rules[kind].filter(matches) : [];
     const fired = d3.group(shown("fired"), (entry) => entry.rule);
     const refused = d3.group(shown("refused"), (entry) => entry.rule);
     const silent = rules.tried.filter(

@@ -1,29 +1,29 @@
 // Finding nodes and kernels of the chosen variant, in every block, by any of their names.
 "use strict";
 
-const MOST_FOUND = 40;
+const MOST_MATCHES = 40;
 const searchField = document.getElementById("search");
-const foundList = document.getElementById("found");
-const search = { entries: new Map(), found: [], at: 0 };
+const matchList = document.getElementById("found");
+const search = { entries: new Map(), matches: [], at: 0 };
 
 function startSearch() {
-    searchField.addEventListener("input", drawFound);
-    searchField.addEventListener("focus", () => searchField.value && drawFound());
+    searchField.addEventListener("input", drawMatches);
+    searchField.addEventListener("focus", () => searchField.value && drawMatches());
     searchField.addEventListener("blur", () => setTimeout(closeSearch, 150));
     searchField.addEventListener("keydown", (event) => {
         const steps = { ArrowDown: 1, ArrowUp: -1 };
         if (event.key in steps) {
             event.preventDefault();
-            pickFound(search.at + steps[event.key]);
-        } else if (event.key === "Enter" && search.found.length) {
+            pickMatch(search.at + steps[event.key]);
+        } else if (event.key === "Enter" && search.matches.length) {
             event.preventDefault();
-            openFound(search.found[search.at]);
+            openMatch(search.matches[search.at]);
         }
     });
 }
 
 function closeSearch() {
-    foundList.hidden = true;
+    matchList.hidden = true;
 }
 
 function entriesOf(variant) {
@@ -65,26 +65,26 @@ function rank(entry, words) {
     return nearness + Math.min(...entry.names.map(best)) + (entry.node.kind === "input" ? 2.5 : 0);
 }
 
-function drawFound() {
+function drawMatches() {
     const words = lower(searchField.value.replaceAll("%", "")).split(/\s+/).filter(Boolean);
     const ranked = words.length
         ? entriesOf(state.variant)
               .map((entry) => ({ entry, rank: rank(entry, words) }))
               .filter((r) => r.rank !== null)
         : [];
-    search.found = d3
+    search.matches = d3
         .sort(ranked, (r) => r.rank)
-        .slice(0, MOST_FOUND)
+        .slice(0, MOST_MATCHES)
         .map((r) => r.entry);
-    foundList.replaceChildren(
-        ...search.found.map((entry) =>
+    matchList.replaceChildren(
+        ...search.matches.map((entry) =>
             h(
                 "li",
                 {
                     role: "option",
                     onmousedown: (event) => {
                         event.preventDefault();
-                        openFound(entry);
+                        openMatch(entry);
                     },
                 },
                 h("i.swatch", { style: `background:${lineOf(entry.here.hueAt(entry.side, entry.node.id))}` }),
@@ -97,19 +97,19 @@ function drawFound() {
             ),
         ),
     );
-    if (words.length && !search.found.length)
-        foundList.append(h("li.none", `Nothing in ${state.variant} is called that`));
-    foundList.hidden = words.length === 0;
-    pickFound(0);
+    if (words.length && !search.matches.length)
+        matchList.append(h("li.none", `Nothing in ${state.variant} is called that`));
+    matchList.hidden = words.length === 0;
+    pickMatch(0);
 }
 
-function pickFound(at) {
-    search.at = Math.max(0, Math.min(at, search.found.length - 1));
-    [...foundList.children].forEach((item, i) => item.setAttribute("aria-selected", String(i === search.at)));
-    foundList.children[search.at]?.scrollIntoView({ block: "nearest" });
+function pickMatch(at) {
+    search.at = Math.max(0, Math.min(at, search.matches.length - 1));
+    [...matchList.children].forEach((item, i) => item.setAttribute("aria-selected", String(i === search.at)));
+    matchList.children[search.at]?.scrollIntoView({ block: "nearest" });
 }
 
-function openFound({ here, side, node }) {
+function openMatch({ here, side, node }) {
     closeSearch();
     searchField.blur();
     if (node.kind === "input" && (node.op === "weight" || node.op === "batch")) state.inputs = "all";

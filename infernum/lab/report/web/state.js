@@ -8,23 +8,23 @@ const state = readHash();
 const watchers = [];
 
 function readHash() {
-    const asked = new URLSearchParams(location.hash.slice(1));
-    const one = (name, known, otherwise) => (known.includes(asked.get(name)) ? asked.get(name) : otherwise);
+    const query = new URLSearchParams(location.hash.slice(1));
+    const one = (name, known, otherwise) => (known.includes(query.get(name)) ? query.get(name) : otherwise);
     const block = one("block", blockNames, mainBlock());
     return {
         tab: one("tab", TABS, "overview"),
         block,
         variant: one("variant", variantNames, measuredVariant()),
         view: one("view", VIEWS, "both"),
-        inputs: asked.get("inputs") === "all" ? "all" : "few",
-        node: nodeAsked(asked.get("node")),
+        inputs: query.get("inputs") === "all" ? "all" : "few",
+        node: nodeOf(query.get("node")),
         marked: null, // nodes that a rule is about: {before: [...], after: [...], row}
         open: new Set(), // fused nodes shown with their bodies, as "block.variant/node"
     };
 }
 
 // A node is "before:linear_1", "after:mul_2" or "after:mul_2/silu_1".
-function nodeAsked(text) {
+function nodeOf(text) {
     const [side, path] = (text ?? "").split(":");
     return (side === "before" || side === "after") && path ? { side, path } : null;
 }
@@ -50,9 +50,9 @@ function show(change) {
 }
 
 function hashOf({ tab, block, variant, view, inputs, node }) {
-    const told = new URLSearchParams({ tab, block, variant, view });
-    if (inputs === "all") told.set("inputs", inputs);
-    const hash = `#${told}`;
+    const query = new URLSearchParams({ tab, block, variant, view });
+    if (inputs === "all") query.set("inputs", inputs);
+    const hash = `#${query}`;
     return node ? `${hash}&node=${node.side}:${encodeURI(node.path)}` : hash;
 }
 
@@ -73,6 +73,5 @@ function showKernel(block, variant, index, more = {}) {
 }
 
 window.addEventListener("hashchange", () => {
-    const asked = readHash();
-    show({ ...asked, open: state.open });
+    show({ ...readHash(), open: state.open });
 });
