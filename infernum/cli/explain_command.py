@@ -52,7 +52,7 @@ def command(
 def _explain(
     bundle: Bundle, name: str | None, variant: str | None, tokens: int | None, context: int
 ) -> tuple[object, list[Text]]:
-    """What is to be told, as data and as text."""
+    """The explanation as data and as text."""
     from rich.text import Text
 
     from infernum.cli.console import text_width

@@ -58,7 +58,7 @@ def command(
 
 
 def _choose(bundle: Bundle, block: str, variant: str | None) -> BlockVariant:
-    """The block variant asked for. Raises BundleError when there is none."""
+    """The block variant of these names. Raises BundleError when there is none."""
     from infernum.errors import BundleError
     from infernum.manifest import variant_names
 

@@ -58,7 +58,7 @@ def command(
 
 
 def _choose(bundle: Bundle, block: str | None, variant: str | None, kernel: str | None) -> list[BlockVariant]:
-    """The block variants asked for. Raises BundleError when there are none."""
+    """The block variants that the options select. Raises BundleError when there are none."""
     from infernum.errors import BundleError
     from infernum.manifest import variant_names
 
@@ -110,7 +110,7 @@ def _source(bundle: Bundle, chosen: list[BlockVariant], kernel: str | None) -> t
 
 
 def _as_json(bundle: Bundle, chosen: list[BlockVariant], kernel: str | None, *, whole: bool) -> object:
-    """The manifest, or the part asked for; with what was edited, and the files that are yet to be rebuilt."""
+    """The manifest or the selected part of it, with the edits, and the files that are yet to be rebuilt."""
     import msgspec
 
     from infernum.bundle import not_rebuilt

@@ -71,7 +71,7 @@ def command(
 
 
 def _import_what_runs() -> None:
-    """Only to have it at hand: what goes wrong is said where it is used."""
+    """Import modules that the run needs later; their errors are reported when they are used."""
     with suppress(Exception):
         import_module("infernum.llm")
         if import_module("infernum.runtime.driver").gpu_available():

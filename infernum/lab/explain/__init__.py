@@ -1,1 +1,1 @@
-"""What the compiler did, told to a person: what kernels cost, why they are as they are, what differs in two bundles."""
+"""Explanations of a bundle: what its kernels cost, which rules made them, how it differs from another bundle."""

@@ -24,7 +24,7 @@ def flops(value: float) -> str:
 
 
 def microseconds(value: float) -> str:
-    """A time; what rounds to nothing is said to be under a hundredth."""
+    """A time; one that would be rounded to 0 is printed as <0.01 µs."""
     return f"{value:.2f} µs" if value >= 0.005 or value == 0 else "<0.01 µs"
 
 
@@ -37,7 +37,7 @@ def change(before: float, after: float, unit: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Some things, in the plural unless it is one."""
+    """A count and its noun, in the plural unless the count is 1."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 

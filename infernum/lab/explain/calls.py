@@ -46,7 +46,7 @@ class KernelRead:
 
 @dataclass(frozen=True)
 class KernelWrite:
-    """A value that a kernel leaves for others: its name, its type, and which of the kernel's own values it is."""
+    """A value that a kernel writes: its name and type in the block, and its name inside the kernel (`value`)."""
 
     name: str
     type: str
@@ -54,7 +54,7 @@ class KernelWrite:
 
 
 def call_of(graph: Graph, node: Node, names: Mapping[Value, str] | None = None) -> OpCall:
-    """A primitive call of a graph; `names` says what values are called, where that is not their own name."""
+    """A primitive call of a graph; `names`: names of values that differ from their own."""
     assert isinstance(node.op, Op), f"{node.name} is no primitive call"
     called = names or {}
     attrs = {
@@ -71,7 +71,7 @@ def call_of(graph: Graph, node: Node, names: Mapping[Value, str] | None = None) 
 
 
 def calls_of(graph: Graph, name: str) -> list[OpCall]:
-    """The primitive calls of one node, in order; what they read from outside has its name in `graph`."""
+    """The primitive calls of one node, in order; operands from outside have their names in `graph`."""
     node = graph.node(name)
     if not isinstance(node.op, Fused):
         return [call_of(graph, node)]
@@ -96,7 +96,7 @@ def reads_of(graph: Graph, name: str, kernels: Mapping[str, str]) -> list[Kernel
 
 
 def writes_of(graph: Graph, name: str) -> list[KernelWrite]:
-    """What one node writes, by the names that other nodes know it by."""
+    """The results of one node, by their names in `graph`."""
     node = graph.node(name)
     inside = (
         node.op.body.outputs
@@ -112,8 +112,8 @@ def writes_of(graph: Graph, name: str) -> list[KernelWrite]:
 def draw(calls: Sequence[OpCall], written: Collection[str]) -> list[tuple[str, OpCall | None]]:
     """Rails to print before each call; a None is a line where lanes part, meet, or at last leave the kernel.
 
-    A lane is a value on its way from the call that makes it to the last one that reads it; one of `written` goes on to
-    the end.
+    A lane is a value on its way from the call that makes it to the last call that reads it. A value in `written` has a
+    lane to the end.
     """
     last = {name: i for i, call in enumerate(calls) for name in call.operands} | dict.fromkeys(
         written, len(calls)

@@ -16,12 +16,12 @@ from infernum.manifest import BlockVariant, Manifest, RuleRefusal, spec_of, vari
 from infernum.rule_phrases import refusal
 
 SLOWER = 1.03
-"""A step is slower when it takes more than so many times as long."""
+"""A step counts as slower when it takes more than this many times as long."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One fact of both bundles; None where a bundle has it not."""
+    """One fact of both bundles; None where a bundle lacks it."""
 
     name: str
     a: str | None
@@ -30,7 +30,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Summary:
-    """One block variant of both bundles, in a step of `tokens` tokens; None where a bundle has it not."""
+    """One block variant of both bundles, in a step of `tokens` tokens; None where a bundle lacks it."""
 
     where: str
     tokens: int
@@ -52,7 +52,7 @@ class RuleDiff:
 
 @dataclass(frozen=True)
 class BundleDiff:
-    """All of it. `summary` has every block variant compared, everything else only what differs.
+    """Every difference. `summary` has all block variants compared, the other fields only those that differ.
 
     `cubins` are compiled files that differ although their sources are the same.
     """
@@ -70,7 +70,7 @@ class BundleDiff:
 
     @property
     def is_empty(self) -> bool:
-        """True where the bundles are the same, but for times."""
+        """True where the bundles are the same except for times."""
         parts = (self.facts, self.rules, self.graphs, self.kernels, self.sources, self.cubins)
         return not any(parts) and all(s.a is not None and s.b is not None for s in self.summary)
 
@@ -86,7 +86,7 @@ def difference(
 ) -> BundleDiff:
     """What differs between two bundles, or between one block or one class of steps of them.
 
-    Raises BundleError when neither has what is asked for.
+    Raises BundleError when neither bundle has that block or that class.
     """
     old, new = _chosen(a, block, variant), _chosen(b, block, variant)
     if not old and not new:

@@ -16,7 +16,7 @@ from infernum.rule_phrases import node_names
 
 @dataclass(frozen=True)
 class Applied:
-    """A rule that helped to make a kernel: the nodes it took, those it made, and why the rule exists."""
+    """A firing that helped to make a kernel: the nodes `at` it, the nodes it made, and why the rule exists."""
 
     rule: str
     at: str
@@ -74,7 +74,7 @@ NOT_LOADED = "(of a plugin that is not loaded: give it with --plugin to read why
 
 
 def reasons() -> dict[str, str]:
-    """Why there is each rule that is known here."""
+    """Why each rule exists, for the rules that are loaded."""
     return {rule.name: rule.why for rule in RULES}
 
 
@@ -99,7 +99,7 @@ def explain_rule(bundle: Bundle, name: str, variants: Sequence[BlockVariant]) ->
 
 
 def kind_of(rule: Rule) -> str:
-    """What sort of rule it is, in a few words."""
+    """The kind of a rule, in a few words."""
     match rule:
         case Rewrite():
             return "rewrite: puts other ops in the place of some"

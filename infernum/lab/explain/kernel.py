@@ -18,7 +18,7 @@ from infernum.roofline import CONTEXT, gpu_of
 
 @dataclass(frozen=True)
 class Line:
-    """A line of Python, its text where that can be read, and the traced nodes it made that the kernel does."""
+    """A line of Python, its text where it can be read, and the traced nodes of that line that the kernel computes."""
 
     where: str
     text: str | None
@@ -61,7 +61,7 @@ def explain_kernels(
     tokens: int | None = None,
     context: int = CONTEXT,
 ) -> list[KernelExplanation]:
-    """What is to be said of the kernel of a name, for each of the block variants that have it.
+    """Explanations of the kernel `name`, one for each of the block variants that have it.
 
     Raises BundleError when none of them has it.
     """
@@ -81,7 +81,7 @@ def explain_variant(
     tokens: int | None = None,
     context: int = CONTEXT,
 ) -> list[KernelExplanation]:
-    """What is to be said of each kernel of a block variant, or of those of one name."""
+    """Explanations of all kernels of a block variant, or of those called `name`."""
     if name is not None and all(kernel.name != name for kernel in variant.kernels):
         return []
     traced, graph = graphs_of(bundle, variant)
@@ -130,11 +130,11 @@ def _explain(
 
 
 def own(facts: KernelFacts) -> Amount:
-    """What one kernel takes by itself."""
+    """The cost of one kernel alone."""
     return Amount(1, facts.bytes, facts.flops, facts.floor_us)
 
 
 def _made_at(traced: Graph, where: str, origin: list[str]) -> list[str]:
-    """The traced nodes that a line made and a kernel does, and the views made there, which cost nothing."""
+    """The traced nodes of a line that a kernel computes, and the views of that line, which cost nothing."""
     here = [node for node in traced.calls if where in node.where]
     return [n.name for n in here if n.name in origin or costs_nothing(n)]

@@ -11,7 +11,7 @@ from infernum.manifest import Manifest
 
 
 class _Result(msgspec.Struct, frozen=True):
-    """What every result of `infernum bench` says."""
+    """The field that every result of `infernum bench` has."""
 
     benchmark: str
 

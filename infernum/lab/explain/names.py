@@ -16,7 +16,7 @@ Kind = Literal["block", "kernel", "rule"]
 
 @dataclass(frozen=True)
 class Named:
-    """Something of a bundle that has a name; `variant` is given by a name such as decoder.t1."""
+    """A block, kernel or rule of a bundle. `variant`: that of a name such as decoder.t1, otherwise None."""
 
     kind: Kind
     name: str
@@ -24,7 +24,7 @@ class Named:
 
 
 def find(bundle: Bundle, text: str) -> Named:
-    """What a name means; in `kernel:rope_append` the kind is given.
+    """The thing that a name stands for. `kernel:rope_append` states the kind.
 
     Raises BundleError in one line, with near names where it is unknown, with the kinds where it is several things.
     """
@@ -73,7 +73,7 @@ def every_variant(bundle: Bundle) -> list[BlockVariant]:
 
 
 def choose_variant(bundle: Bundle, variant: str | None, tokens: int | None) -> VariantSpec | None:
-    """The class of steps asked for by name, or by a number of tokens; None for all. Raises BundleError."""
+    """The class of steps with a name, or the one for a number of tokens; None for all. Raises BundleError."""
     manifest = bundle.manifest
     specs = {name: spec_of(manifest.variants, name) for name in variant_names(manifest)}
     if variant is None:

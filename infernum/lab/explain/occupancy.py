@@ -1,7 +1,7 @@
 """How many blocks of a kernel a multiprocessor holds at once, and what keeps it from holding more.
 
 The rules are those of the CUDA programming guide ("Multiprocessor Level", and the table of technical specifications
-per compute capability) and of `cuda_occupancy.h`, which says in what units registers and shared memory are given out.
+per compute capability) and of `cuda_occupancy.h`, which has the units in which registers and shared memory are allocated.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from infernum.roofline import Gpu
 
 WARP = 32
 REGISTER_UNIT = 256
-"""Registers are given to a warp in multiples of this."""
+"""Registers are allocated to a warp in multiples of this."""
 SHARED_UNIT = 128
-"""Bytes of shared memory are given to a block in multiples of this (compute capability 8.0 and later)."""
+"""Bytes of shared memory are allocated to a block in multiples of this (compute capability 8.0 and later)."""
 PARTITIONS = 4
 """A multiprocessor is four schedulers, each with a quarter of the registers; a warp belongs to one of them."""
 
@@ -40,7 +40,7 @@ def occupancy(gpu: Gpu, *, threads: int, registers: int, shared_bytes: int) -> O
     """Occupancy of blocks of `threads` threads, each with `registers` registers.
 
     `shared_bytes` is the shared memory of a block, static and dynamic. `blocks_per_sm` is 0 where one block is more
-    than a multiprocessor has. The multiprocessor is taken to give as much of its memory to shared memory as it can.
+    than a multiprocessor has. The multiprocessor is assumed to use all the memory it can as shared memory.
     """
     warps = ceildiv(threads, WARP)
     most_warps = gpu.threads_per_sm // WARP

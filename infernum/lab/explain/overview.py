@@ -84,7 +84,7 @@ def _step(variant: str, blocks: list[BlockExplanation]) -> BlockSummary:
 
 
 def overview_text(overview: Overview, width: int) -> list[Text]:
-    """The bundle in two tables, and what to ask next."""
+    """The bundle in two tables, and commands to run next."""
     title = (
         Text()
         .append(overview.model, style="bold cyan")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 PALETTE = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")
-"""Colours that tell groups apart."""
+"""Colours of groups, in turn."""
 
 
 def heading(text: str) -> Text:

@@ -28,7 +28,7 @@ class GraphDiff:
 class SourceDiff:
     """How one part of emitted sources differs: `name` is a kernel or an included file, in all of `files`.
 
-    `lines` is a unified diff; for an included file that only one bundle has it is left empty, and `status` says so.
+    `lines` is a unified diff; it is empty for an included file that only one bundle has (`status`).
     """
 
     name: str
@@ -73,7 +73,7 @@ def _nodes(text: str) -> dict[str, str]:
 def source_diffs(
     a: Bundle, b: Bundle, files: list[tuple[str, str]], renamed: Mapping[str, Mapping[str, str]]
 ) -> list[SourceDiff]:
-    """How emitted files differ, part by part; what differs alike in several files is told once.
+    """How emitted files differ, part by part. A part that differs alike in several files is listed once.
 
     `files` are pairs of a file of `a` and the one of `b` to compare it with, "" for none. `renamed` has, by file of
     `b`, what its kernels are called in `a`, where that is another name.
@@ -92,7 +92,7 @@ def source_diffs(
 def _parts(
     old: Mapping[str, str], new: Mapping[str, str], names: Mapping[str, str]
 ) -> list[tuple[str, str, list[str]]]:
-    """(name, status, diff) of every part that differs: those of `new` in order, then what is gone."""
+    """(name, status, diff) of every part that differs: the parts of `new` in order, then the removed parts."""
     differing: list[tuple[str, str, list[str]]] = []
     for name, text in new.items():
         before = names.get(name, name)

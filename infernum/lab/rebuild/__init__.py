@@ -1,1 +1,1 @@
-"""Compiling what a person edited in a bundle: whether it still fits its launches, and the bundle brought up to date."""
+"""Compiling the `.cu` files of a bundle that a person edited, once they fit the launches in the manifest."""

@@ -1,4 +1,4 @@
-"""From a bundle with edited `.cu` files to one in which they are compiled, and which says what was edited."""
+"""A bundle with edited `.cu` files becomes a bundle in which they are compiled, and the edits recorded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from infernum.manifest import BlockVariant, Edit, Kernel, Launch, Manifest
 
 @dataclass(frozen=True)
 class KernelChange:
-    """One kernel of a rebuilt file: whether it now differs from what was emitted, and what is known of it."""
+    """One kernel of a rebuilt file: whether it now differs from what was emitted, and its records."""
 
     edited: bool
     before: Kernel
@@ -63,10 +63,11 @@ class _File:
 
 
 def rebuild_bundle(bundle: Bundle, *, cache: Path | None) -> Rebuild:
-    """Compile the `.cu` files that were edited, and record in the manifest what they are now.
+    """Compile the `.cu` files that were edited, and record the edits in the manifest.
 
-    All is checked before anything is written, and written all or not at all. Raises CompileError with NVRTC's message
-    at the line of the file, or for what does not fit its launch; BundleError for other files that differ.
+    All files are checked before any is written, and either all are written or none. Raises CompileError with NVRTC's
+    message at the line of the file, or for a kernel that does not fit its launch; BundleError for other files that
+    differ.
     """
     edited = _edited(bundle)
     if not edited:
@@ -108,7 +109,7 @@ def _edited(bundle: Bundle) -> list[BlockVariant]:
 
 
 def _check_place(folder: Path) -> None:
-    """The folder is replaced as a whole: whoever works inside of it would be left in one that is gone."""
+    """Raises BundleError when the current folder lies in the bundle, whose folder is replaced as a whole."""
     inside = folder.resolve()
     try:
         here = Path.cwd()
@@ -156,7 +157,7 @@ def _launches(variant: BlockVariant) -> list[Launch]:
 
 
 def _described(file: _File) -> BlockVariant:
-    """The block variant with what its kernels take now."""
+    """The block variant with the resources of the newly compiled kernels."""
     kernels = [
         msgspec.structs.replace(k, **asdict(file.cubin.kernels[k.name])) if isinstance(step, Launch) else k
         for step, k in zip(file.variant.steps, file.variant.kernels, strict=True)
@@ -175,7 +176,7 @@ def _edit(file: _File, bundle: Bundle) -> Edit | None:
 
 
 def _changed(file: _File) -> list[str]:
-    """The kernels that differ from what was emitted: all of them when it is code that they share that does."""
+    """The kernels that differ from what was emitted: all of them when code that they share differs."""
     hashes = {k.name: k.source_hash for k in file.variant.kernels if k.source_hash}
     parts = sections(file.text)
     own = [name for name, emitted in hashes.items() if source_hash(parts.get(name, "")) != emitted]

@@ -18,19 +18,19 @@ _NO_CODE = re.compile(
 )
 _BOUNDS = re.compile(r"__launch_bounds__\s*\(\s*(\d+)")
 _REGISTER_UNIT = 8
-"""Registers are given to the threads of a warp so many at a time (CUDA occupancy calculator, 8.0 to 10.0)."""
+"""Registers are allocated to the threads of a warp in multiples of this (CUDA occupancy calculator, 8.0 to 10.0)."""
 
 
 @dataclass(frozen=True)
 class KernelSignature:
-    """What a kernel's first lines say. `max_threads`: of its `__launch_bounds__`, None when that is no number."""
+    """The first lines of a kernel. `max_threads` is that of `__launch_bounds__`, None when it is no number."""
 
     parameters: tuple[str, ...]
     max_threads: int | None
 
 
 def signature_of(source: str, kernel: str) -> KernelSignature | None:
-    """The signature of `extern "C" __global__ … kernel(…)` in a CUDA source; None when it is not written out there."""
+    """The signature of `extern "C" __global__ … kernel(…)` in a CUDA source; None when it is not written out."""
     code = _NO_CODE.sub(" ", source)
     match = re.search(rf"\b__global__\b([^;{{}}]*?)\b{re.escape(kernel)}\s*\(", code)
     if match is None:

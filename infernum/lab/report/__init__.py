@@ -1,1 +1,1 @@
-"""Pictures of what the compiler did: one HTML file about a whole bundle, and drawings of single graphs."""
+"""Pictures of a bundle: one HTML file about all of it, and drawings of single graphs."""

@@ -1,4 +1,4 @@
-"""Graphs told as plain data: nodes in order, what they read, and what becomes of them."""
+"""Graphs as plain data: nodes in order, with operands and what becomes of each."""
 
 from __future__ import annotations
 

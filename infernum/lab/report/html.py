@@ -48,7 +48,7 @@ def html_of(data: Mapping[str, Any], title: str) -> str:
 
 
 def _library(name: str) -> str:
-    """A library with its licence, which wants to go wherever it goes, and without its map, which does not."""
+    """A library with its licence, which must accompany it, and without the reference to its source map."""
     code = _SOURCE_MAP.sub("", _read(f"vendor/{name}.min.js"))
     return _script(f"/*!\n{_read(f'vendor/{name}.LICENSE')}*/\n{code}")
 

@@ -99,7 +99,7 @@ def _ranks(data: nx.DiGraph[str]) -> dict[str, int]:
 
 
 def _with_bends(data: nx.DiGraph[str], ranks: dict[str, int]) -> tuple[_Layers, dict[Edge, list[str]]]:
-    """The layers, and the bends of each edge, which are given ranks too."""
+    """The layers, and the bends of each edge, which get ranks too."""
     layers = _Layers([[] for _ in range(max(ranks.values()) + 1)])
     for name in data.nodes:
         layers.rows[ranks[name]].append(name)

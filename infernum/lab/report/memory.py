@@ -1,4 +1,4 @@
-"""The memory plan of a block over its steps: which bytes of the arena are taken from which step to which."""
+"""The memory plan of a block over its steps: which bytes of the arena each buffer occupies, and when."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from infernum.manifest import BlockVariant, Gemm, Launch, Pointer, Step, TensorS
 
 
 def tensors_of(step: Step) -> list[str]:
-    """The tensors that a step is given, in order."""
+    """The tensors among the arguments of a step, in order."""
     match step:
         case Launch():
             pointers = [arg for arg in step.args if isinstance(arg, Pointer)]

@@ -65,7 +65,7 @@ def _final_nodes(final: Graph) -> dict[str, str]:
 
 
 def _ends(block: BlockVariant) -> dict[str, int]:
-    """How many firings there had been when each rule had nothing more to do."""
+    """The number of firings, of all rules, after which each rule was done."""
     ends: dict[str, int] = {}
     fired = 0
     for rule in dict.fromkeys((*block.fired, *(r.rule for r in block.refused))):

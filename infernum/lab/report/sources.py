@@ -19,7 +19,7 @@ class Texts:
         self._numbers: dict[str, int] = {}
 
     def number(self, text: str) -> int:
-        """The number of a text, which is kept if it is new."""
+        """The number of a text, which is stored if it is new."""
         if text not in self._numbers:
             self._numbers[text] = len(self.texts)
             self.texts.append(text)

@@ -1,4 +1,4 @@
-// What is being looked at. All of it that a link should keep is in the URL's hash; views redraw when it changes.
+// What is being looked at. Everything that a link should preserve is in the URL's hash; views redraw when it changes.
 "use strict";
 
 const TABS = ["overview", "graph", "rules", "memory", "roofline"];
@@ -37,7 +37,7 @@ function measuredVariant() {
     return variantNames.includes(report.bench?.variant) ? report.bench.variant : variantNames[0];
 }
 
-// Change what is looked at. Another block or variant forgets the node, unless one is given. A block that is compiled once
+// Change what is looked at. Another block or variant forgets the node, unless `change` has one. A block that is compiled once
 // is of no variant in particular: the one that was looked at stays.
 function show(change) {
     if (change.variant === anyStep.name) change = { ...change, variant: state.variant };
