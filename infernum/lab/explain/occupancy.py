@@ -1,7 +1,7 @@
 """How many blocks of a kernel a multiprocessor holds at once, and what keeps it from holding more.
 
 The rules are those of the CUDA programming guide ("Multiprocessor Level", and the table of technical specifications
-per compute capability) and of `cuda_occupancy.h`, which has the units in which registers and shared memory are allocated.
+per compute capability) and of `cuda_occupancy.h`, which has the units of allocation of registers and shared memory.
 """
 
 from __future__ import annotations
