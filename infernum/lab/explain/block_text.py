@@ -7,11 +7,10 @@ from itertools import zip_longest
 
 from rich.text import Text
 
-from infernum.lab.explain.amounts import change, counted, flops, microseconds, nbytes
-from infernum.lab.explain.block import BlockExplanation, NodeGroup, Traced
-from infernum.lab.explain.facts import KernelFacts
-from infernum.lab.explain.kernel_text import step_of
-from infernum.lab.explain.paper import PALETTE, columns, fold, heading
+from infernum.lab.explain.amounts import change, counted, nbytes
+from infernum.lab.explain.block import BlockExplanation, NodeGroup
+from infernum.lab.explain.kernel_text import cost_of, cost_table, step_of
+from infernum.lab.explain.paper import PALETTE, fold, heading, paragraph
 
 SIDE_BY_SIDE = 100
 """From so many columns on, before and after stand beside each other."""
@@ -37,7 +36,8 @@ def _beside(block: BlockExplanation, width: int) -> Iterator[Text]:
         before, after = list(_before(group, left - 3)), list(_after(group, right - 2))
         blank = Text("")
         for here, there in zip_longest(before, after, fillvalue=blank):
-            line = Text().append(_BAR, style=colour).append(_padded(here, left - 2)).append(" ")
+            line = Text().append(_BAR, style=colour).append(here)
+            line.append(" " * max(1, left - 1 - len(here.plain)))
             yield line.append(_BAR, style=colour).append(there)
         yield blank
 
@@ -46,82 +46,46 @@ def _below(block: BlockExplanation, width: int) -> Iterator[Text]:
     yield heading(f"before: {counted(block.before.kernels, 'kernel')}; after: {block.after.kernels}")
     for i, group in enumerate(block.groups):
         colour = PALETTE[i % len(PALETTE)]
-        for line in _after(group, width - 2):
+        before = (Text("  ").append(line) for line in _before(group, width - 4))
+        for line in (*_after(group, width - 2), *before):
             yield Text().append(_BAR, style=colour).append(line)
-        for line in _before(group, width - 4):
-            yield Text().append(_BAR, style=colour).append("  ").append(line)
         yield Text("")
-
-
-def _padded(line: Text, width: int) -> Text:
-    padded = line.copy()
-    padded.pad_right(max(0, width - len(line.plain)))
-    return padded
 
 
 def _before(group: NodeGroup, width: int) -> Iterator[Text]:
     """The traced nodes of a group, each with its line of Python."""
     for traced in group.before:
-        yield from _node(traced, width)
-
-
-def _node(traced: Traced, width: int) -> Iterator[Text]:
-    call = traced.call
-    place = ", ".join(call.where)
-    attrs = "" if not traced.free else "  (free)"
-    text = f"{', '.join(call.results)} = {call.op}({', '.join(call.operands)}){attrs}"
-    first, *more = fold(text, width - len(place) - 1, rest="    ")
-    style = "dim" if traced.free else ""
-    yield Text().append(f"{first:<{width - len(place)}}", style=style).append(place, style="dim")
-    for line in more:
-        yield Text(line, style=style)
+        call, place, style = traced.call, ", ".join(traced.call.where), "dim" if traced.free else ""
+        text = f"{', '.join(call.results)} = {call.op}({', '.join(call.operands)})"
+        text += "  (free)" if traced.free else ""
+        first, *more = fold(text, width - len(place) - 1, rest="    ")
+        yield Text().append(f"{first:<{width - len(place)}}", style=style).append(place, style="dim")
+        yield from (Text(line, style=style) for line in more)
 
 
 def _after(group: NodeGroup, width: int) -> Iterator[Text]:
     """The kernels of a group, and the rules that made them."""
     for facts in group.kernels:
         yield Text(facts.kernel.name, style="bold")
-        for line in fold(_ops(facts), width, first="  "):
-            yield Text(line)
-        cost = f"{nbytes(facts.bytes)}, {flops(facts.flops)}, floor {microseconds(facts.floor_us)}"
-        for line in fold(cost, width, first="  "):
-            yield Text(line)
+        yield from paragraph(" → ".join(facts.kernel.ops), width)
+        yield from paragraph(cost_of(facts), width)
     if group.rules:
-        for line in fold(f"by {', '.join(dict.fromkeys(r.rule for r in group.rules))}", width, first="  "):
-            yield Text(line, style="dim")
+        names = ", ".join(dict.fromkeys(r.rule for r in group.rules))
+        yield from paragraph(f"by {names}", width, style="dim")
     before, after = group.amount_before, group.amount_after
     if before.kernels != after.kernels or before.bytes != after.bytes:
-        saved = (
-            f"{counted(before.kernels, 'kernel')} → {after.kernels}, {change(before.bytes, after.bytes, 'B')}"
-        )
-        for line in fold(saved, width, first="  "):
-            yield Text(line, style="dim")
-
-
-def _ops(facts: KernelFacts) -> str:
-    return " → ".join(facts.kernel.ops)
+        kernels = f"{counted(before.kernels, 'kernel')} → {after.kernels}"
+        yield from paragraph(f"{kernels}, {change(before.bytes, after.bytes, 'B')}", width, style="dim")
 
 
 def _totals(block: BlockExplanation, width: int) -> list[Text]:
     before, after = block.before, block.after
-    rows = [
-        ("", "kernels", "bytes", "FLOPs", "floor"),
-        (
-            "before",
-            str(before.kernels),
-            nbytes(before.bytes),
-            flops(before.flops),
-            microseconds(before.floor_us),
-        ),
-        ("after", str(after.kernels), nbytes(after.bytes), flops(after.flops), microseconds(after.floor_us)),
-    ]
     each = "the whole block" if block.layers <= 1 else f"one of {block.layers} layers"
-    lines = [heading(f"{block.block}.{block.variant}: {each}")]
-    lines += [Text(line) for line in columns(rows, right=(1, 2, 3, 4))]
+    lines = [heading(f"{block.block}.{block.variant}: {each}"), *cost_table(before, after)]
     saved, fewer = before.bytes - after.bytes, before.kernels - after.kernels
     if not saved and not fewer:
         return [*lines, Text("  as many kernels as before, and the same bytes")]
     share = f" ({abs(saved) / before.bytes:.2%})" if before.bytes else ""
     verb = "less" if saved >= 0 else "more"
     text = f"{fewer} fewer to launch, {nbytes(abs(saved))}{share} {verb} to move"
-    return [*lines, *(Text(line) for line in fold(text, width, first="  "))]
+    return [*lines, *paragraph(text, width)]

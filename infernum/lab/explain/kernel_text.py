@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from rich.text import Text
 
 from infernum.lab.explain.amounts import counted, flops, microseconds, nbytes, times
-from infernum.lab.explain.facts import Amount
+from infernum.lab.explain.facts import Amount, KernelFacts
 from infernum.lab.explain.kernel import KernelExplanation
 from infernum.lab.explain.ops_text import ops_text
-from infernum.lab.explain.paper import columns, fold, heading, paragraph
+from infernum.lab.explain.paper import columns, heading, paragraph
 from infernum.manifest import Launch
 from infernum.roofline import gpu_of
 from infernum.rule_phrases import TO, replacement
@@ -20,22 +20,29 @@ def kernel_text(explained: KernelExplanation, width: int) -> list[Text]:
     """Everything about one kernel, in `width` columns."""
     title = Text().append(explained.facts.kernel.name, style="bold cyan")
     title.append(f" in {explained.block}.{explained.variant}", style="bold")
-    parts = (ops_text, _rules, _python, _cost, _resources, _parameters, _choice)
-    lines = [
-        title.append(
-            f"  {step_of(explained.facts.tokens, explained.context)}, {explained.gpu}, {explained.arch}",
-            style="dim",
-        )
-    ]
-    for part in parts:
-        lines += part(explained, width)
-    lines += [heading("Source"), *_source(explained, width)]
-    return lines
+    step = step_of(explained.facts.tokens, explained.context)
+    title.append(f"  {step}, {explained.gpu}, {explained.arch}", style="dim")
+    parts = (ops_text, _rules, _python, _cost, _resources, _parameters, _choice, _source)
+    return [title, *(line for part in parts for line in part(explained, width))]
 
 
 def step_of(tokens: int, context: int) -> str:
     """The size of a step in words."""
-    return f"{tokens} token{'' if tokens == 1 else 's'}, context {context}"
+    return f"{counted(tokens, 'token')}, context {context}"
+
+
+def cost_of(facts: KernelFacts) -> str:
+    """The cost of one kernel in words."""
+    return f"{nbytes(facts.bytes)}, {flops(facts.flops)}, floor {microseconds(facts.floor_us)}"
+
+
+def cost_table(before: Amount, after: Amount) -> list[Text]:
+    """The cost before the rules and after them, one above the other."""
+    rows = [("", "kernels", "bytes", "FLOPs", "floor")]
+    for name, amount in (("before", before), ("after", after)):
+        costs = nbytes(amount.bytes), flops(amount.flops), microseconds(amount.floor_us)
+        rows.append((name, str(amount.kernels), *costs))
+    return [Text(line) for line in columns(rows, right=(1, 2, 3, 4))]
 
 
 def _rules(explained: KernelExplanation, width: int) -> list[Text]:
@@ -46,7 +53,7 @@ def _rules(explained: KernelExplanation, width: int) -> list[Text]:
     for i, rule in enumerate(explained.rules, start=1):
         text = rule.rule if rule.rule in described else f"{rule.rule}: {rule.why}"
         described.add(rule.rule)
-        lines += [Text(line, style="") for line in fold(text, width, first=f"  {i} ", rest="    ")]
+        lines += paragraph(text, width, first=f"  {i} ", rest="    ")
         lines += paragraph(replacement(rule.at, rule.made, TO), width, first="    ", style="dim")
     return lines
 
@@ -55,11 +62,11 @@ def _python(explained: KernelExplanation, width: int) -> list[Text]:
     lines = [heading("Python")]
     size = max(len(line.where) for line in explained.lines) if explained.lines else 0
     for line in explained.lines:
-        made = f"made {', '.join(line.made)}" if line.made else ""
         text = line.text if line.text is not None else "(the file is not at hand)"
         first = f"  {line.where:<{size}}  "
-        lines += [Text(each) for each in fold(text, width, first=first)]
-        lines += paragraph(made, width, first=" " * len(first), style="dim") if made else []
+        lines += paragraph(text, width, first=first)
+        if line.made:
+            lines += paragraph(f"made {', '.join(line.made)}", width, first=" " * len(first), style="dim")
     return lines
 
 
@@ -67,30 +74,17 @@ def _cost(explained: KernelExplanation, width: int) -> list[Text]:
     before, after, facts = explained.before, explained.after, explained.facts
     saved = before.bytes - after.bytes
     share = f"{saved / before.bytes:.1%} of the bytes" if before.bytes else ""
-    rows = [
-        ("", "kernels", "bytes", "FLOPs", "floor"),
-        ("before", *_cells(before)),
-        ("after", *_cells(after)),
-    ]
-    table = columns(rows, right=(1, 2, 3, 4))
-    lines = [heading("Cost"), *(Text(line) for line in table)]
+    lines = [heading("Cost"), *cost_table(before, after)]
     fewer = before.kernels - after.kernels
     if fewer or saved:
+        launches = f"{fewer} fewer to launch; " if fewer else ""
         verb = "saved" if saved >= 0 else "moves more by"
-        lines += paragraph(
-            f"{fewer} fewer to launch; {verb} {nbytes(abs(saved))}, {share}"
-            if fewer
-            else f"{verb} {nbytes(abs(saved))}, {share}",
-            width,
-        )
+        lines += paragraph(f"{launches}{verb} {nbytes(abs(saved))}, {share}", width)
     else:
         lines += paragraph("as many kernels as before, and the same bytes", width)
     if len(explained.together) > 1:
-        mine = f"{nbytes(facts.bytes)}, {flops(facts.flops)}, floor {microseconds(facts.floor_us)}"
-        lines += paragraph(
-            f"counted together with the others of its node ({', '.join(explained.together)}); {mine} are its own",
-            width,
-        )
+        node = f"counted together with the others of its node ({', '.join(explained.together)})"
+        lines += paragraph(f"{node}; {cost_of(facts)} are its own", width)
     gpu = gpu_of(explained.arch)
     bound = (
         f"memory: {nbytes(facts.bytes)} at {gpu.bytes_per_second / 1e12:.2f} TB/s"
@@ -98,15 +92,6 @@ def _cost(explained: KernelExplanation, width: int) -> list[Text]:
         else f"arithmetic: {flops(facts.flops)} at {gpu.flops_per_second / 1e12:.0f} TFLOP/s"
     )
     return [*lines, *paragraph(f"floor {microseconds(facts.floor_us)}, set by {bound}", width)]
-
-
-def _cells(amount: Amount) -> tuple[str, str, str, str]:
-    return (
-        str(amount.kernels),
-        nbytes(amount.bytes),
-        flops(amount.flops),
-        microseconds(amount.floor_us),
-    )
 
 
 def _resources(explained: KernelExplanation, width: int) -> list[Text]:
@@ -120,10 +105,7 @@ def _resources(explained: KernelExplanation, width: int) -> list[Text]:
         ("grid", _grid(facts.grid or (), step)),
         *([("clusters", _clusters(facts.cluster, step))] if facts.cluster > 1 else []),
         ("registers", f"{kernel.registers} a thread, {counted(kernel.spill_bytes, 'byte')} spilled"),
-        (
-            "shared memory",
-            _shared(step.shared_bytes, kernel.static_shared_bytes),
-        ),
+        ("shared memory", _shared(step.shared_bytes, kernel.static_shared_bytes)),
         ("occupancy", " ".join(_occupancy(explained))),
     ]
     lines = [heading("Resources")]
@@ -140,9 +122,8 @@ def _clusters(blocks: int, step: Launch) -> str:
 def _grid(grid: tuple[int, ...], step: Launch) -> str:
     sizes = [str(size) for size in step.grid if size != 1]
     formula = f" ({' × '.join(sizes)})" if any(not size.isdecimal() for size in sizes) else ""
-    return (
-        f"{times(grid)} {'block' if times(grid) == '1' else 'blocks'} of {times(step.block)} threads{formula}"
-    )
+    blocks = "1 block" if times(grid) == "1" else f"{times(grid)} blocks"
+    return f"{blocks} of {times(step.block)} threads{formula}"
 
 
 def _shared(dynamic: int, static: int) -> str:
@@ -189,7 +170,9 @@ def _choice(explained: KernelExplanation, width: int) -> list[Text]:
 
 def _source(explained: KernelExplanation, width: int) -> list[Text]:
     if not isinstance(explained.facts.step, Launch):
-        return paragraph(f"none of its own: {explained.source} holds the kernels beside it", width)
+        text = f"none of its own: {explained.source} holds the kernels beside it"
+        return [heading("Source"), *paragraph(text, width)]
     edited = [Text("  edited by hand since it was emitted", style="bold red")] if explained.edited else []
     template = f"{explained.source}, from the template {explained.facts.kernel.template}.cu.j2"
-    return [*edited, *paragraph(template, width), Text(f"  {explained.see}", style="green")]
+    see = Text(f"  {explained.see}", style="green")
+    return [heading("Source"), *edited, *paragraph(template, width), see]

@@ -30,9 +30,11 @@ def fold(text: str, width: int, *, first: str = "", rest: str | None = None) -> 
     return lines or [first.rstrip()]
 
 
-def paragraph(text: str, width: int, *, first: str = "  ", style: str = "") -> list[Text]:
+def paragraph(
+    text: str, width: int, *, first: str = "  ", rest: str | None = None, style: str = ""
+) -> list[Text]:
     """A folded text."""
-    return [Text(line, style=style) for line in fold(text, width, first=first)]
+    return [Text(line, style=style) for line in fold(text, width, first=first, rest=rest)]
 
 
 def columns(rows: Sequence[Sequence[str]], *, indent: str = "  ", right: Sequence[int] = ()) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 
 from infernum.lab.explain.history import RuleExplanation
-from infernum.lab.explain.paper import fold, heading, paragraph
+from infernum.lab.explain.paper import heading, paragraph
 from infernum.rule_phrases import TO, refusal, replacement
 
 
@@ -18,30 +18,20 @@ def rule_text(rule: RuleExplanation, width: int) -> list[Text]:
         return [*lines, *paragraph(text, width, first="", style="bold yellow")]
     if not rule.firings and not rule.refusals:
         return [*lines, heading("It fired nowhere in this bundle, and its pattern was found nowhere.")]
-    lines.append(
-        heading(f"Fired {_times(rule.firings)}" if rule.firings else "It fired nowhere in this bundle.")
-    )
+    fired = f"Fired {_times(rule.firings)}" if rule.firings else "It fired nowhere in this bundle."
+    lines.append(heading(fired))
     for places in rule.fired:
-        lines += _places(places.variants, width, "green")
-        lines += [
-            line
-            for at in places.at
-            for line in paragraph(replacement(at, places.outcome, TO), width, first="    ")
-        ]
+        lines += paragraph(", ".join(places.variants), width, style="green")
+        for at in places.at:
+            lines += paragraph(replacement(at, places.outcome, TO), width, first="    ")
     if not rule.refusals:
         return [*lines, heading("Refused nowhere: wherever its pattern was found, it fired.")]
     lines.append(heading(f"Refused {_times(rule.refusals)}"))
     for places in rule.refused:
-        lines += _places(places.variants, width, "yellow")
-        ends = "; ".join(places.at)
-        lines += [
-            Text(line) for line in fold(refusal(ends, places.outcome), width, first="    ", rest="      ")
-        ]
+        lines += paragraph(", ".join(places.variants), width, style="yellow")
+        text = refusal("; ".join(places.at), places.outcome)
+        lines += paragraph(text, width, first="    ", rest="      ")
     return lines
-
-
-def _places(variants: list[str], width: int, style: str) -> list[Text]:
-    return paragraph(", ".join(variants), width, style=style)
 
 
 def _times(count: int) -> str:
