@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.text import Text
 
 from infernum.lab.explain.amounts import change, counted, microseconds, nbytes
 from infernum.lab.explain.difference import BundleDiff, RuleDiff, Summary
 from infernum.lab.explain.kernel_difference import KernelDiff, Numbers
-from infernum.lab.explain.paper import columns, fold, heading, paragraph
+from infernum.lab.explain.paper import columns, heading, paragraph
 from infernum.lab.explain.text_diff import GraphDiff, SourceDiff
 
 _STYLES = {"+": "green", "-": "red", "@": "cyan"}
@@ -23,9 +23,8 @@ def diff_text(diff: BundleDiff, width: int) -> list[Text]:
     lines += _summary(diff.summary)
     if diff.ms_per_step is not None:
         before, after = diff.ms_per_step
-        lines.append(
-            Text(f"  one step: {before:.3f} ms → {after:.3f} ms ({after / before - 1:+.1%})", style="bold")
-        )
+        step = f"  one step: {before:.3f} ms → {after:.3f} ms ({after / before - 1:+.1%})"
+        lines.append(Text(step, style="bold"))
     if diff.is_empty:
         return [*lines, heading("no differences but in time")]
     lines += _facts(diff, width)
@@ -39,58 +38,39 @@ def diff_text(diff: BundleDiff, width: int) -> list[Text]:
     return lines
 
 
+_NUMBERS: dict[str, Callable[[Numbers], str]] = {
+    "kernels": lambda n: str(n.kernels),
+    "registers": lambda n: str(n.registers),
+    "spilled": lambda n: str(n.spills),
+    "bytes": lambda n: nbytes(n.bytes),
+    "floor": lambda n: microseconds(n.floor_us),
+    "time": lambda n: "–" if n.us is None else microseconds(n.us),
+}
+"""Columns of the table at the top; the last one is printed where times were measured."""
+
+
 def _summary(summary: Sequence[Summary]) -> Iterator[Text]:
     """The table at the top: numbers that differ as A → B, the others once."""
     timed = any(n is not None and n.us is not None for s in summary for n in (s.a, s.b))
-    header = (
-        "block",
-        "tokens",
-        "kernels",
-        "registers",
-        "spilled",
-        "bytes",
-        "floor",
-        *(("time",) if timed else ()),
-    )
-    rows = [header, *(_row(s, timed) for s in summary)]
-    table = columns(rows, right=range(1, len(header)))
-    yield heading(table[0])
-    for line, summary_row in zip(table[1:], summary, strict=True):
-        yield Text(line, style=_style(summary_row))
+    numbers = [name for name in _NUMBERS if timed or name != "time"]
+    rows = [(s.where, str(s.tokens), *(_cell(s, _NUMBERS[name]) for name in numbers)) for s in summary]
+    header, *lines = columns([("block", "tokens", *numbers), *rows], right=range(1, 2 + len(numbers)))
+    yield heading(header)
+    for line, s in zip(lines, summary, strict=True):
+        yield Text(line, style=_style(s))
 
 
-def _row(summary_row: Summary, timed: bool) -> tuple[str, ...]:
-    a, b = summary_row.a, summary_row.b
-    cells = [
-        _cell(a and str(a.kernels), b and str(b.kernels)),
-        _cell(a and str(a.registers), b and str(b.registers)),
-        _cell(a and str(a.spills), b and str(b.spills)),
-        _cell(a and nbytes(a.bytes), b and nbytes(b.bytes)),
-        _cell(a and microseconds(a.floor_us), b and microseconds(b.floor_us)),
-    ]
-    times = (
-        [_cell(*((n.us is not None and microseconds(n.us)) or "–" if n else None for n in (a, b)))]
-        if timed
-        else []
-    )
-    return (summary_row.where, str(summary_row.tokens), *cells, *times)
-
-
-def _cell(a: str | None, b: str | None) -> str:
+def _cell(s: Summary, text: Callable[[Numbers], str]) -> str:
+    a, b = (n and text(n) for n in (s.a, s.b))
     return str(a) if a == b else f"{a or '–'} → {b or '–'}"
 
 
-def _style(summary_row: Summary) -> str:
-    if summary_row.a is None or summary_row.b is None:
+def _style(s: Summary) -> str:
+    if s.a is None or s.b is None:
         return "yellow"
-    before, after = (_rank(n) for n in (summary_row.a, summary_row.b))
-    if before == after:
+    if all(before == after for _, before, after in s.costs):
         return "dim"
-    return "red" if any(y > x for x, y in zip(before, after, strict=True)) else "green"
-
-
-def _rank(numbers: Numbers) -> tuple[float, ...]:
-    return (numbers.kernels, numbers.spills, numbers.bytes)
+    return "red" if any(after > before for _, before, after in s.costs) else "green"
 
 
 def _facts(diff: BundleDiff, width: int) -> Iterator[Text]:
@@ -99,8 +79,7 @@ def _facts(diff: BundleDiff, width: int) -> Iterator[Text]:
     for fact in diff.facts:
         yield Text(f"  {fact.name}")
         for mark, value in (("-", fact.a), ("+", fact.b)):
-            for line in fold(str(value), width, first=f"    {mark} ", rest="      "):
-                yield Text(line, style=_STYLES[mark])
+            yield from paragraph(value, width, first=f"    {mark} ", style=_STYLES[mark])
 
 
 def _alike(rules: Sequence[RuleDiff]) -> Iterator[tuple[str, RuleDiff]]:
@@ -118,8 +97,8 @@ def _rule(rule: RuleDiff, where: str, width: int) -> Iterator[Text]:
     yield heading(f"Rule {rule.rule} in {where}" + (f": {fired}" if fired else ""))
     for mark, word, refusals in (("-", "no longer", rule.refusals_gone), ("+", "now", rule.refusals_new)):
         for refusal in refusals:
-            for line in fold(f"{word} refused at {refusal}", width, first=f"  {mark} ", rest="    "):
-                yield Text(line, style=_STYLES[mark])
+            text = f"{word} refused at {refusal}"
+            yield from paragraph(text, width, first=f"  {mark} ", style=_STYLES[mark])
 
 
 def _kernel(kernel: KernelDiff, width: int) -> Iterator[Text]:
@@ -131,9 +110,9 @@ def _kernel(kernel: KernelDiff, width: int) -> Iterator[Text]:
     if kernel.instead:
         word = "in the place of" if kernel.status == "added" else "its work is done by"
         yield from paragraph(f"{word} {', '.join(kernel.instead)}", width, style="dim")
-    parts = list(_deltas(kernel.a, kernel.b))
-    if parts:
-        yield from paragraph("; ".join(parts), width)
+    deltas = "; ".join(_deltas(kernel.a, kernel.b))
+    if deltas:
+        yield from paragraph(deltas, width)
 
 
 def _deltas(a: Numbers | None, b: Numbers | None) -> Iterator[str]:
@@ -155,13 +134,10 @@ def _deltas(a: Numbers | None, b: Numbers | None) -> Iterator[str]:
         yield f"{nbytes(a.bytes)} → {nbytes(b.bytes)} ({change(a.bytes, b.bytes, 'B')})"
         yield f"floor {microseconds(a.floor_us)} → {microseconds(b.floor_us)}"
     if a.occupancy != b.occupancy:
-        yield f"occupancy {_share(a.occupancy)} → {_share(b.occupancy)}"
+        shares = ("–" if n.occupancy is None else f"{n.occupancy:.0%}" for n in (a, b))
+        yield f"occupancy {' → '.join(shares)}"
     if a.us is not None and b.us is not None:
         yield f"{microseconds(a.us)} → {microseconds(b.us)} ({b.us / a.us - 1:+.1%})"
-
-
-def _share(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{fraction:.0%}"
 
 
 def _graph(graph: GraphDiff, width: int) -> Iterator[Text]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from infernum.bundle import Bundle
@@ -12,7 +12,7 @@ from infernum.lab.explain.kernel_difference import KernelDiff, Numbers, Side, ke
 from infernum.lab.explain.measurements import Measurements
 from infernum.lab.explain.names import every_variant
 from infernum.lab.explain.text_diff import GraphDiff, SourceDiff, graph_diff, source_diffs
-from infernum.manifest import BlockVariant, Manifest, RuleRefusal, spec_of, variant_names
+from infernum.manifest import BlockVariant, Manifest, spec_of, variant_names
 from infernum.rule_phrases import refusal
 
 SLOWER = 1.03
@@ -21,11 +21,11 @@ SLOWER = 1.03
 
 @dataclass(frozen=True)
 class Pair:
-    """One fact of both bundles; None where a bundle lacks it."""
+    """One fact of both bundles, "None" where a bundle lacks it."""
 
     name: str
-    a: str | None
-    b: str | None
+    a: str
+    b: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,19 @@ class Summary:
     tokens: int
     a: Numbers | None
     b: Numbers | None
+
+    @property
+    def costs(self) -> list[tuple[str, int, int]]:
+        """What is better when it is less, in the first and in the second bundle; nothing where one lacks it."""
+        a, b = self.a, self.b
+        if a is None or b is None:
+            return []
+        moved = f"bytes moved at {self.tokens} tokens"
+        return [
+            ("spilled bytes", a.spills, b.spills),
+            ("kernels", a.kernels, b.kernels),
+            (moved, a.bytes, b.bytes),
+        ]
 
 
 @dataclass(frozen=True)
@@ -102,16 +115,16 @@ def difference(
     renamed: dict[str, dict[str, str]] = {}
     for where in dict.fromkeys((*old, *new)):
         of_class = variant or where.rpartition(".")[2]
-        both = [bundle for bundle, chosen in ((a, old), (b, new)) if where in chosen]
-        tokens = min(spec_of(bundle.manifest.variants, of_class).max_tokens for bundle in both)
-        sides = [
+        bundles = [bundle for bundle, chosen in ((a, old), (b, new)) if where in chosen]
+        tokens = min(spec_of(bundle.manifest.variants, of_class).max_tokens for bundle in bundles)
+        before, after = (
             Side(bundle, chosen[where], facts_of(bundle, chosen[where], tokens=tokens), bench)
             if where in chosen
             else None
-            for bundle, chosen, bench in ((a, old, benches[0]), (b, new, benches[1]))
-        ]
-        before, after = sides
-        summary.append(Summary(where, tokens, _sum(before), _sum(after)))
+            for bundle, chosen, bench in zip((a, b), (old, new), benches, strict=True)
+        )
+        numbers = (side and numbers_of(side, side.facts) for side in (before, after))
+        summary.append(Summary(where, tokens, *numbers))
         files.append((before.variant.source if before else "", after.variant.source if after else ""))
         mine = kernel_diffs(where, before, after)
         kernels += mine
@@ -131,23 +144,19 @@ def difference(
         graphs=graphs,
         kernels=kernels,
         sources=source_diffs(a, b, files, renamed) if source else [],
-        cubins=_cubins(a, b, [(old[w], new[w]) for w in old if w in new]),
+        cubins=_cubins(a, b, old, new),
         ms_per_step=(steps[0], steps[1]) if len(steps) == 2 else None,
     )
 
 
 def regressions(diff: BundleDiff) -> list[str]:
     """What is worse in the second bundle, a line each."""
-    lines: list[str] = []
-    for s in diff.summary:
-        if s.a is None or s.b is None:
-            continue
-        worse = (
-            ("spilled bytes", s.a.spills, s.b.spills),
-            ("kernels", s.a.kernels, s.b.kernels),
-            (f"bytes moved at {s.tokens} tokens", s.a.bytes, s.b.bytes),
-        )
-        lines += [f"{s.where}: {name}: {before} → {after}" for name, before, after in worse if after > before]
+    lines = [
+        f"{s.where}: {name}: {before} → {after}"
+        for s in diff.summary
+        for name, before, after in s.costs
+        if after > before
+    ]
     if diff.ms_per_step is not None:
         before, after = diff.ms_per_step
         if after > before * SLOWER:
@@ -166,16 +175,15 @@ def _chosen(bundle: Bundle, block: str | None, variant: str | None) -> dict[str,
 
 
 def _facts(a: Manifest, b: Manifest) -> list[Pair]:
-    pairs = zip(_manifest_facts(a).items(), _manifest_facts(b).items(), strict=True)
-    differing = [Pair(name, before, after) for (name, before), (_, after) in pairs if before != after]
-    for name in dict.fromkeys((*a.model.config, *b.model.config)):
-        before, after = a.model.config.get(name), b.model.config.get(name)
-        if before != after:
-            differing.append(Pair(f"config {name}", str(before), str(after)))
-    return differing
+    before, after = _manifest_facts(a), _manifest_facts(b)
+    return [
+        Pair(name, str(before.get(name)), str(after.get(name)))
+        for name in dict.fromkeys((*before, *after))
+        if before.get(name) != after.get(name)
+    ]
 
 
-def _manifest_facts(manifest: Manifest) -> dict[str, str]:
+def _manifest_facts(manifest: Manifest) -> dict[str, object]:
     edits = [f"{file}: {', '.join(edit.kernels)}" for file, edit in manifest.edits.items()]
     return {
         "model": f"{manifest.model.name} ({manifest.model.family})",
@@ -189,6 +197,7 @@ def _manifest_facts(manifest: Manifest) -> dict[str, str]:
         "NVRTC": manifest.nvrtc or "none",
         "plugins": ", ".join(f"{p.name} {p.sha256[:12]}" for p in manifest.plugins) or "none",
         "edited by hand": "; ".join(edits) or "nothing",
+        **{f"config {name}": value for name, value in manifest.model.config.items()},
     }
 
 
@@ -196,7 +205,7 @@ def _rules(where: str, a: BlockVariant, b: BlockVariant) -> list[RuleDiff]:
     diffs: list[RuleDiff] = []
     refusing = (r.rule for r in (*a.refused, *b.refused))
     for rule in dict.fromkeys((*a.fired, *b.fired, *refusing)):
-        old, new = _refusals(a.refused, rule), _refusals(b.refused, rule)
+        old, new = ([refusal(r.at, r.reason) for r in v.refused if r.rule == rule] for v in (a, b))
         fired = a.fired.get(rule, 0), b.fired.get(rule, 0)
         gone, came = [r for r in old if r not in new], [r for r in new if r not in old]
         if fired[0] != fired[1] or gone or came:
@@ -204,16 +213,11 @@ def _rules(where: str, a: BlockVariant, b: BlockVariant) -> list[RuleDiff]:
     return diffs
 
 
-def _refusals(refused: Sequence[RuleRefusal], rule: str) -> list[str]:
-    return [refusal(r.at, r.reason) for r in refused if r.rule == rule]
-
-
-def _sum(side: Side | None) -> Numbers | None:
-    return None if side is None else numbers_of(side, side.facts)
-
-
-def _cubins(a: Bundle, b: Bundle, pairs: Sequence[tuple[BlockVariant, BlockVariant]]) -> list[str]:
+def _cubins(
+    a: Bundle, b: Bundle, chosen: Mapping[str, BlockVariant], others: Mapping[str, BlockVariant]
+) -> list[str]:
     """Compiled files that differ although their sources are the same."""
+    pairs = ((old, others[where]) for where, old in chosen.items() if where in others)
     return [
         new.cubin
         for old, new in pairs

@@ -57,52 +57,42 @@ class Side:
 
 def kernel_diffs(where: str, a: Side | None, b: Side | None) -> list[KernelDiff]:
     """Kernels that differ; those of both sides belong together by name, otherwise by the traced nodes they do."""
-    old = {f.kernel.name: f for f in a.facts} if a else {}
-    new = {f.kernel.name: f for f in b.facts} if b else {}
-    diffs: list[KernelDiff] = []
-    pairs = {name: name for name in new if name in old}
-    for name in (n for n in new if n not in pairs):
-        alike = (o for o in old if o not in pairs.values() and o not in new)
-        same = next((o for o in alike if old[o].kernel.origin == new[name].kernel.origin), None)
+    old = {f.kernel.name: (a, f) for f in a.facts} if a else {}
+    new = {f.kernel.name: (b, f) for f in b.facts} if b else {}
+    was = {name: name for name in new if name in old}
+    for name in (n for n in new if n not in was):
+        alike = (o for o in old if o not in was.values() and o not in new)
+        origin = new[name][1].kernel.origin
+        same = next((o for o in alike if old[o][1].kernel.origin == origin), None)
         if same is not None:
-            pairs[name] = same
-    for name, facts in new.items():
-        assert b is not None, "there are no kernels without a side"
-        numbers = numbers_of(b, [facts])
-        if name not in pairs:
+            was[name] = same
+    diffs: list[KernelDiff] = []
+    for name, (side, facts) in new.items():
+        numbers = numbers_of(side, [facts])
+        if name not in was:
             diffs.append(KernelDiff(where, name, "", "added", [], _sharing(facts, old), None, numbers))
             continue
-        assert a is not None, "a pair has two sides"
-        was = pairs[name]
-        what = _changes(a, old[was], b, facts)
-        if what:
-            diffs.append(
-                KernelDiff(where, name, was, "changed", what, [], numbers_of(a, [old[was]]), numbers)
-            )
-    for name in (n for n in old if n not in pairs.values()):
-        assert a is not None, "there are no kernels without a side"
-        diffs.append(
-            KernelDiff(
-                where, name, name, "removed", [], _sharing(old[name], new), numbers_of(a, [old[name]]), None
-            )
-        )
+        before, after = _traits(*old[was[name]]), _traits(side, facts)
+        changes = [trait for trait in before if before[trait] != after[trait]]
+        if changes:
+            old_side, old_facts = old[was[name]]
+            old_numbers = numbers_of(old_side, [old_facts])
+            diffs.append(KernelDiff(where, name, was[name], "changed", changes, [], old_numbers, numbers))
+    for name, (side, facts) in old.items():
+        if name not in was.values():
+            numbers, instead = numbers_of(side, [facts]), _sharing(facts, new)
+            diffs.append(KernelDiff(where, name, name, "removed", [], instead, numbers, None))
     return diffs
 
 
-def _sharing(facts: KernelFacts, others: Mapping[str, KernelFacts]) -> list[str]:
+def _sharing(facts: KernelFacts, others: Mapping[str, tuple[Side, KernelFacts]]) -> list[str]:
     """The kernels of another bundle that do work of the same traced nodes."""
-    mine = set(facts.kernel.origin)
-    return [name for name, other in others.items() if mine & set(other.kernel.origin)]
-
-
-def _changes(a: Side, old: KernelFacts, b: Side, new: KernelFacts) -> list[str]:
-    """What differs about one kernel, in words."""
-    before = _traits(a, old)
-    after = _traits(b, new)
-    return [name for name in before if before[name] != after[name]]
+    origin = set(facts.kernel.origin)
+    return [name for name, (_, other) in others.items() if origin & set(other.kernel.origin)]
 
 
 def _traits(side: Side, facts: KernelFacts) -> dict[str, object]:
+    """What is compared of a kernel, by the words for it."""
     kernel, step = facts.kernel, facts.step
     edit = side.bundle.manifest.edits.get(side.variant.source)
     return {

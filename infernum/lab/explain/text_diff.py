@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from infernum.bundle import Bundle, sections
@@ -37,10 +37,9 @@ class SourceDiff:
     lines: list[str]
 
 
-def unified(before: str, after: str, context: int = 3) -> list[str]:
+def unified(before: str, after: str) -> tuple[str, ...]:
     """A unified diff without the lines that name files."""
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=context, lineterm="")
-    return list(lines)[2:]
+    return tuple(difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm=""))[2:]
 
 
 def graph_diff(where: str, before: str, after: str) -> GraphDiff | None:
@@ -53,7 +52,7 @@ def graph_diff(where: str, before: str, after: str) -> GraphDiff | None:
         added=[name for name in new if name not in old],
         removed=[name for name in old if name not in new],
         changed=[name for name in new if name in old and new[name] != old[name]],
-        lines=unified(before, after),
+        lines=list(unified(before, after)),
     )
 
 
@@ -80,32 +79,28 @@ def source_diffs(
     """
     files_of: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
     for before, after in files:
-        file = after or before
         old = sections(a.read(before).decode()) if before else {}
         new = sections(b.read(after).decode()) if after else {}
-        names = renamed.get(after, {})
-        for name, status, lines in _parts(old, new, names):
-            files_of.setdefault((name, status, tuple(lines)), []).append(file)
+        for part in _parts(old, new, renamed.get(after, {})):
+            files_of.setdefault(part, []).append(after or before)
     return [SourceDiff(name, status, files, list(lines)) for (name, status, lines), files in files_of.items()]
 
 
 def _parts(
     old: Mapping[str, str], new: Mapping[str, str], names: Mapping[str, str]
-) -> list[tuple[str, str, list[str]]]:
+) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """(name, status, diff) of every part that differs: the parts of `new` in order, then the removed parts."""
-    differing: list[tuple[str, str, list[str]]] = []
     for name, text in new.items():
         before = names.get(name, name)
         if before not in old:
-            differing.append((name, "added", [] if _is_included(name) else unified("", text)))
+            yield name, "added", () if _is_included(name) else unified("", text)
         elif old[before] != text:
             status = "changed" if before == name else f"changed, was {before}"
-            differing.append((name, status, unified(old[before], text)))
+            yield name, status, unified(old[before], text)
     matched = {names.get(name, name) for name in new}
     for name, text in old.items():
         if name not in matched:
-            differing.append((name, "removed", [] if _is_included(name) else unified(text, "")))
-    return differing
+            yield name, "removed", () if _is_included(name) else unified(text, "")
 
 
 def _is_included(name: str) -> bool:
