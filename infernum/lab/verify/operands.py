@@ -12,7 +12,6 @@ from infernum import dims
 from infernum.codegen.places import Place
 from infernum.dtypes import DType, round_to
 from infernum.ir.block import PAGE
-from infernum.ir.op import Fused, Op
 from infernum.lab.verify.facts import Facts
 from infernum.lab.verify.units import Unit
 from infernum.lab.verify.values import Array, Kind, draw
@@ -153,15 +152,12 @@ def _unit_gain(name: str, shape: tuple[int, ...], dtype: DType) -> Array:
 
 def _read_by(unit: Unit, op: str, index: int) -> Iterator[int]:
     """The slots of the operands from which an op of the unit gets its operand `index`, also through other ops."""
-    fused = unit.node.op if isinstance(unit.node.op, Fused) else None
-    slots = {name: slot for slot, name in enumerate(fused.params)} if fused else {}
-    for node, read, body in unit.calls:
-        if not isinstance(node.op, Op) or node.op.name != op:
-            continue
-        name = read[index].node
-        while fused and name not in slots:
-            name = body.operands(name)[0].node
-        yield slots[name] if fused else index
+    slots = {node.name: slot for slot, node in enumerate(unit.body.inputs)}
+    for node in unit.body.calls_of(op):
+        name = unit.body.operands(node.name)[index].node
+        while name not in slots:
+            name = unit.body.operands(name)[0].node
+        yield slots[name]
 
 
 def weight_bytes(unit: Unit) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 
 import msgspec
@@ -15,9 +16,9 @@ from infernum.codegen.nvrtc import parse_arch
 from infernum.codegen.places import Place, places_of
 from infernum.dtypes import dtype as dtype_named
 from infernum.ir.graph import Graph, Input, Node, Value
-from infernum.ir.host import is_free
+from infernum.ir.host import body_of, is_free
 from infernum.ir.kernel import Target
-from infernum.ir.op import Fused, Op
+from infernum.ir.op import Op
 from infernum.ir.text import parse_graph
 from infernum.manifest import (
     ANY,
@@ -84,7 +85,6 @@ class Unit:
     variant: BlockVariant
     spec: VariantSpec
     graph: Graph
-    places: Mapping[Value, Place] = field(repr=False)
     node: Node
     program: UnitProgram = field(repr=False)
     kernels: tuple[Kernel, ...]
@@ -97,18 +97,15 @@ class Unit:
         """The names of its kernels and library products."""
         return " + ".join(kernel.name for kernel in self.kernels)
 
-    @property
-    def calls(self) -> tuple[tuple[Node, tuple[Value, ...], Graph], ...]:
-        """The primitive calls that the node stands for: each call, its operands, and the graph that holds them."""
-        if not isinstance(self.node.op, Fused):
-            return ((self.node, self.graph.operands(self.node.name), self.graph),)
-        graph = self.node.op.body
-        return tuple((node, graph.operands(node.name), graph) for node in graph.calls)
+    @cached_property
+    def body(self) -> Graph:
+        """The primitive calls that the node stands for. Its inputs are the operands of the node, in their order."""
+        return body_of(self.graph, self.node)
 
     @property
     def ops(self) -> tuple[str, ...]:
         """The primitive ops that the node computes, views among them."""
-        return tuple(node.op.name for node, *_ in self.calls if isinstance(node.op, Op))
+        return tuple(node.op.name for node in self.body.calls)
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -129,16 +126,16 @@ class Unit:
     @property
     def tolerance(self) -> float:
         """The tolerance of the coarsest float type to which a value within the node is rounded."""
-        nodes = [self.node, *(node for node, *_ in self.calls)]
-        return max(type_.dtype.tolerance for node in nodes for type_ in node.types)
+        return max(type_.dtype.tolerance for node in self.body.calls for type_ in node.types)
 
     @property
     def copies(self) -> bool:
         """True when every op, views aside, costs no FLOP: its results must keep every bit, also the sign of zero."""
         ones: dict[str, int] = dict.fromkeys((*dims.SYMBOLS, *dims.COSTS), 1)
-        for node, read, graph in self.calls:
+        for node in self.body.calls:
             assert isinstance(node.op, Op), f"{self}: a call of its body is not primitive"
-            call = node.op.call([graph.type(value) for value in read], node.types, node.attrs)
+            operands = [self.body.type(value) for value in self.body.operands(node.name)]
+            call = node.op.call(operands, node.types, node.attrs)
             if not is_free(node) and dims.evaluate(node.op.flops(call), ones) != 0:
                 return False
         return True
@@ -179,7 +176,7 @@ def units_of(bundle: Bundle, variant: BlockVariant, serving: str | None = None) 
             tuple(places[value] for value in graph.operands(node.name)),
             tuple(places[Value(node.name, i)] for i in range(len(node.types))),
         )
-        unit = Unit(bundle, variant, spec, graph, places, node, program, kernels)
+        unit = Unit(bundle, variant, spec, graph, node, program, kernels)
         for place in program.results:
             assert place.tensor in program.named, f"{unit}: does not write {place.tensor}"
         unknown = [name for name in program.scratch if not name.startswith(f"{node.name}.")]
