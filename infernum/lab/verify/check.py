@@ -164,9 +164,7 @@ def _run(bench: Bench, unit: Unit, program: UnitProgram, trial: Trial, verdict: 
     """The results of a program in a trial; their error, and sentences on what is wrong, enter the verdict."""
     image = Image(program, trial.facts, trial.operands)
     after = bench.run(image)
-    error, sentences = differences(
-        image, after, trial.expected, unit.tolerance, bitwise=unit.copies, may_flush=unit.uses_library
-    )
+    error, sentences = differences(unit, image, after, trial.expected)
     verdict.trials += 1
     verdict.wrong += [f"at {trial}: {sentence}" for sentence in sentences]
     if error > verdict.error or not verdict.at:

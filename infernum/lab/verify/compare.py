@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from infernum.dtypes import DType
 from infernum.lab.verify.image import Image
+from infernum.lab.verify.units import Unit
 from infernum.lab.verify.values import Array, bits_of, from_bits, smallest_normal, to_bits
 
 WRONG = math.inf
 """The error of a result that is NaN or infinite, of an integer that differs, of a copy that differs in a bit."""
 
 
-def differences(
-    image: Image,
-    after: Array,
-    expected: Sequence[Array],
-    tolerance: float,
-    *,
-    bitwise: bool = False,
-    may_flush: bool = False,
-) -> tuple[float, list[str]]:
+def differences(unit: Unit, image: Image, after: Array, expected: Sequence[Array]) -> tuple[float, list[str]]:
     """The largest error of any result, and a sentence for everything that is wrong with the memory `after`.
 
-    bitwise    results are copies, so that every bit counts, also the sign of zero
-    may_flush  denormal numbers may be flushed to zero, which NVIDIA does not exclude for its library
+    Where results are copies, every bit counts, also the sign of zero. The library may flush denormal numbers to zero,
+    which NVIDIA does not exclude.
     """
     errors: list[float] = [0.0]
     wrong: list[str] = []
-    may_change: dict[str, Array] = {}
+    tolerance, bitwise = unit.tolerance, unit.copies
+    may_change = np.zeros(len(image.bytes), np.uint8)
     inputs = {place.tensor for place in image.program.operands}
     for place, reference in zip(image.program.results, expected, strict=True):
         dtype = place.type.dtype
@@ -42,11 +36,9 @@ def differences(
             written = (before != reference) & ((before == before) | (reference == reference))
             if bitwise:
                 written |= (reference == reference) & (to_bits(before, dtype) != to_bits(reference, dtype))
-        begin, end = image.spans[place.tensor]
-        mask = may_change.setdefault(place.tensor, np.zeros(end - begin, np.uint8))
-        image.within(place, mask)[written.reshape(bits.shape)] = np.iinfo(bits_of(dtype)).max
+        image.value(place, may_change)[written.reshape(bits.shape)] = np.iinfo(bits_of(dtype)).max
         poisoned = (bits == np.iinfo(bits_of(dtype)).max).reshape(reference.shape)
-        least = smallest_normal(dtype) / (tolerance if may_flush and tolerance else 1.0)
+        least = smallest_normal(dtype) / (tolerance if unit.uses_library and tolerance else 1.0)
         error, what = compare(
             result, reference, written, dtype, tolerance, poisoned=poisoned, bitwise=bitwise, least=least
         )
@@ -61,14 +53,12 @@ def results_of(image: Image, after: Array) -> list[Array]:
     return [from_bits(image.value(place, after), place.type.dtype) for place in image.program.results]
 
 
-def _changed_elsewhere(image: Image, after: Array, may_change: Mapping[str, Array]) -> Iterator[str]:
+def _changed_elsewhere(image: Image, after: Array, may_change: Array) -> Iterator[str]:
     for name, (begin, end) in image.spans.items():
-        if name in image.program.scratch or np.array_equal(image.bytes[begin:end], after[begin:end]):
+        before, now = image.bytes[begin:end], after[begin:end]
+        if name in image.program.scratch or np.array_equal(before, now):
             continue
-        changed = image.bytes[begin:end] != after[begin:end]
-        if name in may_change:
-            changed &= may_change[name] == 0
-        if count := int(np.count_nonzero(changed)):
+        if count := int(np.count_nonzero((before != now) & (may_change[begin:end] == 0))):
             yield f"{count} bytes of {name} changed that should not have"
     for name, guard in image.guards():
         places = np.flatnonzero(after[guard] != image.bytes[guard])

@@ -44,12 +44,8 @@ class Image:
     def value(self, place: Place, image: Array) -> Array:
         """The bits at a place as [first dim, elements of a row], a view into the bytes of an image like this one."""
         begin, end = self.spans[place.tensor]
-        return self.within(place, image[begin:end])
-
-    def within(self, place: Place, tensor: Array) -> Array:
-        """The same view into the bytes of the place's tensor alone."""
         dtype = dtypes.dtype(self.program.spec(place.tensor).dtype)
-        rows = tensor.view(bits_of(dtype)).reshape(self._shapes[place.tensor])
+        rows = image[begin:end].view(bits_of(dtype)).reshape(self._shapes[place.tensor])
         return rows[:, place.offset : place.offset + math.prod(self.facts.sizes(place.type)[1:])]
 
     def _write(self, place: Place, values: Array) -> None:
