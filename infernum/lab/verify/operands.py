@@ -22,25 +22,13 @@ _STEEPEST = 32.0
 """Factor of attention's queries for "large": scores of ±130, whose powers overflow unless a maximum is subtracted."""
 
 
-def operands_of(
-    unit: Unit, facts: Facts, kind: Kind, factor: float, seed: list[int], weights: dict[Place, Array]
-) -> list[Array]:
-    """Values of every operand, by slot: float32 or int32, one array for operands in the same place.
+@dataclass
+class OperandSource:
+    """Draws the operands of one unit for one trial.
 
     factor   the factor of "large" values
     weights  values of weights that are the same in every trial; new ones are added
     """
-    drawn = _Operands(unit, facts, kind, factor, weights, np.random.default_rng([*seed, 1]))
-    arrays: dict[Place, Array] = {}
-    for slot, place in enumerate(unit.program.operands):
-        if place not in arrays:
-            arrays[place] = drawn.values(slot, place)
-    return [arrays[place] for place in unit.program.operands]
-
-
-@dataclass
-class _Operands:
-    """Draws the operands of one unit for one trial."""
 
     unit: Unit
     facts: Facts
@@ -52,9 +40,18 @@ class _Operands:
     def __post_init__(self) -> None:
         self.queries = set(_read_by(self.unit, "attention", 0))
         self.keys = set(_read_by(self.unit, "append", 1)) if self.queries else set[int]()
+        self.key_kind: Kind = "normal" if self.queries and self.kind in ("large", "denormal") else self.kind
         self.sampled = {*_read_by(self.unit, "advance", 0), *_read_by(self.unit, "mark_seen", 1)}
 
-    def values(self, slot: int, place: Place) -> Array:
+    def operands(self) -> list[Array]:
+        """Values of every operand, by slot: float32 or int32, one array for operands in the same place."""
+        arrays: dict[Place, Array] = {}
+        for slot, place in enumerate(self.unit.program.operands):
+            if place not in arrays:
+                arrays[place] = self._values(slot, place)
+        return [arrays[place] for place in self.unit.program.operands]
+
+    def _values(self, slot: int, place: Place) -> Array:
         shape, dtype = self.facts.sizes(place.type), place.type.dtype
         source = self.unit.source(place)
         match self.unit.role(place):
@@ -73,40 +70,31 @@ class _Operands:
                     tokens[self.rng.random(shape) < 0.25] = NO_TOKEN
                 return tokens
             case _ if slot in self.queries:
-                return self._gentle(shape, dtype)
+                return self._queries(shape, dtype)
             case _ if slot in self.keys:
-                return draw(self._key_kind(), shape, dtype, self.rng)
+                return draw(self.key_kind, shape, dtype, self.rng)
             case _:
                 values = draw(self.kind, shape, dtype, self.rng, self.factor)
                 return self._logits(values) if place.tensor == "logits" and self.kind == "normal" else values
 
-    def _gentle(self, shape: tuple[int, ...], dtype: DType) -> Array:
+    def _queries(self, shape: tuple[int, ...], dtype: DType) -> Array:
         """Queries. Their products with keys are exponents: large ones are steep, denormal ones would be flat.
 
         The rounding of a score becomes a relative error of its power, so the tolerance bounds the size of scores.
         """
-        match self.kind:
-            case "large":
-                steep = min(_STEEPEST, dtype.tolerance * 2.0**18)
-                return round_to(draw("normal", shape, dtype, self.rng, steep), dtype)
-            case "denormal":
-                return draw("normal", shape, dtype, self.rng)
-            case kind:
-                return draw(kind, shape, dtype, self.rng)
-
-    def _key_kind(self) -> Kind:
-        return "normal" if self.queries and self.kind in ("large", "denormal") else self.kind
+        if self.kind == "large":
+            return draw("normal", shape, dtype, self.rng, min(_STEEPEST, dtype.tolerance * 2.0**18))
+        return draw(self.key_kind, shape, dtype, self.rng)
 
     def _cache(self, shape: tuple[int, ...], dtype: DType, filled: Sequence[int]) -> Array:
         """A KV cache [pages, 2, kv_heads, 64, dim]: the first `filled[s]` positions of sequence s, NaN elsewhere."""
         kv = np.full(shape, np.nan, np.float32)
-        key_kind = self._key_kind()
         for pages, count in zip(self.facts.arrays["page_table"], filled, strict=True):
             for column in range(dims.ceildiv(count, PAGE)):
                 rows = min(PAGE, count - column * PAGE)
-                keys, values = kv[pages[column], 0, :, :rows], kv[pages[column], 1, :, :rows]
-                key_factor = self.factor if key_kind == self.kind else 1.0
-                keys[:] = draw(key_kind, keys.shape, dtype, self.rng, key_factor)
+                keys, values = kv[pages[column], :, :, :rows]
+                key_factor = self.factor if self.key_kind == self.kind else 1.0
+                keys[:] = draw(self.key_kind, keys.shape, dtype, self.rng, key_factor)
                 values[:] = draw(self.kind, values.shape, dtype, self.rng, self.factor)
         return kv
 

@@ -13,7 +13,7 @@ from infernum.codegen.places import Place
 from infernum.ir.graph import Node
 from infernum.ir.op import Fused, Op
 from infernum.lab.verify.facts import Chunks, Facts, ragged_step
-from infernum.lab.verify.operands import operands_of
+from infernum.lab.verify.operands import OperandSource
 from infernum.lab.verify.units import Unit
 from infernum.lab.verify.values import KINDS, LARGE, Array, Kind, largest_number
 
@@ -45,7 +45,8 @@ def trials(unit: Unit, chunks: Chunks, kinds: Iterable[Kind] = KINDS, again: int
     seen: set[bytes] = set()
     for kind in kinds:
         for factor in _factors(unit, kind):
-            operands = operands_of(unit, facts, kind, factor, seed, weights)
+            rng = np.random.default_rng([*seed, 1])
+            operands = OperandSource(unit, facts, kind, factor, weights, rng).operands()
             fingerprint = _fingerprint(operands)
             if fingerprint in seen:
                 break
