@@ -23,7 +23,8 @@ from infernum.lab.verify.random_graphs import random_graph
 from infernum.lab.verify.rule_firings import changed_part
 from infernum.lab.verify.rule_meaning import compare
 from infernum.lab.verify.rule_values import RuleTrial
-from infernum.lab.verify.rules import RuleVerdict, verify_rules
+from infernum.lab.verify.rule_verdict import RuleVerdict
+from infernum.lab.verify.rules import verify_rules
 from infernum.models.presets import resolve
 from infernum.ops import add, append, cast, columns, linear, mul, rms_norm, silu, stack_rows
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from infernum.bundle import Bundle
     from infernum.lab.verify.check import Verdict
-    from infernum.lab.verify.rules import RuleVerdict
+    from infernum.lab.verify.rule_verdict import RuleVerdict
     from infernum.lab.verify.units import Unit
     from infernum.llm import Progress
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 import infernum.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers the ops that graphs name
 from infernum import fusion, plugins
 from infernum.bundle import Bundle
+from infernum.compiler import Progress
 from infernum.dtypes import dtype as dtype_named
 from infernum.errors import BundleError
 from infernum.ir.graph import Graph
@@ -42,13 +43,6 @@ SMALL_TRIALS = (RuleTrial(14), RuleTrial(1))
 """Trials in random graphs: every kind of row, alike in all streams and mixed, and a single token.
 
 Numbers of tokens are even where there are several: then a step has a row of logits for each."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with the part of the check, the number of its items that are done, and the number of all."""
-
-TrialsOf = Callable[[GraphPair], Sequence[RuleTrial]]
-
-__all__ = ["RuleVerdict", "verify_rules"]
 
 
 def verify_rules(
@@ -103,9 +97,7 @@ class _RuleCheck:
             if variant.traced not in self.traced:
                 self.traced[variant.traced] = parse_graph(self.bundle.read(variant.traced).decode())
             target = target_of(self.bundle, spec_of(self.bundle.manifest.variants, variant.variant))
-            checked = self._in_graph(
-                self.traced[variant.traced], self.applied, target, lambda part, t=target: _trials_of(part, t)
-            )
+            checked = self._in_graph(self.traced[variant.traced], self.applied, target, in_bundle=True)
             for rule, places in checked.items():
                 self.tallies[rule].sites += places
         self.progress("blocks", len(variants), len(variants))
@@ -155,11 +147,7 @@ class _RuleCheck:
                 tally.sites += not self._compare(place, firing, [RuleTrial(1)]).unusable
 
     def _in_graph(
-        self,
-        graph: Graph,
-        rules: Sequence[Rule],
-        target: Target,
-        trials_of: TrialsOf = lambda part: SMALL_TRIALS,
+        self, graph: Graph, rules: Sequence[Rule], target: Target, *, in_bundle: bool = False
     ) -> Counter[str]:
         """Apply the rules in turn and check every firing: the number of places that were evaluated, by rule.
 
@@ -179,7 +167,8 @@ class _RuleCheck:
                         )
                     break
                 if tally is not None:
-                    place, trials = f"{name}, {target.variant}, at {firing.at}", trials_of(firing.part)
+                    place = f"{name}, {target.variant}, at {firing.at}"
+                    trials = _trials_of(firing.part, target) if in_bundle else SMALL_TRIALS
                     comparison = self._compare(place, firing, trials) if trials else Comparison()
                     if not trials:
                         tally.skipped.append((place, firing))

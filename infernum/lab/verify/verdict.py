@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from infernum import fusion
 from infernum.bundle import Bundle
+from infernum.compiler import Progress
 from infernum.errors import BundleError, DeviceError
 from infernum.lab.verify.bench import Bench
 from infernum.lab.verify.check import Verdict, check_unit
@@ -15,9 +16,6 @@ from infernum.lab.verify.decompose import decomposed_programs
 from infernum.lab.verify.units import Unit, units_of
 from infernum.manifest import BlockVariant, variant_names
 from infernum.runtime.layout import block_variant, check_arch
-
-Progress = Callable[[str, int, int], None]
-"""Called with the part of the work, the number of its items that are done, and the number of all."""
 
 
 def verify_units(
