@@ -115,6 +115,16 @@ class Gemm(Record, frozen=True, tag="gemm"):
 Step = Launch | Gemm
 
 
+def named_tensors(step: Step) -> list[str]:
+    """The tensors that a step names, in order of first use."""
+    match step:
+        case Launch():
+            pointers = [arg for arg in step.args if isinstance(arg, Pointer)]
+        case Gemm():
+            pointers = [p for p in (step.x, step.weight, step.bias, step.residual, step.out) if p is not None]
+    return list(dict.fromkeys(pointer.tensor for pointer in pointers))
+
+
 class Cost(Record, frozen=True):
     """Kernels, and the bytes and FLOPs they take together, as formulas over symbols."""
 

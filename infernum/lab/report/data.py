@@ -13,7 +13,7 @@ from infernum.lab.explain.graphs import graphs_of
 from infernum.lab.explain.history import reasons
 from infernum.lab.explain.measurements import MeasuredKernel, Measurements
 from infernum.lab.report.graphs import graph_data
-from infernum.lab.report.memory import buffer_data, tensors_of
+from infernum.lab.report.memory import buffer_data
 from infernum.lab.report.rules import rule_data
 from infernum.lab.report.sources import Texts, parts_of
 from infernum.manifest import (
@@ -25,6 +25,7 @@ from infernum.manifest import (
     Step,
     VariantSpec,
     any_step,
+    named_tensors,
     spec_of,
 )
 from infernum.roofline import CONTEXT, gpu_of
@@ -178,7 +179,7 @@ def _kernel_data(
     data["formulas"] = {"bytes": str(kernel.bytes), "FLOPs": str(kernel.flops)}
     data["before"] = {name: getattr(facts.before, name) for name in amounts}
     data["part"] = None if isinstance(step, Gemm) else kernel.name if kernel.name in parts else ""
-    data["tensors"] = tensors_of(step)
+    data["tensors"] = named_tensors(step)
     if isinstance(step, Launch):
         data |= {"grid": [str(n) for n in step.grid], "cluster": str(step.cluster)}
         data |= {"block": step.block, "shared_bytes": step.shared_bytes, "programmatic": step.programmatic}

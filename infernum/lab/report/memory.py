@@ -6,17 +6,7 @@ from typing import Any
 
 from infernum.dims import evaluate
 from infernum.dtypes import DTYPES
-from infernum.manifest import BlockVariant, Gemm, Launch, Pointer, Step, TensorSpec, VariantSpec
-
-
-def tensors_of(step: Step) -> list[str]:
-    """The tensors among the arguments of a step, in order."""
-    match step:
-        case Launch():
-            pointers = [arg for arg in step.args if isinstance(arg, Pointer)]
-        case Gemm():
-            pointers = [p for p in (step.x, step.weight, step.bias, step.residual, step.out) if p is not None]
-    return list(dict.fromkeys(pointer.tensor for pointer in pointers))
+from infernum.manifest import BlockVariant, TensorSpec, VariantSpec, named_tensors
 
 
 def nbytes(spec: TensorSpec, variant: VariantSpec) -> int:
@@ -30,7 +20,7 @@ def nbytes(spec: TensorSpec, variant: VariantSpec) -> int:
 
 def buffer_data(block: BlockVariant, variant: VariantSpec) -> list[dict[str, Any]]:
     """Every buffer with offset, bytes, and the steps that name it; it lives from the first to the last of them."""
-    used = [tensors_of(step) for step in block.steps]
+    used = [named_tensors(step) for step in block.steps]
     return [
         {
             "name": name,

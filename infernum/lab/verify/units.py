@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -20,18 +19,7 @@ from infernum.ir.host import body_of, is_free
 from infernum.ir.kernel import Target
 from infernum.ir.op import Op
 from infernum.ir.text import parse_graph
-from infernum.manifest import (
-    ANY,
-    BlockVariant,
-    Gemm,
-    Kernel,
-    Launch,
-    Pointer,
-    Step,
-    TensorSpec,
-    VariantSpec,
-    spec_of,
-)
+from infernum.manifest import ANY, BlockVariant, Kernel, TensorSpec, VariantSpec, named_tensors, spec_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +40,7 @@ class UnitProgram:
     @property
     def named(self) -> list[str]:
         """The tensors that the steps name, in order of first use."""
-        return list(dict.fromkeys(name for step in self.variant.steps for name in _named(step)))
+        return list(dict.fromkeys(name for step in self.variant.steps for name in named_tensors(step)))
 
     @property
     def tensors(self) -> list[str]:
@@ -95,7 +83,7 @@ class Unit:
     @property
     def name(self) -> str:
         """The names of its kernels and library products."""
-        return " + ".join(kernel.name for kernel in self.kernels)
+        return self.program.name
 
     @cached_property
     def body(self) -> Graph:
@@ -193,12 +181,3 @@ def target_of(bundle: Bundle, spec: VariantSpec) -> Target:
     return Target(
         parse_arch(bundle.arch), spec.name, spec.min_tokens, spec.max_tokens, dtype_named(manifest.dtype)
     )
-
-
-def _named(step: Step) -> Iterator[str]:
-    match step:
-        case Launch():
-            yield from (arg.tensor for arg in step.args if isinstance(arg, Pointer))
-        case Gemm():
-            operands = (step.x, step.weight, step.bias, step.residual, step.out)
-            yield from (pointer.tensor for pointer in operands if pointer is not None)
