@@ -569,5 +569,5 @@ def test_pages_are_handed_out_once_and_come_back():
     assert pool.allocate(1) is None
     pool.release(first)
     assert pool.free_pages == 3
-    with pytest.raises(AssertionError, match="given back"):
+    with pytest.raises(AssertionError, match="freed but not allocated"):
         pool.release(first)

@@ -28,6 +28,7 @@ from infernum.ir.block import BatchInputs, Tensor, Weights, block
 from infernum.ir.interpret import interpret
 from infernum.ir.kernel import Call, Layout, Refusal, Target, Template
 from infernum.ir.rewrite import fusion
+from infernum.ir.text import print_graph
 from infernum.ops import add, linear, rms_norm, silu
 
 DECODE = Target(arch=90, variant="t1", min_tokens=1, max_tokens=1, dtype=BF16)
@@ -74,7 +75,7 @@ def norm_add(x: Tensor, weight: Tensor, residual: Tensor, *, eps: float) -> Tens
 def main() -> None:
     traced = adapter.trace(Shape(), BF16)
     print("The block, decomposed\n")
-    print(traced)
+    print(print_graph(traced))
     decomposed = apply_rules(traced, select_rules(fuse=False), DECODE)
     show_kernels(plan_block(decomposed.graph, DECODE))
 
@@ -86,7 +87,7 @@ def main() -> None:
     add_rule(norm_add)
     fused = apply_rules(traced, select_rules(fuse=True), DECODE)
     show(fused)
-    print(f"\n{fused.graph}")
+    print(f"\n{print_graph(fused.graph)}")
 
     print("Its kernels, the product shortened\n")
     source = emit_block(plan_block(fused.graph, DECODE), "An adapter, one token.")
