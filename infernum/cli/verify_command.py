@@ -88,12 +88,12 @@ def _as_json(
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
-    def number(value: float) -> float | None:
-        return value if isfinite(value) else None  # JSON has no infinity
-
-    def told(verdict: Verdict | RuleVerdict) -> dict[str, Any]:
-        facts = {k: number(v) if isinstance(v, float) else v for k, v in asdict(verdict).items()}
-        return facts | {"ok": verdict.ok}
+    def record(verdict: Verdict | RuleVerdict) -> dict[str, Any]:
+        fields = asdict(verdict) | {"ok": verdict.ok}
+        infinite = [
+            name for name, value in fields.items() if isinstance(value, float) and not isfinite(value)
+        ]
+        return fields | dict.fromkeys(infinite)  # JSON has no infinity
 
     return {
         "bundle": str(bundle.folder),
@@ -101,8 +101,8 @@ def _as_json(
         "arch": bundle.arch,
         "gpu": gpu,
         "ok": ok,
-        "kernels": None if kernels is None else [told(v) | {"speed_up": v.speed_up} for v in kernels],
-        "rules": [told(verdict) for verdict in rules],
+        "kernels": None if kernels is None else [record(v) | {"speed_up": v.speed_up} for v in kernels],
+        "rules": [record(verdict) for verdict in rules],
     }
 
 
@@ -120,10 +120,11 @@ def _print(bundle: Bundle, gpu: str | None, kernels: list[Verdict] | None, rules
     if any(verdict.in_cache for verdict in kernels or ()):
         say("~ operands so small that both were timed out of the L2 cache")
     for verdict in kernels or ():
+        name = f"{verdict.block}.{verdict.variant} {verdict.kernel}"
         if verdict.note:
-            say(f"{verdict.block}.{verdict.variant} {verdict.kernel}: {verdict.note}")
+            say(f"{name}: {verdict.note}")
         for sentence in verdict.wrong:
-            say(f"{verdict.block}.{verdict.variant} {verdict.kernel} is wrong: {sentence}")
+            say(f"{name} is wrong: {sentence}")
     for rule in rules:
         if not rule.in_bundle:
             say(f"{rule.rule} is not in this bundle: no kernel of it was made by this rule")
@@ -132,30 +133,25 @@ def _print(bundle: Bundle, gpu: str | None, kernels: list[Verdict] | None, rules
 
 
 def _kernel_row(verdict: Verdict) -> tuple[object, ...]:
-    speed_up = (
-        "" if verdict.speed_up is None else f"{'~' if verdict.in_cache else ''}{verdict.speed_up:.2f} ×"
-    )
-    apart = "" if verdict.decomposed_error is None else _number(verdict.decomposed_error)
+    cached = "~" if verdict.in_cache else ""
     return (
         f"{verdict.block}.{verdict.variant}",
         f"{verdict.kernel} (edited)" if verdict.edited else verdict.kernel,
         ", ".join(verdict.ops),
         *_error(verdict.error, verdict.tolerance),
-        apart,
-        speed_up,
+        "" if verdict.decomposed_error is None else _number(verdict.decomposed_error),
+        "" if verdict.speed_up is None else f"{cached}{verdict.speed_up:.2f} ×",
         "ok" if verdict.ok else "WRONG",
     )
 
 
 def _error(error: float, tolerance: float) -> tuple[str, str]:
-    """An error, and its share of what it may be; exact results have no tolerance."""
-    return _number(error), _share(error / tolerance) if tolerance and isfinite(error) else ""
-
-
-def _share(share: float) -> str:
-    if share > 1000:
-        return "> 1000 ×"
-    return f"{share:.0f} ×" if share > 10 else f"{share:.0%}"
+    """An error, and its share of the tolerance; exact results have no tolerance."""
+    if not tolerance or not isfinite(error):
+        return _number(error), ""
+    share = error / tolerance
+    times = "> 1000 ×" if share > 1000 else f"{share:.0f} ×"
+    return _number(error), times if share > 10 else f"{share:.0%}"
 
 
 def _number(error: float) -> str:
