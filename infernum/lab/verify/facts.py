@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,7 +114,11 @@ def ragged_step(chunks: Chunks, vocab: int, rng: np.random.Generator) -> Facts:
     tokens = sum(lengths)
     query_start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     rows = np.arange(tokens) if tokens % 2 == 0 else query_start[1:] - 1
-    page_table, pages = _page_table(ends, rng)
+    page_counts = np.array([dims.ceildiv(end, PAGE) for end in ends])
+    pages = int(page_counts.sum()) + _SPARE_PAGES
+    page_table = np.full((len(ends), page_counts.max() + _SPARE_COLUMNS), -1)
+    in_use = np.arange(page_table.shape[1]) < page_counts[:, None]
+    page_table[in_use] = rng.permutation(pages)[: page_counts.sum()]
     batch = {
         "token_ids": rng.integers(0, vocab, tokens),
         "positions": np.concatenate([np.arange(start, start + new) for start, new in chunks]),
@@ -133,17 +137,6 @@ def ragged_step(chunks: Chunks, vocab: int, rng: np.random.Generator) -> Facts:
     }
     arrays = {item.name: batch[item.name].astype(item.dtype.numpy) for item in BATCH_INPUTS}
     return Facts(tuple(chunks), symbols, arrays | _sampling(len(rows), vocab, rng))
-
-
-def _page_table(ends: Sequence[int], rng: np.random.Generator) -> tuple[Array, int]:
-    """Pages for contexts of the given lengths, −1 where there is none; and how many the cache has."""
-    counts = [dims.ceildiv(end, PAGE) for end in ends]
-    pages = sum(counts) + _SPARE_PAGES
-    shuffled = iter(rng.permutation(pages))
-    table = np.full((len(ends), max(counts) + _SPARE_COLUMNS), -1, np.int32)
-    for row, count in enumerate(counts):
-        table[row, :count] = [next(shuffled) for _ in range(count)]
-    return table, pages
 
 
 def _sampling(rows: int, vocab: int, rng: np.random.Generator) -> dict[str, Array]:
