@@ -71,7 +71,10 @@ class InputValues:
             return facts.arrays[name]
         shape = facts.sizes(kind)
         if not kind.dtype.is_float:
-            return _integers(name, kind, shape, facts)
+            # bits for the set of seen tokens, and otherwise numbers below both the rows and the tokens
+            below = 2**31 if name == SEEN.name else min(facts.symbols["rows"], 8)
+            rng = np.random.default_rng(zlib.crc32(name.encode()))
+            return rng.integers(0, below, shape).astype(kind.dtype.numpy)
         return round_to(self._rows(name, _normal(name, shape), kind.dtype), kind.dtype)
 
     def _rows(self, name: str, numbers: Array, dtype: DType) -> Array:
@@ -127,13 +130,6 @@ def _facts(tokens: int) -> Facts:
     half = tokens // 2
     chunks = ((PAGE - 2, half), (3, tokens - half)) if half else ((PAGE - 2, tokens),)
     return ragged_step(chunks, VOCAB, np.random.default_rng(tokens))
-
-
-def _integers(name: str, kind: TensorType, shape: tuple[int, ...], facts: Facts) -> Array:
-    """Bits for the set of seen tokens, and otherwise numbers below both the rows and the tokens."""
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    below = 2**31 if name == SEEN.name else min(facts.symbols["rows"], 8)
-    return rng.integers(0, below, shape).astype(kind.dtype.numpy)
 
 
 @cache
