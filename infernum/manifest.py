@@ -39,6 +39,11 @@ class TensorSpec(Record, frozen=True):
     dtype: str
     shape: list[Formula]
 
+    @property
+    def type_text(self) -> str:
+        """The type as graphs print it: "bf16[tokens, 512]"."""
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
 
 class Buffer(Record, frozen=True):
     """An intermediate tensor at a fixed byte offset of the block's arena."""
@@ -330,3 +335,8 @@ class Manifest(Record, frozen=True):
 def variant_names(manifest: Manifest) -> list[str]:
     """The variants that blocks are compiled for, ANY among them where some block is compiled once."""
     return list(dict.fromkeys(name for compiled in manifest.blocks.values() for name in compiled))
+
+
+def every_variant(manifest: Manifest) -> list[BlockVariant]:
+    """Every block for every variant that it is compiled for."""
+    return [v for compiled in manifest.blocks.values() for v in compiled.values()]

@@ -7,26 +7,31 @@ from typing import TYPE_CHECKING
 from infernum.bundle import not_rebuilt
 from infernum.cli.console import print_table
 from infernum.ir.recipe_text import recipe_text
-from infernum.manifest import Gemm, Launch
+from infernum.manifest import Gemm, Launch, every_variant
 
 if TYPE_CHECKING:
     from infernum.bundle import Bundle
-    from infernum.manifest import BlockVariant, Kernel, Manifest, Step, TensorSpec
+    from infernum.manifest import BlockVariant, Kernel, Manifest, Step
 
 
 def print_overview(bundle: Bundle) -> None:
     """The manifest in a page."""
     manifest, model = bundle.manifest, bundle.manifest.model
+    compiled_for = (
+        f"{manifest.arch}, {manifest.dtype}, NVRTC {manifest.nvrtc}"
+        if manifest.arch
+        else f"NumPy, {manifest.dtype}, graphs only"
+    )
     facts = [
         ("model", f"{model.name} ({model.family}), {model.num_layers} layers, vocabulary {model.vocab_size}"),
         ("context", f"{model.context} tokens, in pages of {manifest.page_size}"),
         ("configuration", model.config_hash[:16]),
-        ("compiled for", f"{compiled_for(manifest)}, by Infernum {manifest.infernum}"),
+        ("compiled for", f"{compiled_for}, by Infernum {manifest.infernum}"),
         ("rules", ", ".join(manifest.rules) or "none"),
         ("samplers", ", ".join(manifest.samplers)),
         ("plugins", ", ".join(f"{p.name} {p.sha256[:16]}" for p in manifest.plugins) or "none"),
         ("edited by hand", edits_text(manifest) or "nothing"),
-        *(("not rebuilt", line) for line in waiting_lines(bundle)),
+        *(("not rebuilt", _waiting(bundle, name)) for name in not_rebuilt(bundle)),
     ]
     print_table(str(bundle.folder), ("", ""), facts)
     variants = [(v.name, f"{v.min_tokens} to {v.max_tokens}", v.max_rows) for v in manifest.variants]
@@ -37,27 +42,10 @@ def print_overview(bundle: Bundle) -> None:
             _size(v.arena_bytes),
             ", ".join(f"{name} ×{count}" for name, count in v.fired.items() if count),
         )
-        for block in manifest.blocks.values()
-        for v in block.values()
+        for v in every_variant(manifest)
     ]
-    columns = (
-        "block",
-        "variant",
-        "before",
-        "kernels",
-        "registers",
-        "spilled bytes",
-        "arena",
-        "rules that fired",
-    )
-    print_table("Blocks", columns, rows, numbers=columns[2:7])
-
-
-def compiled_for(manifest: Manifest) -> str:
-    """Architecture, dtype and compiler: `sm_90a, bf16, NVRTC 12.9`."""
-    if manifest.arch is None:
-        return f"NumPy, {manifest.dtype}, graphs only"
-    return f"{manifest.arch}, {manifest.dtype}, NVRTC {manifest.nvrtc}"
+    numbers = ("before", "kernels", "registers", "spilled bytes", "arena")
+    print_table("Blocks", ("block", "variant", *numbers, "rules that fired"), rows, numbers=numbers)
 
 
 def edits_text(manifest: Manifest) -> str:
@@ -65,12 +53,9 @@ def edits_text(manifest: Manifest) -> str:
     return ", ".join(f"{name} ({', '.join(edit.kernels)})" for name, edit in manifest.edits.items())
 
 
-def waiting_lines(bundle: Bundle) -> list[str]:
-    """A sentence for each file that was edited and is not compiled yet."""
-    return [
-        f"{name} differs from what was compiled; run `infernum rebuild {bundle.folder}`"
-        for name in not_rebuilt(bundle)
-    ]
+def _waiting(bundle: Bundle, name: str) -> str:
+    """A sentence about a file that was edited and is not compiled yet."""
+    return f"{name} differs from what was compiled; run `infernum rebuild {bundle.folder}`"
 
 
 def edited_kernels(bundle: Bundle, variant: BlockVariant) -> list[str]:
@@ -90,16 +75,15 @@ def print_block(bundle: Bundle, variant: BlockVariant) -> None:
     columns = ("", "name", "grid, block", "shared", "registers", "spilled", "instead of", "ops")
     print_table(f"{name}: steps, in order", columns, steps, numbers=columns[3:7])
     notes = [("edited by hand", ", ".join(edited))] if edited else []
-    notes += [
-        ("not rebuilt", line) for line in waiting_lines(bundle) if line.startswith(f"{variant.source} ")
-    ]
+    if variant.source in not_rebuilt(bundle):
+        notes.append(("not rebuilt", _waiting(bundle, variant.source)))
     if notes:
         print_table(f"{name}: {variant.source}", ("", ""), notes)
-    buffers = [(n, _type(b.spec), b.offset) for n, b in variant.buffers.items()]
+    buffers = [(n, b.spec.type_text, b.offset) for n, b in variant.buffers.items()]
     title = f"{name}: arena of {_size(variant.arena_bytes)}"
     print_table(title, ("buffer", "type", "offset"), buffers, numbers=("offset",))
     weights = [
-        (n, _type(w.spec), recipe_text(w.recipe, tuple(w.spec.shape))) for n, w in variant.weights.items()
+        (n, w.spec.type_text, recipe_text(w.recipe, tuple(w.spec.shape))) for n, w in variant.weights.items()
     ]
     print_table(f"{name}: weights", ("weight", "type", "made of"), weights)
     fired = [(f.rule, f.at, f.made) for f in variant.firings]
@@ -127,7 +111,7 @@ def _step_row(step: Step, kernel: Kernel, edited: bool) -> tuple[object, ...]:
 
 def print_kernel(bundle: Bundle, variant: BlockVariant, name: str) -> None:
     """What is known of the steps of one name in a block variant."""
-    waiting = [line for line in waiting_lines(bundle) if line.startswith(f"{variant.source} ")]
+    waiting = variant.source in not_rebuilt(bundle)
     for step, k in zip(variant.steps, variant.kernels, strict=True):
         if k.name != name:
             continue
@@ -139,7 +123,7 @@ def print_kernel(bundle: Bundle, variant: BlockVariant, name: str) -> None:
                 "source",
                 f"{variant.source}, edited by hand" if edited else variant.source if emitted else None,
             ),
-            *(("not rebuilt", line) for line in waiting if emitted),
+            ("not rebuilt", _waiting(bundle, variant.source) if waiting and emitted else None),
             ("node", k.node),
             ("ops", ", ".join(k.ops)),
             ("rules", ", ".join(k.rules) or "none"),
@@ -164,10 +148,6 @@ def _before(kernel: Kernel) -> str:
     if not before.kernels:
         return "nothing more: the step before it has what their node cost"
     return f"{before.kernels} kernel(s): {before.bytes} bytes, {before.flops} FLOPs"
-
-
-def _type(spec: TensorSpec) -> str:
-    return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
 
 
 def _size(nbytes: int) -> str:

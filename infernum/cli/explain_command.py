@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("explain", short_help="Explain how a block, kernel or rule came about.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=options.path)
 @click.argument("name", required=False, metavar="[BLOCK|KERNEL|RULE]")
 @click.option("--variant", help="Only this variant, a class of token counts, such as t1.")
 @click.option("--tokens", type=click.IntRange(min=1), help="Compute costs for a step of this many tokens.")
@@ -61,9 +61,10 @@ def _explain(
     from infernum.lab.explain.history import explain_rule
     from infernum.lab.explain.kernel import explain_kernels
     from infernum.lab.explain.kernel_text import kernel_text
-    from infernum.lab.explain.names import choose_variant, every_variant, find
+    from infernum.lab.explain.names import choose_variant, find
     from infernum.lab.explain.overview import explain_bundle, overview_text
     from infernum.lab.explain.rule_text import rule_text
+    from infernum.manifest import every_variant
 
     width = text_width()
     named = None if name is None else find(bundle, name)
@@ -74,7 +75,7 @@ def _explain(
     if named is None:
         overview = explain_bundle(bundle, variant=of_class, tokens=tokens, context=context)
         return overview, overview_text(overview, width)
-    variants = [v for v in every_variant(bundle) if v.serves(of_class)]
+    variants = [v for v in every_variant(bundle.manifest) if v.serves(of_class)]
     match named.kind:
         case "rule":
             rule = explain_rule(bundle, named.name, variants)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -38,6 +39,7 @@ def _load_plugins(ctx: click.Context, param: click.Parameter, value: tuple[str, 
         plugins.load_plugin(path)
 
 
+path = click.Path(path_type=Path)
 verbose = click.option(
     "-v",
     "--verbose",

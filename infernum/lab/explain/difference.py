@@ -10,9 +10,8 @@ from infernum.errors import BundleError
 from infernum.lab.explain.facts import facts_of
 from infernum.lab.explain.kernel_difference import KernelDiff, Numbers, Side, kernel_diffs, numbers_of
 from infernum.lab.explain.measurements import Measurements
-from infernum.lab.explain.names import every_variant
 from infernum.lab.explain.text_diff import GraphDiff, SourceDiff, graph_diff, source_diffs
-from infernum.manifest import BlockVariant, Manifest, spec_of, variant_names
+from infernum.manifest import BlockVariant, Manifest, every_variant, spec_of, variant_names
 from infernum.rule_phrases import refusal
 
 SLOWER = 1.03
@@ -169,7 +168,7 @@ def _chosen(bundle: Bundle, block: str | None, variant: str | None) -> dict[str,
         return {}
     return {
         f"{v.block}.{v.variant}": v
-        for v in every_variant(bundle)
+        for v in every_variant(bundle.manifest)
         if block in (None, v.block) and v.serves(variant)
     }
 

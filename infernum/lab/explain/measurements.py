@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from infernum.errors import InfernumError
-from infernum.manifest import Manifest
+from infernum.manifest import Manifest, every_variant
 
 
 class _Result(msgspec.Struct, frozen=True):
@@ -76,9 +76,7 @@ def read_measurements(path: Path, manifest: Manifest) -> Measurements:
         raise InfernumError(
             f"{path}: is of {measured.model}, and this bundle of {manifest.model.name}; measure this bundle"
         )
-    known = {
-        (v.block, v.variant, k.name) for b in manifest.blocks.values() for v in b.values() for k in v.kernels
-    }
+    known = {(v.block, v.variant, k.name) for v in every_variant(manifest) for k in v.kernels}
     for kernel in measured.kernels:
         if (kernel.block, kernel.variant, kernel.kernel) not in known:
             name = f"{kernel.block}.{kernel.variant}: {kernel.kernel}"

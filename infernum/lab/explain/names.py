@@ -9,7 +9,7 @@ from typing import Literal
 from infernum.bundle import Bundle
 from infernum.errors import BundleError
 from infernum.fusion import RULES
-from infernum.manifest import BlockVariant, VariantSpec, spec_of, variant_names
+from infernum.manifest import VariantSpec, every_variant, spec_of, variant_names
 
 Kind = Literal["block", "kernel", "rule"]
 
@@ -58,18 +58,13 @@ def find(bundle: Bundle, text: str) -> Named:
 
 def kernel_names(bundle: Bundle) -> list[str]:
     """Every kernel, in order of blocks, each name once."""
-    return list(dict.fromkeys(k.name for v in every_variant(bundle) for k in v.kernels))
+    return list(dict.fromkeys(k.name for v in every_variant(bundle.manifest) for k in v.kernels))
 
 
 def rule_names(bundle: Bundle) -> list[str]:
     """The rules that were tried, then others that are known here."""
-    tried = (name for v in every_variant(bundle) for name in v.fired)
+    tried = (name for v in every_variant(bundle.manifest) for name in v.fired)
     return list(dict.fromkeys((*bundle.manifest.rules, *tried, *(rule.name for rule in RULES))))
-
-
-def every_variant(bundle: Bundle) -> list[BlockVariant]:
-    """Every block for every variant that it is compiled for."""
-    return [v for variants in bundle.manifest.blocks.values() for v in variants.values()]
 
 
 def choose_variant(bundle: Bundle, variant: str | None, tokens: int | None) -> VariantSpec | None:

@@ -11,8 +11,9 @@ from infernum.lab.explain.amounts import microseconds, nbytes
 from infernum.lab.explain.block import BlockExplanation, explain_block
 from infernum.lab.explain.facts import Amount, total
 from infernum.lab.explain.history import explain_rule
-from infernum.lab.explain.names import every_variant, rule_names
+from infernum.lab.explain.names import rule_names
 from infernum.lab.explain.paper import columns, heading, paragraph
+from infernum.manifest import every_variant
 from infernum.roofline import CONTEXT, gpu_of
 
 
@@ -57,7 +58,7 @@ def explain_bundle(
 ) -> Overview:
     """Every block and rule of a bundle, or of one class of steps."""
     manifest = bundle.manifest
-    variants = [v for v in every_variant(bundle) if v.serves(variant)]
+    variants = [v for v in every_variant(manifest) if v.serves(variant)]
     blocks = [explain_block(bundle, v, tokens=tokens, context=context) for v in variants]
     rules = [explain_rule(bundle, name, variants) for name in rule_names(bundle)]
     return Overview(

@@ -16,7 +16,7 @@ from infernum.codegen.cubin import Cubin
 from infernum.codegen.nvrtc import compile_cuda, nvrtc_version
 from infernum.errors import BundleError, CompileError
 from infernum.lab.rebuild.fit import no_longer_waits, objections
-from infernum.manifest import BlockVariant, Edit, Kernel, Launch, Manifest
+from infernum.manifest import BlockVariant, Edit, Kernel, Launch, Manifest, every_variant
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,10 @@ class _File:
     """An edited file as it was read, and what it was compiled to."""
 
     variant: BlockVariant
-    data: bytes
+    digest: str
     text: str
     cubin: Cubin
     seconds: float
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
 
 
 def rebuild_bundle(bundle: Bundle, *, cache: Path | None) -> Rebuild:
@@ -74,15 +70,13 @@ def rebuild_bundle(bundle: Bundle, *, cache: Path | None) -> Rebuild:
         return Rebuild(bundle, (), ())
     _check_place(bundle.folder)
     files = _compile(bundle, edited, cache)
-    arch = bundle.arch
     _refuse(
         f"{bundle.folder / file.variant.source}: {reason}"
         for file in files
         for launch in _launches(file.variant)
-        for reason in objections(file.text, launch, file.cubin.kernels, arch)
+        for reason in objections(file.text, launch, file.cubin.kernels, bundle.arch)
     )
-    manifest = bundle.manifest
-    rebuilt: list[Rebuilt] = []
+    manifest, rebuilt = bundle.manifest, list[Rebuilt]()
     for file in files:
         variant, edit = _described(file), _edit(file, bundle)
         rebuilt.append(_rebuilt(file, variant, manifest.edits.get(variant.source), edit))
@@ -104,8 +98,7 @@ def _edited(bundle: Bundle) -> list[BlockVariant]:
         "missing": "is missing; compile the model again",
     }
     _refuse(f"{bundle.folder / name}: {lost[state]}" for name, state in states.items() if state in lost)
-    every = [v for variants in bundle.manifest.blocks.values() for v in variants.values()]
-    return [variant for variant in every if states.get(variant.source) == "edited"]
+    return [v for v in every_variant(bundle.manifest) if states.get(v.source) == "edited"]
 
 
 def _check_place(folder: Path) -> None:
@@ -132,7 +125,8 @@ def _compile(bundle: Bundle, edited: list[BlockVariant], cache: Path | None) -> 
             text = data.decode().replace("\r\n", "\n")
             begin = time.perf_counter()
             cubin = compile_cuda(text, name=variant.source, arch=bundle.arch, cache=cache, path=path)
-            return _File(variant, data, text, cubin, time.perf_counter() - begin)
+            seconds = time.perf_counter() - begin
+            return _File(variant, hashlib.sha256(data).hexdigest(), text, cubin, seconds)
         except UnicodeDecodeError as error:
             return CompileError(f"{path}: is not UTF-8 text (at byte {error.start}); save it as UTF-8")
         except CompileError as error:
@@ -180,11 +174,8 @@ def _changed(file: _File) -> list[str]:
     hashes = {k.name: k.source_hash for k in file.variant.kernels if k.source_hash}
     parts = sections(file.text)
     own = [name for name, emitted in hashes.items() if source_hash(parts.get(name, "")) != emitted]
-    return (
-        own
-        if own and source_hash(shared_code(file.text, hashes)) == file.variant.shared_hash
-        else list(hashes)
-    )
+    shared_is_emitted = source_hash(shared_code(file.text, hashes)) == file.variant.shared_hash
+    return own if own and shared_is_emitted else list(hashes)
 
 
 def _rebuilt(file: _File, after: BlockVariant, recorded: Edit | None, edit: Edit | None) -> Rebuilt:

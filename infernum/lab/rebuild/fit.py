@@ -47,8 +47,12 @@ def objections(source: str, launch: Launch, compiled: Mapping[str, KernelResourc
     signature = signature_of(source, name)
     if signature is None:
         return [f'{name}: its first lines cannot be read; write out `extern "C" __global__ void {name}(…)`']
-    reasons = [_arguments(signature, launch), _block(signature, resources, launch, gpu_of(arch))]
-    reasons.append(_shared(resources, launch, gpu_of(arch), arch))
+    gpu = gpu_of(arch)
+    reasons = (
+        _arguments(signature, launch),
+        _block(signature, resources, launch, gpu),
+        _shared(resources, launch, gpu, arch),
+    )
     return [f"{name} {reason}" for reason in reasons if reason]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from infernum.dims import evaluate
+from infernum.dims import size
 from infernum.dtypes import DTYPES
 from infernum.manifest import BlockVariant, TensorSpec, VariantSpec, named_tensors
 
@@ -12,10 +12,7 @@ from infernum.manifest import BlockVariant, TensorSpec, VariantSpec, named_tenso
 def nbytes(spec: TensorSpec, variant: VariantSpec) -> int:
     """Bytes of a tensor at the largest step of a variant, for which the arena is planned."""
     symbols = {"tokens": variant.max_tokens, "seqs": variant.max_tokens, "rows": variant.max_rows}
-    count = DTYPES[spec.dtype].bytes
-    for dim in spec.shape:
-        count *= evaluate(dim, symbols)
-    return count
+    return DTYPES[spec.dtype].bytes * size(tuple(spec.shape), symbols)
 
 
 def buffer_data(block: BlockVariant, variant: VariantSpec) -> list[dict[str, Any]]:
@@ -24,15 +21,10 @@ def buffer_data(block: BlockVariant, variant: VariantSpec) -> list[dict[str, Any
     return [
         {
             "name": name,
-            "type": type_text(buffer.spec),
+            "type": buffer.spec.type_text,
             "offset": buffer.offset,
             "bytes": nbytes(buffer.spec, variant),
             "steps": [i for i, names in enumerate(used) if name in names],
         }
         for name, buffer in block.buffers.items()
     ]
-
-
-def type_text(spec: TensorSpec) -> str:
-    """A tensor's type as graphs print it."""
-    return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
