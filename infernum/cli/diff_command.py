@@ -10,23 +10,13 @@ from infernum.cli import options
 
 
 @click.command("diff", short_help="Show what differs between two bundles.")
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a", type=options.path)
+@click.argument("b", type=options.path)
 @click.option("--block", help="Only this block.")
 @click.option("--variant", help="Only this variant, a class of token counts, such as t1.")
 @click.option("--source/--no-source", default=True, help="Show or hide the differences of the emitted CUDA.")
-@click.option(
-    "--bench-a",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Times of A, from `bench kernels --json`.",
-)
-@click.option(
-    "--bench-b",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Times of B, from `bench kernels --json`.",
-)
+@click.option("--bench-a", type=options.path, metavar="FILE", help="Times of A, from `bench kernels --json`.")
+@click.option("--bench-b", type=options.path, metavar="FILE", help="Times of B, from `bench kernels --json`.")
 @click.option(
     "--fail-on-regression",
     is_flag=True,

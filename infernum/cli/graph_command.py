@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("graph", short_help="Draw the graph of one block.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=options.path)
 @click.argument("block")
 @click.option("--variant", help="Variant, a class of token counts, such as t1. Default: the first.")
 @click.option("--before", is_flag=True, help="Draw the graph as it was traced, before any rule.")
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=options.path,
     metavar="FILE",
     help="File to write instead of stdout. An existing file is replaced.",
 )
@@ -65,10 +65,8 @@ def _choose(bundle: Bundle, block: str, variant: str | None) -> BlockVariant:
     blocks = bundle.manifest.blocks
     if block not in blocks:
         raise BundleError(f"{bundle.folder}: has no block {block!r}; it has {', '.join(blocks)}")
-    if variant is None:
-        return next(iter(blocks[block].values()))
     known = variant_names(bundle.manifest)
     serving = [v for v in blocks[block].values() if v.serves(variant)]
-    if variant not in known or not serving:
+    if variant not in (None, *known) or not serving:
         raise BundleError(f"{bundle.folder}: {block} has no variant {variant!r}; it has {', '.join(known)}")
     return serving[0]

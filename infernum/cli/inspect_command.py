@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect", short_help="Show what is in a bundle.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=options.path)
 @click.option("--block", help="Only this block: its kernels, memory plan, weights and refused rules.")
 @click.option("--variant", help="Only this variant, a class of token counts, such as t1.")
 @click.option("--kernel", help="Only this kernel.")
@@ -44,9 +44,8 @@ def command(
         else:
             click.echo(text, nl=False)
     elif as_json:
-        print_json(
-            _as_json(opened, chosen, kernel, whole=block is None and variant is None and kernel is None)
-        )
+        whole = (block, variant, kernel) == (None, None, None)
+        print_json(_as_json(opened, None if whole else chosen, kernel))
     elif kernel is not None:
         for each in chosen:
             bundle_tables.print_kernel(opened, each, kernel)
@@ -60,9 +59,9 @@ def command(
 def _choose(bundle: Bundle, block: str | None, variant: str | None, kernel: str | None) -> list[BlockVariant]:
     """The block variants that the options select. Raises BundleError when there are none."""
     from infernum.errors import BundleError
-    from infernum.manifest import variant_names
+    from infernum.manifest import every_variant, variant_names
 
-    every = [v for variants in bundle.manifest.blocks.values() for v in variants.values()]
+    every = every_variant(bundle.manifest)
     for what, name, known in (
         ("block", block, list(bundle.manifest.blocks)),
         ("variant", variant, variant_names(bundle.manifest)),
@@ -70,13 +69,9 @@ def _choose(bundle: Bundle, block: str | None, variant: str | None, kernel: str 
     ):
         if name is not None and name not in known:
             raise BundleError(f"{bundle.folder}: has no {what} {name!r}; it has {', '.join(known)}")
-    chosen = [
-        v
-        for v in every
-        if block in (None, v.block)
-        and v.serves(variant)
-        and (kernel is None or any(k.name == kernel for k in v.kernels))
-    ]
+    chosen = [v for v in every if block in (None, v.block) and v.serves(variant)]
+    if kernel is not None:
+        chosen = [v for v in chosen if any(k.name == kernel for k in v.kernels)]
     if not chosen:
         raise BundleError(f"{bundle.folder}: has no kernel {kernel!r} in that block and variant")
     return chosen
@@ -109,37 +104,28 @@ def _source(bundle: Bundle, chosen: list[BlockVariant], kernel: str | None) -> t
     return variant.source, heading + parts[kernel] if kernel in parts else text
 
 
-def _as_json(bundle: Bundle, chosen: list[BlockVariant], kernel: str | None, *, whole: bool) -> object:
-    """The manifest or the selected part of it, with the edits, and the files that are yet to be rebuilt."""
-    import msgspec
+def _as_json(bundle: Bundle, chosen: list[BlockVariant] | None, kernel: str | None) -> object:
+    """The manifest or the chosen part of it, with the edits, and the files that are yet to be rebuilt."""
+    from msgspec import to_builtins
 
     from infernum.bundle import not_rebuilt
     from infernum.cli.bundle_tables import edited_kernels
 
     waiting = not_rebuilt(bundle)
-    if whole:
-        return msgspec.to_builtins(bundle.manifest) | {"not_rebuilt": waiting}
-    if kernel is not None:
-        named = [(v, k) for v in chosen for k in v.kernels if k.name == kernel]
-        return {
-            "kernels": [
-                {
-                    "block": v.block,
-                    "variant": v.variant,
-                    **msgspec.to_builtins(k),
-                    "edited": k.name in edited_kernels(bundle, v),
-                    "not_rebuilt": v.source in waiting,
-                }
-                for v, k in named
-            ]
-        }
-    return {
-        "blocks": [
-            {
-                **msgspec.to_builtins(v),
-                "edited": edited_kernels(bundle, v),
-                "not_rebuilt": v.source in waiting,
-            }
+    if chosen is None:
+        return to_builtins(bundle.manifest) | {"not_rebuilt": waiting}
+    if kernel is None:
+        blocks = [
+            to_builtins(v) | {"edited": edited_kernels(bundle, v), "not_rebuilt": v.source in waiting}
             for v in chosen
         ]
-    }
+        return {"blocks": blocks}
+    kernels = [
+        {"block": v.block, "variant": v.variant}
+        | to_builtins(k)
+        | {"edited": kernel in edited_kernels(bundle, v), "not_rebuilt": v.source in waiting}
+        for v in chosen
+        for k in v.kernels
+        if k.name == kernel
+    ]
+    return {"kernels": kernels}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command("rebuild", short_help="Compile the kernels of a bundle that were edited.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=options.path)
 @click.option(
     "--run",
     "prompt",
@@ -122,14 +122,14 @@ def _as_json(outcome: Rebuild) -> dict[str, object]:
     }
 
 
-_RESOURCES = ("registers", "stack_bytes", "spill_bytes", "static_shared_bytes")
+def _resources(change: KernelChange) -> dict[str, tuple[int, int]]:
+    """The resources of a kernel by name, before and after."""
+    names = ("registers", "stack_bytes", "spill_bytes", "static_shared_bytes")
+    return {name: (getattr(change.before, name), getattr(change.after, name)) for name in names}
 
 
 def _change(change: KernelChange) -> dict[str, object]:
-    numbers = {
-        name: {"before": getattr(change.before, name), "after": getattr(change.after, name)}
-        for name in _RESOURCES
-    }
+    numbers = {name: {"before": a, "after": b} for name, (a, b) in _resources(change).items()}
     return {"name": change.after.name, "edited": change.edited, **numbers}
 
 
@@ -144,9 +144,7 @@ def _print(outcome: Rebuild) -> None:
             "" if i else file.file,
             change.after.name,
             "edited" if change.edited else "as emitted",
-            f"{change.before.registers} → {change.after.registers}",
-            f"{change.before.spill_bytes} → {change.after.spill_bytes}",
-            f"{change.before.static_shared_bytes} → {change.after.static_shared_bytes}",
+            *(f"{a} → {b}" for name, (a, b) in _resources(change).items() if name != "stack_bytes"),
             "" if i else f"{file.seconds:.2f} s",
         )
         for file in outcome.files

@@ -10,18 +10,18 @@ from infernum.cli import options
 
 
 @click.command("report", short_help="Write one HTML file that shows what the compiler did.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=options.path)
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=options.path,
     default=Path("report.html"),
     show_default=True,
     help="File to write, whose name ends in .html. An existing file is replaced.",
 )
 @click.option(
     "--bench",
-    type=click.Path(path_type=Path),
+    type=options.path,
     metavar="FILE",
     help="Measured times: a file with the output of `infernum bench kernels --json`.",
 )
