@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
 
-from infernum.bundle import Bundle
+from infernum.bundle import SECTION, Bundle, sections
 from infernum.ir.graph import Graph
 from infernum.lab.explain.facts import KernelFacts, facts_of
 from infernum.lab.explain.graphs import graphs_of
@@ -15,16 +17,15 @@ from infernum.lab.explain.measurements import MeasuredKernel, Measurements
 from infernum.lab.report.graphs import graph_data
 from infernum.lab.report.memory import buffer_data
 from infernum.lab.report.rules import rule_data
-from infernum.lab.report.sources import Texts, parts_of
 from infernum.manifest import (
     BlockVariant,
     Gemm,
     Kernel,
     Launch,
-    Manifest,
     Step,
     VariantSpec,
     any_step,
+    every_variant,
     named_tensors,
     spec_of,
 )
@@ -37,7 +38,10 @@ def report_data(bundle: Bundle, bench: Measurements | None = None) -> dict[str, 
     Costs are for the largest step of each variant at `CONTEXT` positions, or for the step that was measured. Texts
     and graphs that several variants share are there once, and numbered. Raises BundleError.
     """
-    manifest, texts, graphs = bundle.manifest, Texts(), Texts()
+    manifest = bundle.manifest
+    texts: dict[str, int] = {}
+    graphs: dict[str, int] = {}
+    tried = {rule for variant in every_variant(manifest) for rule in variant.fired}
     blocks = {
         name: {
             variant: _variant_data(bundle, block, spec_of(manifest.variants, variant), bench, texts, graphs)
@@ -49,35 +53,20 @@ def report_data(bundle: Bundle, bench: Measurements | None = None) -> dict[str, 
         "bundle": _bundle_data(bundle),
         "roof": _roof_data(bundle, bench),
         "bench": _bench_data(bench),
-        "rules": {name: why for name, why in reasons().items() if _mentions(manifest, name)},
+        "rules": {name: why for name, why in reasons().items() if name in tried},
         "blocks": blocks,
-        "graphs": [msgspec.json.decode(text) for text in graphs.texts],
-        "texts": texts.texts,
+        "graphs": [msgspec.json.decode(text) for text in graphs],
+        "texts": list(texts),
     }
 
 
 def _bundle_data(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
-    layers: dict[str, int] = {}
-    for stage in manifest.program:
-        layers[stage.block] = layers.get(stage.block, 0) + 1
-    copied = (
-        "infernum",
-        "nvrtc",
-        "arch",
-        "dtype",
-        "fuse",
-        "rules",
-        "page_size",
-        "samplers",
-        "plugins",
-        "edits",
-    )
+    layers = Counter(stage.block for stage in manifest.program)
+    copied = "infernum nvrtc arch dtype fuse rules page_size samplers plugins edits model variants"
     return {
         "name": bundle.folder.resolve().name,
-        **{name: msgspec.to_builtins(getattr(manifest, name)) for name in copied},
-        "model": msgspec.to_builtins(manifest.model),
-        "variants": msgspec.to_builtins(manifest.variants),
+        **msgspec.to_builtins(_fields(manifest, copied)),
         "any_step": msgspec.to_builtins(any_step(manifest.variants)),
         "layers": layers,
     }
@@ -98,14 +87,8 @@ def _roof_data(bundle: Bundle, bench: Measurements | None) -> dict[str, Any]:
 
 
 def _bench_data(bench: Measurements | None) -> dict[str, Any] | None:
-    if bench is None:
-        return None
-    whole = msgspec.to_builtins(bench)
-    return {name: value for name, value in whole.items() if name != "kernels"}
-
-
-def _mentions(manifest: Manifest, rule: str) -> bool:
-    return any(rule in v.fired for variants in manifest.blocks.values() for v in variants.values())
+    data = msgspec.to_builtins(bench)
+    return data and {name: value for name, value in data.items() if name != "kernels"}
 
 
 def _variant_data(
@@ -113,19 +96,23 @@ def _variant_data(
     block: BlockVariant,
     variant: VariantSpec,
     bench: Measurements | None,
-    texts: Texts,
-    graphs: Texts,
+    texts: dict[str, int],
+    graphs: dict[str, int],
 ) -> dict[str, Any]:
+    """One block variant. `texts` and `graphs` number the distinct texts of the report; new ones are added."""
     traced, final = graphs_of(bundle, block)
-    parts = parts_of(bundle.read(block.source).decode())
+    parts = _parts_of(bundle.read(block.source).decode())
+    before, after = (
+        graphs.setdefault(msgspec.json.encode(graph_data(graph)).decode(), len(graphs))
+        for graph in (traced, final)
+    )
+    edit = bundle.manifest.edits.get(block.source)
     return {
-        "traced": graphs.number(_json(graph_data(traced))),
-        "graph": graphs.number(_json(graph_data(final))),
+        "traced": before,
+        "graph": after,
         "source": block.source,
-        "parts": {name: texts.number(text) for name, text in parts.items()},
-        "edited": list(bundle.manifest.edits[block.source].kernels)
-        if block.source in bundle.manifest.edits
-        else [],
+        "parts": {name: texts.setdefault(text, len(texts)) for name, text in parts.items()},
+        "edited": edit.kernels if edit else [],
         "kernels": _kernels_data(bundle, block, bench, parts),
         "kernels_before": block.kernels_before_fusion,
         "fates": fates(block, traced, final),
@@ -133,6 +120,12 @@ def _variant_data(
         "arena_bytes": block.arena_bytes,
         "buffers": buffer_data(block, variant),
     }
+
+
+def _parts_of(source: str) -> dict[str, str]:
+    """The parts of an emitted file by name: included files and kernels; "" is what comes before them."""
+    head, _, _ = ("\n" + source).partition(SECTION)
+    return {"": head.strip() + "\n", **sections(source)}
 
 
 def fates(block: BlockVariant, traced: Graph, final: Graph) -> dict[str, dict[str, Any]]:
@@ -171,28 +164,26 @@ def _kernels_data(
 def _kernel_data(
     kernel: Kernel, step: Step, facts: KernelFacts, measured: MeasuredKernel | None, parts: dict[str, str]
 ) -> dict[str, Any]:
-    described = ("name", "node", "template", "ops", "rules", "where", "origin", "passed_over")
-    used = ("registers", "stack_bytes", "spill_bytes", "static_shared_bytes")
-    amounts = ("kernels", "bytes", "flops", "floor_us")
-    data: dict[str, Any] = {name: getattr(kernel, name) for name in (*described, *used)}
-    data |= {name: getattr(facts, name) for name in ("tokens", "bytes", "flops", "floor_us")}
+    data = _fields(kernel, "name node template ops rules where origin passed_over")
+    data |= _fields(kernel, "registers stack_bytes spill_bytes static_shared_bytes")
+    data |= _fields(facts, "tokens bytes flops floor_us")
     data["formulas"] = {"bytes": str(kernel.bytes), "FLOPs": str(kernel.flops)}
-    data["before"] = {name: getattr(facts.before, name) for name in amounts}
+    data["before"] = asdict(facts.before)
     data["part"] = None if isinstance(step, Gemm) else kernel.name if kernel.name in parts else ""
     data["tensors"] = named_tensors(step)
     if isinstance(step, Launch):
         data |= {"grid": [str(n) for n in step.grid], "cluster": str(step.cluster)}
-        data |= {"block": step.block, "shared_bytes": step.shared_bytes, "programmatic": step.programmatic}
+        data |= _fields(step, "block shared_bytes programmatic")
     else:
         data["product"] = {"m": str(step.m), "n": step.n, "k": step.k, "dtype": step.dtype}
     if facts.occupancy is not None:
-        names = ("blocks_per_sm", "warps", "limit", "fraction")
-        data["occupancy"] = {name: getattr(facts.occupancy, name) for name in names}
+        data["occupancy"] = _fields(facts.occupancy, "blocks_per_sm warps limit fraction")
     if measured is not None:
-        names = ("us", "alone_us", "bytes", "flops", "floor_us", "fraction", "gain_us", "layers")
-        data["measured"] = {name: getattr(measured, name) for name in names}
+        names = "us alone_us bytes flops floor_us fraction gain_us layers"
+        data["measured"] = _fields(measured, names)
     return data
 
 
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
+def _fields(record: object, names: str) -> dict[str, Any]:
+    """Some fields of a record, by name."""
+    return {name: getattr(record, name) for name in names.split()}

@@ -10,7 +10,8 @@ from html import escape
 from typing import Literal
 
 from infernum.ir.graph import Graph, Input, Node
-from infernum.lab.report.graphs import kind_of, ops_of
+from infernum.lab.explain.graphs import costs_nothing
+from infernum.lab.report.graphs import ops_of
 from infernum.lab.report.layout import GraphLayout, Point, lay_out
 from infernum.manifest import BlockVariant
 
@@ -57,13 +58,14 @@ def picture_of(graph: Graph, block: BlockVariant, *, before: bool) -> Picture:
         types = ", ".join(map(str, node.types))
         if node.is_input:
             return Box(node.name, "input", (f"{node.name}: {types}",))
-        free = kind_of(node) in ("view", "load")
         read = [v.node for v in graph.operands(node.name) if v.node in minor]
         named = kernels.get(node.name, []) if not before else []
         lines = [" + ".join(named), " → ".join(ops_of(node))] if named else [node.op.name]
         lines += [", ".join(dict.fromkeys(read))] if read else []
         hue = hues.get(at.get(node.name, "") if before else node.name)
-        return Box(node.name, "view" if free else "kernel", (*lines, f"%{node.name}: {types}"), hue)
+        return Box(
+            node.name, "view" if costs_nothing(node) else "kernel", (*lines, f"%{node.name}: {types}"), hue
+        )
 
     shown = [node for node in graph.nodes if node.name not in minor]
     results = [Box(f"result {i}", "result", ("result",)) for i, _ in enumerate(graph.outputs)]

@@ -6,9 +6,11 @@ over several layers goes through a bend in each of them.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from statistics import fmean
 
 import networkx as nx
 
@@ -37,12 +39,8 @@ class _Layers:
     """Boxes and bends in layers, from left to right, with the edges between neighbouring layers."""
 
     rows: list[list[str]]
-    above: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-    below: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-
-    def join(self, upper: str, lower: str) -> None:
-        self.below.setdefault(upper, []).append(lower)
-        self.above.setdefault(lower, []).append(upper)
+    above: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    below: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
 
 def lay_out(sizes: Mapping[str, tuple[float, float]], edges: Sequence[Edge]) -> GraphLayout:
@@ -110,7 +108,8 @@ def _with_bends(data: nx.DiGraph[str], ranks: dict[str, int]) -> tuple[_Layers, 
             ranks[bend] = rank
             layers.rows[rank].append(bend)
         for a, b in zip([upper, *chain], [*chain, lower], strict=True):
-            layers.join(a, b)
+            layers.below[a].append(b)
+            layers.above[b].append(a)
         chains[upper, lower] = chain
     return layers, chains
 
@@ -127,7 +126,7 @@ def _order(layers: _Layers) -> None:
         for i in indices:
             fixed = {name: at for at, name in enumerate(rows[i - 1 if down else i + 1])}
             mean = {
-                name: _mean([fixed[n] for n in neighbours.get(name, ()) if n in fixed], otherwise=at)
+                name: fmean([fixed[n] for n in neighbours[name] if n in fixed] or [at])
                 for at, name in enumerate(rows[i])
             }
             rows[i].sort(key=mean.__getitem__)
@@ -141,7 +140,7 @@ def _crossings(layers: _Layers, rows: Sequence[Sequence[str]]) -> int:
     count = 0
     for upper, lower in pairwise(rows):
         at = {name: i for i, name in enumerate(lower)}
-        ends = [at[user] for name in upper for user in sorted(layers.below.get(name, ()), key=at.__getitem__)]
+        ends = [at[user] for name in upper for user in sorted(layers.below[name], key=at.__getitem__)]
         count += sum(a > b for i, a in enumerate(ends) for b in ends[i + 1 :])
     return count
 
@@ -181,8 +180,3 @@ def _columns(layers: _Layers, widths: Mapping[str, float]) -> dict[str, float]:
 def _shorten(data: nx.DiGraph[str], start: str, end: str, weight: int) -> None:
     if not data.has_edge(start, end) or data.edges[start, end]["weight"] > weight:
         data.add_edge(start, end, weight=weight)
-
-
-def _mean(values: Iterable[float], *, otherwise: float) -> float:
-    numbers = list(values)
-    return sum(numbers) / len(numbers) if numbers else otherwise
