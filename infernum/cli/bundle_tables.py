@@ -97,16 +97,8 @@ def _step_row(step: Step, kernel: Kernel, edited: bool) -> tuple[object, ...]:
     if isinstance(step, Gemm):
         return ("gemm", step.name, f"{step.m} × {step.n} × {step.k}, {step.dtype}", "", "", "", before, ops)
     grid = f"({', '.join(map(str, step.grid))}), {' × '.join(str(n) for n in step.block if n > 1) or 1}"
-    return (
-        "edited" if edited else "launch",
-        step.kernel,
-        grid,
-        step.shared_bytes + kernel.static_shared_bytes,
-        kernel.registers,
-        kernel.spill_bytes,
-        before,
-        ops,
-    )
+    resources = (step.shared_bytes + kernel.static_shared_bytes, kernel.registers, kernel.spill_bytes)
+    return ("edited" if edited else "launch", step.kernel, grid, *resources, before, ops)
 
 
 def print_kernel(bundle: Bundle, variant: BlockVariant, name: str) -> None:
@@ -160,11 +152,7 @@ def _size(nbytes: int) -> str:
 
 def sizes_of(variant: BlockVariant) -> tuple[object, ...]:
     """Block, variant, kernels before and after fusion, most registers of a kernel, and spilled bytes."""
-    return (
-        variant.block,
-        variant.variant,
-        variant.kernels_before_fusion,
-        len(variant.steps),
-        max((k.registers for k in variant.kernels), default=0) or "–",
-        sum(k.spill_bytes for k in variant.kernels),
-    )
+    registers = max((k.registers for k in variant.kernels), default=0) or "–"
+    spilled = sum(k.spill_bytes for k in variant.kernels)
+    kernels = (variant.kernels_before_fusion, len(variant.steps))
+    return (variant.block, variant.variant, *kernels, registers, spilled)

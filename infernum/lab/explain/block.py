@@ -63,13 +63,11 @@ def explain_block(
     homes = _homes(traced, facts)
     groups: list[NodeGroup] = []
     for node in dict.fromkeys(f.kernel.node for f in facts):
-        mine = [f for f in facts if f.kernel.node == node]
-        before = [
-            Traced(call_of(traced, n), costs_nothing(n)) for n in traced.calls if homes.get(n.name) == node
-        ]
-        after = total(own(f) for f in mine)
-        rules = applied_to(variant, mine[0].kernel)
-        groups.append(NodeGroup(node, before, mine, rules, mine[0].before, after))
+        kernels = [f for f in facts if f.kernel.node == node]
+        calls = [n for n in traced.calls if homes.get(n.name) == node]
+        before = [Traced(call_of(traced, n), costs_nothing(n)) for n in calls]
+        rules, after = applied_to(variant, kernels[0].kernel), total(own(f) for f in kernels)
+        groups.append(NodeGroup(node, before, kernels, rules, kernels[0].before, after))
     spec = spec_of(bundle.manifest.variants, variant.variant)
     return BlockExplanation(
         block=variant.block,
@@ -91,14 +89,9 @@ def _homes(traced: Graph, facts: list[KernelFacts]) -> dict[str, str]:
     for node in traced.calls:
         if node.name in homes or not costs_nothing(node):
             continue
-        seen = [homes[v.node] for v in traced.operands(node.name) if v.node in homes]
-        read = [
-            homes[u] for i in range(len(node.types)) for u in _readers(traced, node.name, i) if u in homes
-        ]
-        if seen or read:
-            homes[node.name] = (*seen, *read)[0]
+        near = [value.node for value in traced.operands(node.name)]
+        near += [user for i in range(len(node.types)) for user, _ in traced.users(Value(node.name, i))]
+        home = next((homes[name] for name in near if name in homes), None)
+        if home is not None:
+            homes[node.name] = home
     return homes
-
-
-def _readers(graph: Graph, name: str, index: int) -> list[str]:
-    return [user for user, _ in graph.users(Value(name, index))]

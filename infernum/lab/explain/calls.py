@@ -57,9 +57,8 @@ def call_of(graph: Graph, node: Node, names: Mapping[Value, str] | None = None) 
     """A primitive call of a graph; `names`: names of values that differ from their own."""
     assert isinstance(node.op, Op), f"{node.name} is no primitive call"
     called = names or {}
-    attrs = {
-        n: _short(v) for n, v in node.attrs.items() if n not in node.op.defaults or node.op.defaults[n] != v
-    }
+    defaults = node.op.defaults
+    attrs = {n: _short(v) for n, v in node.attrs.items() if n not in defaults or defaults[n] != v}
     return OpCall(
         results=[_name(Value(node.name, i)) for i in range(len(node.op.results))],
         op=node.op.name,
@@ -98,14 +97,11 @@ def reads_of(graph: Graph, name: str, kernels: Mapping[str, str]) -> list[Kernel
 def writes_of(graph: Graph, name: str) -> list[KernelWrite]:
     """The results of one node, by their names in `graph`."""
     node = graph.node(name)
-    inside = (
-        node.op.body.outputs
-        if isinstance(node.op, Fused)
-        else [Value(name, i) for i in range(len(node.types))]
-    )
+    results = [Value(name, i) for i in range(len(node.types))]
+    inside = node.op.body.outputs if isinstance(node.op, Fused) else results
     return [
-        KernelWrite(_name(Value(name, i)), str(t), _name(value))
-        for i, (t, value) in enumerate(zip(node.types, inside, strict=True))
+        KernelWrite(_name(result), str(type_), _name(value))
+        for result, type_, value in zip(results, node.types, inside, strict=True)
     ]
 
 

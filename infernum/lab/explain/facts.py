@@ -9,7 +9,7 @@ from typing import Literal
 from infernum.bundle import Bundle
 from infernum.dims import evaluate
 from infernum.lab.explain.occupancy import Occupancy, occupancy
-from infernum.manifest import BlockVariant, Formula, Gemm, Kernel, Step, spec_of
+from infernum.manifest import BlockVariant, Cost, Gemm, Kernel, Step, spec_of
 from infernum.roofline import CONTEXT, Gpu, floor_seconds, gpu_of, step_symbols
 
 Bound = Literal["memory", "compute"]
@@ -68,14 +68,14 @@ def facts_of(
     ]
 
 
-def amount(arch: str, symbols: Mapping[str, int], kernels: int, nbytes: Formula, flops: Formula) -> Amount:
-    """An amount given as formulas over the symbols of a step."""
-    moved, computed = evaluate(nbytes, symbols), evaluate(flops, symbols)
-    return Amount(kernels, moved, computed, floor_seconds(arch, moved, computed) * 1e6)
+def amount(arch: str, symbols: Mapping[str, int], cost: Cost) -> Amount:
+    """The amount of a cost whose formulas are over the symbols of a step."""
+    nbytes, flops = evaluate(cost.bytes, symbols), evaluate(cost.flops, symbols)
+    return Amount(cost.kernels, nbytes, flops, floor_seconds(arch, nbytes, flops) * 1e6)
 
 
 def total(amounts: Iterable[Amount]) -> Amount:
-    """What kernels that run one after another take: their floors add up, and so does everything else."""
+    """The cost of kernels that run one after another: their floors add up, and so does everything else."""
     amounts = list(amounts)
     return Amount(
         sum(a.kernels for a in amounts),
@@ -88,8 +88,7 @@ def total(amounts: Iterable[Amount]) -> Amount:
 def _facts(
     arch: str, gpu: Gpu, kernel: Kernel, step: Step, tokens: int, symbols: Mapping[str, int]
 ) -> KernelFacts:
-    own = amount(arch, symbols, 1, kernel.bytes, kernel.flops)
-    before = amount(arch, symbols, kernel.before.kernels, kernel.before.bytes, kernel.before.flops)
+    own = amount(arch, symbols, Cost(kernels=1, bytes=kernel.bytes, flops=kernel.flops))
     memory_bound = own.bytes / gpu.bytes_per_second >= own.flops / gpu.flops_per_second
     fits, grid, cluster = None, None, 1
     if not isinstance(step, Gemm):
@@ -107,7 +106,7 @@ def _facts(
         flops=own.flops,
         floor_us=own.floor_us,
         bound="memory" if memory_bound else "compute",
-        before=before,
+        before=amount(arch, symbols, kernel.before),
         occupancy=fits,
         grid=grid,
         cluster=cluster,

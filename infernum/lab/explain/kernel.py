@@ -65,9 +65,9 @@ def explain_kernels(
 
     Raises BundleError when none of them has it.
     """
-    explanations = [
-        e for v in variants for e in explain_variant(bundle, v, name, tokens=tokens, context=context)
-    ]
+    explanations: list[KernelExplanation] = []
+    for variant in variants:
+        explanations += explain_variant(bundle, variant, name, tokens=tokens, context=context)
     if not explanations:
         raise BundleError(f"{bundle.folder}: has no kernel {name!r} in that variant; leave out --variant")
     return explanations

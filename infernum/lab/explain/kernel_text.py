@@ -138,12 +138,8 @@ def _occupancy(explained: KernelExplanation) -> Iterator[str]:
         return
     yield f"{fits.warps} of {gpu.threads_per_sm // 32} warps of an SM ({fits.fraction:.0%}),"
     yield f"{counted(fits.blocks_per_sm, 'block')};"
-    yield {
-        "threads": "limited by the threads that an SM holds",
-        "blocks": "limited by the blocks that an SM holds",
-        "registers": "limited by registers",
-        "shared memory": "limited by shared memory",
-    }[fits.limit]
+    of_sm = fits.limit in ("threads", "blocks")
+    yield f"limited by the {fits.limit} that an SM holds" if of_sm else f"limited by {fits.limit}"
     if explained.resident is not None and explained.resident < fits.blocks_per_sm:
         yield f"(this grid has at most {explained.resident} for each of {gpu.sms} SMs)"
 

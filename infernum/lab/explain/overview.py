@@ -12,7 +12,7 @@ from infernum.lab.explain.block import BlockExplanation, explain_block
 from infernum.lab.explain.facts import Amount, total
 from infernum.lab.explain.history import explain_rule
 from infernum.lab.explain.names import rule_names
-from infernum.lab.explain.paper import columns, heading, paragraph
+from infernum.lab.explain.paper import heading, paragraph, table
 from infernum.manifest import every_variant
 from infernum.roofline import CONTEXT, gpu_of
 
@@ -86,29 +86,20 @@ def _step(variant: str, blocks: list[BlockExplanation]) -> BlockSummary:
 
 def overview_text(overview: Overview, width: int) -> list[Text]:
     """The bundle in two tables, and commands to run next."""
-    title = (
-        Text()
-        .append(overview.model, style="bold cyan")
-        .append(f"  {overview.dtype}, {overview.arch}, in {overview.folder}", style="dim")
-    )
+    title = Text().append(overview.model, style="bold cyan")
+    title.append(f"  {overview.dtype}, {overview.arch}, in {overview.folder}", style="dim")
     header = ("block", "variant", "kernels", "", "", "bytes", "", "", "floor", "", "")
     rows = [header, *(_row(block) for block in (*overview.blocks, *overview.steps))]
-    table = columns(rows, right=(2, 4, 5, 7, 8, 10))
-    head, *body = table
-    sizes = sorted({block.tokens for block in overview.blocks})
-    step = (
-        f"in a step of {', '.join(map(str, sizes))} tokens, context {overview.context}, on one {overview.gpu}"
-    )
+    sizes = ", ".join(map(str, sorted({block.tokens for block in overview.blocks})))
+    step = f"in a step of {sizes} tokens, context {overview.context}, on one {overview.gpu}"
     lines = [title, heading("Blocks, before → after"), *paragraph(step, width, style="dim")]
-    lines += [Text(head, style="dim"), *(Text(line) for line in body)]
+    lines += table(rows, right=(2, 4, 5, 7, 8, 10))
     rules = [("rule", "fired", "refused", "")]
     rules += [
         (r.name, str(r.fired), str(r.refused), "" if r.enabled else "not enabled in this bundle")
         for r in overview.rules
     ]
-    head, *body = columns(rules, right=(1, 2))
-    lines += [heading("Rules"), Text(head, style="dim"), *(Text(line) for line in body)]
-    return [*lines, heading("Ask next"), *_hints(overview)]
+    return [*lines, heading("Rules"), *table(rules, right=(1, 2)), heading("Ask next"), *_hints(overview)]
 
 
 def _row(block: BlockSummary) -> tuple[str, ...]:

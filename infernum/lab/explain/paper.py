@@ -37,6 +37,12 @@ def paragraph(
     return [Text(line, style=style) for line in fold(text, width, first=first, rest=rest)]
 
 
+def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[Text]:
+    """Rows in columns under a dim header, the first row."""
+    header, *lines = columns(rows, right=right)
+    return [Text(header, style="dim"), *map(Text, lines)]
+
+
 def columns(rows: Sequence[Sequence[str]], *, indent: str = "  ", right: Sequence[int] = ()) -> list[str]:
     """Cells one below the other, two spaces apart; the columns `right` are aligned to the right."""
     sizes = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []

@@ -147,14 +147,13 @@ def fates(block: BlockVariant, traced: Graph, final: Graph) -> dict[str, dict[st
 def _kernels_data(
     bundle: Bundle, block: BlockVariant, bench: Measurements | None, parts: dict[str, str]
 ) -> list[dict[str, Any]]:
-    here = bench is not None and (not bench.variant or block.serves(bench.variant))
-    tokens, context = (bench.tokens, bench.context) if bench is not None and here else (None, None)
+    tokens, context, measured = None, None, dict[str, MeasuredKernel]()
+    if bench is not None:
+        if not bench.variant or block.serves(bench.variant):
+            tokens, context = bench.tokens, bench.context
+        here = (block.block, block.variant)
+        measured = {k.kernel: k for k in bench.kernels if (k.block, k.variant) == here}
     facts = facts_of(bundle, block, tokens=tokens, context=context or CONTEXT)
-    measured = {
-        k.kernel: k
-        for k in (bench.kernels if bench is not None else ())
-        if (k.block, k.variant) == (block.block, block.variant)
-    }
     return [
         _kernel_data(kernel, step, known, measured.get(kernel.name), parts)
         for kernel, step, known in zip(block.kernels, block.steps, facts, strict=True)
