@@ -17,11 +17,8 @@ if TYPE_CHECKING:
 def print_overview(bundle: Bundle) -> None:
     """The manifest in a page."""
     manifest, model = bundle.manifest, bundle.manifest.model
-    compiled_for = (
-        f"{manifest.arch}, {manifest.dtype}, NVRTC {manifest.nvrtc}"
-        if manifest.arch
-        else f"NumPy, {manifest.dtype}, graphs only"
-    )
+    compiler = f"NVRTC {manifest.nvrtc}" if manifest.arch else "graphs only"
+    compiled_for = f"{manifest.arch or 'NumPy'}, {manifest.dtype}, {compiler}"
     facts = [
         ("model", f"{model.name} ({model.family}), {model.num_layers} layers, vocabulary {model.vocab_size}"),
         ("context", f"{model.context} tokens, in pages of {manifest.page_size}"),

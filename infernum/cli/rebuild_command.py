@@ -61,8 +61,8 @@ def command(
     outcome = rebuild_bundle(opened, cache=cache_folder())
     warn(outcome.warnings)
     if as_json:
-        result = _as_json(outcome)
-        print_json(result if arguments is None else result | {"run": _run_for_json(arguments, context.obj)})
+        run = {} if arguments is None else {"run": _run_for_json(arguments, context.obj)}
+        print_json(_as_json(outcome) | run)
         return
     _print(outcome)
     if arguments is not None:

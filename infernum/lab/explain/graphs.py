@@ -19,11 +19,8 @@ def read_graph(bundle: Bundle, name: str) -> Graph:
         return parse_graph(text)
     except CompileError as error:
         used = ", ".join(plugin.name for plugin in bundle.manifest.plugins)
-        mend = (
-            f"the bundle was compiled with {used}: give it with --plugin"
-            if used
-            else "compile the model again"
-        )
+        plugin = f"the bundle was compiled with {used}: give it with --plugin"
+        mend = plugin if used else "compile the model again"
         raise BundleError(f"{bundle.folder / name}: {error}; {mend}") from error
 
 

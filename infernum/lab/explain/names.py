@@ -48,11 +48,8 @@ def find(bundle: Bundle, text: str) -> Named:
         return Named("block", block, variant)
     every = [n for k in allowed for n in known[k]]
     near = difflib.get_close_matches(name, every, n=3, cutoff=0.5)
-    hint = (
-        f"did you mean {' or '.join(dict.fromkeys(near))}?"
-        if near
-        else f"its blocks are {', '.join(known['block'])}"
-    )
+    blocks = f"its blocks are {', '.join(known['block'])}"
+    hint = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else blocks
     raise BundleError(f"{bundle.folder}: no block, kernel or rule is called {name!r}; {hint}")
 
 

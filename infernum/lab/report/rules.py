@@ -69,7 +69,6 @@ def _ends(block: BlockVariant) -> dict[str, int]:
     ends: dict[str, int] = {}
     fired = 0
     for rule in dict.fromkeys((*block.fired, *(r.rule for r in block.refused))):
-        last = max((i for i, firing in enumerate(block.firings, 1) if firing.rule == rule), default=0)
-        fired = max(fired, last)
+        fired = max([fired, *(i for i, firing in enumerate(block.firings, 1) if firing.rule == rule)])
         ends[rule] = fired
     return ends
