@@ -54,6 +54,7 @@ def _row_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     x = call.operands["x"]
     if x.width % 8:
         yield Refusal(f"x is {x}: a thread reads 8 elements of a row at once")
+        return
     yield Layout({"WIDTH": x.width, "VECTOR": 8, "THREADS": 128})
 
 
