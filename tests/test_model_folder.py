@@ -127,7 +127,7 @@ WEIGHTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "nothing": (
         lambda f: only(f, "config.json"),
-        r"has no model\.safetensors and no .*; download the model's weights into it",
+        r"has no model\.safetensors and no .*; download the model's weights into it, or .* --load-format dummy",
     ),
 }
 

@@ -74,7 +74,9 @@ def test_a_missing_template_is_named_with_the_folders_searched(own: Path, tmp_pa
 
 def test_a_missing_included_template_is_named_itself(own: Path) -> None:
     write(own / "scale.cu.j2", "{% include 'lost.cu.j2' %}")
-    with pytest.raises(CompileError, match=r"template lost\.cu\.j2 does not exist"):
+    with pytest.raises(
+        CompileError, match=r"template lost\.cu\.j2 does not exist; save it beside the plugin"
+    ):
         render("scale", {}, arch=90)
 
 

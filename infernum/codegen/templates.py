@@ -63,7 +63,9 @@ def _found(template_name: str, arch: int, read: Callable[[Environment, str], str
         return read(_environment(searched), name)
     except TemplateNotFound as error:
         looked = ", ".join(map(str, searched))
-        raise CompileError(f"template {error.name} does not exist; looked in {looked}") from error
+        raise CompileError(
+            f"template {error.name} does not exist; save it beside the plugin that uses it (looked in {looked})"
+        ) from error
     except TemplateSyntaxError as error:
         raise CompileError(f"{error.filename or error.name}:{error.lineno}: {error.message}") from error
     except TemplateError as error:

@@ -154,7 +154,8 @@ def find_weights(folder: Path) -> FolderWeights | Problem:
     if names:
         what = f"has {listed(names)}, but no {SINGLE} and no {INDEX}"
         return Problem(folder, what, f"rename the file that holds all weights to {SINGLE}")
-    return Problem(folder, f"has no {SINGLE} and no {INDEX}", "download the model's weights into it")
+    mend = "download the model's weights into it, or make random ones with --load-format dummy"
+    return Problem(folder, f"has no {SINGLE} and no {INDEX}", mend)
 
 
 def find_tokenizer(folder: Path) -> Path | Problem | None:
