@@ -53,13 +53,13 @@ class Common(TypedDict, total=False):
 
     spelled  the names of the field in config.json; default: the name of the dataclass field. Two names with different
              values are rejected
-    null     the value that null stands for, where null differs from an absent field
+    null     the value that null stands for, or a function as for the default, where null differs from an absent field
     when     a true-or-false field. Where it is false or absent, this field has its default, whatever config.json holds
     outside  in a nested configuration, the object around the nested object may hold the field too
     """
 
     spelled: tuple[str, ...]
-    null: object
+    null: Default
     when: str
     outside: bool
 
@@ -81,7 +81,7 @@ class ConfigField:
     misfit: Misfit = lambda value, config: None
     reader: Callable[[Fields, Any], Any] | None = None
     spelled: tuple[str, ...] = ()
-    null: object = UNSET
+    null: Default = UNSET
     when: str = ""
     outside: bool = False
     optional: bool = False

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import msgspec
 
 from infernum.errors import ConfigError
-from infernum.models.config_fields import UNSET, ConfigField, declared
+from infernum.models.config_fields import UNSET, ConfigField, Default, declared
 from infernum.models.fields import Fields, Unsupported, same, show
 from infernum.models.known_fields import ARCHITECTURE, HARMLESS, UNSUPPORTED
 
@@ -119,8 +119,8 @@ def _read(spec: ConfigField, inner: Fields, outer: Fields, config: Any) -> tuple
         return spec.reader(fields, config), fields.path(spec.spelled[0])
     if not on or not present:
         is_null = on and any(name in fields for fields, name in places)
-        value = spec.null if is_null and spec.null is not UNSET else _default(spec, inner, config)
-        return value, inner.path(spec.spelled[0])
+        default = spec.null if is_null and spec.null is not UNSET else spec.default
+        return _default(spec, default, inner, config), inner.path(spec.spelled[0])
     (fields, shown), *others = present
     value = fields[shown]
     if problem := spec.problem(value):
@@ -138,13 +138,13 @@ def _is_on(switch: str, fields: Fields, config: Any) -> bool:
     return getattr(config, switch) if hasattr(config, switch) else fields.flag(switch, False)
 
 
-def _default(spec: ConfigField, fields: Fields, config: Any) -> Any:
-    if spec.default is UNSET:
+def _default(spec: ConfigField, default: Default, fields: Fields, config: Any) -> Any:
+    if default is UNSET:
         raise fields.missing(spec.spelled[0])
-    if not callable(spec.default):
-        return spec.default
+    if not callable(default):
+        return default
     try:
-        return spec.default(config)
+        return default(config)
     except ConfigError as error:
         raise ConfigError(f"{fields.where}: {fields.path(str(error))}") from None
 

@@ -17,6 +17,11 @@ def _window_is_off(value: object, fields: Mapping[str, object]) -> bool:
     return fields.get("use_sliding_window") is False or _holds_context(value, fields)
 
 
+def _window_is_not_on(value: object, fields: Mapping[str, object]) -> bool:
+    """True when no switch turns the window on, or it covers the whole context."""
+    return fields.get("use_sliding_window") is None or _window_is_off(value, fields)
+
+
 def _no_window(value: object, fields: Mapping[str, object]) -> bool:
     """True when the switch is on, and the window is null or covers the whole context."""
     if "sliding_window" not in fields or value is not True:
@@ -109,6 +114,9 @@ ARCHITECTURE: dict[str, Unsupported] = {
     "rotary_pct": Unsupported("every element of a head must be rotated", (1,)),
 }
 """Fields of some families that a plain decoder lacks. Each family rejects those that its blocks lack."""
+
+SWITCHED_WINDOW = {"sliding_window": Unsupported(_WINDOW, unless=_window_is_not_on)}
+"""For families whose window has no effect where `use_sliding_window` is absent."""
 
 HARMLESS = frozenset(
     """

@@ -1,4 +1,7 @@
-"""Llama (Touvron et al. 2023, arXiv:2302.13971; Llama 3: arXiv:2407.21783): model_type `llama`."""
+"""Llama (Touvron et al. 2023, arXiv:2302.13971; Llama 3: arXiv:2407.21783), and the model types of its architecture.
+
+The blocks stand first. Below them, each further model type is a configuration: what it declares is what it changes.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from infernum.ir.block import BatchInputs, Tensor, Weights, block
-from infernum.models.config_fields import flag, integer, number, read_by, stored_dtype, width_per_head
+from infernum.models.config_fields import fixed, flag, integer, number, read_by, stored_dtype, width_per_head
 from infernum.models.family import Family
 from infernum.models.family_config import FamilyConfig
 from infernum.models.fields import Unsupported
-from infernum.models.known_fields import ARCHITECTURE
+from infernum.models.known_fields import ARCHITECTURE, SWITCHED_WINDOW
 from infernum.models.rope_fields import read_rope
 from infernum.ops import (
     add,
@@ -39,6 +42,8 @@ class LlamaConfig(FamilyConfig):
     """
 
     model_type: ClassVar[str] = "llama"
+    normed_heads: ClassVar[bool] = False
+    """True: each head of q and k is normalised before it is rotated."""
     refused = ARCHITECTURE | {
         "hidden_act": Unsupported("Llama's activation is silu", ("silu", "swish")),
         "rope_interleaved": Unsupported("heads must be rotated by halves, not by neighbours", (False,)),
@@ -82,6 +87,9 @@ def self_attention(h: Tensor, batch: BatchInputs, w: Weights, cfg: LlamaConfig) 
     q = heads(dense(h, w, "q_proj", query_size, bias=cfg.attention_bias), dim=cfg.head_dim)
     k = heads(dense(h, w, "k_proj", kv_size, bias=cfg.attention_bias), dim=cfg.head_dim)
     v = heads(dense(h, w, "v_proj", kv_size, bias=cfg.attention_bias), dim=cfg.head_dim)
+    if cfg.normed_heads:
+        q = rms_norm(q, w.tensor("q_norm.weight", cfg.head_dim), eps=cfg.rms_norm_eps)
+        k = rms_norm(k, w.tensor("k_norm.weight", cfg.head_dim), eps=cfg.rms_norm_eps)
     q, k = (rope(heads_of, batch.positions, rope=cfg.rope) for heads_of in (q, k))
     kv = append(
         batch.kv(cfg.num_key_value_heads, cfg.head_dim),
@@ -117,4 +125,26 @@ def vocabulary_table(name: str, w: Weights, cfg: LlamaConfig) -> Tensor:
     return w.tensor(names[0], cfg.vocab_size, cfg.hidden_size, alternatives=names[1:])
 
 
-FAMILY = Family(configs=(LlamaConfig,), first=embed, layer=lambda cfg, index: decoder, last=head)
+@dataclass(frozen=True)
+class Qwen3Config(LlamaConfig):
+    """Qwen 3 (Yang et al. 2025, arXiv:2505.09388): norms of the heads of q and k, with one weight for all heads.
+
+    A head has 128 elements unless head_dim says otherwise. `sliding_window` has no effect without `use_sliding_window`.
+    """
+
+    model_type: ClassVar[str] = "qwen3"
+    normed_heads: ClassVar[bool] = True
+    refused = dict(LlamaConfig.refused) | SWITCHED_WINDOW
+
+    num_key_value_heads: int = integer(32, null=lambda c: c.num_attention_heads)
+    head_dim: int = integer(128, maximum=65536, even="rotary embedding turns pairs")
+    mlp_bias: bool = fixed(False)
+    max_position_embeddings: int = integer(32768)
+
+
+FAMILY = Family(
+    configs=(LlamaConfig, Qwen3Config),
+    first=embed,
+    layer=lambda cfg, index: decoder,
+    last=head,
+)

@@ -19,8 +19,8 @@ def resolve(model: str) -> ModelSource:
     """
     if model == _DEMO:
         return read_model(demo_folder())
-    if model in _SHAPES:
-        return understand(Fields(_LLAMA_3_2_1B | _SHAPES[model], model))
+    if model in _MODELS:
+        return understand(Fields(_MODELS[model], model))
     folder = _expand(model)
     if folder is None or not is_listed(folder):
         raise _unknown(model)
@@ -75,16 +75,32 @@ _LLAMA_3_2_1B: dict[str, object] = {
     "eos_token_id": 128001,
 }
 
-_SHAPES: dict[str, dict[str, object]] = {
-    "llama": {},
-    "llama-3.2-1b": {},
-    "llama-3.2-3b": {
-        "hidden_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 24,
-        "head_dim": 128,
-    },
-    "llama-3.1-8b": {
+# The public config.json of Qwen/Qwen3-0.6B.
+_QWEN_3: dict[str, object] = {
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 40960,
+    "dtype": "bfloat16",
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+}
+
+_MODELS: dict[str, dict[str, object]] = {
+    "llama": _LLAMA_3_2_1B,
+    "llama-3.2-1b": _LLAMA_3_2_1B,
+    "llama-3.2-3b": _LLAMA_3_2_1B
+    | {"hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24, "head_dim": 128},
+    "llama-3.1-8b": _LLAMA_3_2_1B
+    | {
         "hidden_size": 4096,
         "intermediate_size": 14336,
         "num_hidden_layers": 32,
@@ -92,9 +108,37 @@ _SHAPES: dict[str, dict[str, object]] = {
         "rope_parameters": _ROPE | {"factor": 8.0},
         "tie_word_embeddings": False,
     },
+    "qwen3-0.6b": _QWEN_3,
+    "qwen3-1.7b": _QWEN_3 | {"hidden_size": 2048, "intermediate_size": 6144},
+    "qwen3-4b": _QWEN_3
+    | {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
+    "qwen3-8b": _QWEN_3
+    | {
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "tie_word_embeddings": False,
+    },
+    "qwen3-14b": _QWEN_3
+    | {
+        "hidden_size": 5120,
+        "intermediate_size": 17408,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "tie_word_embeddings": False,
+    },
+    "qwen3-32b": _QWEN_3
+    | {
+        "hidden_size": 5120,
+        "intermediate_size": 25600,
+        "num_hidden_layers": 64,
+        "num_attention_heads": 64,
+        "tie_word_embeddings": False,
+    },
 }
-"""Presets without weights, and how each differs from Llama 3.2 1B."""
+"""Presets without weights: the fields of their config.json."""
 
 _DEMO = "dante"
-PRESETS = (*_SHAPES, _DEMO)
+PRESETS = (*_MODELS, _DEMO)
 """The names of models that need no folder."""

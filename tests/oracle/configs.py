@@ -1,4 +1,4 @@
-"""The tiny Llamas whose logits transformers has computed for us: what each is, and what it is there to catch.
+"""The tiny models whose logits transformers has computed for us: what each is, and what it is there to catch.
 
 A configuration is a plain dict, exactly what the checkpoint's `config.json` holds. Both spellings that
 transformers has used occur: `rope_theta` + `rope_scaling` and `torch_dtype` (up to version 4),
@@ -54,6 +54,11 @@ def _llama(
         "eos_token_id": 2,
         **rest,
     }
+
+
+def _model(architecture: str, model_type: str, **fields: Any) -> Config:
+    """The fields of a model of Llama's architecture, under another model type."""
+    return _llama(**fields) | {"architectures": [f"{architecture}ForCausalLM"], "model_type": model_type}
 
 
 # 200 tokens with these values reach all three of llama3's bands: kept, blended and divided frequencies.
@@ -303,6 +308,50 @@ CASES: tuple[OracleCase, ...] = (
             torch_dtype="float32",
         ),
         tokens=195,
+    ),
+    OracleCase(
+        "qwen3",
+        "Qwen 3 without head_dim, which is 128 then; 2 query heads per KV head, a window that is not on",
+        _model(
+            "Qwen3",
+            "qwen3",
+            hidden=64,
+            intermediate=100,
+            layers=2,
+            heads=4,
+            kv_heads=2,
+            vocab=131,
+            rope_theta=1000000,
+            rope_scaling=None,
+            sliding_window=16,
+            use_sliding_window=False,
+            max_window_layers=1,
+            torch_dtype="float32",
+        ),
+        tokens=205,
+    ),
+    OracleCase(
+        "qwen3_tied",
+        "Qwen 3 as transformers 5 writes it: tied, heads of 48 from hidden 72, biases of q, k, v and o",
+        _model(
+            "Qwen3",
+            "qwen3",
+            hidden=72,
+            intermediate=136,
+            layers=3,
+            heads=6,
+            kv_heads=1,
+            vocab=257,
+            head_dim=48,
+            rms_norm_eps=1e-2,
+            rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+            attention_bias=True,
+            layer_types=["full_attention"] * 3,
+            sliding_window=None,
+            tie_word_embeddings=True,
+            dtype="float32",
+        ),
+        tokens=198,
     ),
 )
 

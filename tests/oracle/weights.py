@@ -1,4 +1,4 @@
-"""Random weights for a tiny Llama, the same on every machine, so that only logits need to be committed.
+"""Random weights for a tiny model, the same on every machine, so that only logits need to be committed.
 
 The numbers come from PCG64's raw 64-bit stream, which NumPy promises not to change (it gives no such
 promise for `Generator.standard_normal`), by additions and multiplications alone: not even the last bit
@@ -21,6 +21,12 @@ DTYPES = {
 }
 
 
+ABSENT: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 128},
+}
+"""The values of fields that config.json leaves out, where a model type has others than Llama."""
+
+
 def bell(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Float64 numbers of mean 0 and standard deviation 1 within (-3, 3): the sum of three uniform ones."""
     seed = int.from_bytes(hashlib.sha256(f"{name} {shape}".encode()).digest()[:8], "little")
@@ -37,6 +43,8 @@ def random_weights(config: dict[str, Any]) -> Weights:
     enough for a wrong rope to show, in the head it gives the logits a deviation of about 1.5. Tied models
     have no `lm_head`.
     """
+    model_type = config["model_type"]
+    config = ABSENT.get(model_type, {}) | config
     hidden, intermediate = config["hidden_size"], config["intermediate_size"]
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or hidden // heads
@@ -45,8 +53,8 @@ def random_weights(config: dict[str, Any]) -> Weights:
     attention_bias, mlp_bias = config.get("attention_bias", False), config.get("mlp_bias", False)
     weights: Weights = {}
 
-    def norm(name: str) -> None:
-        weights[f"{name}.weight"] = 1.0 + 0.2 * bell(f"{name}.weight", (hidden,))
+    def norm(name: str, width: int = hidden) -> None:
+        weights[f"{name}.weight"] = 1.0 + 0.2 * bell(f"{name}.weight", (width,))
 
     def linear(name: str, rows: int, columns: int, bias: bool, gain: float = 1.0) -> None:
         weights[f"{name}.weight"] = bell(f"{name}.weight", (rows, columns)) * (gain / math.sqrt(columns))
@@ -62,6 +70,9 @@ def random_weights(config: dict[str, Any]) -> Weights:
         linear(f"{prefix}.self_attn.k_proj", kv, hidden, attention_bias, gain=1.5)
         linear(f"{prefix}.self_attn.v_proj", kv, hidden, attention_bias)
         linear(f"{prefix}.self_attn.o_proj", hidden, query, attention_bias)
+        if model_type == "qwen3":
+            norm(f"{prefix}.self_attn.q_norm", head_dim)
+            norm(f"{prefix}.self_attn.k_norm", head_dim)
         norm(f"{prefix}.post_attention_layernorm")
         linear(f"{prefix}.mlp.gate_proj", intermediate, hidden, mlp_bias)
         linear(f"{prefix}.mlp.up_proj", intermediate, hidden, mlp_bias)

@@ -1,0 +1,193 @@
+"""The model types of Llama's architecture: what each declares counts, in logits, kernels, defaults and errors."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Tiny, graphs_only
+from oracle.checkpoints import write_checkpoint
+from oracle.golden import load_golden, relative_error
+from oracle.weights import random_weights
+
+from infernum import LLM
+from infernum.codegen.steps import KernelStep
+from infernum.compiler import Options, emit_sources
+from infernum.dtypes import F32
+from infernum.errors import ConfigError
+from infernum.ir.graph import Input
+from infernum.models import llama
+from infernum.models.config import families, find_family, understand
+from infernum.models.fields import Fields
+from infernum.models.llama import LlamaConfig
+from infernum.models.presets import resolve
+from infernum.recipes import tensor_names
+
+TINY: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "eos_token_id": 1,
+}
+MODEL_TYPES = llama.FAMILY.model_types
+
+
+def configured(model_type: str, **changes: Any) -> Any:
+    """The configuration of a small model; a field changed to Ellipsis is left out."""
+    fields = {k: v for k, v in (TINY | {"model_type": model_type} | changes).items() if v is not ...}
+    return understand(Fields(fields, "config.json")).config
+
+
+# ---- what transformers does counts
+
+
+def error_of(tiny: Tiny, folder: Path, lacking: str = "") -> float:
+    """The error of the float32 logits against transformers', for a checkpoint without the tensors `lacking`."""
+    golden = load_golden(tiny.case.name)
+    weights = random_weights(tiny.case.config)
+    present = {n: t for n, t in weights.items() if not (lacking and re.search(lacking, n))}
+    model = write_checkpoint(folder / "model", tiny.case.config, present)
+    bundle = graphs_only(resolve(str(model)), Options(dtype="float32", fuse=False), folder / "bundle")
+    with LLM(model, device="cpu", dtype="float32", bundle=bundle) as llm:
+        logits = llm.logits(golden.token_ids.tolist())
+    return relative_error(logits[golden.positions], golden.stored.logits)
+
+
+IGNORED: dict[str, tuple[str, type[LlamaConfig], str, object, str]] = {
+    "norms of heads": ("qwen3", llama.Qwen3Config, "normed_heads", False, r"self_attn\.[qk]_norm"),
+}
+"""What makes a model type what it is: an oracle case that has it; the attribute of a class, and the value with which
+it is ignored; tensors that are not read then."""
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_logits_are_wrong_where_what_a_model_type_adds_is_ignored(
+    name: str, tiny: Callable[[str], Tiny], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of, config, attribute, value, lacking = IGNORED[name]
+    assert error_of(tiny(of), tmp_path / "right") <= 1e-5
+    monkeypatch.setattr(config, attribute, value)
+    assert error_of(tiny(of), tmp_path / "wrong", lacking) > 1e-2
+
+
+# ---- kernels
+
+
+def kernels(config: dict[str, Any], variant: str = "t1") -> dict[str, list[str]]:
+    """The kernels of each distinct block for one token, by the name of the block."""
+    sources = emit_sources(understand(Fields(config, "small")), Options(dtype="bfloat16"))
+    return {
+        b.block: [s.name for s in b.plan.steps if isinstance(s, KernelStep)]
+        for b in sources.blocks
+        if b.stem.endswith(f".{variant}")
+    }
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_layer_is_five_kernels_for_one_token(model_type: str) -> None:
+    made = kernels(TINY | {"model_type": model_type} | MORE.get(model_type, {}))
+    layers = {name: names for name, names in made.items() if name.startswith("decoder")}
+    assert layers and {len(names) for names in layers.values()} == {5}, layers
+
+
+MORE: dict[str, dict[str, Any]] = {}
+"""Fields that the small model needs beside TINY to be read as this model type, or to show all of it."""
+
+
+# ---- defaults
+
+
+DEFAULTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("qwen3", {}, {"head_dim": 128, "num_key_value_heads": 2, "attention_bias": False, "mlp_bias": False}),
+    ("qwen3", {"num_key_value_heads": None}, {"num_key_value_heads": 4}),
+    (
+        "qwen3",
+        {"num_key_value_heads": ..., "num_attention_heads": 64, "max_position_embeddings": ...},
+        {"num_key_value_heads": 32, "max_position_embeddings": 32768},
+    ),
+    ("qwen3", {"sliding_window": 8, "max_window_layers": 1}, {"head_dim": 128}),
+    ("qwen3", {"sliding_window": 8, "use_sliding_window": False}, {"head_dim": 128}),
+    ("qwen3", {"sliding_window": 512, "use_sliding_window": True}, {"head_dim": 128}),
+]
+"""Model type, changes of TINY, and what its configuration then holds."""
+
+
+@pytest.mark.parametrize(("model_type", "changes", "expected"), DEFAULTS)
+def test_absent_fields_and_null_mean_what_they_mean_in_transformers(
+    model_type: str, changes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    cfg = configured(model_type, **changes)
+    assert {name: getattr(cfg, name) for name in expected} == expected
+
+
+# ---- errors
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("qwen3", {"mlp_bias": True}, "mlp_bias = true must be false in a model of this type"),
+    (
+        "qwen3",
+        {"sliding_window": 511, "use_sliding_window": True},
+        "sliding_window = 511 is not supported: attention limited to a window",
+    ),
+    ("qwen3", {"use_sliding_window": True}, "use_sliding_window = true is not supported"),
+    ("qwen3", {"layer_types": ["sliding_attention"] * 8}, "every layer must be full_attention"),
+    ("qwen3", {"num_key_value_heads": ...}, "num_attention_heads = 4 must be a multiple of num_key_value"),
+    ("qwen3", {"head_dim": 63}, "head_dim = 63 must be even"),
+]
+"""Model type, changes of TINY, and the error."""
+
+
+@pytest.mark.parametrize(("model_type", "changes", "error"), REFUSED)
+def test_what_a_model_type_cannot_be_is_refused_in_one_line(
+    model_type: str, changes: dict[str, Any], error: str
+) -> None:
+    with pytest.raises(ConfigError, match=error) as refused:
+        configured(model_type, **changes)
+    assert str(refused.value).startswith("config.json: ") and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_model_type_survives_json_and_differs_from_the_others(model_type: str) -> None:
+    cfg = configured(model_type, **MORE.get(model_type, {}))
+    assert model_type in families() and find_family(model_type) is llama.FAMILY
+    assert type(cfg).from_json(json.loads(json.dumps(cfg.to_json()))) == cfg
+
+
+# ---- presets
+
+
+PARAMETERS = {
+    "llama": 1.24,
+    "llama-3.2-3b": 3.21,
+    "llama-3.1-8b": 8.03,
+    "qwen3-0.6b": 0.60,
+    "qwen3-1.7b": 1.72,
+    "qwen3-4b": 4.02,
+    "qwen3-8b": 8.19,
+    "qwen3-14b": 14.77,
+    "qwen3-32b": 32.76,
+}
+"""Billions of parameters of the public models, a tied table counted once."""
+
+
+@pytest.mark.parametrize("preset", PARAMETERS)
+def test_a_preset_has_as_many_parameters_as_the_public_model(preset: str) -> None:
+    source = resolve(preset)
+    sizes: dict[str, int] = {}
+    for block, layer in find_family(source.family).program(source.config):
+        for node in block.trace(source.config, F32).nodes:
+            if isinstance(node.op, Input) and node.op.recipe is not None:
+                (name,) = set(tensor_names(node.op.recipe)[:1])
+                sizes[name.format(layer=layer)] = int(np.prod(node.types[0].shape))
+    assert round(sum(sizes.values()) / 1e9, 2) == PARAMETERS[preset]
+    assert source.warnings == ()
