@@ -50,11 +50,15 @@ def configured(model_type: str, **changes: Any) -> Any:
 # ---- what transformers does counts
 
 
-def error_of(tiny: Tiny, folder: Path, lacking: str = "") -> float:
-    """The error of the float32 logits against transformers', for a checkpoint without the tensors `lacking`."""
+def error_of(tiny: Tiny, folder: Path, lacking: str = "", zero: str = "") -> float:
+    """The error of the float32 logits against transformers', with tensors of the checkpoint left out or set to zero."""
     golden = load_golden(tiny.case.name)
     weights = random_weights(tiny.case.config)
-    present = {n: t for n, t in weights.items() if not (lacking and re.search(lacking, n))}
+    present = {
+        name: tensor * np.float32(not (zero and re.search(zero, name)))
+        for name, tensor in weights.items()
+        if not (lacking and re.search(lacking, name))
+    }
     model = write_checkpoint(folder / "model", tiny.case.config, present)
     bundle = graphs_only(resolve(str(model)), Options(dtype="float32", fuse=False), folder / "bundle")
     with LLM(model, device="cpu", dtype="float32", bundle=bundle) as llm:
@@ -77,6 +81,16 @@ def test_logits_are_wrong_where_what_a_model_type_adds_is_ignored(
     assert error_of(tiny(of), tmp_path / "right") <= 1e-5
     monkeypatch.setattr(config, attribute, value)
     assert error_of(tiny(of), tmp_path / "wrong", lacking) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("of", "zero"),
+    [("qwen2", r"q_proj\.bias"), ("qwen2", r"k_proj\.bias"), ("qwen2", r"v_proj\.bias")],
+)
+def test_logits_are_wrong_without_a_bias(
+    of: str, zero: str, tiny: Callable[[str], Tiny], tmp_path: Path
+) -> None:
+    assert error_of(tiny(of), tmp_path, zero=zero) > 1e-2
 
 
 # ---- kernels
@@ -107,6 +121,16 @@ MORE: dict[str, dict[str, Any]] = {}
 
 
 DEFAULTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("qwen2", {}, {"head_dim": 64, "attention_bias": True, "output_bias": False, "mlp_bias": False}),
+    ("qwen2", {"num_key_value_heads": None, "attention_bias": True}, {"num_key_value_heads": 4}),
+    (
+        "qwen2",
+        {"num_key_value_heads": ..., "num_attention_heads": 64, "max_position_embeddings": ...},
+        {"num_key_value_heads": 32, "max_position_embeddings": 32768},
+    ),
+    ("qwen2", {"sliding_window": 8, "max_window_layers": 1}, {"head_dim": 64}),
+    ("qwen2", {"sliding_window": 8, "use_sliding_window": False}, {"head_dim": 64}),
+    ("qwen2", {"sliding_window": 512, "use_sliding_window": True}, {"head_dim": 64}),
     ("qwen3", {}, {"head_dim": 128, "num_key_value_heads": 2, "attention_bias": False, "mlp_bias": False}),
     ("qwen3", {"num_key_value_heads": None}, {"num_key_value_heads": 4}),
     (
@@ -133,6 +157,16 @@ def test_absent_fields_and_null_mean_what_they_mean_in_transformers(
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("qwen2", {"attention_bias": False}, "attention_bias = false must be true in a model of this type"),
+    ("qwen2", {"mlp_bias": True}, "mlp_bias = true must be false in a model of this type"),
+    (
+        "qwen2",
+        {"sliding_window": 511, "use_sliding_window": True},
+        "sliding_window = 511 is not supported: attention limited to a window",
+    ),
+    ("qwen2", {"use_sliding_window": True}, "use_sliding_window = true is not supported"),
+    ("qwen2", {"use_sliding_window": 1}, "use_sliding_window = 1 is not supported"),
+    ("qwen2", {"qkv_bias": True}, "qkv_bias = true is not supported"),
     ("qwen3", {"mlp_bias": True}, "mlp_bias = true must be false in a model of this type"),
     (
         "qwen3",
@@ -170,6 +204,7 @@ PARAMETERS = {
     "llama": 1.24,
     "llama-3.2-3b": 3.21,
     "llama-3.1-8b": 8.03,
+    "qwen2.5-7b": 7.62,
     "qwen3-0.6b": 0.60,
     "qwen3-1.7b": 1.72,
     "qwen3-4b": 4.02,

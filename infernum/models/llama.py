@@ -68,6 +68,11 @@ class LlamaConfig(FamilyConfig):
     max_position_embeddings: int = integer(2048)
     dtype: str = stored_dtype()
 
+    @property
+    def output_bias(self) -> bool:
+        """True: the o projection has a bias."""
+        return self.attention_bias
+
 
 @block()
 def embed(*, batch: BatchInputs, w: Weights, cfg: LlamaConfig) -> Tensor:
@@ -102,7 +107,7 @@ def self_attention(h: Tensor, batch: BatchInputs, w: Weights, cfg: LlamaConfig) 
     a = attention(
         q, kv, batch.positions, batch.sequence, batch.query_start, batch.page_table, scale=cfg.head_dim**-0.5
     )
-    return dense(flatten(a), w, "o_proj", cfg.hidden_size, bias=cfg.attention_bias)
+    return dense(flatten(a), w, "o_proj", cfg.hidden_size, bias=cfg.output_bias)
 
 
 def mlp(h: Tensor, w: Weights, cfg: LlamaConfig) -> Tensor:
@@ -126,6 +131,26 @@ def vocabulary_table(name: str, w: Weights, cfg: LlamaConfig) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Qwen2Config(LlamaConfig):
+    """Qwen 2 and 2.5 (Yang et al. 2024, arXiv:2407.10671 and arXiv:2412.15115): biases of q, k and v, and none of o.
+
+    `sliding_window` has no effect without `use_sliding_window`.
+    """
+
+    model_type: ClassVar[str] = "qwen2"
+    refused = dict(LlamaConfig.refused) | SWITCHED_WINDOW
+
+    num_key_value_heads: int = integer(32, null=lambda c: c.num_attention_heads)
+    attention_bias: bool = fixed(True)
+    mlp_bias: bool = fixed(False)
+    max_position_embeddings: int = integer(32768)
+
+    @property
+    def output_bias(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
 class Qwen3Config(LlamaConfig):
     """Qwen 3 (Yang et al. 2025, arXiv:2505.09388): norms of the heads of q and k, with one weight for all heads.
 
@@ -143,7 +168,7 @@ class Qwen3Config(LlamaConfig):
 
 
 FAMILY = Family(
-    configs=(LlamaConfig, Qwen3Config),
+    configs=(LlamaConfig, Qwen2Config, Qwen3Config),
     first=embed,
     layer=lambda cfg, index: decoder,
     last=head,

@@ -75,6 +75,26 @@ _LLAMA_3_2_1B: dict[str, object] = {
     "eos_token_id": 128001,
 }
 
+# The public config.json of Qwen/Qwen2.5-7B-Instruct.
+_QWEN_2_5_7B: dict[str, object] = {
+    "model_type": "qwen2",
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": False,
+    "sliding_window": 131072,
+    "use_sliding_window": False,
+    "max_window_layers": 28,
+    "max_position_embeddings": 32768,
+    "dtype": "bfloat16",
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+}
 # The public config.json of Qwen/Qwen3-0.6B.
 _QWEN_3: dict[str, object] = {
     "model_type": "qwen3",
@@ -108,6 +128,7 @@ _MODELS: dict[str, dict[str, object]] = {
         "rope_parameters": _ROPE | {"factor": 8.0},
         "tie_word_embeddings": False,
     },
+    "qwen2.5-7b": _QWEN_2_5_7B,
     "qwen3-0.6b": _QWEN_3,
     "qwen3-1.7b": _QWEN_3 | {"hidden_size": 2048, "intermediate_size": 6144},
     "qwen3-4b": _QWEN_3

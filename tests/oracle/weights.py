@@ -22,6 +22,7 @@ DTYPES = {
 
 
 ABSENT: dict[str, dict[str, Any]] = {
+    "qwen2": {"attention_bias": True, "attention_out_bias": False},
     "qwen3": {"head_dim": 128},
 }
 """The values of fields that config.json leaves out, where a model type has others than Llama."""
@@ -51,6 +52,7 @@ def random_weights(config: dict[str, Any]) -> Weights:
     query, kv = heads * head_dim, config["num_key_value_heads"] * head_dim
     tied = config.get("tie_word_embeddings", False)
     attention_bias, mlp_bias = config.get("attention_bias", False), config.get("mlp_bias", False)
+    output_bias = config.get("attention_out_bias", attention_bias)
     weights: Weights = {}
 
     def norm(name: str, width: int = hidden) -> None:
@@ -69,7 +71,7 @@ def random_weights(config: dict[str, Any]) -> Weights:
         linear(f"{prefix}.self_attn.q_proj", query, hidden, attention_bias, gain=1.5)
         linear(f"{prefix}.self_attn.k_proj", kv, hidden, attention_bias, gain=1.5)
         linear(f"{prefix}.self_attn.v_proj", kv, hidden, attention_bias)
-        linear(f"{prefix}.self_attn.o_proj", hidden, query, attention_bias)
+        linear(f"{prefix}.self_attn.o_proj", hidden, query, output_bias)
         if model_type == "qwen3":
             norm(f"{prefix}.self_attn.q_norm", head_dim)
             norm(f"{prefix}.self_attn.k_norm", head_dim)
