@@ -121,6 +121,19 @@ MORE: dict[str, dict[str, Any]] = {}
 
 
 DEFAULTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("mistral", {}, {"sliding_window": 4096, "head_dim": 64, "attention_bias": False, "mlp_bias": False}),
+    (
+        "mistral",
+        {"sliding_window": None, "max_position_embeddings": ..., "head_dim": None},
+        {"sliding_window": None, "max_position_embeddings": 131072, "head_dim": 64},
+    ),
+    (
+        "mistral",
+        {"num_key_value_heads": ..., "num_attention_heads": 16, "head_dim": 128},
+        {"num_key_value_heads": 8, "head_dim": 128},
+    ),
+    ("mistral", {"num_key_value_heads": None}, {"num_key_value_heads": 4}),
+    ("mistral", {"sliding_window": 512}, {"sliding_window": 512}),
     ("qwen2", {}, {"head_dim": 64, "attention_bias": True, "output_bias": False, "mlp_bias": False}),
     ("qwen2", {"num_key_value_heads": None, "attention_bias": True}, {"num_key_value_heads": 4}),
     (
@@ -157,6 +170,17 @@ def test_absent_fields_and_null_mean_what_they_mean_in_transformers(
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "mistral",
+        {"sliding_window": 511},
+        "sliding_window = 511 is shorter than max_position_embeddings = 512, and windows are not implemented",
+    ),
+    ("mistral", {"max_position_embeddings": 4097}, "sliding_window = 4096 is shorter than .* = 4097"),
+    ("mistral", {"max_position_embeddings": ...}, "sliding_window = 4096 is shorter than .* = 131072"),
+    ("mistral", {"sliding_window": 0}, "sliding_window = 0 must be an integer from 1"),
+    ("mistral", {"sliding_window": "none"}, 'sliding_window = "none" must be an integer'),
+    ("mistral", {"attention_bias": True}, "attention_bias = true must be false in a model of this type"),
+    ("mistral", {"num_key_value_heads": ...}, "must be a multiple of num_key_value_heads = 8"),
     ("qwen2", {"attention_bias": False}, "attention_bias = false must be true in a model of this type"),
     ("qwen2", {"mlp_bias": True}, "mlp_bias = true must be false in a model of this type"),
     (
@@ -204,6 +228,7 @@ PARAMETERS = {
     "llama": 1.24,
     "llama-3.2-3b": 3.21,
     "llama-3.1-8b": 8.03,
+    "mistral-small-24b": 23.57,
     "qwen2.5-7b": 7.62,
     "qwen3-0.6b": 0.60,
     "qwen3-1.7b": 1.72,

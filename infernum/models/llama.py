@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from infernum.errors import ConfigError
 from infernum.ir.block import BatchInputs, Tensor, Weights, block
 from infernum.models.config_fields import fixed, flag, integer, number, read_by, stored_dtype, width_per_head
 from infernum.models.family import Family
@@ -131,6 +132,30 @@ def vocabulary_table(name: str, w: Weights, cfg: LlamaConfig) -> Tensor:
 
 
 @dataclass(frozen=True)
+class MistralConfig(LlamaConfig):
+    """Mistral (Jiang et al. 2023, arXiv:2310.06825). Where `sliding_window` is absent, it is 4096; null is no window.
+
+    A window as long as the context has no effect. A shorter one is refused.
+    """
+
+    model_type: ClassVar[str] = "mistral"
+
+    num_key_value_heads: int = integer(8, null=lambda c: c.num_attention_heads)
+    attention_bias: bool = fixed(False)
+    mlp_bias: bool = fixed(False)
+    max_position_embeddings: int = integer(131072)
+    sliding_window: int | None = integer(4096, null=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sliding_window is not None and self.sliding_window < self.max_position_embeddings:
+            raise ConfigError(
+                f"sliding_window = {self.sliding_window} is shorter than max_position_embeddings ="
+                f" {self.max_position_embeddings}, and windows are not implemented; null is no window"
+            )
+
+
+@dataclass(frozen=True)
 class Qwen2Config(LlamaConfig):
     """Qwen 2 and 2.5 (Yang et al. 2024, arXiv:2407.10671 and arXiv:2412.15115): biases of q, k and v, and none of o.
 
@@ -168,7 +193,7 @@ class Qwen3Config(LlamaConfig):
 
 
 FAMILY = Family(
-    configs=(LlamaConfig, Qwen2Config, Qwen3Config),
+    configs=(LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config),
     first=embed,
     layer=lambda cfg, index: decoder,
     last=head,

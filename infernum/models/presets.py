@@ -75,6 +75,25 @@ _LLAMA_3_2_1B: dict[str, object] = {
     "eos_token_id": 128001,
 }
 
+# The public config.json of mistralai/Mistral-Small-24B-Instruct-2501.
+_MISTRAL_SMALL_24B: dict[str, object] = {
+    "model_type": "mistral",
+    "vocab_size": 131072,
+    "hidden_size": 5120,
+    "intermediate_size": 32768,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100000000.0,
+    "tie_word_embeddings": False,
+    "sliding_window": None,
+    "max_position_embeddings": 32768,
+    "dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 # The public config.json of Qwen/Qwen2.5-7B-Instruct.
 _QWEN_2_5_7B: dict[str, object] = {
     "model_type": "qwen2",
@@ -128,6 +147,7 @@ _MODELS: dict[str, dict[str, object]] = {
         "rope_parameters": _ROPE | {"factor": 8.0},
         "tie_word_embeddings": False,
     },
+    "mistral-small-24b": _MISTRAL_SMALL_24B,
     "qwen2.5-7b": _QWEN_2_5_7B,
     "qwen3-0.6b": _QWEN_3,
     "qwen3-1.7b": _QWEN_3 | {"hidden_size": 2048, "intermediate_size": 6144},

@@ -33,11 +33,14 @@ def _llama(
     intermediate: int,
     layers: int,
     heads: int,
-    kv_heads: int,
     vocab: int,
+    kv_heads: int | None = None,
     **rest: Any,
 ) -> Config:
-    """The fields every case has; `rest` are further fields of config.json, under their own names."""
+    """The fields every case has; `rest` are further fields of config.json, under their own names.
+
+    Without `kv_heads`, num_key_value_heads is absent.
+    """
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -46,7 +49,7 @@ def _llama(
         "intermediate_size": intermediate,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
+        **({} if kv_heads is None else {"num_key_value_heads": kv_heads}),
         "vocab_size": vocab,
         "max_position_embeddings": 512,
         "rms_norm_eps": 1e-5,
@@ -308,6 +311,43 @@ CASES: tuple[OracleCase, ...] = (
             torch_dtype="float32",
         ),
         tokens=195,
+    ),
+    OracleCase(
+        "mistral",
+        "Mistral with neither num_key_value_heads, which is 8 then, nor a window; heads of 24 from hidden 128",
+        _model(
+            "Mistral",
+            "mistral",
+            hidden=128,
+            intermediate=172,
+            layers=2,
+            heads=16,
+            vocab=131,
+            head_dim=24,
+            max_position_embeddings=8192,
+            rope_theta=1000000.0,
+            sliding_window=None,
+            torch_dtype="float32",
+        ),
+        tokens=201,
+    ),
+    OracleCase(
+        "mistral_window",
+        "Mistral in the spelling of transformers 5, without sliding_window: 4096, which is no less than the context",
+        _model(
+            "Mistral",
+            "mistral",
+            hidden=96,
+            intermediate=100,
+            layers=2,
+            heads=4,
+            kv_heads=1,
+            vocab=257,
+            head_dim=None,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            dtype="float32",
+        ),
+        tokens=207,
     ),
     OracleCase(
         "qwen2",
