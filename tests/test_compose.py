@@ -10,7 +10,7 @@ from typing import Any
 import composed
 import numpy as np
 import pytest
-from composed import geglu, gelu_tanh, layer, offset_norm, scale
+from composed import geglu, gelu_tanh, layer, offset_norm
 from graph_inputs import copied, random_inputs, stacked
 
 from infernum import ops
@@ -283,7 +283,7 @@ def test_a_norm_of_a_plugin_brings_its_own_gain(variant: str) -> None:
 def test_an_attribute_may_be_any_number(by: Any) -> None:
     @block(x="tokens hidden_size")
     def scaled(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> Tensor:
-        return scale(x, by=by)
+        return ops.scale(x, by=by)
 
     made, goal = ready(scaled)
     check_compiles(source(made, goal), "sm_90a")

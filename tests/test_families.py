@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from infernum.ir.graph import Input
 from infernum.models import llama
 from infernum.models.config import families, find_family, understand
 from infernum.models.fields import Fields
-from infernum.models.llama import LlamaConfig
+from infernum.models.llama import Factors, LlamaConfig
 from infernum.models.presets import resolve
 from infernum.recipes import tensor_names
 
@@ -66,7 +67,19 @@ def error_of(tiny: Tiny, folder: Path, lacking: str = "", zero: str = "") -> flo
     return relative_error(logits[golden.positions], golden.stored.logits)
 
 
+def without(part: str) -> property:
+    """The factors of a Granite, but for one of them."""
+    plain = Factors(scores=16**-0.5)
+    given = cast("property", llama.GraniteConfig.factors).fget
+    assert given is not None
+    return property(lambda cfg: replace(given(cfg), **{part: getattr(plain, part)}))
+
+
 IGNORED: dict[str, tuple[str, type[LlamaConfig], str, object, str]] = {
+    **{
+        f"the factor of {part}": ("granite", llama.GraniteConfig, "factors", without(part), "")
+        for part in ("scores", "embeddings", "added", "logits")
+    },
     "norms of heads": ("qwen3", llama.Qwen3Config, "normed_heads", False, r"self_attn\.[qk]_norm"),
 }
 """What makes a model type what it is: an oracle case that has it; the attribute of a class, and the value with which
@@ -113,7 +126,14 @@ def test_a_layer_is_five_kernels_for_one_token(model_type: str) -> None:
     assert layers and {len(names) for names in layers.values()} == {5}, layers
 
 
-MORE: dict[str, dict[str, Any]] = {}
+MORE: dict[str, dict[str, Any]] = {
+    "granite": {
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.0078125,
+        "logits_scaling": 16.0,
+    },
+}
 """Fields that the small model needs beside TINY to be read as this model type, or to show all of it."""
 
 
@@ -121,6 +141,13 @@ MORE: dict[str, dict[str, Any]] = {}
 
 
 DEFAULTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("granite", {}, {"factors": Factors(1.0), "head_dim": 64, "max_position_embeddings": 512}),
+    (
+        "granite",
+        {"attention_multiplier": 0.5, "logits_scaling": 4, "num_key_value_heads": ...},
+        {"factors": Factors(0.5, logits=0.25), "num_key_value_heads": 4},
+    ),
+    ("llama", {}, {"factors": Factors(0.125)}),
     ("mistral", {}, {"sliding_window": 4096, "head_dim": 64, "attention_bias": False, "mlp_bias": False}),
     (
         "mistral",
@@ -170,6 +197,12 @@ def test_absent_fields_and_null_mean_what_they_mean_in_transformers(
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("granite", {"logits_scaling": 0}, "logits_scaling = 0 must be a number, greater than 0"),
+    ("granite", {"residual_multiplier": -1}, "residual_multiplier = -1 must be a number, greater than 0"),
+    ("granite", {"embedding_multiplier": "12"}, 'embedding_multiplier = "12" must be a number'),
+    ("granite", {"attention_multiplier": True}, "attention_multiplier = true must be a number"),
+    ("granite", {"logit_scale": 0.5}, "logit_scale = 0.5 is not supported: multipliers"),
+    ("llama", {"logits_scaling": 2.0}, "logits_scaling = 2.0 is not supported: multipliers"),
     (
         "mistral",
         {"sliding_window": 511},
@@ -228,6 +261,7 @@ PARAMETERS = {
     "llama": 1.24,
     "llama-3.2-3b": 3.21,
     "llama-3.1-8b": 8.03,
+    "granite-3.3-8b": 8.17,
     "mistral-small-24b": 23.57,
     "qwen2.5-7b": 7.62,
     "qwen3-0.6b": 0.60,

@@ -60,6 +60,7 @@ EXAMPLES: dict[str, Example] = {
         {},
         (PER_ROW,),
     ),
+    "scale": ((ROWS,), {"by": 0.22}, (ROWS,)),
     "select_rows": ((ROWS, PER_ROW), {}, (TensorType(("rows", 64), BF16),)),
     "silu": ((ROWS,), {}, (ROWS,)),
     "stack_rows": ((MATRIX, TensorType((32, 64), BF16)), {}, (TensorType((128, 64), BF16),)),

@@ -28,10 +28,21 @@ from infernum.ops import (
     mul,
     rms_norm,
     rope,
+    scale,
     select_rows,
     silu,
 )
 from infernum.rope import Rope
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The constants by which a model multiplies: scores of attention, embeddings, what a layer adds, and logits."""
+
+    scores: float
+    embeddings: float = 1.0
+    added: float = 1.0
+    logits: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,18 +85,23 @@ class LlamaConfig(FamilyConfig):
         """True: the o projection has a bias."""
         return self.attention_bias
 
+    @property
+    def factors(self) -> Factors:
+        return Factors(scores=self.head_dim**-0.5)
+
 
 @block()
 def embed(*, batch: BatchInputs, w: Weights, cfg: LlamaConfig) -> Tensor:
-    return embedding(batch.token_ids, vocabulary_table("model.embed_tokens.weight", w, cfg))
+    x = embedding(batch.token_ids, vocabulary_table("model.embed_tokens.weight", w, cfg))
+    return scaled(x, cfg.factors.embeddings)
 
 
 @block(x="tokens hidden_size", prefix="model.layers.{layer}.")
 def decoder(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: LlamaConfig) -> Tensor:
     h = rms_norm(x, w.tensor("input_layernorm.weight", cfg.hidden_size), eps=cfg.rms_norm_eps)
-    x = add(x, self_attention(h, batch, w.under("self_attn."), cfg))
+    x = add(x, scaled(self_attention(h, batch, w.under("self_attn."), cfg), cfg.factors.added))
     h = rms_norm(x, w.tensor("post_attention_layernorm.weight", cfg.hidden_size), eps=cfg.rms_norm_eps)
-    return add(x, mlp(h, w.under("mlp."), cfg))
+    return add(x, scaled(mlp(h, w.under("mlp."), cfg), cfg.factors.added))
 
 
 def self_attention(h: Tensor, batch: BatchInputs, w: Weights, cfg: LlamaConfig) -> Tensor:
@@ -106,7 +122,7 @@ def self_attention(h: Tensor, batch: BatchInputs, w: Weights, cfg: LlamaConfig) 
         batch.page_table,
     )
     a = attention(
-        q, kv, batch.positions, batch.sequence, batch.query_start, batch.page_table, scale=cfg.head_dim**-0.5
+        q, kv, batch.positions, batch.sequence, batch.query_start, batch.page_table, scale=cfg.factors.scores
     )
     return dense(flatten(a), w, "o_proj", cfg.hidden_size, bias=cfg.output_bias)
 
@@ -122,13 +138,38 @@ def head(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: LlamaConfig) -> Tens
     x = select_rows(x, batch.output_rows)
     h = rms_norm(x, w.tensor("model.norm.weight", cfg.hidden_size), eps=cfg.rms_norm_eps)
     table = vocabulary_table("lm_head.weight", w, cfg)
-    return linear(h, table, out="f32")
+    return scaled(linear(h, table, out="f32"), cfg.factors.logits)
+
+
+def scaled(x: Tensor, by: float) -> Tensor:
+    """x times a constant; x itself, without an op, where the constant is 1."""
+    return x if by == 1 else scale(x, by=by)
 
 
 def vocabulary_table(name: str, w: Weights, cfg: LlamaConfig) -> Tensor:
     """Embedding or head [vocab_size, hidden_size]. Tied, they are one tensor, stored under either name."""
     names = ("model.embed_tokens.weight", "lm_head.weight") if cfg.tie_word_embeddings else (name,)
     return w.tensor(names[0], cfg.vocab_size, cfg.hidden_size, alternatives=names[1:])
+
+
+@dataclass(frozen=True)
+class GraniteConfig(LlamaConfig):
+    """Granite 3 (arXiv:2408.13359): embeddings, what a layer adds, scores and logits each have a factor.
+
+    `attention_multiplier` is the scale of the scores itself, and logits are divided by `logits_scaling`.
+    """
+
+    model_type: ClassVar[str] = "granite"
+
+    embedding_multiplier: float = number(1.0)
+    residual_multiplier: float = number(1.0)
+    attention_multiplier: float = number(1.0)
+    logits_scaling: float = number(1.0)
+
+    @property
+    def factors(self) -> Factors:
+        added, logits = self.residual_multiplier, 1 / self.logits_scaling
+        return Factors(self.attention_multiplier, self.embedding_multiplier, added, logits)
 
 
 @dataclass(frozen=True)
@@ -193,7 +234,7 @@ class Qwen3Config(LlamaConfig):
 
 
 FAMILY = Family(
-    configs=(LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config),
+    configs=(LlamaConfig, GraniteConfig, MistralConfig, Qwen2Config, Qwen3Config),
     first=embed,
     layer=lambda cfg, index: decoder,
     last=head,

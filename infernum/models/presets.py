@@ -75,6 +75,27 @@ _LLAMA_3_2_1B: dict[str, object] = {
     "eos_token_id": 128001,
 }
 
+# The public config.json of ibm-granite/granite-3.3-8b-instruct.
+_GRANITE_3_3_8B: dict[str, object] = {
+    "model_type": "granite",
+    "vocab_size": 49159,
+    "hidden_size": 4096,
+    "intermediate_size": 12800,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000000.0,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.0078125,
+    "logits_scaling": 16.0,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 131072,
+    "dtype": "bfloat16",
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 # The public config.json of mistralai/Mistral-Small-24B-Instruct-2501.
 _MISTRAL_SMALL_24B: dict[str, object] = {
     "model_type": "mistral",
@@ -147,6 +168,7 @@ _MODELS: dict[str, dict[str, object]] = {
         "rope_parameters": _ROPE | {"factor": 8.0},
         "tie_word_embeddings": False,
     },
+    "granite-3.3-8b": _GRANITE_3_3_8B,
     "mistral-small-24b": _MISTRAL_SMALL_24B,
     "qwen2.5-7b": _QWEN_2_5_7B,
     "qwen3-0.6b": _QWEN_3,

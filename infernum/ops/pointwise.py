@@ -23,6 +23,12 @@ def mul(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return x * y
 
 
+@pointwise("{x} * {by}")
+def scale(x: np.ndarray, *, by: float) -> np.ndarray:
+    """x times a constant, which is rounded to float32."""
+    return x * np.float32(by)
+
+
 @pointwise("{x} / (1.0f + expf(-{x}))", flops=4)
 def silu(x: np.ndarray) -> np.ndarray:
     """x · sigmoid(x) (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""

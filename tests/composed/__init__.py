@@ -30,12 +30,6 @@ def gelu_tanh(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1.0 + np.tanh(np.float32(0.7978845608) * (x + np.float32(0.044715) * x * x * x)))
 
 
-@pointwise("{x} * {by}")
-def scale(x: np.ndarray, *, by: float) -> np.ndarray:
-    """x times a constant."""
-    return x * np.float32(by)
-
-
 @pointwise("{x} + {y} + {z}")
 def add_three(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     """x + y + z."""
@@ -54,7 +48,7 @@ def offset_norm(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:
     return x * scale * (1.0 + weight)
 
 
-OWN = {each.name: OPS.pop(each.name) for each in (gelu_tanh, scale, add_three, offset_norm)}
+OWN = {each.name: OPS.pop(each.name) for each in (gelu_tanh, add_three, offset_norm)}
 """The ops above, which are known by name only where a test adds them to the others."""
 
 
@@ -62,7 +56,7 @@ def geglu(h: Tensor, w: Weights, cfg: Any) -> Tensor:
     """A feed-forward layer that is gated by a GELU, its result times 0.22."""
     gate = gelu_tanh(ops.dense(h, w, "gate_proj", cfg.intermediate_size))
     up = ops.dense(h, w, "up_proj", cfg.intermediate_size)
-    return scale(ops.dense(ops.mul(gate, up), w, "down_proj", cfg.hidden_size), by=0.22)
+    return ops.scale(ops.dense(ops.mul(gate, up), w, "down_proj", cfg.hidden_size), by=0.22)
 
 
 def swiglu(h: Tensor, w: Weights, cfg: Any) -> Tensor:
