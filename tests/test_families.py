@@ -98,7 +98,13 @@ def test_logits_are_wrong_where_what_a_model_type_adds_is_ignored(
 
 @pytest.mark.parametrize(
     ("of", "zero"),
-    [("qwen2", r"q_proj\.bias"), ("qwen2", r"k_proj\.bias"), ("qwen2", r"v_proj\.bias")],
+    [
+        ("qwen2", r"q_proj\.bias"),
+        ("qwen2", r"k_proj\.bias"),
+        ("qwen2", r"v_proj\.bias"),
+        ("seed_oss", r"[qkv]_proj\.bias"),
+        ("seed_oss_out", r"o_proj\.bias"),
+    ],
 )
 def test_logits_are_wrong_without_a_bias(
     of: str, zero: str, tiny: Callable[[str], Tiny], tmp_path: Path
@@ -148,6 +154,18 @@ DEFAULTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"factors": Factors(0.5, logits=0.25), "num_key_value_heads": 4},
     ),
     ("llama", {}, {"factors": Factors(0.125)}),
+    ("seed_oss", {}, {"head_dim": 128, "attention_bias": True, "output_bias": False, "mlp_bias": False}),
+    ("seed_oss", {"head_dim": None, "num_key_value_heads": None}, {"head_dim": 64, "num_key_value_heads": 4}),
+    (
+        "seed_oss",
+        {"num_key_value_heads": ..., "num_attention_heads": 16, "max_position_embeddings": ...},
+        {"num_key_value_heads": 8, "max_position_embeddings": 524288},
+    ),
+    (
+        "seed_oss",
+        {"attention_out_bias": True, "attention_bias": False},
+        {"output_bias": True, "attention_bias": False},
+    ),
     ("mistral", {}, {"sliding_window": 4096, "head_dim": 64, "attention_bias": False, "mlp_bias": False}),
     (
         "mistral",
@@ -202,6 +220,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("granite", {"embedding_multiplier": "12"}, 'embedding_multiplier = "12" must be a number'),
     ("granite", {"attention_multiplier": True}, "attention_multiplier = true must be a number"),
     ("granite", {"logit_scale": 0.5}, "logit_scale = 0.5 is not supported: multipliers"),
+    ("seed_oss", {"attention_out_bias": 1}, "attention_out_bias = 1 must be true or false"),
+    ("seed_oss", {"head_dim": 127}, "head_dim = 127 must be even"),
+    ("seed_oss", {"sliding_window": 511}, "sliding_window = 511 is not supported"),
     ("llama", {"logits_scaling": 2.0}, "logits_scaling = 2.0 is not supported: multipliers"),
     (
         "mistral",

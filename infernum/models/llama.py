@@ -233,8 +233,26 @@ class Qwen3Config(LlamaConfig):
     max_position_embeddings: int = integer(32768)
 
 
+@dataclass(frozen=True)
+class SeedOssConfig(LlamaConfig):
+    """Seed-OSS: biases of q, k and v, and of o only with `attention_out_bias`. A head has 128 elements if not given."""
+
+    model_type: ClassVar[str] = "seed_oss"
+    ignored = LlamaConfig.ignored | {"residual_dropout"}
+
+    num_key_value_heads: int = integer(8, null=lambda c: c.num_attention_heads)
+    head_dim: int = integer(128, null=width_per_head, maximum=65536, even="rotary embedding turns pairs")
+    attention_bias: bool = flag(True)
+    attention_out_bias: bool = flag(False)
+    max_position_embeddings: int = integer(524288)
+
+    @property
+    def output_bias(self) -> bool:
+        return self.attention_out_bias
+
+
 FAMILY = Family(
-    configs=(LlamaConfig, GraniteConfig, MistralConfig, Qwen2Config, Qwen3Config),
+    configs=(LlamaConfig, GraniteConfig, MistralConfig, Qwen2Config, Qwen3Config, SeedOssConfig),
     first=embed,
     layer=lambda cfg, index: decoder,
     last=head,
