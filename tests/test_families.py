@@ -28,6 +28,7 @@ from infernum.models.fields import Fields
 from infernum.models.llama import Factors, LlamaConfig
 from infernum.models.presets import resolve
 from infernum.recipes import tensor_names
+from infernum.rope import Rope
 
 TINY: dict[str, Any] = {
     "vocab_size": 96,
@@ -76,6 +77,13 @@ def without(part: str) -> property:
 
 
 IGNORED: dict[str, tuple[str, type[LlamaConfig], str, object, str]] = {
+    **{
+        f"layers without rope of {case}": (case, llama.SmolLM3Config, "turns", turns, "")
+        for case, turns in {
+            "smollm3": lambda cfg, layer: True,
+            "smollm3_list": lambda cfg, layer: not cfg.no_rope_layers[layer],
+        }.items()
+    },
     **{
         f"the factor of {part}": ("granite", llama.GraniteConfig, "factors", without(part), "")
         for part in ("scores", "embeddings", "added", "logits")
@@ -143,6 +151,16 @@ MORE: dict[str, dict[str, Any]] = {
 """Fields that the small model needs beside TINY to be read as this model type, or to show all of it."""
 
 
+def test_layers_with_and_without_rope_are_two_blocks() -> None:
+    cfg = configured("smollm3")
+    names = [block.name for block, layer in llama.FAMILY.program(cfg) if layer is not None]
+    assert names == ["decoder", "decoder", "decoder", "decoder_no_rope"] * 2
+    ops = {
+        block.name: [n.op.name for n in block.trace(cfg, F32).calls] for block, _ in llama.FAMILY.program(cfg)
+    }
+    assert (ops["decoder"].count("rope"), ops["decoder_no_rope"].count("rope")) == (2, 0)
+
+
 # ---- defaults
 
 
@@ -154,6 +172,22 @@ DEFAULTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"factors": Factors(0.5, logits=0.25), "num_key_value_heads": 4},
     ),
     ("llama", {}, {"factors": Factors(0.125)}),
+    (
+        "smollm3",
+        {},
+        {"no_rope_layers": (1, 1, 1, 0) * 2, "rope": Rope(theta=2e6), "tie_word_embeddings": True},
+    ),
+    ("smollm3", {"no_rope_layer_interval": 3}, {"no_rope_layers": (1, 1, 0, 1, 1, 0, 1, 1)}),
+    (
+        "smollm3",
+        {"no_rope_layers": [0] * 8, "rope_theta": 5e6},
+        {"no_rope_layers": (0,) * 8, "rope": Rope(theta=5e6)},
+    ),
+    (
+        "smollm3",
+        {"num_key_value_heads": ..., "max_position_embeddings": ..., "sliding_window": 8},
+        {"num_key_value_heads": 4, "max_position_embeddings": 32768},
+    ),
     ("seed_oss", {}, {"head_dim": 128, "attention_bias": True, "output_bias": False, "mlp_bias": False}),
     ("seed_oss", {"head_dim": None, "num_key_value_heads": None}, {"head_dim": 64, "num_key_value_heads": 4}),
     (
@@ -223,6 +257,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("seed_oss", {"attention_out_bias": 1}, "attention_out_bias = 1 must be true or false"),
     ("seed_oss", {"head_dim": 127}, "head_dim = 127 must be even"),
     ("seed_oss", {"sliding_window": 511}, "sliding_window = 511 is not supported"),
+    ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers = .* it must have num_hidden_layers = 8"),
+    ("smollm3", {"no_rope_layers": [1] * 7 + ["0"]}, "no_rope_layers = .*must be an integer"),
+    ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval = 0 must be an integer from 1"),
+    ("smollm3", {"sliding_window": 8, "use_sliding_window": True}, "sliding_window = 8 is not supported"),
+    ("llama", {"no_rope_layers": [1] * 8}, "no_rope_layers = .* is not supported"),
     ("llama", {"logits_scaling": 2.0}, "logits_scaling = 2.0 is not supported: multipliers"),
     (
         "mistral",
@@ -291,6 +330,7 @@ PARAMETERS = {
     "qwen3-8b": 8.19,
     "qwen3-14b": 14.77,
     "qwen3-32b": 32.76,
+    "smollm3-3b": 3.08,
 }
 """Billions of parameters of the public models, a tied table counted once."""
 

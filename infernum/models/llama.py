@@ -10,7 +10,16 @@ from typing import ClassVar
 
 from infernum.errors import ConfigError
 from infernum.ir.block import BatchInputs, Tensor, Weights, block
-from infernum.models.config_fields import fixed, flag, integer, number, read_by, stored_dtype, width_per_head
+from infernum.models.config_fields import (
+    fixed,
+    flag,
+    integer,
+    integers,
+    number,
+    read_by,
+    stored_dtype,
+    width_per_head,
+)
 from infernum.models.family import Family
 from infernum.models.family_config import FamilyConfig
 from infernum.models.fields import Unsupported
@@ -89,6 +98,11 @@ class LlamaConfig(FamilyConfig):
     def factors(self) -> Factors:
         return Factors(scores=self.head_dim**-0.5)
 
+    def turns(self, layer: int) -> bool:
+        """True: queries and keys of this layer are rotated."""
+        del layer
+        return True
+
 
 @block()
 def embed(*, batch: BatchInputs, w: Weights, cfg: LlamaConfig) -> Tensor:
@@ -97,14 +111,16 @@ def embed(*, batch: BatchInputs, w: Weights, cfg: LlamaConfig) -> Tensor:
 
 
 @block(x="tokens hidden_size", prefix="model.layers.{layer}.")
-def decoder(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: LlamaConfig) -> Tensor:
+def decoder(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: LlamaConfig, rope: bool = True) -> Tensor:
     h = rms_norm(x, w.tensor("input_layernorm.weight", cfg.hidden_size), eps=cfg.rms_norm_eps)
-    x = add(x, scaled(self_attention(h, batch, w.under("self_attn."), cfg), cfg.factors.added))
+    x = add(x, scaled(self_attention(h, batch, w.under("self_attn."), cfg, turned=rope), cfg.factors.added))
     h = rms_norm(x, w.tensor("post_attention_layernorm.weight", cfg.hidden_size), eps=cfg.rms_norm_eps)
     return add(x, scaled(mlp(h, w.under("mlp."), cfg), cfg.factors.added))
 
 
-def self_attention(h: Tensor, batch: BatchInputs, w: Weights, cfg: LlamaConfig) -> Tensor:
+def self_attention(
+    h: Tensor, batch: BatchInputs, w: Weights, cfg: LlamaConfig, *, turned: bool = True
+) -> Tensor:
     query_size, kv_size = cfg.num_attention_heads * cfg.head_dim, cfg.num_key_value_heads * cfg.head_dim
     q = heads(dense(h, w, "q_proj", query_size, bias=cfg.attention_bias), dim=cfg.head_dim)
     k = heads(dense(h, w, "k_proj", kv_size, bias=cfg.attention_bias), dim=cfg.head_dim)
@@ -112,7 +128,8 @@ def self_attention(h: Tensor, batch: BatchInputs, w: Weights, cfg: LlamaConfig) 
     if cfg.normed_heads:
         q = rms_norm(q, w.tensor("q_norm.weight", cfg.head_dim), eps=cfg.rms_norm_eps)
         k = rms_norm(k, w.tensor("k_norm.weight", cfg.head_dim), eps=cfg.rms_norm_eps)
-    q, k = (rope(heads_of, batch.positions, rope=cfg.rope) for heads_of in (q, k))
+    if turned:
+        q, k = (rope(heads_of, batch.positions, rope=cfg.rope) for heads_of in (q, k))
     kv = append(
         batch.kv(cfg.num_key_value_heads, cfg.head_dim),
         k,
@@ -251,9 +268,42 @@ class SeedOssConfig(LlamaConfig):
         return self.attention_out_bias
 
 
+def rotated_layers(config: SmolLM3Config) -> tuple[int, ...]:
+    """1 for each layer that is rotated; every no_rope_layer_interval-th layer, counted from 1, is not."""
+    return tuple(
+        int((layer + 1) % config.no_rope_layer_interval != 0) for layer in range(config.num_hidden_layers)
+    )
+
+
+@dataclass(frozen=True)
+class SmolLM3Config(LlamaConfig):
+    """SmolLM3: some layers do not rotate queries and keys. `no_rope_layers` has 1 for a layer that does, and else 0."""
+
+    model_type: ClassVar[str] = "smollm3"
+    refused = dict(LlamaConfig.refused) | SWITCHED_WINDOW
+
+    num_key_value_heads: int = integer(4, null=lambda c: c.num_attention_heads)
+    rope: Rope = read_by(lambda fields, c: read_rope(fields, default_theta=2000000.0))
+    tie_word_embeddings: bool = flag(True, outside=True)
+    max_position_embeddings: int = integer(32768)
+    no_rope_layer_interval: int = integer(4)
+    no_rope_layers: tuple[int, ...] = integers(rotated_layers, length="num_hidden_layers")
+
+    def turns(self, layer: int) -> bool:
+        return bool(self.no_rope_layers[layer])
+
+
 FAMILY = Family(
-    configs=(LlamaConfig, GraniteConfig, MistralConfig, Qwen2Config, Qwen3Config, SeedOssConfig),
+    configs=(
+        LlamaConfig,
+        GraniteConfig,
+        MistralConfig,
+        Qwen2Config,
+        Qwen3Config,
+        SeedOssConfig,
+        SmolLM3Config,
+    ),
     first=embed,
-    layer=lambda cfg, index: decoder,
+    layer=lambda cfg, index: decoder if cfg.turns(index) else decoder.of(rope=False),
     last=head,
 )

@@ -154,6 +154,26 @@ _QWEN_3: dict[str, object] = {
     "eos_token_id": 151645,
 }
 
+# The public config.json of HuggingFaceTB/SmolLM3-3B.
+_SMOLLM_3_3B: dict[str, object] = {
+    "model_type": "smollm3",
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 5000000.0,
+    "no_rope_layer_interval": 4,
+    "no_rope_layers": [1, 1, 1, 0] * 9,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 65536,
+    "dtype": "bfloat16",
+    "bos_token_id": 128000,
+    "eos_token_id": 128012,
+}
+
 _MODELS: dict[str, dict[str, object]] = {
     "llama": _LLAMA_3_2_1B,
     "llama-3.2-1b": _LLAMA_3_2_1B,
@@ -199,6 +219,7 @@ _MODELS: dict[str, dict[str, object]] = {
         "num_attention_heads": 64,
         "tie_word_embeddings": False,
     },
+    "smollm3-3b": _SMOLLM_3_3B,
 }
 """Presets without weights: the fields of their config.json."""
 

@@ -25,6 +25,7 @@ ABSENT: dict[str, dict[str, Any]] = {
     "mistral": {"num_key_value_heads": 8},
     "qwen2": {"attention_bias": True, "attention_out_bias": False},
     "qwen3": {"head_dim": 128},
+    "smollm3": {"tie_word_embeddings": True},
     "seed_oss": {"head_dim": 128, "attention_bias": True, "attention_out_bias": False},
 }
 """The values of fields that config.json leaves out, where a model type has others than Llama."""
