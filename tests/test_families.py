@@ -321,6 +321,7 @@ PARAMETERS = {
     "llama": 1.24,
     "llama-3.2-3b": 3.21,
     "llama-3.1-8b": 8.03,
+    "llama-3.3-70b": 70.55,
     "granite-3.3-8b": 8.17,
     "mistral-small-24b": 23.57,
     "qwen2.5-7b": 7.62,

@@ -188,6 +188,17 @@ _MODELS: dict[str, dict[str, object]] = {
         "rope_parameters": _ROPE | {"factor": 8.0},
         "tie_word_embeddings": False,
     },
+    "llama-3.3-70b": _LLAMA_3_2_1B
+    | {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "head_dim": 128,
+        "rope_parameters": _ROPE | {"factor": 8.0},
+        "tie_word_embeddings": False,
+        "eos_token_id": [128001, 128008, 128009],
+    },
     "granite-3.3-8b": _GRANITE_3_3_8B,
     "mistral-small-24b": _MISTRAL_SMALL_24B,
     "qwen2.5-7b": _QWEN_2_5_7B,
