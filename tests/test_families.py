@@ -17,6 +17,7 @@ from oracle.golden import load_golden, relative_error
 from oracle.weights import random_weights
 
 from infernum import LLM
+from infernum.codegen.nvrtc import compile_cuda, supported_archs
 from infernum.codegen.steps import KernelStep
 from infernum.compiler import Options, emit_sources
 from infernum.dtypes import F32
@@ -40,6 +41,7 @@ TINY: dict[str, Any] = {
     "max_position_embeddings": 512,
     "eos_token_id": 1,
 }
+ARCHS = [arch for arch in ("sm_80", "sm_90a") if arch in supported_archs()]
 MODEL_TYPES = llama.FAMILY.model_types
 
 
@@ -71,9 +73,9 @@ def error_of(tiny: Tiny, folder: Path, lacking: str = "", zero: str = "") -> flo
 def without(part: str) -> property:
     """The factors of a Granite, but for one of them."""
     plain = Factors(scores=16**-0.5)
-    given = cast("property", llama.GraniteConfig.factors).fget
-    assert given is not None
-    return property(lambda cfg: replace(given(cfg), **{part: getattr(plain, part)}))
+    factors_of = cast("property", llama.GraniteConfig.factors).fget
+    assert factors_of is not None
+    return property(lambda cfg: replace(factors_of(cfg), **{part: getattr(plain, part)}))
 
 
 IGNORED: dict[str, tuple[str, type[LlamaConfig], str, object, str]] = {
@@ -135,9 +137,20 @@ def kernels(config: dict[str, Any], variant: str = "t1") -> dict[str, list[str]]
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_a_layer_is_five_kernels_for_one_token(model_type: str) -> None:
-    made = kernels(TINY | {"model_type": model_type} | MORE.get(model_type, {}))
-    layers = {name: names for name, names in made.items() if name.startswith("decoder")}
+    blocks = kernels(TINY | {"model_type": model_type} | MORE.get(model_type, {}))
+    layers = {name: names for name, names in blocks.items() if name.startswith("decoder")}
     assert layers and {len(names) for names in layers.values()} == {5}, layers
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("model_type", [name for name in MODEL_TYPES if name != "llama"])
+def test_kernels_for_one_token_compile_without_a_spill(model_type: str, arch: str) -> None:
+    fields = TINY | {"model_type": model_type} | MORE.get(model_type, {})
+    sources = emit_sources(understand(Fields(fields, "small")), Options(dtype="bfloat16", arch=arch))
+    for block in sources.blocks:
+        if block.stem.endswith(".t1"):
+            cubin = compile_cuda(block.source, name=f"{block.stem}.cu", arch=arch, cache=None)
+            assert all(used.spill_bytes == 0 == used.stack_bytes for used in cubin.kernels.values())
 
 
 MORE: dict[str, dict[str, Any]] = {
@@ -283,6 +296,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("qwen2", {"use_sliding_window": True}, "use_sliding_window = true is not supported"),
     ("qwen2", {"use_sliding_window": 1}, "use_sliding_window = 1 is not supported"),
+    ("qwen2", {"use_mrope": True}, "use_mrope = true is not supported"),
     ("qwen2", {"qkv_bias": True}, "qkv_bias = true is not supported"),
     ("qwen3", {"mlp_bias": True}, "mlp_bias = true must be false in a model of this type"),
     (

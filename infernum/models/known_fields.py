@@ -108,6 +108,7 @@ ARCHITECTURE: dict[str, Unsupported] = {
     "residual_multiplier": Unsupported("multipliers are not implemented", (1,)),
     "logits_scaling": Unsupported("multipliers are not implemented", (1,)),
     "logit_scale": Unsupported("multipliers are not implemented", (1,)),
+    "use_mrope": Unsupported("positions of several dimensions are not implemented", (False,)),
     "lm_head_bias": Unsupported("a bias of the head is not implemented", (False,)),
     "qkv_bias": Unsupported("use attention_bias", (False,)),
     "rotary_dim": Unsupported("every element of a head must be rotated", unless=_is_head_dim),
