@@ -195,7 +195,7 @@ def bytes_per_token(bundle: Bundle, batch: int, mean_context: float) -> dict[str
         for weight in block.weights.values():
             shape = [int(dim) for dim in weight.spec.shape]
             element = dtypes.dtype(weight.spec.dtype).bytes
-            if index == 0:  # the embedding table, of which each token reads its row
+            if index == 0:  # the embedding table: each token reads one row
                 gathered += batch * math.prod(shape[1:]) * element
             else:
                 weights[weight_key(weight, stage)] = math.prod(shape) * element
