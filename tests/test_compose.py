@@ -157,7 +157,7 @@ def test_attention_with_what_it_absorbed_compiles_without_a_spill(name: str, var
 
 def test_each_norm_keeps_its_own_eps() -> None:
     text = source(*ready(layer(norms=NORMS)))
-    assert "n < 0 ? RmsNorm{1e-05f} : RmsNorm{0.001f}" in text, re.findall(r".*RmsNorm\{.*", text)
+    assert "n < 0 ? RmsNorm{1e-05f, 0.0f} : RmsNorm{0.001f, 0.0f}" in text, re.findall(r".*RmsNorm\{.*", text)
 
 
 def test_queries_and_keys_of_different_norms_share_no_kernel() -> None:

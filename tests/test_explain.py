@@ -380,7 +380,7 @@ graph g {
   stream %residual : bf16[tokens, 96]
   weight %w : bf16[96, 64] = "w"
 
-  %linear_1 = linear(%x, %w) {out = ''} : bf16[tokens, 96]
+  %linear_1 = linear(%x, %w) : bf16[tokens, 96]
   %add_1 = add(%linear_1, %residual) : bf16[tokens, 96]
   return %add_1
 }
@@ -391,8 +391,8 @@ graph g {
   weight %a : bf16[96, 64] = "a"
   weight %b : bf16[96, 64] = "b"
 
-  %linear_1 = linear(%x, %a) {out = ''} : bf16[tokens, 96]
-  %linear_2 = linear(%x, %b) {out = ''} : bf16[tokens, 96]
+  %linear_1 = linear(%x, %a) : bf16[tokens, 96]
+  %linear_2 = linear(%x, %b) : bf16[tokens, 96]
   return %linear_1, %linear_2
 }
 """
@@ -403,7 +403,7 @@ graph g {
   weight %w : bf16[96, WIDTH] = "w"
 
   %rms_norm_1 = rms_norm(%x, %norm) {eps = 1e-05} : bf16[tokens, WIDTH]
-  %linear_1 = linear(%rms_norm_1, %w) {out = ''} : bf16[tokens, 96]
+  %linear_1 = linear(%rms_norm_1, %w) : bf16[tokens, 96]
   return %linear_1
 }
 """

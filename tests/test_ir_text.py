@@ -135,7 +135,7 @@ FUSED = """\
 graph block {
   stream %x : bf16[tokens, 64]
 
-  %halves, %halves.1 = text_halves(%x) {rope = None} : bf16[tokens, 64], bf16[tokens]
+  %halves, %halves.1 = text_halves(%x) : bf16[tokens, 64], bf16[tokens]
   %both, %both.1 = fused outer(%a = %x, %b = %x, %total = %halves.1) by first, second : \
 bf16[tokens, 64], bf16[tokens, 64] {  # a.py:1, a.py:2
     %inside = fused inner(%p = %a) by merge-2 : bf16[tokens, 64] {

@@ -133,7 +133,7 @@ BIASED = """\
 -  %add_2 = add(%k_bias, %linear_2) : bf16[tokens, 32]  # m.py:2
 -  %heads_1 = heads(%add_1) {dim = 16} : bf16[tokens, 4, 16]  # m.py:3
 -  %heads_2 = heads(%add_2) {dim = 16} : bf16[tokens, 2, 16]  # m.py:3
-+  %linear_3 = linear(%x, %q_k_proj) {out = ''} : bf16[tokens, 96]  # m.py:1, m.py:2
++  %linear_3 = linear(%x, %q_k_proj) : bf16[tokens, 96]  # m.py:1, m.py:2
 +  %add_3 = add(%linear_3, %q_k_bias) : bf16[tokens, 96]  # m.py:1, m.py:2
 +  %columns_1 = columns(%add_3) {start = 0, stop = 64} : bf16[tokens, 64]  # m.py:1, m.py:2
 +  %columns_2 = columns(%add_3) {start = 64, stop = 96} : bf16[tokens, 32]  # m.py:1, m.py:2
@@ -155,7 +155,7 @@ PAIR = """\
 -  %add_1 = add(%linear_1, %up_bias) : bf16[tokens, 96]  # m.py:1
 -  %linear_2 = linear(%x, %gate_proj) : bf16[tokens, 96]  # m.py:2
 -  %silu_1 = silu(%linear_2) : bf16[tokens, 96]  # m.py:3
-+  %linear_3 = linear(%x, %up_gate_proj) {out = ''} : bf16[tokens, 192]  # m.py:1, m.py:2
++  %linear_3 = linear(%x, %up_gate_proj) : bf16[tokens, 192]  # m.py:1, m.py:2
 +  %columns_1 = columns(%linear_3) {start = 0, stop = 96} : bf16[tokens, 96]  # m.py:1, m.py:2
 +  %columns_2 = columns(%linear_3) {start = 96, stop = 192} : bf16[tokens, 96]  # m.py:1, m.py:2
 +  %add_1 = add(%columns_1, %up_bias) : bf16[tokens, 96]  # m.py:1
@@ -186,7 +186,7 @@ ATTENDED = f"""\
    batch %query_start : i32[seqs + 1]
 
 +  %attention_1, %attention_1.1 = fused attend(%q = %q, %k = %k, %v = %v, %kv = %kv, %positions = %positions, \
-%sequence = %sequence, %query_start = %query_start, %page_table = %page_table) {{scale = 0.25}} by attend : \
+%sequence = %sequence, %query_start = %query_start, %page_table = %page_table) {{scale = 0.25, window = 0, softcap = 0.0}} by attend : \
 bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {{  # m.py:2, m.py:3
 |  %append_1 = append(%kv, %k, %v, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # m.py:2
 |  %attention_1 = attention(%q, %append_1, %positions, %sequence, %query_start, %page_table) \

@@ -343,7 +343,7 @@ graph g {
   weight %w : bf16[8, 8] = "w"
   weight %v : bf16[8] = "v"
 
-  %linear_1 = linear(%x, %w) {out = ''} : bf16[tokens, 8]
+  %linear_1 = linear(%x, %w) : bf16[tokens, 8]
   %silu_1 = silu(%linear_1) : bf16[tokens, 8]
   %add_1 = add(%silu_1, %v) : bf16[tokens, 8]
   %mul_1 = mul(%add_1, %linear_1) : bf16[tokens, 8]

@@ -27,9 +27,12 @@ def attend(
     page_table: Tensor,
     *,
     scale: float,
+    window: int,
+    softcap: float,
 ) -> tuple[Tensor, Tensor]:
     cache = ops.append(kv, k, v, positions, sequence, page_table)
-    return ops.attention(q, cache, positions, sequence, query_start, page_table, scale=scale), cache
+    facts = positions, sequence, query_start, page_table
+    return ops.attention(q, cache, *facts, scale=scale, window=window, softcap=softcap), cache
 
 
 @fusion(

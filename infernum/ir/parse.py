@@ -120,6 +120,7 @@ class _Parser:
         else:
             operands = tuple(self.value(text, entries) for text in _split(operands_text))
             op = self.op(op_name, operands, attrs)
+            attrs = {a: attrs.get(a, op.defaults.get(a)) for a in op.attrs if a in attrs or a in op.defaults}
         name = self.match(_VALUE, _split(results)[0], "`%name`")[1]
         result_names = [str(Value(name, i)) for i in range(len(op.results))]
         if _split(results) != result_names or len(types) not in (0, len(result_names)):

@@ -28,7 +28,7 @@ from typing import Any
 
 from infernum.errors import CompileError
 from infernum.ir.graph import Graph, Input, Node
-from infernum.ir.op import Fused
+from infernum.ir.op import Fused, Op
 from infernum.ir.parse import ATTR_TYPES, parse_graph
 from infernum.ir.recipe_text import recipe_text
 
@@ -59,7 +59,8 @@ def _call(graph: Graph, node: Node) -> Iterator[str]:
     op = node.op
     assert not isinstance(op, Input), f"{node.name} is an input"
     results = ", ".join(f"%{node.name}.{i}" if i else f"%{node.name}" for i in range(len(op.results)))
-    attrs = f" {{{', '.join(f'{k} = {_literal(v)}' for k, v in node.attrs.items())}}}" if node.attrs else ""
+    shown = [f"{k} = {_literal(v)}" for k, v in node.attrs.items() if not _is_default(op, k, v)]
+    attrs = f" {{{', '.join(shown)}}}" if shown else ""
     operands = graph.operands(node.name)
     if not isinstance(op, Fused):
         yield f"{results} = {op.name}({', '.join(map(str, operands))}){attrs}{_types(node)}{_where(node)}"
@@ -75,6 +76,11 @@ def _call(graph: Graph, node: Node) -> Iterator[str]:
     yield f"{results} = fused {op.name}({bound}){attrs}{rules}{_types(node)} {{{_where(node)}"
     yield from (f"  {line}" for line in _body(op.body))
     yield "}"
+
+
+def _is_default(op: object, name: str, value: Any) -> bool:
+    """True for an attribute that the op has anyway; the parser puts it back."""
+    return isinstance(op, Op) and name in op.defaults and op.defaults[name] == value
 
 
 def _types(node: Node) -> str:

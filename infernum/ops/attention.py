@@ -27,8 +27,14 @@ _SIGNATURE = (
 )
 
 
-def _attention_types(*types: TensorType, scale: float) -> tuple[TensorType, ...]:
+def _attention_types(
+    *types: TensorType, scale: float, window: int = 0, softcap: float = 0.0
+) -> tuple[TensorType, ...]:
     del scale
+    if window < 0 or softcap < 0:
+        raise ShapeError(
+            f"attention: window = {window} and softcap = {softcap} must not be negative; 0 is none"
+        )
     result = Signature.parse(_SIGNATURE).infer("attention", _PARAMS, types)
     heads, kv_heads = types[0].shape[1], types[1].shape[2]
     if not (isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads == 0):
@@ -41,12 +47,15 @@ def _attention_types(*types: TensorType, scale: float) -> tuple[TensorType, ...]
 def _attention_flops(call: Call) -> str:
     """A product with the keys and one with the values, for every query head and attended position."""
     heads, _, dim = heads_of(call)
-    return f"{4 * heads * dim} * attended"
+    window = call.attrs["window"]
+    return f"{4 * heads * dim} * {f'min(attended, {window} * tokens)' if window else 'attended'}"
 
 
 def _attention_moved_bytes(call: Call) -> Mapping[str, str]:
     _, kv_heads, dim = heads_of(call)
-    return {"kv": f"{2 * kv_heads * dim * call.operands['kv'].dtype.bytes} * cached"}
+    window = call.attrs["window"]
+    cached = f"min(cached, (tokens + {window - 1} * seqs))" if window else "cached"
+    return {"kv": f"{2 * kv_heads * dim * call.operands['kv'].dtype.bytes} * {cached}"}
 
 
 @op(
@@ -65,14 +74,17 @@ def attention(
     page_table: np.ndarray,
     *,
     scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
 ) -> np.ndarray:
     """Causal softmax attention over the paged cache, heads in groups (Ainslie et al. 2023, arXiv:2305.13245).
 
     q [tokens, heads, dim], kv [pages, 2, kv_heads, 64, dim] with the new tokens already in it, positions and sequence
     int32 [tokens], query_start int32 [seqs + 1], page_table int32 [seqs, max_pages] -> [tokens, heads, dim].
 
-    The token at position p attends to positions 0 … p of its sequence; query head h reads head
-    h // (heads / kv_heads) of the cache. Scores are multiplied by `scale`; the softmax is in float32.
+    The token at position p attends to positions 0 … p of its sequence, with a `window` only to the last `window` of
+    them; query head h reads head h // (heads / kv_heads) of the cache. Scores are multiplied by `scale`, and then with a
+    `softcap` become softcap · tanh(score / softcap); the softmax is in float32.
     """
     del sequence
     tokens, heads, dim = q.shape
@@ -91,18 +103,25 @@ def attention(
             chunk = max(1, _SCORES // (context * group))
             for first in range(begin, end, chunk):
                 rows = slice(first, min(first + chunk, end))
-                weights = _causal_softmax(q[rows, grouped], keys, positions[rows], scale)
-                out[rows, grouped] = (weights @ values).reshape(-1, group, dim)
+                since = max(0, int(positions[first]) + 1 - window) if window else 0
+                scores = _scores(q[rows, grouped], keys[since:], scale, softcap)
+                weights = _causal_softmax(scores, positions[rows] - since, group, window)
+                out[rows, grouped] = (weights @ values[since:]).reshape(-1, group, dim)
     return out
 
 
-def _causal_softmax(q: np.ndarray, keys: np.ndarray, positions: np.ndarray, scale: float) -> np.ndarray:
-    """q [tokens, group, dim], keys [context, dim], positions [tokens] -> weights [tokens * group, context]."""
-    tokens, group, dim = q.shape
-    scores = (q.reshape(-1, dim) @ keys.T) * np.float32(scale)
-    if tokens > 1 or positions[0] + 1 < len(keys):
-        future = np.arange(len(keys)) > np.repeat(positions, group)[:, None]
-        scores[future] = -np.inf
+def _scores(q: np.ndarray, keys: np.ndarray, scale: float, softcap: float) -> np.ndarray:
+    """q [tokens, group, dim], keys [context, dim] -> [tokens * group, context]."""
+    scores = (q.reshape(-1, q.shape[-1]) @ keys.T) * np.float32(scale)
+    return np.float32(softcap) * np.tanh(scores / np.float32(softcap)) if softcap else scores
+
+
+def _causal_softmax(scores: np.ndarray, positions: np.ndarray, group: int, window: int) -> np.ndarray:
+    """Scores [tokens * group, context] and positions [tokens] within the context -> weights like the scores."""
+    context = scores.shape[1]
+    if len(positions) > 1 or positions[0] + 1 < context:
+        ahead: np.ndarray = np.arange(context) - np.repeat(positions, group)[:, None]
+        scores[(ahead > 0) | (ahead <= -window) if window else ahead > 0] = -np.inf
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     scores /= scores.sum(axis=-1, keepdims=True)

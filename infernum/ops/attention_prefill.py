@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping
 
 from infernum.ir.block import PAGE
 from infernum.ir.kernel import Call, Layout, Refusal, Target, Template, alternatives
-from infernum.ops.attention_split import heads_of
+from infernum.ops.attention_split import heads_of, unserved
 from infernum.roofline import GPUS
 
 
 def _prefill_refusal(call: Call, target: Target) -> Refusal | None:
     heads, kv_heads, dim = heads_of(call)
     dtype = call.operands["q"].dtype
+    if refusal := unserved(call):
+        return refusal
     if target.max_tokens <= 64:
         return Refusal(
             f"with at most {target.max_tokens} tokens, splitting the context keeps more of the GPU busy"

@@ -51,10 +51,10 @@ NORM = Template(
     prologue=Prologue("RmsNorm", "rms_norm.cuh"),
     flops=lambda call: f"4 * {elements(call.operands['x'])}",
 )
-def rms_norm(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:
-    """Scale each row of x to unit root-mean-square, then by weight (Zhang & Sennrich 2019, arXiv:1910.07467).
+def rms_norm(x: np.ndarray, weight: np.ndarray, *, eps: float, offset: float = 0.0) -> np.ndarray:
+    """Scale each row of x to unit root-mean-square, then by offset + weight (Zhang & Sennrich 2019, arXiv:1910.07467).
 
-    x [tokens, width] or [tokens, heads, width], weight [width] -> like x.
+    x [tokens, width] or [tokens, heads, width], weight [width] -> like x. All of it is in float32.
     """
     scale = 1.0 / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps))
-    return x * scale * weight
+    return x * scale * (weight + np.float32(offset))

@@ -15,7 +15,7 @@
 //   weight %down_proj : bf16[64, 96] = "model.layers.{layer}.mlp.down_proj.weight"
 //
 //   %rms_norm_1 = rms_norm(%x, %input_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:115
-//   %linear_8 = linear(%rms_norm_1, %q_k_v_proj) {out = ''} : bf16[tokens, 128]  # models/llama.py:125, models/llama.py:126, models/llama.py:127
+//   %linear_8 = linear(%rms_norm_1, %q_k_v_proj) : bf16[tokens, 128]  # models/llama.py:125, models/llama.py:126, models/llama.py:127
 //   %columns_1 = columns(%linear_8) {start = 0, stop = 64} : bf16[tokens, 64]  # models/llama.py:125, models/llama.py:126, models/llama.py:127
 //   %columns_2 = columns(%linear_8) {start = 64, stop = 96} : bf16[tokens, 32]  # models/llama.py:125, models/llama.py:126, models/llama.py:127
 //   %columns_3 = columns(%linear_8) {start = 96, stop = 128} : bf16[tokens, 32]  # models/llama.py:125, models/llama.py:126, models/llama.py:127
@@ -30,13 +30,13 @@
 //   }
 //   %attention_1 = attention(%rope_1, %rope_1.1, %positions, %sequence, %query_start, %page_table) {scale = 0.25} : bf16[tokens, 4, 16]  # models/llama.py:141
 //   %flatten_1 = flatten(%attention_1) : bf16[tokens, 64]  # models/llama.py:144
-//   %linear_4 = linear(%flatten_1, %o_proj) {out = ''} : bf16[tokens, 64]  # models/llama.py:144
+//   %linear_4 = linear(%flatten_1, %o_proj) : bf16[tokens, 64]  # models/llama.py:144
 //   %add_1, %add_1.1 = fused into_norm(%x = %x, %linear_4 = %linear_4, %post_attention_layernorm = %post_attention_layernorm) by into_norm : bf16[tokens, 64], bf16[tokens, 64] {  # models/llama.py:116, models/llama.py:117
 //     %add_1 = add(%x, %linear_4) : bf16[tokens, 64]  # models/llama.py:116
 //     %rms_norm_2 = rms_norm(%add_1, %post_attention_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:117
 //     return %add_1, %rms_norm_2
 //   }
-//   %linear_1 = linear(%add_1.1, %gate_up_proj) {out = ''} : bf16[tokens, 192]  # models/llama.py:148, models/llama.py:149
+//   %linear_1 = linear(%add_1.1, %gate_up_proj) : bf16[tokens, 192]  # models/llama.py:148, models/llama.py:149
 //   %columns_4 = columns(%linear_1) {start = 0, stop = 96} : bf16[tokens, 96]  # models/llama.py:148, models/llama.py:149
 //   %columns_5 = columns(%linear_1) {start = 96, stop = 192} : bf16[tokens, 96]  # models/llama.py:148, models/llama.py:149
 //   %mul_1 = fused merge_pointwise(%columns_4 = %columns_4, %columns_5 = %columns_5) by merge_pointwise : bf16[tokens, 96] {  # models/llama.py:150
@@ -45,7 +45,7 @@
 //     return %mul_1
 //   }
 //   %add_2 = fused into_library(%mul_1 = %mul_1, %down_proj = %down_proj, %add_1 = %add_1) by into_library : bf16[tokens, 64] {  # models/llama.py:150, models/llama.py:118
-//     %linear_7 = linear(%mul_1, %down_proj) {out = ''} : bf16[tokens, 64]  # models/llama.py:150
+//     %linear_7 = linear(%mul_1, %down_proj) : bf16[tokens, 64]  # models/llama.py:150
 //     %add_2 = add(%add_1, %linear_7) : bf16[tokens, 64]  # models/llama.py:118
 //     return %add_2
 //   }
@@ -173,11 +173,13 @@ __device__ __forceinline__ void let_next_kernel_start() {
 // A norm is a struct of its attributes. The kernel adds up `summand` of every element of a row, asks for the row's
 // `scale`, and gets each normalised element from `apply`.
 struct RmsNorm {
-    float eps;
+    float eps, offset;  // the offset is added to all gains
 
     static __device__ __forceinline__ float summand(float x) { return x * x; }
     __device__ __forceinline__ float scale(float sum, int width) const { return 1.0f / sqrtf(sum / width + eps); }
-    static __device__ __forceinline__ float apply(float x, float scale, float gain) { return x * (scale * gain); }
+    __device__ __forceinline__ float apply(float x, float scale, float gain) const {
+        return x * (scale * (offset == 0.0f ? gain : offset + gain));
+    }
 };
 
 // ---- rope.cuh
@@ -504,7 +506,7 @@ extern "C" __global__ void __launch_bounds__(32) rms_norm_input_layernorm(
     let_next_kernel_start();
     wait_for_previous_kernel();
     const size_t token = blockIdx.x;
-    constexpr RmsNorm norm{1e-05f};
+    constexpr RmsNorm norm{1e-05f, 0.0f};
 
     float kept[VECTORS][VECTOR];
     float sum = 0.0f;
@@ -717,7 +719,7 @@ extern "C" __global__ void __launch_bounds__(32) add_rms_norm_post_attention_lay
     let_next_kernel_start();
     wait_for_previous_kernel();
     const size_t token = blockIdx.x;
-    constexpr RmsNorm norm{1e-05f};
+    constexpr RmsNorm norm{1e-05f, 0.0f};
 
     float kept[VECTORS][VECTOR];
     float sum = 0.0f;

@@ -18,25 +18,25 @@
 //   weight %down_proj : bf16[64, 96] = "model.layers.{layer}.mlp.down_proj.weight"
 //
 //   %rms_norm_1 = rms_norm(%x, %input_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:115
-//   %linear_1 = linear(%rms_norm_1, %q_proj) {out = ''} : bf16[tokens, 64]  # models/llama.py:125
+//   %linear_1 = linear(%rms_norm_1, %q_proj) : bf16[tokens, 64]  # models/llama.py:125
 //   %heads_1 = heads(%linear_1) {dim = 16} : bf16[tokens, 4, 16]  # models/llama.py:125
-//   %linear_2 = linear(%rms_norm_1, %k_proj) {out = ''} : bf16[tokens, 32]  # models/llama.py:126
+//   %linear_2 = linear(%rms_norm_1, %k_proj) : bf16[tokens, 32]  # models/llama.py:126
 //   %heads_2 = heads(%linear_2) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:126
-//   %linear_3 = linear(%rms_norm_1, %v_proj) {out = ''} : bf16[tokens, 32]  # models/llama.py:127
+//   %linear_3 = linear(%rms_norm_1, %v_proj) : bf16[tokens, 32]  # models/llama.py:127
 //   %heads_3 = heads(%linear_3) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:127
 //   %rope_1 = rope(%heads_1, %positions) {rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=0)} : bf16[tokens, 4, 16]  # models/llama.py:132
 //   %rope_2 = rope(%heads_2, %positions) {rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=0)} : bf16[tokens, 2, 16]  # models/llama.py:132
 //   %append_1 = append(%kv, %rope_2, %heads_3, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # models/llama.py:133
 //   %attention_1 = attention(%rope_1, %append_1, %positions, %sequence, %query_start, %page_table) {scale = 0.25} : bf16[tokens, 4, 16]  # models/llama.py:141
 //   %flatten_1 = flatten(%attention_1) : bf16[tokens, 64]  # models/llama.py:144
-//   %linear_4 = linear(%flatten_1, %o_proj) {out = ''} : bf16[tokens, 64]  # models/llama.py:144
+//   %linear_4 = linear(%flatten_1, %o_proj) : bf16[tokens, 64]  # models/llama.py:144
 //   %add_1 = add(%x, %linear_4) : bf16[tokens, 64]  # models/llama.py:116
 //   %rms_norm_2 = rms_norm(%add_1, %post_attention_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:117
-//   %linear_5 = linear(%rms_norm_2, %gate_proj) {out = ''} : bf16[tokens, 96]  # models/llama.py:148
-//   %linear_6 = linear(%rms_norm_2, %up_proj) {out = ''} : bf16[tokens, 96]  # models/llama.py:149
+//   %linear_5 = linear(%rms_norm_2, %gate_proj) : bf16[tokens, 96]  # models/llama.py:148
+//   %linear_6 = linear(%rms_norm_2, %up_proj) : bf16[tokens, 96]  # models/llama.py:149
 //   %silu_1 = silu(%linear_5) : bf16[tokens, 96]  # models/llama.py:150
 //   %mul_1 = mul(%silu_1, %linear_6) : bf16[tokens, 96]  # models/llama.py:150
-//   %linear_7 = linear(%mul_1, %down_proj) {out = ''} : bf16[tokens, 64]  # models/llama.py:150
+//   %linear_7 = linear(%mul_1, %down_proj) : bf16[tokens, 64]  # models/llama.py:150
 //   %add_2 = add(%add_1, %linear_7) : bf16[tokens, 64]  # models/llama.py:118
 //   return %add_2
 // }
@@ -162,11 +162,13 @@ __device__ __forceinline__ void let_next_kernel_start() {
 // A norm is a struct of its attributes. The kernel adds up `summand` of every element of a row, asks for the row's
 // `scale`, and gets each normalised element from `apply`.
 struct RmsNorm {
-    float eps;
+    float eps, offset;  // the offset is added to all gains
 
     static __device__ __forceinline__ float summand(float x) { return x * x; }
     __device__ __forceinline__ float scale(float sum, int width) const { return 1.0f / sqrtf(sum / width + eps); }
-    static __device__ __forceinline__ float apply(float x, float scale, float gain) { return x * (scale * gain); }
+    __device__ __forceinline__ float apply(float x, float scale, float gain) const {
+        return x * (scale * (offset == 0.0f ? gain : offset + gain));
+    }
 };
 
 // ---- mma.cuh
@@ -854,7 +856,7 @@ extern "C" __global__ void __launch_bounds__(32) rms_norm_input_layernorm(
     let_next_kernel_start();
     wait_for_previous_kernel();
     const size_t token = blockIdx.x;
-    constexpr RmsNorm norm{1e-05f};
+    constexpr RmsNorm norm{1e-05f, 0.0f};
 
     float kept[VECTORS][VECTOR];
     float sum = 0.0f;
@@ -1463,7 +1465,7 @@ extern "C" __global__ void __launch_bounds__(32) rms_norm_post_attention_layerno
     let_next_kernel_start();
     wait_for_previous_kernel();
     const size_t token = blockIdx.x;
-    constexpr RmsNorm norm{1e-05f};
+    constexpr RmsNorm norm{1e-05f, 0.0f};
 
     float kept[VECTORS][VECTOR];
     float sum = 0.0f;

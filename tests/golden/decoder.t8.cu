@@ -16,7 +16,7 @@
 //
 //   %linear_8 = fused into_prologue(%x = %x, %input_layernorm = %input_layernorm, %q_k_v_proj = %q_k_v_proj) by merge_products, into_prologue : bf16[tokens, 128] {  # models/llama.py:115, models/llama.py:125, models/llama.py:126, models/llama.py:127
 //     %rms_norm_1 = rms_norm(%x, %input_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:115
-//     %linear_8 = linear(%rms_norm_1, %q_k_v_proj) {out = ''} : bf16[tokens, 128]  # models/llama.py:125, models/llama.py:126, models/llama.py:127
+//     %linear_8 = linear(%rms_norm_1, %q_k_v_proj) : bf16[tokens, 128]  # models/llama.py:125, models/llama.py:126, models/llama.py:127
 //     return %linear_8
 //   }
 //   %columns_1 = columns(%linear_8) {start = 0, stop = 64} : bf16[tokens, 64]  # models/llama.py:125, models/llama.py:126, models/llama.py:127
@@ -25,7 +25,7 @@
 //   %heads_1 = heads(%columns_1) {dim = 16} : bf16[tokens, 4, 16]  # models/llama.py:125
 //   %heads_2 = heads(%columns_2) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:126
 //   %heads_3 = heads(%columns_3) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:127
-//   %attention_1, %attention_1.1 = fused attend(%q = %heads_1, %k = %heads_2, %v = %heads_3, %kv = %kv, %positions = %positions, %sequence = %sequence, %query_start = %query_start, %page_table = %page_table) {scale = 0.25} by attend, into_prologue : bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {  # models/llama.py:132, models/llama.py:133, models/llama.py:141
+//   %attention_1, %attention_1.1 = fused attend(%q = %heads_1, %k = %heads_2, %v = %heads_3, %kv = %kv, %positions = %positions, %sequence = %sequence, %query_start = %query_start, %page_table = %page_table) {scale = 0.25, window = 0, softcap = 0.0} by attend, into_prologue : bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {  # models/llama.py:132, models/llama.py:133, models/llama.py:141
 //     %rope_2 = rope(%k, %positions) {rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=0)} : bf16[tokens, 2, 16]  # models/llama.py:132
 //     %rope_1 = rope(%q, %positions) {rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=0)} : bf16[tokens, 4, 16]  # models/llama.py:132
 //     %append_1 = append(%kv, %rope_2, %v, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # models/llama.py:133
@@ -34,13 +34,13 @@
 //   }
 //   %flatten_1 = flatten(%attention_1) : bf16[tokens, 64]  # models/llama.py:144
 //   %add_1 = fused into_epilogue(%flatten_1 = %flatten_1, %o_proj = %o_proj, %x = %x) by into_epilogue : bf16[tokens, 64] {  # models/llama.py:144, models/llama.py:116
-//     %linear_4 = linear(%flatten_1, %o_proj) {out = ''} : bf16[tokens, 64]  # models/llama.py:144
+//     %linear_4 = linear(%flatten_1, %o_proj) : bf16[tokens, 64]  # models/llama.py:144
 //     %add_1 = add(%x, %linear_4) : bf16[tokens, 64]  # models/llama.py:116
 //     return %add_1
 //   }
 //   %mul_1 = fused into_prologue(%add_1 = %add_1, %post_attention_layernorm = %post_attention_layernorm, %gate_up_proj = %gate_up_proj) by merge_products, into_epilogue, into_prologue : bf16[tokens, 96] {  # models/llama.py:117, models/llama.py:148, models/llama.py:149, models/llama.py:150
 //     %rms_norm_2 = rms_norm(%add_1, %post_attention_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:117
-//     %linear_1 = linear(%rms_norm_2, %gate_up_proj) {out = ''} : bf16[tokens, 192]  # models/llama.py:148, models/llama.py:149
+//     %linear_1 = linear(%rms_norm_2, %gate_up_proj) : bf16[tokens, 192]  # models/llama.py:148, models/llama.py:149
 //     %columns_4 = columns(%linear_1) {start = 0, stop = 96} : bf16[tokens, 96]  # models/llama.py:148, models/llama.py:149
 //     %columns_5 = columns(%linear_1) {start = 96, stop = 192} : bf16[tokens, 96]  # models/llama.py:148, models/llama.py:149
 //     %silu_1 = silu(%columns_4) : bf16[tokens, 96]  # models/llama.py:150
@@ -48,7 +48,7 @@
 //     return %mul_1
 //   }
 //   %add_2 = fused into_epilogue(%mul_1 = %mul_1, %down_proj = %down_proj, %add_1 = %add_1) by into_epilogue : bf16[tokens, 64] {  # models/llama.py:150, models/llama.py:118
-//     %linear_7 = linear(%mul_1, %down_proj) {out = ''} : bf16[tokens, 64]  # models/llama.py:150
+//     %linear_7 = linear(%mul_1, %down_proj) : bf16[tokens, 64]  # models/llama.py:150
 //     %add_2 = add(%add_1, %linear_7) : bf16[tokens, 64]  # models/llama.py:118
 //     return %add_2
 //   }
@@ -460,11 +460,13 @@ template <typename T, int WIDTH, int TOKENS, int THREADS, int VECTOR> struct Sta
 // A norm is a struct of its attributes. The kernel adds up `summand` of every element of a row, asks for the row's
 // `scale`, and gets each normalised element from `apply`.
 struct RmsNorm {
-    float eps;
+    float eps, offset;  // the offset is added to all gains
 
     static __device__ __forceinline__ float summand(float x) { return x * x; }
     __device__ __forceinline__ float scale(float sum, int width) const { return 1.0f / sqrtf(sum / width + eps); }
-    static __device__ __forceinline__ float apply(float x, float scale, float gain) { return x * (scale * gain); }
+    __device__ __forceinline__ float apply(float x, float scale, float gain) const {
+        return x * (scale * (offset == 0.0f ? gain : offset + gain));
+    }
 };
 
 // ---- kv_cache.cuh
@@ -1003,7 +1005,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_q_k_v_proj(
     rows.load(x, 64, tokens);
 #pragma unroll
     for (int i = PREFILL; i < DEPTH; i++) stream.load();
-    rows.normalise(RmsNorm{1e-05f});
+    rows.normalise(RmsNorm{1e-05f, 0.0f});
     rows.store();
     __syncthreads();
     const unsigned row = rows.rows + (TOKENS == 1 ? 0 : lane / 4 * rows.STRIDE) + lane % 4 * 16;
@@ -1361,7 +1363,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_gate_up_proj(
     rows.load(add_1, 64, tokens);
 #pragma unroll
     for (int i = PREFILL; i < DEPTH; i++) stream.load();
-    rows.normalise(RmsNorm{1e-05f});
+    rows.normalise(RmsNorm{1e-05f, 0.0f});
     rows.store();
     __syncthreads();
     const unsigned row = rows.rows + (TOKENS == 1 ? 0 : lane / 4 * rows.STRIDE) + lane % 4 * 16;

@@ -438,11 +438,13 @@ template <typename T, int WIDTH, int TOKENS, int THREADS, int VECTOR> struct Sta
 // A norm is a struct of its attributes. The kernel adds up `summand` of every element of a row, asks for the row's
 // `scale`, and gets each normalised element from `apply`.
 struct RmsNorm {
-    float eps;
+    float eps, offset;  // the offset is added to all gains
 
     static __device__ __forceinline__ float summand(float x) { return x * x; }
     __device__ __forceinline__ float scale(float sum, int width) const { return 1.0f / sqrtf(sum / width + eps); }
-    static __device__ __forceinline__ float apply(float x, float scale, float gain) { return x * (scale * gain); }
+    __device__ __forceinline__ float apply(float x, float scale, float gain) const {
+        return x * (scale * (offset == 0.0f ? gain : offset + gain));
+    }
 };
 
 // ---- select_rows
@@ -498,7 +500,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_lm_head(
     rows.load_gain(model_norm);  // models/llama.py:156
     wait_for_previous_kernel();
     rows.load(select_rows_1, 64, tokens);
-    rows.normalise(RmsNorm{1e-05f});
+    rows.normalise(RmsNorm{1e-05f, 0.0f});
     rows.store();
     __syncthreads();
     const unsigned row = rows.rows + (TOKENS == 1 ? 0 : lane / 4 * rows.STRIDE) + lane % 4 * 16;
