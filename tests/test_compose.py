@@ -10,7 +10,7 @@ from typing import Any
 import composed
 import numpy as np
 import pytest
-from composed import geglu, gelu_tanh, layer, offset_norm
+from composed import geglu, layer, offset_norm
 from graph_inputs import copied, random_inputs, stacked
 
 from infernum import ops
@@ -265,7 +265,7 @@ def test_a_norm_of_a_plugin_brings_its_own_gain(variant: str) -> None:
     @block(x="tokens hidden_size")
     def normalised(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> Tensor:
         h = offset_norm(x, w.tensor("norm", cfg.hidden_size), eps=1e-5)
-        return ops.mul(gelu_tanh(ops.dense(h, w, "gate", 512)), ops.dense(h, w, "up", 512))
+        return ops.mul(ops.gelu_tanh(ops.dense(h, w, "gate", 512)), ops.dense(h, w, "up", 512))
 
     plain, goal = normalised.trace(config(), BF16), target(variant)
     made = fused(plain, goal).graph

@@ -46,13 +46,19 @@ EXAMPLES: dict[str, Example] = {
     "argmax": ((LOGITS,), {}, (PER_ROW,)),
     "attention": ((HEADS, CACHE, TOKENS, TOKENS, STARTS, TABLE), {"scale": 0.25}, (HEADS,)),
     "cast": ((ROWS,), {"to": "float32"}, (TensorType(("tokens", 64), F32),)),
+    "clip": ((ROWS,), {"low": -2.0, "high": 2.0}, (ROWS,)),
     "columns": ((ROWS,), {"start": 8, "stop": 40}, (TensorType(("tokens", 32), BF16),)),
     "embedding": ((TOKENS, MATRIX), {}, (ROWS,)),
     "flatten": ((HEADS,), {}, (ROWS,)),
+    "gelu": ((ROWS,), {}, (ROWS,)),
+    "gelu_tanh": ((ROWS,), {}, (ROWS,)),
+    "hardswish": ((ROWS,), {}, (ROWS,)),
     "heads": ((ROWS,), {"dim": 16}, (HEADS,)),
+    "laplace": ((ROWS,), {}, (ROWS,)),
     "linear": ((ROWS, MATRIX), {"out": "f32"}, (TensorType(("tokens", 96), F32),)),
     "mark_seen": ((SEEN, PER_ROW), {}, (SEEN,)),
     "mul": ((VECTOR, ROWS), {}, (ROWS,)),
+    "relu": ((ROWS,), {}, (ROWS,)),
     "rms_norm": ((ROWS, VECTOR), {"eps": 1e-5}, (ROWS,)),
     "rope": ((HEADS, TOKENS), {"rope": Rope()}, (HEADS,)),
     "sample": (
@@ -62,8 +68,13 @@ EXAMPLES: dict[str, Example] = {
     ),
     "scale": ((ROWS,), {"by": 0.22}, (ROWS,)),
     "select_rows": ((ROWS, PER_ROW), {}, (TensorType(("rows", 64), BF16),)),
+    "sigmoid": ((ROWS,), {}, (ROWS,)),
     "silu": ((ROWS,), {}, (ROWS,)),
+    "softcap": ((ROWS,), {"cap": 2.0}, (ROWS,)),
+    "softplus": ((ROWS,), {}, (ROWS,)),
+    "sqrt_softplus": ((ROWS,), {}, (ROWS,)),
     "stack_rows": ((MATRIX, TensorType((32, 64), BF16)), {}, (TensorType((128, 64), BF16),)),
+    "tanh": ((ROWS,), {}, (ROWS,)),
 }
 """Operand types, attributes and result types of one call of each op."""
 
@@ -286,7 +297,7 @@ MISTAKES: list[tuple[Any, type[InfernumError], str]] = [
     (too_many_operands, ShapeError, "silu takes x; 2 operands were given"),
     (too_many_streams, ShapeError, "the block no_tensor takes x; 2 were given"),
     (no_tensor, ShapeError, "mul takes tensors of a block, not float"),
-    (unknown_attribute, ShapeError, "rms_norm has no attribute epsilon; it has eps"),
+    (unknown_attribute, ShapeError, "rms_norm has no attribute epsilon; it has eps, offset"),
     (missing_attribute, ShapeError, "rms_norm needs the attribute eps"),
     (
         one_weight_of_two_shapes,
@@ -481,13 +492,13 @@ def own(monkeypatch: pytest.MonkeyPatch) -> dict[str, Op]:
 @pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
 def test_a_new_pointwise_op_is_a_function_and_an_expression(dtype: DType) -> None:
     @pointwise("fminf(fmaxf({x}, -{limit}), {limit})")
-    def clip(x: np.ndarray, *, limit: float) -> np.ndarray:
+    def limited(x: np.ndarray, *, limit: float) -> np.ndarray:
         """x, kept within ± limit."""
         return np.clip(x, -limit, limit)
 
     @block(x="tokens hidden_size")
     def clipped(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> Tensor:
-        return clip(x, limit=0.5)
+        return limited(x, limit=0.5)
 
     graph: Graph = clipped.trace(CFG, dtype)
     (out,) = interpret(graph, {"x": np.linspace(-2, 2, 64, dtype=np.float32)[None]})

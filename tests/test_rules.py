@@ -186,7 +186,8 @@ ATTENDED = f"""\
    batch %query_start : i32[seqs + 1]
 
 +  %attention_1, %attention_1.1 = fused attend(%q = %q, %k = %k, %v = %v, %kv = %kv, %positions = %positions, \
-%sequence = %sequence, %query_start = %query_start, %page_table = %page_table) {{scale = 0.25, window = 0, softcap = 0.0}} by attend : \
+%sequence = %sequence, %query_start = %query_start, %page_table = %page_table) \
+{{scale = 0.25, window = 0, softcap = 0.0}} by attend : \
 bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {{  # m.py:2, m.py:3
 |  %append_1 = append(%kv, %k, %v, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # m.py:2
 |  %attention_1 = attention(%q, %append_1, %positions, %sequence, %query_start, %page_table) \

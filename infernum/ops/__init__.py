@@ -4,7 +4,24 @@ from infernum.ops.attention import attention
 from infernum.ops.embedding import embedding, select_rows
 from infernum.ops.linear import dense, linear
 from infernum.ops.norm import rms_norm
-from infernum.ops.pointwise import add, cast, mul, scale, silu
+from infernum.ops.pointwise import (
+    add,
+    cast,
+    clip,
+    gelu,
+    gelu_tanh,
+    hardswish,
+    laplace,
+    mul,
+    relu,
+    scale,
+    sigmoid,
+    silu,
+    softcap,
+    softplus,
+    sqrt_softplus,
+    tanh,
+)
 from infernum.ops.rope import append, rope
 from infernum.ops.sampling import advance, argmax, mark_seen, sample
 from infernum.ops.shape import columns, flatten, heads, stack_rows
@@ -16,19 +33,30 @@ __all__ = [
     "argmax",
     "attention",
     "cast",
+    "clip",
     "columns",
     "dense",
     "embedding",
     "flatten",
+    "gelu",
+    "gelu_tanh",
+    "hardswish",
     "heads",
+    "laplace",
     "linear",
     "mark_seen",
     "mul",
+    "relu",
     "rms_norm",
     "rope",
     "sample",
     "scale",
     "select_rows",
+    "sigmoid",
     "silu",
+    "softcap",
+    "softplus",
+    "sqrt_softplus",
     "stack_rows",
+    "tanh",
 ]

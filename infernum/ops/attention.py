@@ -83,8 +83,8 @@ def attention(
     int32 [tokens], query_start int32 [seqs + 1], page_table int32 [seqs, max_pages] -> [tokens, heads, dim].
 
     The token at position p attends to positions 0 … p of its sequence, with a `window` only to the last `window` of
-    them; query head h reads head h // (heads / kv_heads) of the cache. Scores are multiplied by `scale`, and then with a
-    `softcap` become softcap · tanh(score / softcap); the softmax is in float32.
+    them; query head h reads head h // (heads / kv_heads) of the cache. Scores are multiplied by `scale`, and then
+    with a `softcap` become softcap · tanh(score / softcap); the softmax is in float32.
     """
     del sequence
     tokens, heads, dim = q.shape

@@ -24,12 +24,6 @@ FOLDER = Path(__file__).parent
 """Where the include file of `offset_norm` is found."""
 
 
-@pointwise("0.5f * {x} * (1.0f + tanhf(0.7978845608f * ({x} + 0.044715f * {x} * {x} * {x})))", flops=8)
-def gelu_tanh(x: np.ndarray) -> np.ndarray:
-    """x · Φ(x), by a tangent (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
-    return 0.5 * x * (1.0 + np.tanh(np.float32(0.7978845608) * (x + np.float32(0.044715) * x * x * x)))
-
-
 @pointwise("{x} + {y} + {z}")
 def add_three(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     """x + y + z."""
@@ -48,13 +42,13 @@ def offset_norm(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:
     return x * scale * (1.0 + weight)
 
 
-OWN = {each.name: OPS.pop(each.name) for each in (gelu_tanh, add_three, offset_norm)}
+OWN = {each.name: OPS.pop(each.name) for each in (add_three, offset_norm)}
 """The ops above, which are known by name only where a test adds them to the others."""
 
 
 def geglu(h: Tensor, w: Weights, cfg: Any) -> Tensor:
     """A feed-forward layer that is gated by a GELU, its result times 0.22."""
-    gate = gelu_tanh(ops.dense(h, w, "gate_proj", cfg.intermediate_size))
+    gate = ops.gelu_tanh(ops.dense(h, w, "gate_proj", cfg.intermediate_size))
     up = ops.dense(h, w, "up_proj", cfg.intermediate_size)
     return ops.scale(ops.dense(ops.mul(gate, up), w, "down_proj", cfg.hidden_size), by=0.22)
 
