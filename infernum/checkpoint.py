@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -16,7 +16,8 @@ from infernum.model_folder.problems import Problem
 from infernum.model_folder.weights import SUPPORTED, FolderWeights, StoredTensor, listed
 
 _ROWS_COMPARED_AT_ONCE = 4096  # of head and embedding: 64 MiB of each when a row has 8192 elements of 2 bytes
-_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_HEAD, _EMBEDDING = "lm_head.weight", "embed_tokens.weight"  # the ends of their names
+_IMAGES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ class Checkpoint:
         """Raise CheckpointError unless all tensors of `expected` (name → shape) are there, in readable types."""
         missing = [name for name in expected if name not in self.tensors]
         if missing:
-            mend = _MISFIT
-            if missing == [_HEAD] and _EMBEDDING in self.tensors:
-                mend = f"set tie_word_embeddings to true in config.json if {_EMBEDDING} is the head as well"
+            mend, embedding = _MISFIT, _embedding(self.tensors)
+            if len(missing) == 1 and missing[0].endswith(_HEAD) and embedding:
+                mend = f"set tie_word_embeddings to true in config.json if {embedding} is the head as well"
             raise CheckpointError(f"{self.weights.listing}: {_listed(missing)} missing; {mend}")
         for name, shape in expected.items():
             if self.shape(name) != tuple(shape):
@@ -91,8 +92,8 @@ class Checkpoint:
         """Raise CheckpointError unless the checkpoint has exactly the tensors of `expected` (name → shape).
 
         Extra tensors are accepted when they are in `ignored`, when they are other names of an expected tensor, when
-        they are rotary frequencies, which old checkpoints store, and when they are a head that equals the tied
-        embedding.
+        they are rotary frequencies, which old checkpoints store, when they are of the part that sees images, and when
+        they are a head that equals the tied embedding.
         """
         self.check_has(expected)
         used = {self.tensors[name].place for name in expected}
@@ -114,13 +115,14 @@ class Checkpoint:
         return tensor
 
     def _ignored(self, name: str, expected: Mapping[str, tuple[int, ...]], ignored: Collection[str]) -> bool:
-        if name == _HEAD and _EMBEDDING in expected:
-            return self._tied()
-        return name in ignored or name.endswith(".rotary_emb.inv_freq")
+        embedding = _embedding(expected)
+        if name.endswith(_HEAD) and embedding:
+            return self._tied(name, embedding)
+        return name in ignored or name.startswith(_IMAGES) or name.endswith(".rotary_emb.inv_freq")
 
-    def _tied(self) -> bool:
+    def _tied(self, head_name: str, embedding_name: str) -> bool:
         """True when head and embedding hold the same bytes. Raises CheckpointError otherwise."""
-        head, embedding = self.tensors[_HEAD], self.tensors[_EMBEDDING]
+        head, embedding = self.tensors[head_name], self.tensors[embedding_name]
         same = (head.kind, head.shape) == (embedding.kind, embedding.shape)
         if same:
             ours, theirs = (tensor.opened.get_slice(tensor.name) for tensor in (head, embedding))
@@ -129,10 +131,15 @@ class Checkpoint:
             same = all(ours[piece].tobytes() == theirs[piece].tobytes() for piece in pieces)
         if not same:
             raise CheckpointError(
-                f"{head.file}: {_HEAD} differs from {_EMBEDDING} although config.json ties them;"
+                f"{head.file}: {head_name} differs from {embedding_name} although config.json ties them;"
                 " set tie_word_embeddings to false there if the head is meant to be used"
             )
         return True
+
+
+def _embedding(names: Iterable[str]) -> str | None:
+    """The name of the embedding among the names of tensors."""
+    return next((name for name in names if name.endswith(_EMBEDDING)), None)
 
 
 _MISFIT = "these weights and config.json do not belong together"

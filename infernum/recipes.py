@@ -7,7 +7,7 @@ tensors may hold `{layer}` and, inside `Each`, `{expert}`. The first axis of a t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,6 +236,20 @@ def filled(recipe: Recipe, field: str, number: int) -> Recipe:
 def prefixed(recipe: Recipe, prefix: str) -> Recipe:
     """The recipe with `prefix` in front of all names."""
     return renamed(recipe, lambda name: prefix + name)
+
+
+def spelled(recipe: Recipe, beginnings: Mapping[str, Sequence[str]]) -> Recipe:
+    """The recipe with further names for its tensors: `beginnings` maps the beginning of a name to other beginnings."""
+    if not isinstance(recipe, Read):
+        return map_parts(recipe, lambda part: spelled(part, beginnings))
+    others = (
+        other + name.removeprefix(beginning)
+        for name in recipe.names
+        for beginning, spellings in beginnings.items()
+        if name.startswith(beginning)
+        for other in spellings
+    )
+    return msgspec.structs.replace(recipe, names=(*recipe.names, *others))
 
 
 def has_field(recipe: Recipe, field: str) -> bool:

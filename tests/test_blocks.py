@@ -21,8 +21,10 @@ from infernum.dtypes import BF16
 from infernum.engine.engine import Engine
 from infernum.errors import CompileError
 from infernum.ir.block import BatchInputs, Block, Tensor, Weights, block
+from infernum.ir.interface import weights_of
 from infernum.models import llama, sampler
 from infernum.models.presets import resolve
+from infernum.recipes import Read
 from infernum.rope import Rope
 
 CFG = SimpleNamespace(hidden_size=64)
@@ -153,6 +155,17 @@ def test_a_block_whose_setting_is_missing_is_refused_where_it_is_declared() -> N
         f"{line_of(needs_a_kind)}: the block needs_a_kind needs a setting kind; give it by needs_a_kind.of(kind=…)"
     )
     assert needs_a_kind.of(kind="full").trace(CFG, BF16).calls
+
+
+def test_a_configuration_may_have_other_beginnings_of_the_names_of_tensors() -> None:
+    cfg = SimpleNamespace(**vars(CFG), tensor_beginnings={"model.": ("text.",)})
+    (gain,) = weights_of(named.trace(cfg, BF16)).values()
+    assert gain.recipe == Read(("model.layers.{layer}.part.gain", "text.layers.{layer}.part.gain"), (64,))
+
+
+@block(x="tokens hidden_size", prefix="model.layers.{layer}.")
+def named(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> Tensor:
+    return ops.mul(x, w.under("part.").tensor("gain", 64))
 
 
 # ---- layers of several kinds

@@ -137,6 +137,18 @@ def test_rotary_frequencies_of_old_checkpoints_are_ignored(tmp_path: Path) -> No
     single(tmp_path, a=F32_ARRAY, **{name: F16_ARRAY}).check({"a": (3, 5)})
 
 
+def test_tensors_of_the_part_that_sees_images_are_ignored(tmp_path: Path) -> None:
+    images = (
+        "vision_tower.a",
+        "model.vision_tower.a",
+        "multi_modal_projector.w",
+        "model.multi_modal_projector.w",
+    )
+    single(tmp_path, a=F32_ARRAY, **dict.fromkeys(images, F16_ARRAY)).check({"a": (3, 5)})
+    with pytest.raises(CheckpointError, match=r"^.*model\.safetensors: model\.tower\.a is not expected"):
+        single(tmp_path, a=F32_ARRAY, **{"model.tower.a": F16_ARRAY}).check({"a": (3, 5)})
+
+
 def tied(folder: Path, embedding: np.ndarray, head: np.ndarray) -> Checkpoint:
     return single(folder, **{"model.embed_tokens.weight": embedding, "lm_head.weight": head})
 
@@ -162,6 +174,15 @@ def test_a_tied_head_that_differs_from_the_embedding_is_refused(tmp_path: Path, 
     checkpoint.check(ONLY_TABLE | {"lm_head.weight": head.shape})
     with pytest.raises(CheckpointError, match=r"lm_head.* differs .* set tie_word_embeddings to false"):
         checkpoint.check(ONLY_TABLE)
+
+
+def test_a_tied_head_is_compared_under_other_beginnings_of_the_names_too(tmp_path: Path) -> None:
+    names = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
+    single(tmp_path, **dict.fromkeys(names, TABLE)).check({names[0]: TABLE.shape})
+    with pytest.raises(
+        CheckpointError, match=r"language_model\.lm_head\.weight differs from language_model\.model"
+    ):
+        single(tmp_path, **{names[0]: TABLE, names[1]: -TABLE}).check({names[0]: TABLE.shape})
 
 
 def test_names_that_save_model_leaves_out_are_those_of_the_tensor_they_share(tmp_path: Path) -> None:

@@ -313,6 +313,10 @@ def test_errors_name_the_nested_object(inner: dict[str, Any], said: str) -> None
         nested(inner)
 
 
+def test_a_nested_object_without_a_model_type_has_the_first_of_those_supported() -> None:
+    assert nested({"model_type": ...})[0] == nested()[0]
+
+
 def test_a_field_that_is_not_known_is_reported_with_the_nested_object() -> None:
     _, fields = nested({"brand_new": 1, "use_cache": True}, image_size=3, vision_config={"a": 1})
     assert fields.warnings == ("config.json: text_config.brand_new = 1 is not known and was ignored",)

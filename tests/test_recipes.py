@@ -32,6 +32,7 @@ from infernum.recipes import (
     prefixed,
     read,
     shape_of,
+    spelled,
     stack,
     tensor_names,
 )
@@ -307,6 +308,16 @@ def test_names_are_filled_and_prefixed_wherever_they_stand() -> None:
         "model.l.7.up.{expert}",
         "a",
     ]
+
+
+def test_beginnings_of_names_have_alternatives_wherever_they_stand() -> None:
+    table = Read(("model.table", "lm_head.weight"), (4, 2))
+    rows = Rows(table, 0, 2)
+    both = spelled(
+        Stack((rows, read("other", 2, 2))), {"model.": ("a.model.", "model.a."), "lm_head.": ("a.lm_head.",)}
+    )
+    names = ("model.table", "lm_head.weight", "a.model.table", "model.a.table", "a.lm_head.weight")
+    assert both == Stack((Rows(Read(names, (4, 2)), 0, 2), read("other", 2, 2)))
 
 
 def test_a_missing_tensor_is_named_with_all_its_alternatives() -> None:

@@ -22,7 +22,7 @@ from infernum.ir.hazards import check_in_place
 from infernum.ir.op import as_tuple
 from infernum.ir.settings import is_plain, suffix
 from infernum.ir.trace import Tensor, Trace, caller, shown_path
-from infernum.recipes import Read, Recipe, Rows, prefixed, shape_of
+from infernum.recipes import Read, Recipe, Rows, prefixed, shape_of, spelled
 from infernum.step import INPUTS, SEEN
 
 PAGE = 64
@@ -42,6 +42,7 @@ RESERVED = frozenset((*BATCH, *SYMBOLS, "kv", SEEN.name, "out"))
 class Weights:
     """Names the weights of a block. `prefix` may hold `{layer}`, and goes before the names of all tensors.
 
+    `beginnings` maps the beginning of a tensor's name to beginnings that some checkpoints have instead.
     A weight is held in `dtype` unless it is given one of its own. Values are cast when they are loaded; integers are
     not, and must be stored in that very type.
     """
@@ -49,6 +50,7 @@ class Weights:
     trace: Trace
     dtype: DType
     prefix: str = ""
+    beginnings: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
 
     def tensor(
         self, name: str, *shape: int, alternatives: Sequence[str] = (), dtype: DType | None = None
@@ -74,7 +76,7 @@ class Weights:
             type_ = TensorType(shape_of(recipe), dtype or self.dtype)
         except ShapeError as error:
             raise ShapeError(f"{caller()}: {error}") from error
-        recipe = prefixed(recipe, self.prefix)
+        recipe = spelled(prefixed(recipe, self.prefix), self.beginnings)
         return self.trace.input(self._called(called, recipe), Input("weight", recipe), type_)
 
     def _called(self, name: str, recipe: Recipe) -> str:
@@ -102,7 +104,7 @@ class Weights:
 
     def under(self, prefix: str) -> Weights:
         """The same weights with a longer prefix."""
-        return Weights(self.trace, self.dtype, self.prefix + prefix)
+        return replace(self, prefix=self.prefix + prefix)
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ class Block:
             n: trace.input(n, Input("stream"), _stream_type(text, cfg, dtype))
             for n, text in self.streams.items()
         }
-        weights = Weights(trace, dtype, self.prefix)
+        weights = Weights(trace, dtype, self.prefix, getattr(cfg, "tensor_beginnings", {}))
         returned = self.function(
             **streams, batch=BatchInputs(trace, dtype), w=weights, cfg=cfg, **self.settings
         )

@@ -22,7 +22,10 @@ from infernum.models.known_fields import ARCHITECTURE, HARMLESS, UNSUPPORTED
 
 @dataclass(frozen=True)
 class Nested:
-    """The object in config.json that holds the configuration, and the model types allowed there (empty: any)."""
+    """The object in config.json that holds the configuration, and the model types allowed there (empty: any).
+
+    Where the object has no model_type, it is the first of them.
+    """
 
     name: str = "text_config"
     model_types: tuple[str, ...] = ()
@@ -36,6 +39,7 @@ class FamilyConfig:
                 or uses as a switch, is not rejected
     ignored     further fields without effect, besides the harmless fields
     nested      the object in config.json that holds the fields, as errors name them: `text_config.hidden_size`
+    tensor_beginnings  for beginnings of the names of tensors, others that some checkpoints have instead
 
     Raises ConfigError for values that are out of range or do not fit together.
     """
@@ -44,6 +48,7 @@ class FamilyConfig:
     refused: ClassVar[Mapping[str, Unsupported]] = ARCHITECTURE
     ignored: ClassVar[frozenset[str]] = frozenset()
     nested: ClassVar[Nested | None] = None
+    tensor_beginnings: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     vocab_size: int
     num_hidden_layers: int
@@ -85,7 +90,7 @@ class FamilyConfig:
         if inner is None:
             raise outer.missing(cls.nested.name)
         supported = cls.nested.model_types
-        if supported and inner.text("model_type") not in supported:
+        if supported and inner.text("model_type", supported[0]) not in supported:
             raise inner.error("model_type", f"is not supported here; supported: {', '.join(supported)}")
         return inner
 
