@@ -68,8 +68,7 @@ graph g {
   return %attention_1, %append_1
 }
 """
-ROPE = "{rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=1.0, \
-original_max_position=0)}"
+ROPE = "{rope = Rope()}"
 
 
 def target(arch: int, variant: str, of: str = "bf16") -> Target:
@@ -90,7 +89,7 @@ def call(heads: int, kv_heads: int, dim: int, of: str = "bf16") -> Call:
     types |= {"v": types["k"], "kv": TensorType(("pages", 2, kv_heads, 64, dim), dtype(of))}
     facts = {name: BATCH[name] for name in ("positions", "sequence", "query_start", "page_table")}
     assert rope.prologue is not None
-    attrs = {"rope": Rope("default", 1e4, 1.0, 1.0, 1.0, 0)}
+    attrs = {"rope": Rope()}
     rotated = RowCall("rope", rope.prologue, {"positions": "positions"}, attrs)
     results, rows = {"out": types["q"], "kv_out": types["kv"]}, {"q": (rotated,), "k": (rotated,)}
     return Call("attend", types | facts, results, {"scale": 0.25}, rows)

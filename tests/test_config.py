@@ -42,6 +42,7 @@ LLAMA3_SCALING: dict[str, Any] = {
     "original_max_position_embeddings": 8192,
     "rope_type": "llama3",
 }
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
 LLAMA3_ROPE = Rope("llama3", 500000.0, 32.0, 1.0, 4.0, 8192)
 
 # Public config.json files, shortened to what is not the same in all of them.
@@ -392,6 +393,7 @@ def test_all_spellings_of_llama3_scaling_mean_the_same(tmp_path: Path, spelling:
     [
         ({"type": "linear", "factor": 2}, Rope("linear", 10000.0, 2.0)),
         ({"rope_type": "default"}, Rope()),
+        ({"type": "dynamic", "factor": 4.0}, Rope()),
         ({}, Rope()),
         (None, Rope()),
     ],
@@ -484,12 +486,20 @@ def test_a_field_that_is_not_known_is_reported_and_ignored(tmp_path: Path) -> No
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor = 0"),
         ({"rope_scaling": {"type": "linear", "factor": -2.0}}, "rope_scaling.factor = -2.0"),
         ({"rope_scaling": {"factor": 2.0}}, "rope_scaling.rope_type is missing"),
+        ({"rope_scaling": {"type": "dynamic"}}, "rope_scaling.factor is missing"),
         (
-            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
-            "dynamic. is not supported: its frequencies change",
+            {"rope_scaling": {"type": "dynamic", "factor": 1.0, "alpha": 1000.0}},
+            "rope_scaling.alpha = 1000.0 is not supported: a fixed alpha",
         ),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn. is not supported: YaRN"),
-        ({"rope_scaling": {"rope_type": "longrope"}}, "longrope. is not supported"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.factor is missing"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": "32"}}, "beta_fast = .32. must"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": 1}}, "truncate = 1 must be true"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "rope_scaling.short_factor is missing"),
+        ({"rope_scaling": LONGROPE | {"long_factor": None}}, "rope_scaling.long_factor is missing"),
+        ({"rope_scaling": LONGROPE | {"short_factor": [1.0] * 7}}, "short_factor .* must have 8 numbers"),
+        ({"rope_scaling": LONGROPE | {"long_factor": [1.0] * 7 + [0]}}, "long_factor .* must be a list of"),
+        ({"rope_scaling": LONGROPE | {"long_factor": 2.0}}, "long_factor = 2.0 must be a list of numbers"),
+        ({"rope_scaling": {"llama_4_scaling_beta": 0.1}}, "llama_4_scaling_beta = 0.1 is not supported"),
         ({"rope_scaling": {"rope_type": "spiral"}}, "spiral. is not supported: this kind"),
         ({"rope_scaling": {"rope_type": 3}}, "rope_type = 3 must be a string"),
         (
@@ -497,14 +507,21 @@ def test_a_field_that_is_not_known_is_reported_and_ignored(tmp_path: Path) -> No
             "contradicts type = 'linear'",
         ),
         (
-            {"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {"rope_type": "default"}},
-            "contradicts",
+            {"rope_scaling": {"rope_type": "default"}, "rope_parameters": {"type": "linear", "factor": 2}},
+            "rope_scaling = .* contradicts rope_parameters",
         ),
         (
             {"rope_parameters": {"rope_theta": 5e5}},
             "rope_theta = 10000.0 contradicts rope_parameters.rope_theta",
         ),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, "all layers must share one rotary"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {"rope_theta": 5e5}},
+            "rope_scaling = .* contradicts rope_parameters",
+        ),
+        (
+            {"rope_parameters": {"sliding_attention": {"rope_theta": 5e5}}},
+            "rope_parameters = .* has no full_attention",
+        ),
         ({"rope_scaling": LLAMA3_SCALING | {"low_freq_factor": 4.0}}, "high_freq_factor 4.0 must be greater"),
         (
             {"rope_scaling": LLAMA3_SCALING | {"high_freq_factor": None}},

@@ -93,7 +93,7 @@ graph decoder {
 
   %text_norm_1 = text_norm(%x, %norm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:41
   %halves, %halves.1 = text_halves(%text_norm_1) {rope = Rope(kind='llama3', theta=500000.0, factor=8.0, \
-low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192)} : bf16[tokens, 64], bf16[tokens]
+original_max_position=8192)} : bf16[tokens, 64], bf16[tokens]
   %text_add_1 = text_add(%x, %halves) : bf16[tokens, 64]  # models/llama.py:42, models/llama.py:43
   return %text_add_1, %halves.1
 }

@@ -103,10 +103,7 @@ def test_outside_the_layers_only_the_last_norm_is_fused_and_only_for_few_tokens(
 # A text is the graph before and after a rule. Lines marked - are gone and those marked + are new; those marked | go
 # into the body of the fused node above them.
 
-ROPE = (
-    "{rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, "
-    "original_max_position=0)}"
-)
+ROPE = "{rope = Rope()}"
 CACHE = """\
    stream %q : bf16[tokens, 4, 16]
    stream %k : bf16[tokens, 2, 16]
@@ -471,8 +468,7 @@ rope turns by other positions than those of the kernel's tokens
     rope(%rms_norm_1, %positions) -> rope(%rms_norm_1, %sequence)
 heads attend into_prologue t1: attention_1 is computed by attend_cluster: \
 queries and keys are turned by different frequencies, and the kernel has one table
-    rope(%rms_norm_1, %positions) {rope = Rope(kind='default', theta=10000.0 -> \
-rope(%rms_norm_1, %positions) {rope = Rope(kind='default', theta=5000.0
+    rope(%rms_norm_1, %positions) {rope = Rope( -> rope(%rms_norm_1, %positions) {rope = Rope(theta=5000.0
 heads attend into_prologue t1: attention_1 is computed by attend_cluster: \
 a head is held by 64 threads, which cannot sum it within one warp
     16] -> 256]

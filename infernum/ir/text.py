@@ -101,7 +101,8 @@ def _literal(value: Any) -> str:
     if kind is list:
         return f"[{', '.join(map(_literal, value))}]"
     if ATTR_TYPES.get(kind.__name__) is kind:
-        inner = ", ".join(f"{f.name}={_literal(getattr(value, f.name))}" for f in fields(kind))
+        differing = {f.name: v for f in fields(kind) if (v := getattr(value, f.name)) != f.default}
+        inner = ", ".join(f"{name}={_literal(v)}" for name, v in differing.items())
         return f"{kind.__name__}({inner})"
     known = ", ".join(ATTR_TYPES)
     raise CompileError(f"an attribute cannot be a {kind.__name__}; use Python literals or one of {known}")

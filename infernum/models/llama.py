@@ -82,11 +82,11 @@ class LlamaConfig(FamilyConfig):
     num_key_value_heads: int = integer(lambda c: c.num_attention_heads)
     head_dim: int = integer(width_per_head, maximum=65536, even="rotary embedding turns pairs")
     rms_norm_eps: float = number(1e-6)
-    rope: Rope = read_by(lambda fields, c: read_rope(fields))
+    max_position_embeddings: int = integer(2048)
+    rope: Rope = read_by(lambda fields, c: read_rope(fields, c.head_dim, c.max_position_embeddings))
     attention_bias: bool = flag(False)
     mlp_bias: bool = flag(False)
     tie_word_embeddings: bool = flag(False, outside=True)
-    max_position_embeddings: int = integer(2048)
     dtype: str = stored_dtype()
 
     @property
@@ -283,7 +283,9 @@ class SmolLM3Config(LlamaConfig):
     refused = dict(LlamaConfig.refused) | SWITCHED_WINDOW
 
     num_key_value_heads: int = integer(4, null=lambda c: c.num_attention_heads)
-    rope: Rope = read_by(lambda fields, c: read_rope(fields, default_theta=2000000.0))
+    rope: Rope = read_by(
+        lambda fields, c: read_rope(fields, c.head_dim, c.max_position_embeddings, default_theta=2e6)
+    )
     tie_word_embeddings: bool = flag(True, outside=True)
     max_position_embeddings: int = integer(32768)
     no_rope_layer_interval: int = integer(4)

@@ -22,11 +22,11 @@ _SIGNATURE = "tokens heads dim, i32 tokens -> tokens heads dim"
 
 
 def _rope_types(x: TensorType, positions: TensorType, *, rope: Rope) -> tuple[TensorType, ...]:
-    del rope
     types = Signature.parse(_SIGNATURE).infer("rope", ("x", "positions"), (x, positions))
     dim = x.shape[-1]
     if not isinstance(dim, int) or dim % 2:
         raise ShapeError(f"rope: x is {x}; it turns pairs of elements, so the last dim must be even")
+    rope.rotary(dim)
     return types
 
 
@@ -58,9 +58,19 @@ def _thread_constants(x: TensorType, head_lanes: int, rope: Rope) -> dict[str, A
     }
 
 
+def _unlike_llama(rope: Rope) -> Refusal | None:
+    """Why kernels cannot turn heads so: theirs have pairs (i, i + dim / 2), and no factors."""
+    if (rope.partial, rope.interleaved, rope.attention_factor, rope.temperature) == (1, False, 1, 0):
+        return None
+    return Refusal(f"{rope} is not implemented in kernels")
+
+
 def _rope_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     del target
     x, rope = call.operands["x"], call.attrs["rope"]
+    if refusal := _unlike_llama(rope):
+        yield refusal
+        return
     heads = x.width // int(x.shape[-1])
     for values in alternatives(HEAD_LANES=_head_lanes(x, heads)):
         yield Layout({"HEADS": heads, **_thread_constants(x, values["HEAD_LANES"], rope)}, values)
@@ -85,14 +95,25 @@ def _rope_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
 def rope(x: np.ndarray, positions: np.ndarray, *, rope: Rope) -> np.ndarray:
     """Turn each pair of a head's elements by an angle that grows with the position (Su et al. 2021, arXiv:2104.09864).
 
-    x [tokens, heads, dim], positions int32 [tokens] -> [tokens, heads, dim]. Element i is paired with i + dim / 2, as
-    in transformers' `rotate_half`. The angle is the float32 product of position and frequency, as there.
+    x [tokens, heads, dim], positions int32 [tokens] -> [tokens, heads, dim]. `rope` says which elements pair up and how
+    fast they turn; the angle is the float32 product of position and frequency, as in transformers.
     """
-    half = x.shape[-1] // 2
-    angle = positions[:, None, None].astype(np.float32) * rope.inv_freq(x.shape[-1])
+    return _turned(x, positions, rope, rope.inv_freq(x.shape[-1]))
+
+
+def _turned(x: np.ndarray, positions: np.ndarray, rope: Rope, inv_freq: np.ndarray) -> np.ndarray:
+    """x [tokens, heads, dim] and frequencies [rotary / 2] or [tokens, rotary / 2] -> x turned, like x."""
+    rotary = rope.rotary(x.shape[-1])
+    if rope.interleaved:
+        firsts, seconds = slice(0, rotary, 2), slice(1, rotary, 2)
+    else:
+        firsts, seconds = slice(rotary // 2), slice(rotary // 2, rotary)
+    angle = (positions[:, None].astype(np.float32) * inv_freq)[:, None]
     cos, sin = (f(angle.astype(np.float64)).astype(np.float32) for f in (np.cos, np.sin))
-    first, second = x[..., :half], x[..., half:]
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    cos, sin = cos * np.float32(rope.attention_factor), sin * np.float32(rope.attention_factor)
+    first, second, out = x[..., firsts], x[..., seconds], x.copy()
+    out[..., firsts], out[..., seconds] = first * cos - second * sin, second * cos + first * sin
+    return out * rope.temperatures(positions)[:, None, None] if rope.temperature else out
 
 
 def _append_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
@@ -149,6 +170,8 @@ def head_slots_refusal(call: Call, turned_by: int) -> Refusal | None:
     for row in rotations:
         if row.operands["positions"] != "positions":
             return Refusal(f"{row.op} turns by other positions than those of the kernel's tokens")
+        if refusal := _unlike_llama(row.attrs["rope"]):
+            return refusal
         if row.attrs != rotations[0].attrs:
             return Refusal(
                 "queries and keys are turned by different frequencies, and the kernel has one table"
@@ -179,7 +202,7 @@ def _rope_append_layouts(call: Call, target: Target) -> Iterator[Layout | Refusa
         return
     heads, kv_heads = q.width // int(q.shape[-1]), k.width // int(k.shape[-1])
     _, pair_lanes = _pairs(q)
-    if refusal := head_slots_refusal(call, pair_lanes):
+    if refusal := _unlike_llama(call.attrs["rope"]) or head_slots_refusal(call, pair_lanes):
         yield refusal
         return
     for values in alternatives(HEAD_LANES=_head_lanes(q, heads + 2 * kv_heads)):

@@ -24,8 +24,8 @@
 //   %heads_2 = heads(%linear_2) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:126
 //   %linear_3 = linear(%rms_norm_1, %v_proj) : bf16[tokens, 32]  # models/llama.py:127
 //   %heads_3 = heads(%linear_3) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:127
-//   %rope_1 = rope(%heads_1, %positions) {rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=0)} : bf16[tokens, 4, 16]  # models/llama.py:132
-//   %rope_2 = rope(%heads_2, %positions) {rope = Rope(kind='default', theta=10000.0, factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=0)} : bf16[tokens, 2, 16]  # models/llama.py:132
+//   %rope_1 = rope(%heads_1, %positions) {rope = Rope()} : bf16[tokens, 4, 16]  # models/llama.py:132
+//   %rope_2 = rope(%heads_2, %positions) {rope = Rope()} : bf16[tokens, 2, 16]  # models/llama.py:132
 //   %append_1 = append(%kv, %rope_2, %heads_3, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # models/llama.py:133
 //   %attention_1 = attention(%rope_1, %append_1, %positions, %sequence, %query_start, %page_table) {scale = 0.25} : bf16[tokens, 4, 16]  # models/llama.py:141
 //   %flatten_1 = flatten(%attention_1) : bf16[tokens, 64]  # models/llama.py:144
