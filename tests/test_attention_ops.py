@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from infernum.dtypes import F32, I32
+from infernum.errors import ShapeError
+from infernum.ir.graph import TensorType
 from infernum.ops import append, attention, embedding, rope, select_rows
 from infernum.rope import Rope
 
@@ -50,23 +53,23 @@ class Ragged:
             self.page_table,
         )
 
-    def expected(self, scale: float) -> np.ndarray:
+    def expected(self, scale: float, window: int = 0, softcap: float = 0.0) -> np.ndarray:
         out = np.empty(self.q.shape, np.float64)
         group = self.q.shape[1] // self.kv.shape[2]
         for t, (s, position) in enumerate(zip(self.sequence, self.positions, strict=True)):
+            attended = range(max(0, position - window + 1) if window else 0, position + 1)
             for h in range(self.q.shape[1]):
-                keys = self.keys[s][: position + 1, h // group].astype(np.float64)
+                keys = self.keys[s][attended, h // group].astype(np.float64)
                 scores = keys @ self.q[t, h].astype(np.float64) * scale
+                if softcap:
+                    scores = softcap * np.tanh(scores / softcap)
                 weights = np.exp(scores - scores.max())
-                out[t, h] = (
-                    weights / weights.sum() @ self.values[s][: position + 1, h // group].astype(np.float64)
-                )
+                out[t, h] = weights / weights.sum() @ self.values[s][attended, h // group].astype(np.float64)
         return out
 
-    def attend(self, scale: float) -> np.ndarray:
-        return attention.meaning(
-            self.q, self.kv, self.positions, self.sequence, self.query_start, self.page_table, scale=scale
-        )
+    def attend(self, scale: float, **attrs: float) -> np.ndarray:
+        facts = self.positions, self.sequence, self.query_start, self.page_table
+        return attention.meaning(self.q, self.kv, *facts, scale=scale, **attrs)
 
 
 @pytest.mark.parametrize(
@@ -84,11 +87,47 @@ def test_attention_is_causal_over_the_pages_of_each_sequence(
     np.testing.assert_allclose(batch.attend(dim**-0.5), batch.expected(dim**-0.5), rtol=2e-5, atol=2e-5)
 
 
-def test_a_long_prompt_in_chunks_of_queries_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("before", "new"), [([0], [70]), ([63, 0, 130], [1, 65, 1]), ([100, 64, 1], [90, 1, 0]), ([200], [5])]
+)
+@pytest.mark.parametrize("window", [1, 2, 64, 65, 1000])
+def test_a_window_holds_so_many_positions_the_tokens_own_among_them(
+    window: int, before: list[int], new: list[int]
+) -> None:
+    batch = Ragged(before, new, 4, 2, 16)
+    np.testing.assert_allclose(
+        batch.attend(0.25, window=window), batch.expected(0.25, window), rtol=2e-5, atol=2e-5
+    )
+    if window < max(batch.context):
+        assert np.abs(batch.attend(0.25, window=window) - batch.expected(0.25, window + 1)).max() > 1e-2
+
+
+@pytest.mark.parametrize("softcap", [0.5, 50.0])
+def test_scores_are_capped_after_they_are_scaled(softcap: float) -> None:
+    batch = Ragged([63, 0], [1, 65], 4, 2, 16)
+    batch.q *= 40
+    expected = batch.expected(0.25, softcap=softcap)
+    np.testing.assert_allclose(batch.attend(0.25, softcap=softcap), expected, rtol=2e-5, atol=2e-5)
+    assert np.abs(expected - batch.expected(0.25)).max() > 1e-2
+
+
+@pytest.mark.parametrize("attrs", [{"window": -1}, {"softcap": -0.5}])
+def test_a_negative_window_or_cap_is_refused(attrs: dict[str, float]) -> None:
+    batch = Ragged([0], [1], 2, 2, 16)
+    types = [TensorType(a.shape, F32 if a.dtype == np.float32 else I32) for a in (batch.q, batch.kv)]
+    facts = [TensorType(a.shape, I32) for a in (batch.positions, batch.sequence, batch.query_start)]
+    with pytest.raises(ShapeError, match="must not be negative"):
+        attention.infer_types(*types, *facts, TensorType(batch.page_table.shape, I32), scale=1.0, **attrs)
+
+
+@pytest.mark.parametrize("window", [0, 64])
+def test_a_long_prompt_in_chunks_of_queries_gives_the_same(
+    window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batch = Ragged([30], [150], 4, 2, 64)
-    whole = batch.attend(0.125)
+    whole = batch.attend(0.125, window=window)
     monkeypatch.setitem(attention.meaning.__globals__, "_SCORES", 180 * 2 * 7)
-    np.testing.assert_allclose(batch.attend(0.125), whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(batch.attend(0.125, window=window), whole, rtol=1e-5, atol=1e-6)
 
 
 def test_append_changes_the_cache_in_place_and_nothing_else() -> None:

@@ -15,6 +15,7 @@ from infernum.codegen.plan import plan_block
 from infernum.codegen.steps import KernelStep
 from infernum.dtypes import DType, dtype
 from infernum.errors import ShapeError
+from infernum.fusion import attend as attend_rule
 from infernum.fusion import rope_append
 from infernum.ir.apply import apply_rules
 from infernum.ir.block import BATCH, Tensor
@@ -32,7 +33,13 @@ LLAMA3 = Rope("llama3", 5e5, 8.0, 1.0, 4.0, 8192)
 
 
 def target(arch: str, max_tokens: int, of: DType) -> Target:
-    return Target(int(arch[3:].rstrip("a")), "test", 1 if max_tokens == 1 else 65, max_tokens, of)
+    return Target(
+        int(arch[3:].rstrip("a")),
+        "test",
+        min(max_tokens, 65) if max_tokens > 8 else min(max_tokens, 2),
+        max_tokens,
+        of,
+    )
 
 
 class Inputs:
@@ -54,11 +61,20 @@ class Inputs:
         return self.trace.input(name, Input("weight"), TensorType(shape, self.of))
 
 
-def attend(inputs: Inputs, heads: int, kv_heads: int, dim: int) -> Tensor:
+def attend(inputs: Inputs, heads: int, kv_heads: int, dim: int, **attrs: float) -> Tensor:
     facts = [inputs.batch(name) for name in BATCH_FACTS]
-    return attention(
-        inputs.stream("q", "tokens", heads, dim), inputs.kv(kv_heads, dim), *facts, scale=dim**-0.5
-    )
+    q = inputs.stream("q", "tokens", heads, dim)
+    return attention(q, inputs.kv(kv_heads, dim), *facts, scale=dim**-0.5, **attrs)
+
+
+def append_and_attend(
+    inputs: Inputs, heads: int, kv_heads: int, dim: int, **attrs: float
+) -> tuple[Tensor, Tensor]:
+    positions, sequence, start, pages = (inputs.batch(name) for name in BATCH_FACTS)
+    q = inputs.stream("q", "tokens", heads, dim)
+    k, v = (inputs.stream(name, "tokens", kv_heads, dim) for name in ("k", "v"))
+    kv = append(inputs.kv(kv_heads, dim), k, v, positions, sequence, pages)
+    return attention(q, kv, positions, sequence, start, pages, scale=dim**-0.5, **attrs), kv
 
 
 def kernels(
@@ -71,7 +87,7 @@ def kernels(
     graph = Graph.build("test", inputs.trace.entries.values(), [t.value for t in outputs])
     goal = target(arch, max_tokens, inputs.of)
     if fuse:
-        graph = apply_rules(graph, [rope_append], goal).graph
+        graph = apply_rules(graph, [attend_rule, rope_append], goal).graph
     plan = plan_block(graph, goal)
     cubin = compile_cuda(emit_block(plan, "test"), name="test.cu", arch=arch, cache=None)
     for name, found in cubin.kernels.items():
@@ -116,7 +132,40 @@ def test_a_prompt_runs_on_tensor_cores(arch: str, heads: int, kv_heads: int, dim
     assert found == ["attention_prefill_wgmma" if on_hopper else "attention_prefill"]
 
 
+LIMITS: list[dict[str, float]] = [
+    {"window": 512},
+    {"window": 8192},
+    {"softcap": 50.0},
+    {"window": 4096, "softcap": 30.0},
+]
+"""Windows on both sides of what the kernels call a long context, capped scores, and both."""
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("attrs", LIMITS, ids=str)
+@pytest.mark.parametrize(("dim", "of"), [(64, "bf16"), (128, "f16"), (256, "bf16"), (256, "f32")])
+def test_windows_and_capped_scores_compile_for_every_number_of_tokens(
+    arch: str, attrs: dict[str, float], dim: int, of: str
+) -> None:
+    for tokens in (1, 8):
+        names = kernels(
+            lambda inputs: append_and_attend(inputs, 8, 2, dim, **attrs), arch, tokens, of, fuse=True
+        )
+        one_kernel = arch == "sm_90a" and of != "f32"
+        split = (
+            ["attend", "attention_combine"]
+            if dim < 256
+            else ["append", "attention_split", "attention_combine"]
+        )
+        assert names == (["attend_cluster"] if one_kernel else split)
+    names = kernels(lambda inputs: attend(inputs, 8, 2, dim, **attrs), arch, 8192, of)
+    on_hopper = arch == "sm_90a" and dim in (64, 128)
+    prefill = "attention_prefill_wgmma" if on_hopper else "attention_prefill"
+    assert names == (["attention_split", "attention_combine"] if of == "f32" else [prefill])
+
+
 @pytest.mark.skipif("sm_90a" not in KNOWN, reason="NVRTC does not know Hopper")
+@pytest.mark.parametrize("attrs", [{}, *LIMITS[1:]], ids=str)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "of"),
     [
@@ -128,7 +177,7 @@ def test_a_prompt_runs_on_tensor_cores(arch: str, heads: int, kv_heads: int, dim
     ],
 )
 def test_products_of_a_warpgroup_are_not_serialized(
-    heads: int, kv_heads: int, dim: int, of: str, monkeypatch: pytest.MonkeyPatch
+    heads: int, kv_heads: int, dim: int, of: str, attrs: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reports: list[str] = []
 
@@ -137,7 +186,7 @@ def test_products_of_a_warpgroup_are_not_serialized(
         return parse_resources(messages)
 
     monkeypatch.setattr(nvrtc, "parse_resources", parse)
-    found = kernels(lambda inputs: attend(inputs, heads, kv_heads, dim), "sm_90a", 8192, of)
+    found = kernels(lambda inputs: attend(inputs, heads, kv_heads, dim, **attrs), "sm_90a", 8192, of)
     assert found == ["attention_prefill_wgmma"]
     assert len(reports) == 1 and "registers" in reports[0]
     assert "C7" not in reports[0], "ptxas serializes products, or ignores who gives up registers"
@@ -157,7 +206,7 @@ def test_what_the_prompt_kernel_refuses_goes_to_the_other(
     inputs = Inputs(dtype(of))
     attend(inputs, heads, kv_heads, dim)
     operands = [inputs.trace.entries[name][0].types[0] for name in OPS["attention"].params]
-    call = OPS["attention"].call(operands, (operands[0],), {"scale": 1.0})
+    call = OPS["attention"].call(operands, (operands[0],), {"scale": 1.0, "window": 0, "softcap": 0.0})
     emitted = OPS["attention"].lowering
     assert isinstance(emitted, tuple)
     choice = choose(emitted, call, target("sm_90a", 8192, inputs.of))

@@ -16,8 +16,8 @@ from infernum.codegen.templates import include_text
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
-NO_POSITION = -1e30
-"""The highest score of a split without positions, as in `attend_cluster.cuh`."""
+NO_SCORE = -1e30
+"""The highest score of a split without positions, as in `softmax.cuh`."""
 
 AROUND = """\
 inline float __log2f(float x) {{ return log2f(x); }}
@@ -62,7 +62,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 def found(split: list[tuple[float, float]]) -> tuple[float, float, float]:
     """What a cluster knows of its positions: the weighted sum, the highest score, and the total of weights."""
-    highest = max((score for score, _ in split), default=NO_POSITION)
+    highest = max((score for score, _ in split), default=NO_SCORE)
     weights = [2.0 ** (score - highest) for score, _ in split]
     return sum(w * value for w, (_, value) in zip(weights, split, strict=True)), highest, sum(weights)
 

@@ -83,8 +83,8 @@ def attention(
     int32 [tokens], query_start int32 [seqs + 1], page_table int32 [seqs, max_pages] -> [tokens, heads, dim].
 
     The token at position p attends to positions 0 … p of its sequence, with a `window` only to the last `window` of
-    them; query head h reads head h // (heads / kv_heads) of the cache. Scores are multiplied by `scale`, and then
-    with a `softcap` become softcap · tanh(score / softcap); the softmax is in float32.
+    them; query head h reads head h // (heads / kv_heads) of the cache. Scores are multiplied by `scale`; then, with a
+    `softcap`, they become softcap · tanh(score / softcap). The softmax is in float32.
     """
     del sequence
     tokens, heads, dim = q.shape
@@ -120,7 +120,7 @@ def _causal_softmax(scores: np.ndarray, positions: np.ndarray, group: int, windo
     """Scores [tokens * group, context] and positions [tokens] within the context -> weights like the scores."""
     context = scores.shape[1]
     if len(positions) > 1 or positions[0] + 1 < context:
-        ahead: np.ndarray = np.arange(context) - np.repeat(positions, group)[:, None]
+        ahead = np.arange(context, dtype=np.int32) - np.repeat(positions, group)[:, None]
         scores[(ahead > 0) | (ahead <= -window) if window else ahead > 0] = -np.inf
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)

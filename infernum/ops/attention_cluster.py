@@ -84,14 +84,16 @@ def _constants(call: Call, target: Target, values: Mapping[str, int]) -> dict[st
     steps = [{"tokens": tokens} for tokens in range(target.min_tokens, target.max_tokens + 1)]
     counts = [evaluate(splits, step) for step in steps]
     handed_over = [(count - 1) * clusters * step["tokens"] for count, step in zip(counts, steps, strict=True)]
+    window = call.attrs["window"]
+    may_be_long = not window or window > _LONG
     is_long = f"min(context_pages // {_LONG // PAGE + 1}, sms // {_sms_of_splits(target)}) > 0"
     return {
         **of_heads,
         "VECTOR": 8,
         "THREADS": 32 * values["WARPS"],
-        "BLOCKS": f"{long} if {is_long} else {short}",
-        "Z": f"({long} * {splits} if {is_long} else {short})",
-        "LEFT": max(1, *handed_over),
+        "BLOCKS": f"{long} if {is_long} else {short}" if may_be_long else short,
+        "Z": f"({long} * {splits} if {is_long} else {short})" if may_be_long else short,
+        "LEFT": max(1, *handed_over) if may_be_long else 1,
         "SHARED": _ring_bytes(dim, values),
         "INV_FREQ": inv_freq(call, dim),
     }
@@ -144,6 +146,7 @@ ATTEND_CLUSTER = Template(
         "rope.cuh",
         "heads.cuh",
         "softmax.cuh",
+        "scores.cuh",
         "mma.cuh",
         "copy_groups.cuh",
         "mbarrier.cuh",

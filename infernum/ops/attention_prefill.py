@@ -6,15 +6,13 @@ from collections.abc import Iterator, Mapping
 
 from infernum.ir.block import PAGE
 from infernum.ir.kernel import Call, Layout, Refusal, Target, Template, alternatives
-from infernum.ops.attention_split import heads_of, unserved
+from infernum.ops.attention_split import heads_of
 from infernum.roofline import GPUS
 
 
 def _prefill_refusal(call: Call, target: Target) -> Refusal | None:
     heads, kv_heads, dim = heads_of(call)
     dtype = call.operands["q"].dtype
-    if refusal := unserved(call):
-        return refusal
     if target.max_tokens <= 64:
         return Refusal(
             f"with at most {target.max_tokens} tokens, splitting the context keeps more of the GPU busy"
@@ -74,7 +72,8 @@ def _wgmma_refusal(call: Call, target: Target) -> Refusal | None:
 def _wgmma_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     """Warpgroups that multiply, keys of a block, blocks held at once, and whether warpgroups multiply in turn.
 
-    The warpgroup that loads gives up registers, in eights, to those that multiply.
+    The warpgroup that loads gives up registers, in eights, to those that multiply. Three of these leave none for what
+    windows and capped scores need.
     """
     if refusal := _wgmma_refusal(call, target):
         yield refusal
@@ -82,8 +81,11 @@ def _wgmma_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     heads, kv_heads, dim = heads_of(call)
     group, gpu = heads // kv_heads, GPUS[target.arch]
     most = gpu.shared_per_sm - gpu.shared_reserved
+    plain = not (call.attrs["window"] or call.attrs["softcap"])
     if dim == 64:
-        every = alternatives(MULTIPLYING=(3, 2), KEYS=(128, 64), SLOTS=(3, 2, 4), TAKE_TURNS=(1, 0))
+        every = alternatives(
+            MULTIPLYING=(3, 2) if plain else (2,), KEYS=(128, 64), SLOTS=(3, 2, 4), TAKE_TURNS=(1, 0)
+        )
     else:
         every = alternatives(MULTIPLYING=(2, 3), KEYS=(128, 64), SLOTS=(2, 3), TAKE_TURNS=(1, 0))
     for values in every:
@@ -125,6 +127,7 @@ PREFILL_WGMMA = Template(
         "programmatic.cuh",
         "kv_cache.cuh",
         "softmax.cuh",
+        "scores.cuh",
         "mma.cuh",
         "query_tiles.cuh",
         "mbarrier.cuh",
@@ -146,6 +149,7 @@ PREFILL = Template(
         "programmatic.cuh",
         "kv_cache.cuh",
         "softmax.cuh",
+        "scores.cuh",
         "mma.cuh",
         "query_tiles.cuh",
         "attention_prefill.cuh",

@@ -44,13 +44,6 @@ def head_constants(call: Call) -> dict[str, int]:
     }
 
 
-def unserved(call: Call) -> Refusal | None:
-    """What no kernel of attention computes."""
-    if call.attrs["window"] or call.attrs["softcap"]:
-        return Refusal("no kernel limits attention to a window, or caps its scores")
-    return None
-
-
 def _split_parameters(call: Call, target: Target) -> Iterator[dict[str, int]]:
     """Warps of a block, splits of a context, and positions that a split has at least.
 
@@ -75,9 +68,6 @@ def _split_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     *_, dim = heads_of(call)
     if dim % 2 or dim > 256:
         yield Refusal(f"head size {dim} is not an even number up to 256")
-        return
-    if refusal := unserved(call):
-        yield refusal
         return
     widest = 16 // call.operands["q"].dtype.bytes
     vector = next(v for v in (8, 4, 2) if v <= widest and dim % v == 0)
@@ -105,8 +95,6 @@ def attend_refusal(call: Call, target: Target, turned_by: int) -> Refusal | None
     `turned_by`: threads side by side that hold a head between them when it is turned.
     """
     *_, dim = heads_of(call)
-    if refusal := unserved(call):
-        return refusal
     if target.max_tokens > FEW_TOKENS:
         return Refusal(
             f"a block holds the new keys of up to {FEW_TOKENS} tokens, and a step has up to {target.max_tokens}"
@@ -148,7 +136,7 @@ _COMBINE = Template(
     "attention_combine",
     grid=("tokens", "HEADS", 1),
     threads="32 * COMBINE_WARPS * COMBINE_GROUPS",
-    includes=("numeric.cuh", "programmatic.cuh", "softmax.cuh", "attention_split.cuh"),
+    includes=("numeric.cuh", "programmatic.cuh", "softmax.cuh", "scores.cuh", "attention_split.cuh"),
     reads_before_wait=("positions",),
     arguments=("positions", "out", "partial_out", "partial_stats"),
     symbols=(),
@@ -164,6 +152,7 @@ SPLIT = Template(
         "programmatic.cuh",
         "kv_cache.cuh",
         "softmax.cuh",
+        "scores.cuh",
         "attention_split.cuh",
     ),
     workspaces=_WORKSPACES,
@@ -193,6 +182,7 @@ ATTEND = Template(
         "rope.cuh",
         "heads.cuh",
         "softmax.cuh",
+        "scores.cuh",
         "attention_split.cuh",
     ),
     row_ops=HEAD_SLOTS,

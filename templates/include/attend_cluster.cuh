@@ -5,8 +5,6 @@
 constexpr int UNIT = 16;
 template <int HEAD_DIM> constexpr int UNIT_ROW = HEAD_DIM + 8;  // elements
 
-constexpr float NO_POSITION = -1e30f;  // the highest score of none: below any, yet finite, so that less itself it is 0
-
 // What a warp reads of the cache, up to position `end`: every step-th unit from `unit` on, through a ring of its own of
 // DEPTH units, so that no barrier is needed between loading and using them. Pages are looked up two units ahead.
 template <typename T, typename Cache, int DEPTH> struct UnitStream {
@@ -63,7 +61,7 @@ template <typename T, int HEAD_DIM, int HEADS> struct WarpAttention {
     static constexpr int ROW = UNIT_ROW<HEAD_DIM>, STEPS = HEAD_DIM / 16;
     static_assert(HEAD_DIM % 16 == 0 && HEADS <= 8, "whole operands of an mma");
     unsigned query[STEPS][2];
-    float sum[STEPS][4] = {}, highest[2] = {NO_POSITION, NO_POSITION}, total[2] = {};
+    float sum[STEPS][4] = {}, highest[2] = {no_score(), no_score()}, total[2] = {};
 
     // Rows of queries, ROW elements apart; columns without a head repeat the last.
     __device__ __forceinline__ explicit WarpAttention(const T* queries) {
@@ -76,9 +74,11 @@ template <typename T, int HEAD_DIM, int HEADS> struct WarpAttention {
         }
     }
 
-    // Attend to `count` positions more, whose keys and values begin at these addresses of shared memory. There are
-    // ROWS rows of both; what lies in those from `count` on must be finite values.
-    template <int ROWS> __device__ __forceinline__ void attend(unsigned keys, unsigned values, int count, float scale) {
+    // Attend to positions more, the rows `begin` to `end` - 1 of keys and values at these addresses of shared memory.
+    // There are ROWS rows of both; the values in the others must be finite.
+    template <int ROWS>
+    __device__ __forceinline__ void attend(
+        unsigned keys, unsigned values, int begin, int end, float scale, float cap) {
         const int lane = threadIdx.x % 32;
         const unsigned key = keys + (lane % ROWS * ROW + lane / 16 * 8) * sizeof(T);
         float score[2][4] = {};
@@ -91,8 +91,9 @@ template <typename T, int HEAD_DIM, int HEADS> struct WarpAttention {
         float weight[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const bool present = lane / 4 + i / 2 * 8 < count;
-            weight[i] = present ? (score[0][i] + score[1][i]) * scale : minus_infinity();
+            const int row = lane / 4 + i / 2 * 8;
+            const bool present = row >= begin && row < end;
+            weight[i] = present ? capped((score[0][i] + score[1][i]) * scale, cap) : minus_infinity();
         }
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -146,7 +147,7 @@ template <typename T, int HEAD_DIM, int HEADS> struct WarpAttention {
 // How much each of N parts of a softmax-weighted sum weighs in the whole; of a part is known its highest score, and its
 // total relative to that.
 template <int N> struct Shares {
-    float factor[N], highest = NO_POSITION, total = 0.0f;
+    float factor[N], highest = no_score(), total = 0.0f;
 
     __device__ __forceinline__ explicit Shares(const float2 (&stats)[N]) {
 #pragma unroll

@@ -59,6 +59,30 @@ __device__ __forceinline__ void hide_future(float (&score)[TILES][PAGE / 8][4], 
     }
 }
 
+// Keep every row from keys before its window. `row` is the warp's first, counted as above from WINDOW positions on: a key
+// is before the window of the rows from its own on.
+template <int GROUP, int TILES>
+__device__ __forceinline__ void hide_past(float (&score)[TILES][PAGE / 8][4], int row) {
+    const int lane_row = row + int(threadIdx.x % 32 / 4) - int(threadIdx.x % 4) * 2 * GROUP;
+#pragma unroll
+    for (int m = 0; m < TILES; m++) {
+#pragma unroll
+        for (int i = 0; i < PAGE / 8 * 4; i++) {
+            const int key = i / 4 * 8 + i % 2, below = m * 16 + i % 4 / 2 * 8;
+            if (key * GROUP <= lane_row + below) score[m][i / 4][i % 4] = minus_infinity();
+        }
+    }
+}
+
+template <int TILES>
+__device__ __forceinline__ void cap_tiles(float (&score)[TILES][PAGE / 8][4], float scale, float cap) {
+#pragma unroll
+    for (int m = 0; m < TILES; m++) {
+#pragma unroll
+        for (int n = 0; n < PAGE / 8; n++) cap_scores(score[m][n], scale, cap);
+    }
+}
+
 // Turn the scores of 16 queries into weights, and rescale what has been summed under the old maxima.
 // Of each query's row, `total` is this lane's part of the sum. Two neighbouring 8-column results of the first product
 // are, once packed, the 16-column operand of the second: nothing moves between lanes.

@@ -112,6 +112,15 @@ template <int N> __device__ __forceinline__ void hide_keys_past(const int (&last
     }
 }
 
+// Keep them from keys `window` and more before their last, which are outside their windows.
+template <int N> __device__ __forceinline__ void hide_keys_up_to(const int (&last)[2], float (&score)[N], int window) {
+    const int column = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        if (i / 4 * 8 + i % 2 + column <= last[i % 4 / 2] - window) score[i] = minus_infinity();
+    }
+}
+
 // The softmax so far of the two rows that a lane shares with three others: of `total`, this lane's part.
 struct Softmax {
     float highest[2] = {minus_infinity(), minus_infinity()}, total[2] = {0.0f, 0.0f};

@@ -1,7 +1,5 @@
 // Attention of single tokens with the context split among blocks ("flash-decoding", Dao et al. 2023).
 
-constexpr float NO_SCORE = -1e30f;  // below any score, yet finite: NO_SCORE - NO_SCORE is 0, not NaN
-
 // Positions of the context in one split: at least LEAST, so that a short context keeps few blocks busy.
 template <int SPLITS, int LEAST> __device__ __forceinline__ int split_length(int context) {
     return max(LEAST, (context + SPLITS - 1) / SPLITS);
@@ -51,7 +49,7 @@ struct Part {
 
 // The sum over the positions of all parts.
 template <int N> __device__ __forceinline__ Part merge(const Part (&parts)[N]) {
-    Part whole = {0.0f, NO_SCORE, 0.0f};
+    Part whole = {0.0f, no_score(), 0.0f};
 #pragma unroll
     for (int i = 0; i < N; i++) whole.highest = fmaxf(whole.highest, parts[i].highest);
 #pragma unroll
@@ -83,7 +81,7 @@ template <int HEADS, int HEAD_DIM, int LANES, int CHUNKS, int VECTOR> struct Lan
 
     __device__ __forceinline__ LaneAttention() {
 #pragma unroll
-        for (int h = 0; h < HEADS; h++) highest[h] = NO_SCORE;
+        for (int h = 0; h < HEADS; h++) highest[h] = no_score();
     }
 
     // The first of the elements in chunk c; those from HEAD_DIM on do not exist.
@@ -100,10 +98,12 @@ template <int HEADS, int HEAD_DIM, int LANES, int CHUNKS, int VECTOR> struct Lan
         }
     }
 
-    // Attend to N positions more. Keys and values are zero where a position is not present.
+    // Attend to N positions more, with scores capped where `cap` is not 0. Keys and values are zero where a position is
+    // not present.
     template <int N, typename T>
     __device__ __forceinline__ void attend(const Packed<T, VECTOR> (&key)[N][CHUNKS],
-                                           const Packed<T, VECTOR> (&value)[N][CHUNKS], const bool (&present)[N]) {
+                                           const Packed<T, VECTOR> (&value)[N][CHUNKS], const bool (&present)[N],
+                                           float cap) {
         float score[HEADS][N];
 #pragma unroll
         for (int n = 0; n < N; n++) {
@@ -117,7 +117,7 @@ template <int HEADS, int HEAD_DIM, int LANES, int CHUNKS, int VECTOR> struct Lan
                 }
 #pragma unroll
                 for (int lane = LANES / 2; lane > 0; lane /= 2) dot += __shfl_xor_sync(0xffffffffu, dot, lane);
-                score[h][n] = present[n] ? dot : minus_infinity();
+                score[h][n] = present[n] ? capped(dot, cap) : minus_infinity();
             }
         }
 #pragma unroll

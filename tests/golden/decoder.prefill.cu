@@ -270,11 +270,33 @@ __device__ constexpr float base_two(float scale) { return scale * 1.442695040888
 
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 
+// The highest score of no positions: below any score, yet finite, so that the difference of two such is 0 and not NaN.
+__device__ constexpr float no_score() { return -1e30f; }
+
 // 2^x to two units in the last place, with 2^-inf = 0 (PTX ISA 9.7.3.20, ex2).
 __device__ __forceinline__ float exp2_approximate(float x) {
     float out;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
     return out;
+}
+
+// ---- scores.cuh
+// Which positions a token attends to, and what becomes of their scores.
+
+// The first position that the token at `position` attends to: of a WINDOW, itself is the last. 0: there is no window.
+template <int WINDOW> __device__ __forceinline__ int first_attended(int position) {
+    return WINDOW == 0 ? 0 : max(0, position + 1 - WINDOW);
+}
+
+// A score as an exponent of two, cap * tanh(x) or, where `cap` is 0, x itself. The hyperbolic tangent is computed from
+// an exponential, to about 1e-7 absolutely.
+__device__ __forceinline__ float capped(float x, float cap) {
+    if (cap == 0.0f) return x;
+    return cap - __fdividef(2.0f * cap, 1.0f + exp2_approximate(base_two(2.0f) * x));
+}
+template <int N> __device__ __forceinline__ void cap_scores(float (&score)[N], float scale, float cap) {
+#pragma unroll
+    for (int i = 0; i < N; i++) score[i] = capped(score[i] * scale, cap);
 }
 
 // ---- mma.cuh
@@ -428,6 +450,30 @@ __device__ __forceinline__ void hide_future(float (&score)[TILES][PAGE / 8][4], 
             const int key = i / 4 * 8 + i % 2, below = m * 16 + i % 4 / 2 * 8;
             if (key * GROUP > lane_row + below) score[m][i / 4][i % 4] = minus_infinity();
         }
+    }
+}
+
+// Keep every row from keys before its window. `row` is the warp's first, counted as above from WINDOW positions on: a key
+// is before the window of the rows from its own on.
+template <int GROUP, int TILES>
+__device__ __forceinline__ void hide_past(float (&score)[TILES][PAGE / 8][4], int row) {
+    const int lane_row = row + int(threadIdx.x % 32 / 4) - int(threadIdx.x % 4) * 2 * GROUP;
+#pragma unroll
+    for (int m = 0; m < TILES; m++) {
+#pragma unroll
+        for (int i = 0; i < PAGE / 8 * 4; i++) {
+            const int key = i / 4 * 8 + i % 2, below = m * 16 + i % 4 / 2 * 8;
+            if (key * GROUP <= lane_row + below) score[m][i / 4][i % 4] = minus_infinity();
+        }
+    }
+}
+
+template <int TILES>
+__device__ __forceinline__ void cap_tiles(float (&score)[TILES][PAGE / 8][4], float scale, float cap) {
+#pragma unroll
+    for (int m = 0; m < TILES; m++) {
+#pragma unroll
+        for (int n = 0; n < PAGE / 8; n++) cap_scores(score[m][n], scale, cap);
     }
 }
 
@@ -613,7 +659,9 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(
     constexpr int ROWS = 128, QUERIES = 64;
     constexpr int WARP_ROWS = ROWS / 4, TILES = WARP_ROWS / 16;  // a warp's rows, in tiles of one mma
     constexpr int UNITS = HEAD_DIM / 8;                          // 16-byte units of a head
-    constexpr float SCALE = base_two(0.25f);
+    constexpr int WINDOW = 0;  // positions that a token attends to, itself among them; 0: all
+    constexpr float SCALE = base_two(0.25f), CAP = 0.0f;
+constexpr float FACTOR = CAP == 0.0f ? SCALE : 1.0f;  // from scores, after the cap, to exponents
     constexpr size_t Q_STRIDE = 64, OUT_STRIDE = 64;
     static_assert(Q_STRIDE % 8 == 0 && OUT_STRIDE % 8 == 0, "every row starts at a whole access");
     using Cache = KvCache<KV_HEADS, HEAD_DIM>;
@@ -630,7 +678,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(
     if (tile.count <= 0) return;
     const int first_position = positions[tile.first];
     const T* cached = kv + Cache::key(0, kv_head, 0);
-    const int* pages = page_table + tile.sequence * max_pages;
+    const int first_page = first_attended<WINDOW>(first_position) / PAGE;
+    const int* pages = page_table + tile.sequence * max_pages + first_page;
 
 #pragma unroll
     for (int i = 0; i < ROWS * UNITS / 128; i++) {
@@ -640,13 +689,15 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(
         const T* from = q + token * Q_STRIDE + head * HEAD_DIM + column;
         copy_async(shared_address(queries + row * PADDED<HEAD_DIM> + column), from, present);
     }
-    int positions_left = first_position + tile.count;  // of the context, from the start of the current page
+    // Of the context, from the start of the current page.
+    int positions_left = first_position + tile.count - first_page * PAGE;
     int page = max(*pages, 0);
     copy_page<HEAD_DIM>(keys, cached + page * Cache::STRIDE, positions_left);
 
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * WARP_ROWS;
     const int used_rows = min(WARP_ROWS, tile.count * GROUP - warp_row);  // of the warp's rows; none if not positive
-    int row_in_page = first_position * GROUP + warp_row;  // the warp's first, from the start of the current page
+    // The warp's first, from the start of the current page.
+    int row_in_page = (first_position - first_page * PAGE) * GROUP + warp_row;
 
     float sum[TILES][HEAD_DIM / 8][4] = {}, total[TILES][2] = {}, highest[TILES][2];
 #pragma unroll
@@ -659,7 +710,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(
         if (positions_left > PAGE) page = max(*++pages, 0);
 
         float score[TILES][PAGE / 8][4] = {};
-        const bool active = used_rows > 0 && row_in_page + used_rows > 0;  // else it attends to nothing here
+        bool active = used_rows > 0 && row_in_page + used_rows > 0;  // else it attends to nothing here
         if (active) score_page<T, HEAD_DIM>(score, queries + warp_row * PADDED<HEAD_DIM>, keys);
 
         wait_for_copies();
@@ -670,7 +721,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(
         if (row_in_page < (PAGE - 1) * GROUP) hide_future<GROUP>(score, row_in_page);
         unsigned weight[TILES][PAGE / 16][4];
 #pragma unroll
-        for (int m = 0; m < TILES; m++) weigh<T>(weight[m], score[m], sum[m], highest[m], total[m], SCALE);
+        for (int m = 0; m < TILES; m++) weigh<T>(weight[m], score[m], sum[m], highest[m], total[m], FACTOR);
         add_values<T, HEAD_DIM>(sum, weight, values);
     }
 

@@ -557,11 +557,33 @@ __device__ constexpr float base_two(float scale) { return scale * 1.442695040888
 
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 
+// The highest score of no positions: below any score, yet finite, so that the difference of two such is 0 and not NaN.
+__device__ constexpr float no_score() { return -1e30f; }
+
 // 2^x to two units in the last place, with 2^-inf = 0 (PTX ISA 9.7.3.20, ex2).
 __device__ __forceinline__ float exp2_approximate(float x) {
     float out;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
     return out;
+}
+
+// ---- scores.cuh
+// Which positions a token attends to, and what becomes of their scores.
+
+// The first position that the token at `position` attends to: of a WINDOW, itself is the last. 0: there is no window.
+template <int WINDOW> __device__ __forceinline__ int first_attended(int position) {
+    return WINDOW == 0 ? 0 : max(0, position + 1 - WINDOW);
+}
+
+// A score as an exponent of two, cap * tanh(x) or, where `cap` is 0, x itself. The hyperbolic tangent is computed from
+// an exponential, to about 1e-7 absolutely.
+__device__ __forceinline__ float capped(float x, float cap) {
+    if (cap == 0.0f) return x;
+    return cap - __fdividef(2.0f * cap, 1.0f + exp2_approximate(base_two(2.0f) * x));
+}
+template <int N> __device__ __forceinline__ void cap_scores(float (&score)[N], float scale, float cap) {
+#pragma unroll
+    for (int i = 0; i < N; i++) score[i] = capped(score[i] * scale, cap);
 }
 
 // ---- mbarrier.cuh
@@ -639,8 +661,6 @@ __device__ __forceinline__ void send(unsigned to, float2 values, unsigned barrie
 constexpr int UNIT = 16;
 template <int HEAD_DIM> constexpr int UNIT_ROW = HEAD_DIM + 8;  // elements
 
-constexpr float NO_POSITION = -1e30f;  // the highest score of none: below any, yet finite, so that less itself it is 0
-
 // What a warp reads of the cache, up to position `end`: every step-th unit from `unit` on, through a ring of its own of
 // DEPTH units, so that no barrier is needed between loading and using them. Pages are looked up two units ahead.
 template <typename T, typename Cache, int DEPTH> struct UnitStream {
@@ -697,7 +717,7 @@ template <typename T, int HEAD_DIM, int HEADS> struct WarpAttention {
     static constexpr int ROW = UNIT_ROW<HEAD_DIM>, STEPS = HEAD_DIM / 16;
     static_assert(HEAD_DIM % 16 == 0 && HEADS <= 8, "whole operands of an mma");
     unsigned query[STEPS][2];
-    float sum[STEPS][4] = {}, highest[2] = {NO_POSITION, NO_POSITION}, total[2] = {};
+    float sum[STEPS][4] = {}, highest[2] = {no_score(), no_score()}, total[2] = {};
 
     // Rows of queries, ROW elements apart; columns without a head repeat the last.
     __device__ __forceinline__ explicit WarpAttention(const T* queries) {
@@ -710,9 +730,11 @@ template <typename T, int HEAD_DIM, int HEADS> struct WarpAttention {
         }
     }
 
-    // Attend to `count` positions more, whose keys and values begin at these addresses of shared memory. There are
-    // ROWS rows of both; what lies in those from `count` on must be finite values.
-    template <int ROWS> __device__ __forceinline__ void attend(unsigned keys, unsigned values, int count, float scale) {
+    // Attend to positions more, the rows `begin` to `end` - 1 of keys and values at these addresses of shared memory.
+    // There are ROWS rows of both; the values in the others must be finite.
+    template <int ROWS>
+    __device__ __forceinline__ void attend(
+        unsigned keys, unsigned values, int begin, int end, float scale, float cap) {
         const int lane = threadIdx.x % 32;
         const unsigned key = keys + (lane % ROWS * ROW + lane / 16 * 8) * sizeof(T);
         float score[2][4] = {};
@@ -725,8 +747,9 @@ template <typename T, int HEAD_DIM, int HEADS> struct WarpAttention {
         float weight[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const bool present = lane / 4 + i / 2 * 8 < count;
-            weight[i] = present ? (score[0][i] + score[1][i]) * scale : minus_infinity();
+            const int row = lane / 4 + i / 2 * 8;
+            const bool present = row >= begin && row < end;
+            weight[i] = present ? capped((score[0][i] + score[1][i]) * scale, cap) : minus_infinity();
         }
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -780,7 +803,7 @@ template <typename T, int HEAD_DIM, int HEADS> struct WarpAttention {
 // How much each of N parts of a softmax-weighted sum weighs in the whole; of a part is known its highest score, and its
 // total relative to that.
 template <int N> struct Shares {
-    float factor[N], highest = NO_POSITION, total = 0.0f;
+    float factor[N], highest = no_score(), total = 0.0f;
 
     __device__ __forceinline__ explicit Shares(const float2 (&stats)[N]) {
 #pragma unroll
@@ -1079,8 +1102,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) attend_cluster(
     constexpr int HEAD_TILE = 2, HEAD_TILES = 1;
     constexpr int WARPS = 8, THREADS = 32 * WARPS, DEPTH = 8;  // units in a warp's ring
     constexpr int MOST_BLOCKS = 8, MOST_NEW = 8;  // of a cluster; tokens in a step
-    constexpr float SCALE = base_two(0.25f);
-    constexpr size_t Q_STRIDE = 128, K_STRIDE = 128, V_STRIDE = 128;
+    constexpr int WINDOW = 0;  // positions that a token attends to, itself among them; 0: all
+    constexpr float SCALE = base_two(0.25f), CAP = 0.0f;
+constexpr size_t Q_STRIDE = 128, K_STRIDE = 128, V_STRIDE = 128;
     constexpr size_t OUT_STRIDE = 64;
     using Cache = KvCache<KV_HEADS, HEAD_DIM>;
     using Stream = UnitStream<T, Cache, DEPTH>;
@@ -1107,8 +1131,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) attend_cluster(
     const int first_new = position + 1 - count_new;  // their first position; the cache holds those before
     const T* head_keys = kv + Cache::key(0, kv_head, 0);
     const unsigned ring = shared_address(attend_cluster_shared) + warp * DEPTH * Stream::SLOT;
-    const int worker = warp * gridDim.z + blockIdx.z, workers = WARPS * gridDim.z;  // that share out the units
-    Stream stream(head_keys, pages, ring, worker, workers, first_new);
+    const int since = first_attended<WINDOW>(position), workers = WARPS * gridDim.z;  // that share out the units
+    const int first_unit = since / UNIT + warp * gridDim.z + blockIdx.z;               // of this warp
+    Stream stream(head_keys, pages, ring, first_unit, workers, first_new);
 #pragma unroll
     for (int i = 0; i < DEPTH; i++) stream.load();
 
@@ -1167,16 +1192,17 @@ extern "C" __global__ void __launch_bounds__(256, 2) attend_cluster(
     }
 
     Warp attention(queries[0]);
+    const auto from = [&](int row) { return WINDOW == 0 ? 0 : since - row; };  // the first attended, from `row` on
     if (last && warp == WARPS - 1) {
         const unsigned keys = shared_address(new_keys), values = shared_address(new_values);
-        attention.template attend<MOST_NEW>(keys, values, count_new, SCALE);
+        attention.template attend<MOST_NEW>(keys, values, from(first_new), count_new, SCALE, CAP);
     }
     int slot = 0;
-    for (int unit = worker; unit * UNIT < first_new; unit += workers) {
+    for (int unit = first_unit; unit * UNIT < first_new; unit += workers) {
         wait_for_older_copies<DEPTH - 1>();
         __syncwarp();
         const unsigned keys = ring + slot * Stream::SLOT, values = keys + UNIT * ROW * sizeof(T);
-        attention.template attend<UNIT>(keys, values, first_new - unit * UNIT, SCALE);
+        attention.template attend<UNIT>(keys, values, from(unit * UNIT), first_new - unit * UNIT, SCALE, CAP);
         __syncwarp();
         stream.load();
         slot = slot + 1 == DEPTH ? 0 : slot + 1;
@@ -1221,7 +1247,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) attend_cluster(
         if (first_head + h > last_head) break;
         float2 of_block[MOST_BLOCKS];
 #pragma unroll
-        for (int b = 0; b < MOST_BLOCKS; b++) of_block[b] = b < blocks ? stats[b][h] : make_float2(NO_POSITION, 0.0f);
+        for (int b = 0; b < MOST_BLOCKS; b++) of_block[b] = b < blocks ? stats[b][h] : make_float2(no_score(), 0.0f);
         const Shares<MOST_BLOCKS> shares(of_block);
         float sum = 0.0f;
 #pragma unroll

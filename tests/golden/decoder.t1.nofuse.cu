@@ -534,6 +534,9 @@ __device__ constexpr float base_two(float scale) { return scale * 1.442695040888
 
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 
+// The highest score of no positions: below any score, yet finite, so that the difference of two such is 0 and not NaN.
+__device__ constexpr float no_score() { return -1e30f; }
+
 // 2^x to two units in the last place, with 2^-inf = 0 (PTX ISA 9.7.3.20, ex2).
 __device__ __forceinline__ float exp2_approximate(float x) {
     float out;
@@ -541,10 +544,27 @@ __device__ __forceinline__ float exp2_approximate(float x) {
     return out;
 }
 
+// ---- scores.cuh
+// Which positions a token attends to, and what becomes of their scores.
+
+// The first position that the token at `position` attends to: of a WINDOW, itself is the last. 0: there is no window.
+template <int WINDOW> __device__ __forceinline__ int first_attended(int position) {
+    return WINDOW == 0 ? 0 : max(0, position + 1 - WINDOW);
+}
+
+// A score as an exponent of two, cap * tanh(x) or, where `cap` is 0, x itself. The hyperbolic tangent is computed from
+// an exponential, to about 1e-7 absolutely.
+__device__ __forceinline__ float capped(float x, float cap) {
+    if (cap == 0.0f) return x;
+    return cap - __fdividef(2.0f * cap, 1.0f + exp2_approximate(base_two(2.0f) * x));
+}
+template <int N> __device__ __forceinline__ void cap_scores(float (&score)[N], float scale, float cap) {
+#pragma unroll
+    for (int i = 0; i < N; i++) score[i] = capped(score[i] * scale, cap);
+}
+
 // ---- attention_split.cuh
 // Attention of single tokens with the context split among blocks ("flash-decoding", Dao et al. 2023).
-
-constexpr float NO_SCORE = -1e30f;  // below any score, yet finite: NO_SCORE - NO_SCORE is 0, not NaN
 
 // Positions of the context in one split: at least LEAST, so that a short context keeps few blocks busy.
 template <int SPLITS, int LEAST> __device__ __forceinline__ int split_length(int context) {
@@ -595,7 +615,7 @@ struct Part {
 
 // The sum over the positions of all parts.
 template <int N> __device__ __forceinline__ Part merge(const Part (&parts)[N]) {
-    Part whole = {0.0f, NO_SCORE, 0.0f};
+    Part whole = {0.0f, no_score(), 0.0f};
 #pragma unroll
     for (int i = 0; i < N; i++) whole.highest = fmaxf(whole.highest, parts[i].highest);
 #pragma unroll
@@ -627,7 +647,7 @@ template <int HEADS, int HEAD_DIM, int LANES, int CHUNKS, int VECTOR> struct Lan
 
     __device__ __forceinline__ LaneAttention() {
 #pragma unroll
-        for (int h = 0; h < HEADS; h++) highest[h] = NO_SCORE;
+        for (int h = 0; h < HEADS; h++) highest[h] = no_score();
     }
 
     // The first of the elements in chunk c; those from HEAD_DIM on do not exist.
@@ -644,10 +664,12 @@ template <int HEADS, int HEAD_DIM, int LANES, int CHUNKS, int VECTOR> struct Lan
         }
     }
 
-    // Attend to N positions more. Keys and values are zero where a position is not present.
+    // Attend to N positions more, with scores capped where `cap` is not 0. Keys and values are zero where a position is
+    // not present.
     template <int N, typename T>
     __device__ __forceinline__ void attend(const Packed<T, VECTOR> (&key)[N][CHUNKS],
-                                           const Packed<T, VECTOR> (&value)[N][CHUNKS], const bool (&present)[N]) {
+                                           const Packed<T, VECTOR> (&value)[N][CHUNKS], const bool (&present)[N],
+                                           float cap) {
         float score[HEADS][N];
 #pragma unroll
         for (int n = 0; n < N; n++) {
@@ -661,7 +683,7 @@ template <int HEADS, int HEAD_DIM, int LANES, int CHUNKS, int VECTOR> struct Lan
                 }
 #pragma unroll
                 for (int lane = LANES / 2; lane > 0; lane /= 2) dot += __shfl_xor_sync(0xffffffffu, dot, lane);
-                score[h][n] = present[n] ? dot : minus_infinity();
+                score[h][n] = present[n] ? capped(dot, cap) : minus_infinity();
             }
         }
 #pragma unroll
@@ -1245,8 +1267,9 @@ extern "C" __global__ void __launch_bounds__(128) attention_split(
     constexpr int ROWS = 32 / LANES;                 // positions that a warp reads in one access
     constexpr int UNROLL = 4;                        // such accesses in flight
     constexpr int STEP = UNROLL * WARPS * ROWS;      // positions that the block reads in one iteration
-    constexpr float SCALE = base_two(0.25f);
-    constexpr size_t Q_STRIDE = 64;
+    constexpr int WINDOW = 0;  // positions that a token attends to, itself among them; 0: all
+    constexpr float SCALE = base_two(0.25f), CAP = 0.0f;
+constexpr size_t Q_STRIDE = 64;
     static_assert(Q_STRIDE % VECTOR == 0, "every row starts at a whole access");
     using Cache = KvCache<KV_HEADS, HEAD_DIM>;
     using Lane = LaneAttention<HEAD_TILE, HEAD_DIM, LANES, CHUNKS, VECTOR>;
@@ -1255,10 +1278,10 @@ extern "C" __global__ void __launch_bounds__(128) attention_split(
     let_next_kernel_start();
     wait_for_previous_kernel();
     const int token = blockIdx.x, kv_head = blockIdx.y / HEAD_TILES, split = blockIdx.z;
-    const int context = positions[token] + 1;
+    const int position = positions[token], since = first_attended<WINDOW>(position);
     const int* pages = page_table + sequence[token] * max_pages;
-    const int length = split_length<SPLITS, SPLIT_MIN>(context);
-    const int begin = split * length, end = min(begin + length, context);
+    const int length = split_length<SPLITS, SPLIT_MIN>(position + 1 - since);
+    const int begin = since + split * length, end = min(begin + length, position + 1);
     if (begin >= end) return;  // a short context has fewer splits, as the combining kernel knows
 
     const int warp = threadIdx.x / 32, row = threadIdx.x % 32 / LANES;
@@ -1273,7 +1296,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_split(
     for (int start = begin; start < end; start += STEP) {
         CachedRows<T, Cache, Lane, UNROLL, CHUNKS, VECTOR> rows;
         rows.load(kv, pages, kv_head, start + warp * ROWS + row, WARPS * ROWS, end);
-        lane.attend(rows.key, rows.value, rows.present);
+        lane.attend(rows.key, rows.value, rows.present, CAP);
     }
     lane.store(parts);
     __syncthreads();
@@ -1309,22 +1332,23 @@ extern "C" __global__ void __launch_bounds__(128) attention_combine(
 
     let_next_kernel_start();
     const int token = blockIdx.x, head = blockIdx.y, column = threadIdx.x % COLUMNS, group = threadIdx.x / COLUMNS;
-    const int context = positions[token] + 1;
-    const int length = split_length<SPLITS, SPLIT_MIN>(context);
-    const int splits = (context + length - 1) / length;  // the others were never written
+    const int position = positions[token];
+    const int attended = position + 1 - first_attended<0>(position);
+    const int length = split_length<SPLITS, SPLIT_MIN>(attended);
+    const int splits = (attended + length - 1) / length;  // the others were never written
     const size_t part = (size_t(token) * HEADS + head) * SPLITS;
 
     wait_for_previous_kernel();
     const float2* stats = reinterpret_cast<const float2*>(partial_stats) + part;
     const float* sums = partial_out + part * HEAD_DIM + column;
-    Part share = {0.0f, NO_SCORE, 0.0f};
+    Part share = {0.0f, no_score(), 0.0f};
     for (int first = group; first < splits; first += GROUPS * AT_ONCE) {
         Part parts[AT_ONCE + 1];
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
             const int s = first + i * GROUPS;
             const bool present = s < splits && column < HEAD_DIM;
-            const float2 stat = present ? stats[s] : make_float2(NO_SCORE, 0.0f);
+            const float2 stat = present ? stats[s] : make_float2(no_score(), 0.0f);
             parts[i] = {present ? sums[s * HEAD_DIM] : 0.0f, stat.x, stat.y};
         }
         parts[AT_ONCE] = share;
