@@ -7,7 +7,7 @@ from pathlib import Path
 from infernum import bundle
 from infernum.bundle_cache import cached
 from infernum.ir.graph import Graph
-from infernum.ir.interface import inputs_of, streams_out, weights_of
+from infernum.ir.interface import inputs_of, states_of, streams_out, weights_of
 from infernum.ir.text import print_graph
 from infernum.manifest import ANY, BlockVariant, Manifest, VariantSpec
 from infernum.models.presets import ModelSource
@@ -63,6 +63,6 @@ def _describe_block(name: str, graph: Graph) -> BlockVariant:
         stream_in=inputs_of(graph, "stream"),
         stream_out=streams_out(graph),
         batch=inputs_of(graph, "batch"),
-        state=inputs_of(graph, "state"),
+        state=states_of(graph),
         weights=weights_of(graph),
     )

@@ -8,7 +8,7 @@ import msgspec
 
 from infernum.recipes import Recipe
 
-SCHEMA = 8
+SCHEMA = 9
 """Raised with every change that an older version could not read."""
 
 Formula = int | str
@@ -43,6 +43,12 @@ class TensorSpec(Record, frozen=True):
     def type_text(self) -> str:
         """The type as graphs print it: "bf16[tokens, 512]"."""
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+class State(TensorSpec, frozen=True):
+    """A tensor that outlives the step, the KV cache. A step reads the last `window` positions of it; 0: all of them."""
+
+    window: int = 0
 
 
 class Buffer(Record, frozen=True):
@@ -235,7 +241,7 @@ class BlockVariant(Record, frozen=True):
     stream_in: list[TensorSpec]
     stream_out: list[TensorSpec]
     batch: list[TensorSpec]
-    state: list[TensorSpec]
+    state: list[State]
     weights: dict[str, Weight]
     source: str = ""
     shared_hash: str = ""

@@ -7,7 +7,13 @@ import pytest
 
 from infernum.dtypes import F32, I32
 from infernum.errors import ShapeError
-from infernum.ir.graph import TensorType
+from infernum.fusion import RULES
+from infernum.ir.apply import apply_rules
+from infernum.ir.block import BATCH
+from infernum.ir.graph import Graph, Input, TensorType
+from infernum.ir.interface import states_of
+from infernum.ir.kernel import Target
+from infernum.ir.trace import Trace
 from infernum.ops import append, attention, embedding, rope, select_rows
 from infernum.rope import Rope
 
@@ -173,3 +179,26 @@ def test_rows_are_picked_by_index() -> None:
     picked = np.array([3, 0, 3], np.int32)
     np.testing.assert_array_equal(embedding.meaning(picked, table), table[[3, 0, 3]])
     np.testing.assert_array_equal(select_rows.meaning(table, picked), table[[3, 0, 3]])
+
+
+def test_a_state_says_within_which_window_it_is_read() -> None:
+    def windows(*asked: int, fuse: bool = False) -> int:
+        trace = Trace()
+        state = trace.input("kv", Input("state"), TensorType(("pages", 2, 2, PAGE, 64), F32))
+        heads = {
+            n: trace.input(n, Input("stream"), TensorType(("tokens", 2, 64), F32)) for n in ("q", "k", "v")
+        }
+        facts = {n: trace.input(n, Input("batch"), BATCH[n]) for n in BATCH}
+        places = facts["positions"], facts["sequence"], facts["page_table"]
+        cache = append(state, heads["k"], heads["v"], *places)
+        batch = facts["positions"], facts["sequence"], facts["query_start"], facts["page_table"]
+        outs = [attention(heads["q"], cache, *batch, scale=0.1, window=window) for window in asked]
+        graph = Graph.build("test", trace.entries.values(), [t.value for t in (*outs, cache)])
+        if fuse:
+            graph = apply_rules(graph, RULES, Target(90, "t1", 1, 1, F32)).graph
+        (described,) = states_of(graph)
+        return described.window
+
+    assert windows(100) == windows(100, fuse=True) == 100
+    assert windows(100, 40) == 100
+    assert windows(0) == windows(0, fuse=True) == windows(100, 0) == 0

@@ -16,7 +16,7 @@ from infernum.dims import size
 from infernum.ir.apply import Outcome
 from infernum.ir.fuse import made_by
 from infernum.ir.graph import Graph, TensorType
-from infernum.ir.interface import inputs_of, spec, weights_of
+from infernum.ir.interface import inputs_of, spec, states_of, weights_of
 from infernum.ir.kernel import Target
 from infernum.ir.op import Fused
 
@@ -64,7 +64,7 @@ def describe_block(
         stream_in=inputs_of(graph, "stream"),
         stream_out=[spec(name, out_types[name]) for name in streams_out],
         batch=inputs_of(graph, "batch"),
-        state=inputs_of(graph, "state"),
+        state=states_of(graph),
         buffers=buffers,
         weights=weights_of(graph),
         arena_bytes=arena,

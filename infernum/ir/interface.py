@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from infernum.ir.graph import Graph, Input, TensorType
+from infernum.ir.graph import Graph, Input, TensorType, Value
 from infernum.ir.op import Op
-from infernum.manifest import TensorSpec, Weight
+from infernum.manifest import State, TensorSpec, Weight
 
 
 def spec(name: str, type_: TensorType) -> TensorSpec:
@@ -29,6 +29,28 @@ def weights_of(graph: Graph) -> dict[str, Weight]:
             assert node.op.recipe, f"%{node.name} is a weight made of nothing"
             weights[node.name] = Weight(spec=spec(node.name, node.types[0]), recipe=node.op.recipe)
     return weights
+
+
+def states_of(graph: Graph) -> list[State]:
+    """The states of a graph, each with the window within which all ops of the graph read it."""
+    return [
+        State(state.name, state.dtype, state.shape, _window(graph, state.name))
+        for state in inputs_of(graph, "state")
+    ]
+
+
+def _window(graph: Graph, state: str) -> int:
+    """The longest window of the ops that read a state in one, or read what others have written to it."""
+    values, windows = [Value(state)], list[int]()
+    for value in values:
+        for name, slot in graph.users(value):
+            node = graph.node(name)
+            assert not isinstance(node.op, Input), f"{name} reads nothing"
+            values += [
+                Value(name, result) for result, taken_over in node.op.in_place.items() if taken_over == slot
+            ]
+            windows += [node.attrs["window"]] if "window" in node.attrs else []
+    return max(windows) if windows and all(windows) else 0
 
 
 def streams_out(graph: Graph) -> list[TensorSpec]:

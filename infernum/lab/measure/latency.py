@@ -185,7 +185,10 @@ def _generations(
 
 
 def bytes_per_token(bundle: Bundle, batch: int, mean_context: float) -> dict[str, int]:
-    """Bytes that one decode step must read: weights once (one row of the embedding a token), and the KV cache."""
+    """Bytes that one decode step must read: weights once (one row of the embedding a token), and the KV cache.
+
+    Of a layer whose attention has a window, the cache within the window.
+    """
     manifest = bundle.manifest
     variant = bundle.variant_for(batch).name
     weights: dict[object, int] = {}
@@ -201,7 +204,8 @@ def bytes_per_token(bundle: Bundle, batch: int, mean_context: float) -> dict[str
                 weights[weight_key(weight, stage)] = math.prod(shape) * element
         for state in block.state:
             page = math.prod(int(dim) for dim in state.shape[1:]) * dtypes.dtype(state.dtype).bytes
-            kv += int(page / manifest.page_size * mean_context * batch)
+            read = min(mean_context, state.window or mean_context)
+            kv += int(page / manifest.page_size * read * batch)
     return {"weights": sum(weights.values()) + gathered, "kv": kv}
 
 
