@@ -14,6 +14,8 @@ from conftest import Outcome, Tiny, in_shell, processor_seconds
 
 import infernum as package
 from infernum.bundle import Bundle
+from infernum.models.config import families
+from infernum.models.presets import PRESETS
 
 Run = Callable[..., Outcome]
 
@@ -225,6 +227,45 @@ def test_doctor_says_what_works_and_passes_without_a_gpu(infernum: Run) -> None:
     assert found["works"]["compile"] is True
     assert found["versions"]["numpy"]
     assert infernum("doctor").code == 0
+
+
+def test_models_lists_every_type_and_preset_with_what_it_needs(infernum: Run) -> None:
+    listed = json.loads(infernum("models", "--json").out)
+    assert [t["model_type"] for t in listed["model_types"]] == list(families())
+    presets = {preset["name"]: preset for preset in listed["presets"]}
+    assert list(presets) == list(PRESETS)
+    eight = presets["llama-3.1-8b"]
+    assert (eight["parameters"], eight["weight_bytes"]) == (8_030_261_248, 16_060_522_496)
+    assert eight["kv_bytes_per_token"] == 32 * 2 * 8 * 128 * 2
+    assert eight["memory_bytes"] == eight["weight_bytes"] + eight["context"] * eight["kv_bytes_per_token"]
+    assert presets["dante"]["has_weights"] and not eight["has_weights"]
+    table = infernum("models").out
+    assert "8.03 B" in table and "16.1 GB" in table and all(name in table for name in PRESETS)
+
+
+def test_models_lists_the_model_types_of_a_plugin(infernum: Run, tmp_path: Path) -> None:
+    plugin = tmp_path / "family.py"
+    plugin.write_text(NEW_FAMILY)
+    listed = json.loads(infernum("models", "--json", "--plugin", str(plugin)).out)
+    (added,) = [t for t in listed["model_types"] if t["model_type"] == "novel"]
+    assert added["about"] == "A new model"
+
+
+NEW_FAMILY = """\
+from dataclasses import dataclass
+from typing import ClassVar
+from infernum.models import llama
+from infernum.models.config import add_family
+from infernum.models.family import Family
+
+@dataclass(frozen=True)
+class NovelConfig(llama.LlamaConfig):
+    \"\"\"A new model: it is a Llama by another name.\"\"\"
+
+    model_type: ClassVar[str] = "novel"
+
+add_family(Family(configs=(NovelConfig,), first=llama.embed, layer=llama.FAMILY.layer, last=llama.head))
+"""
 
 
 def test_python_has_the_same_entry_points() -> None:

@@ -33,6 +33,7 @@ COMMANDS = (
     "graph",
     "bench",
     "profile",
+    "models",
     "doctor",
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from infernum.bundle import not_rebuilt
-from infernum.cli.console import print_table
+from infernum.cli.console import print_table, size_text
 from infernum.ir.recipe_text import recipe_text
 from infernum.manifest import Gemm, Launch, every_variant
 
@@ -36,7 +36,7 @@ def print_overview(bundle: Bundle) -> None:
     rows = [
         (
             *sizes_of(v),
-            _size(v.arena_bytes),
+            size_text(v.arena_bytes),
             ", ".join(f"{name} ×{count}" for name, count in v.fired.items() if count),
         )
         for v in every_variant(manifest)
@@ -77,7 +77,7 @@ def print_block(bundle: Bundle, variant: BlockVariant) -> None:
     if notes:
         print_table(f"{name}: {variant.source}", ("", ""), notes)
     buffers = [(n, b.spec.type_text, b.offset) for n, b in variant.buffers.items()]
-    title = f"{name}: arena of {_size(variant.arena_bytes)}"
+    title = f"{name}: arena of {size_text(variant.arena_bytes)}"
     print_table(title, ("buffer", "type", "offset"), buffers, numbers=("offset",))
     weights = [
         (n, w.spec.type_text, recipe_text(w.recipe, tuple(w.spec.shape))) for n, w in variant.weights.items()
@@ -137,14 +137,6 @@ def _before(kernel: Kernel) -> str:
     if not before.kernels:
         return "nothing more: the step before it has what their node cost"
     return f"{before.kernels} kernel(s): {before.bytes} bytes, {before.flops} FLOPs"
-
-
-def _size(nbytes: int) -> str:
-    """Bytes in a unit that keeps the number short."""
-    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if nbytes >= 1 << power:
-            return f"{nbytes / (1 << power):.1f} {unit}"
-    return f"{nbytes} B"
 
 
 def sizes_of(variant: BlockVariant) -> tuple[object, ...]:

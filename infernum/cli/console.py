@@ -85,6 +85,15 @@ def text_width() -> int:
     return shutil.get_terminal_size((PLAIN_WIDTH, 50)).columns
 
 
+def size_text(count: float) -> str:
+    """Bytes in the unit that reads best: 2.47 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
 def print_lines(lines: Sequence[Text]) -> None:
     """Print lines of styled text on stdout, without trailing spaces and without wrapping."""
     from rich.console import Console

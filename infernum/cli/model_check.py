@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from infernum.cli.console import size_text
 from infernum.cli.folder_check import CheckResult, FolderCheck
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _weights(inside: ModelFolder) -> CheckResult:
     weights = inside.weights
     if isinstance(weights, Problem):
         return _problem("weights", weights)
-    kinds = ", ".join(f"{kind} {_size(count)}" for kind, count in weights.bytes_by_kind.items())
+    kinds = ", ".join(f"{kind} {size_text(count)}" for kind, count in weights.bytes_by_kind.items())
     files, tensors = len(weights.files), len(weights.tensors) - len(weights.aliases)
     return CheckResult("weights", True, f"{tensors} tensors in {files} file{'s' * (files > 1)}: {kinds}")
 
@@ -156,13 +157,13 @@ def _memory(manifest: Manifest) -> CheckResult:
     token = plan_cache(manifest).total_page_bytes / manifest.page_size
     context = manifest.model.context
     facts = (
-        f"{_size(weights)} of weights as {manifest.dtype}, and {_size(token)} of KV cache a token:"
-        f" {_size(token * context)} for the whole context of {context}"
+        f"{size_text(weights)} of weights as {manifest.dtype}, and {size_text(token)} of KV cache a token:"
+        f" {size_text(token * context)} for the whole context of {context}"
     )
     if gpu_available():
         gpu = gpu_facts(0)
         room = GPU_SHARE * gpu.total_bytes - weights
-        fits = f"{gpu.name} has {_size(gpu.total_bytes)}"
+        fits = f"{gpu.name} has {size_text(gpu.total_bytes)}"
         if room < token * manifest.page_size:
             return CheckResult(
                 "memory", False, f"{facts}; {fits}", "use a smaller dtype, or a GPU with more memory"
@@ -170,16 +171,9 @@ def _memory(manifest: Manifest) -> CheckResult:
         return CheckResult("memory", True, f"{facts}; {fits}, room for {int(room / token):,} tokens in all")
     in_numpy = weights * 4 / dtypes.dtype(manifest.dtype).bytes
     here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    facts += f"; NumPy holds the weights in float32, {_size(in_numpy)}, and this machine has {_size(here)}"
+    facts += (
+        f"; NumPy holds the weights in float32, {size_text(in_numpy)}, and this machine has {size_text(here)}"
+    )
     if in_numpy > here:
         return CheckResult("memory", False, facts, "run it on a GPU, or on a machine with more memory")
     return CheckResult("memory", True, facts)
-
-
-def _size(count: float) -> str:
-    """Bytes in the unit that reads best: 2.47 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
