@@ -135,7 +135,7 @@ CASES: dict[str, Case] = {
         lambda w: compiles(w.configured(model_type="mamba")),
         ["mamba", "supported: granite, llama"],
     ),
-    "activation": (lambda w: compiles(w.configured(hidden_act="gelu")), ["hidden_act", "gelu", "silu"]),
+    "activation": (lambda w: compiles(w.configured(hidden_act="xielu")), ["hidden_act", "xielu", "silu"]),
     "rope-dynamic": (
         lambda w: compiles(w.configured(rope_scaling={"rope_type": "dynamic", "factor": 2.0})),
         ["dynamic", "rope_scaling"],

@@ -448,7 +448,7 @@ def test_a_field_that_is_not_known_is_reported_and_ignored(tmp_path: Path) -> No
         ({"torch_dtype": "float64"}, "torch_dtype = .float64. is not supported; use one of float32"),
         ({"dtype": "int32"}, "dtype = .int32. is not supported"),
         ({"dtype": 16}, "dtype = 16 must be a string"),
-        ({"hidden_act": "gelu"}, "hidden_act = .gelu. is not supported"),
+        ({"hidden_act": "xielu"}, "hidden_act = .xielu. must be one of gelu, "),
         ({"rope_interleaved": True}, "rope_interleaved = true is not supported"),
         ({"sliding_window": 255}, "sliding_window = 255 is not supported"),
         ({"sliding_window": 255, "use_sliding_window": True}, "sliding_window = 255 is not supported"),

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from conftest import Tiny, graphs_only
+from conftest import Tiny
 from oracle.checkpoints import write_checkpoint
 from oracle.golden import load_golden, relative_error
 from oracle.weights import random_weights
@@ -22,6 +22,7 @@ from infernum.codegen.steps import KernelStep
 from infernum.compiler import Options, emit_sources
 from infernum.dtypes import F32
 from infernum.errors import ConfigError
+from infernum.graph_bundle import trace_model
 from infernum.ir.graph import Input
 from infernum.models import llama
 from infernum.models.config import families, find_family, understand
@@ -64,7 +65,7 @@ def error_of(tiny: Tiny, folder: Path, lacking: str = "", zero: str = "") -> flo
         if not (lacking and re.search(lacking, name))
     }
     model = write_checkpoint(folder / "model", tiny.case.config, present)
-    bundle = graphs_only(resolve(str(model)), Options(dtype="float32", fuse=False), folder / "bundle")
+    bundle = trace_model(resolve(str(model)), folder / "bundle", dtype="float32")
     with LLM(model, device="cpu", dtype="float32", bundle=bundle) as llm:
         logits = llm.logits(golden.token_ids.tolist())
     return relative_error(logits[golden.positions], golden.stored.logits)
@@ -90,6 +91,33 @@ IGNORED: dict[str, tuple[str, type[LlamaConfig], str, object, str]] = {
         f"the factor of {part}": ("granite", llama.GraniteConfig, "factors", without(part), "")
         for part in ("scores", "embeddings", "added", "logits")
     },
+    **{
+        f"the window of {case}": (case, config, "window", lambda cfg, layer: 0, "")
+        for case, config in {
+            "mistral_slides": llama.MistralConfig,
+            "ministral": llama.MinistralConfig,
+            "qwen2_slides": llama.Qwen2Config,
+            "qwen3_slides": llama.Qwen3Config,
+            "smollm3_slides": llama.SmolLM3Config,
+        }.items()
+    },
+    **{
+        f"the layers with a window of {case}": (case, config, "slides", slides, "")
+        for case, config, slides in (
+            ("ministral_types", llama.MinistralConfig, lambda cfg, layer: True),
+            ("qwen2_slides", llama.Qwen2Config, lambda cfg, layer: layer < cfg.max_window_layers),
+            ("qwen3_slides", llama.Qwen3Config, lambda cfg, layer: layer >= cfg.max_window_layers),
+            ("smollm3_slides", llama.SmolLM3Config, lambda cfg, layer: cfg.turns(layer)),
+            ("smollm3_types", llama.SmolLM3Config, lambda cfg, layer: not cfg.turns(layer)),
+        )
+    },
+    "a token at the border of a window": (
+        "mistral_slides",
+        llama.MistralConfig,
+        "window",
+        lambda cfg, layer: 25,
+        "",
+    ),
     "norms of heads": ("qwen3", llama.Qwen3Config, "normed_heads", False, r"self_attn\.[qk]_norm"),
 }
 """What makes a model type what it is: an oracle case that has it; the attribute of a class, and the value with which
@@ -172,6 +200,78 @@ def test_layers_with_and_without_rope_are_two_blocks() -> None:
         block.name: [n.op.name for n in block.trace(cfg, F32).calls] for block, _ in llama.FAMILY.program(cfg)
     }
     assert (ops["decoder"].count("rope"), ops["decoder_no_rope"].count("rope")) == (2, 0)
+
+
+WINDOWS: list[tuple[str, dict[str, Any], list[int]]] = [
+    ("mistral", {"sliding_window": 8}, [8] * 8),
+    ("mistral", {"sliding_window": 511}, [511] * 8),
+    ("mistral", {"sliding_window": 512}, [0] * 8),
+    ("mistral", {"sliding_window": None, "layer_types": ["full_attention"] * 8}, [0] * 8),
+    ("mistral", {"sliding_window": 8, "layer_types": ["sliding_attention"] * 8}, [8] * 8),
+    ("mistral", {"max_position_embeddings": 4097}, [4096] * 8),
+    ("mistral", {"max_position_embeddings": ...}, [4096] * 8),
+    ("ministral", {"sliding_window": 8}, [8] * 8),
+    ("ministral", {"sliding_window": None}, [0] * 8),
+    ("ministral", {"max_position_embeddings": ...}, [4096] * 8),
+    (
+        "ministral",
+        {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 4},
+        [8, 0] * 4,
+    ),
+    *(
+        (model_type, changes, windows)
+        for model_type in ("qwen2", "qwen3")
+        for changes, windows in (
+            ({"sliding_window": 8, "max_window_layers": 1}, [0] * 8),
+            ({"sliding_window": 8, "max_window_layers": 1, "use_sliding_window": False}, [0] * 8),
+            ({"sliding_window": 8, "max_window_layers": 3, "use_sliding_window": True}, [0] * 3 + [8] * 5),
+            ({"sliding_window": 8, "max_window_layers": 0, "use_sliding_window": True}, [8] * 8),
+            ({"sliding_window": 8, "use_sliding_window": True}, [0] * 8),
+            ({"sliding_window": None, "max_window_layers": 0, "use_sliding_window": True}, [0] * 8),
+            (
+                {"max_window_layers": 7, "use_sliding_window": True, "max_position_embeddings": ...},
+                [0] * 7 + [4096],
+            ),
+            (
+                {
+                    "sliding_window": 8,
+                    "max_window_layers": 7,
+                    "use_sliding_window": True,
+                    "layer_types": ["sliding_attention"] * 3 + ["full_attention"] * 5,
+                },
+                [8] * 3 + [0] * 5,
+            ),
+        )
+    ),
+    ("smollm3", {"sliding_window": 8}, [0] * 8),
+    ("smollm3", {"sliding_window": 8, "use_sliding_window": True}, [0, 0, 0, 8] * 2),
+    ("smollm3", {"use_sliding_window": True}, [0] * 8),
+    (
+        "smollm3",
+        {"sliding_window": 8, "use_sliding_window": True, "layer_types": ["sliding_attention"] * 8},
+        [8] * 8,
+    ),
+]
+"""Model type, changes of TINY, and the window of each layer."""
+
+
+@pytest.mark.parametrize(("model_type", "changes", "windows"), WINDOWS)
+def test_each_layer_has_the_window_that_it_has_in_transformers(
+    model_type: str, changes: dict[str, Any], windows: list[int]
+) -> None:
+    cfg = configured(model_type, **changes)
+    assert [cfg.window(layer) for layer in range(8)] == windows
+
+
+def test_layers_of_one_kind_are_one_block() -> None:
+    cfg = configured(
+        "smollm3",
+        sliding_window=8,
+        use_sliding_window=True,
+        layer_types=["full_attention", "sliding_attention"] * 4,
+    )
+    names = [block.name for block, layer in llama.FAMILY.program(cfg) if layer is not None]
+    assert names == ["decoder", "decoder_window_8", "decoder", "decoder_no_rope_window_8"] * 2
 
 
 # ---- defaults
@@ -273,16 +373,27 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers = .* it must have num_hidden_layers = 8"),
     ("smollm3", {"no_rope_layers": [1] * 7 + ["0"]}, "no_rope_layers = .*must be an integer"),
     ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval = 0 must be an integer from 1"),
-    ("smollm3", {"sliding_window": 8, "use_sliding_window": True}, "sliding_window = 8 is not supported"),
     ("llama", {"no_rope_layers": [1] * 8}, "no_rope_layers = .* is not supported"),
     ("llama", {"logits_scaling": 2.0}, "logits_scaling = 2.0 is not supported: multipliers"),
     (
         "mistral",
-        {"sliding_window": 511},
-        "sliding_window = 511 is shorter than max_position_embeddings = 512, and windows are not implemented",
+        {"sliding_window": 8, "layer_types": ["full_attention"] * 8},
+        "layer_types = .* is not supported: all layers of this model type have the window",
     ),
-    ("mistral", {"max_position_embeddings": 4097}, "sliding_window = 4096 is shorter than .* = 4097"),
-    ("mistral", {"max_position_embeddings": ...}, "sliding_window = 4096 is shorter than .* = 131072"),
+    ("mistral", {"layer_types": ["full_attention"] * 8}, "layer_types = .* is not supported: all layers"),
+    ("mistral", {"use_sliding_window": False}, "use_sliding_window = false is not supported: .* null"),
+    ("ministral", {"layer_types": ["full_attention"] * 7}, "layer_types .* num_hidden_layers = 8"),
+    (
+        "ministral",
+        {"layer_types": ["chunked_attention"] * 8},
+        'layer_types .*"chunked_attention", which must',
+    ),
+    ("ministral", {"layer_types": "sliding_attention"}, "layer_types .* must be a list"),
+    (
+        "ministral",
+        {"layer_types": ["sliding_attention"] * 8, "sliding_window": None},
+        "layer_types has sliding_attention, but there is no sliding_window",
+    ),
     ("mistral", {"sliding_window": 0}, "sliding_window = 0 must be an integer from 1"),
     ("mistral", {"sliding_window": "none"}, 'sliding_window = "none" must be an integer'),
     ("mistral", {"attention_bias": True}, "attention_bias = true must be false in a model of this type"),
@@ -291,21 +402,22 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("qwen2", {"mlp_bias": True}, "mlp_bias = true must be false in a model of this type"),
     (
         "qwen2",
-        {"sliding_window": 511, "use_sliding_window": True},
-        "sliding_window = 511 is not supported: attention limited to a window",
+        {"layer_types": ["sliding_attention"] * 8, "sliding_window": 8},
+        "layer_types has sliding_attention, but there is no sliding_window, or it is switched off",
     ),
-    ("qwen2", {"use_sliding_window": True}, "use_sliding_window = true is not supported"),
-    ("qwen2", {"use_sliding_window": 1}, "use_sliding_window = 1 is not supported"),
+    ("qwen2", {"use_sliding_window": 1}, "use_sliding_window = 1 must be true or false"),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 0}, "sliding_window = 0 must be an integer"),
+    ("qwen2", {"max_window_layers": -1}, "max_window_layers = -1 must be an integer from 0"),
+    ("smollm3", {"layer_types": ["sliding_attention"] * 8}, "layer_types has sliding_attention, but"),
     ("qwen2", {"use_mrope": True}, "use_mrope = true is not supported"),
     ("qwen2", {"qkv_bias": True}, "qkv_bias = true is not supported"),
     ("qwen3", {"mlp_bias": True}, "mlp_bias = true must be false in a model of this type"),
     (
         "qwen3",
-        {"sliding_window": 511, "use_sliding_window": True},
-        "sliding_window = 511 is not supported: attention limited to a window",
+        {"layer_types": ["sliding_attention"] * 8, "sliding_window": 8},
+        "layer_types has sliding_attention, but there is no sliding_window, or it is switched off",
     ),
-    ("qwen3", {"use_sliding_window": True}, "use_sliding_window = true is not supported"),
-    ("qwen3", {"layer_types": ["sliding_attention"] * 8}, "every layer must be full_attention"),
+    ("llama", {"layer_types": ["sliding_attention"] * 8}, "every layer must be full_attention"),
     ("qwen3", {"num_key_value_heads": ...}, "num_attention_heads = 4 must be a multiple of num_key_value"),
     ("qwen3", {"head_dim": 63}, "head_dim = 63 must be even"),
 ]

@@ -90,9 +90,10 @@ class Unsupported:
 
     def allows(self, value: object, fields: Mapping[str, object]) -> bool:
         """True for null and for values without effect beside `fields`; true is not 1, false is not 0."""
-        if self.each and isinstance(value, list):
-            return all(_among(element, self.each) for element in cast("list[object]", value))
-        return value is None or _among(value, self.inert) or self.unless(value, fields)
+        harmless = value is None or _among(value, self.inert) or self.unless(value, fields)
+        if harmless or not self.each or not isinstance(value, list):
+            return harmless
+        return all(_among(element, self.each) for element in cast("list[object]", value))
 
 
 def _among(value: object, values: tuple[object, ...]) -> bool:

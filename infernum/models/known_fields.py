@@ -9,17 +9,12 @@ from infernum.models.fields import Unsupported, integer_problem
 
 _QUANTIZED = "the weights are quantized; give the folder of the original model"
 _EXPERTS = "mixtures of experts are not implemented"
-_WINDOW = "attention limited to a window is not implemented"
+_WINDOW = "models of this type attend to all tokens before a token"
 
 
 def _window_is_off(value: object, fields: Mapping[str, object]) -> bool:
     """True when the window is switched off, or covers the whole context."""
     return fields.get("use_sliding_window") is False or _holds_context(value, fields)
-
-
-def _window_is_not_on(value: object, fields: Mapping[str, object]) -> bool:
-    """True when no switch turns the window on, or it covers the whole context."""
-    return fields.get("use_sliding_window") is None or _window_is_off(value, fields)
 
 
 def _no_window(value: object, fields: Mapping[str, object]) -> bool:
@@ -116,8 +111,6 @@ ARCHITECTURE: dict[str, Unsupported] = {
 }
 """Fields of some families that a plain decoder lacks. Each family rejects those that its blocks lack."""
 
-SWITCHED_WINDOW = {"sliding_window": Unsupported(_WINDOW, unless=_window_is_not_on)}
-"""For families whose window has no effect where `use_sliding_window` is absent."""
 
 HARMLESS = frozenset(
     """

@@ -17,27 +17,27 @@
 //   weight %up_proj : bf16[96, 64] = "model.layers.{layer}.mlp.up_proj.weight"
 //   weight %down_proj : bf16[64, 96] = "model.layers.{layer}.mlp.down_proj.weight"
 //
-//   %rms_norm_1 = rms_norm(%x, %input_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:115
-//   %linear_1 = linear(%rms_norm_1, %q_proj) : bf16[tokens, 64]  # models/llama.py:125
-//   %heads_1 = heads(%linear_1) {dim = 16} : bf16[tokens, 4, 16]  # models/llama.py:125
-//   %linear_2 = linear(%rms_norm_1, %k_proj) : bf16[tokens, 32]  # models/llama.py:126
-//   %heads_2 = heads(%linear_2) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:126
-//   %linear_3 = linear(%rms_norm_1, %v_proj) : bf16[tokens, 32]  # models/llama.py:127
-//   %heads_3 = heads(%linear_3) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:127
-//   %rope_1 = rope(%heads_1, %positions) {rope = Rope()} : bf16[tokens, 4, 16]  # models/llama.py:132
-//   %rope_2 = rope(%heads_2, %positions) {rope = Rope()} : bf16[tokens, 2, 16]  # models/llama.py:132
-//   %append_1 = append(%kv, %rope_2, %heads_3, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # models/llama.py:133
-//   %attention_1 = attention(%rope_1, %append_1, %positions, %sequence, %query_start, %page_table) {scale = 0.25} : bf16[tokens, 4, 16]  # models/llama.py:141
-//   %flatten_1 = flatten(%attention_1) : bf16[tokens, 64]  # models/llama.py:144
-//   %linear_4 = linear(%flatten_1, %o_proj) : bf16[tokens, 64]  # models/llama.py:144
-//   %add_1 = add(%x, %linear_4) : bf16[tokens, 64]  # models/llama.py:116
-//   %rms_norm_2 = rms_norm(%add_1, %post_attention_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:117
-//   %linear_5 = linear(%rms_norm_2, %gate_proj) : bf16[tokens, 96]  # models/llama.py:148
-//   %linear_6 = linear(%rms_norm_2, %up_proj) : bf16[tokens, 96]  # models/llama.py:149
-//   %silu_1 = silu(%linear_5) : bf16[tokens, 96]  # models/llama.py:150
-//   %mul_1 = mul(%silu_1, %linear_6) : bf16[tokens, 96]  # models/llama.py:150
-//   %linear_7 = linear(%mul_1, %down_proj) : bf16[tokens, 64]  # models/llama.py:150
-//   %add_2 = add(%add_1, %linear_7) : bf16[tokens, 64]  # models/llama.py:118
+//   %rms_norm_1 = rms_norm(%x, %input_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:125
+//   %linear_1 = linear(%rms_norm_1, %q_proj) : bf16[tokens, 64]  # models/llama.py:136
+//   %heads_1 = heads(%linear_1) {dim = 16} : bf16[tokens, 4, 16]  # models/llama.py:136
+//   %linear_2 = linear(%rms_norm_1, %k_proj) : bf16[tokens, 32]  # models/llama.py:137
+//   %heads_2 = heads(%linear_2) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:137
+//   %linear_3 = linear(%rms_norm_1, %v_proj) : bf16[tokens, 32]  # models/llama.py:138
+//   %heads_3 = heads(%linear_3) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:138
+//   %rope_1 = rope(%heads_1, %positions) {rope = Rope()} : bf16[tokens, 4, 16]  # models/llama.py:143
+//   %rope_2 = rope(%heads_2, %positions) {rope = Rope()} : bf16[tokens, 2, 16]  # models/llama.py:144
+//   %append_1 = append(%kv, %rope_2, %heads_3, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # models/llama.py:152
+//   %attention_1 = attention(%rope_1, %append_1, %positions, %sequence, %query_start, %page_table) {scale = 0.25} : bf16[tokens, 4, 16]  # models/llama.py:154
+//   %flatten_1 = flatten(%attention_1) : bf16[tokens, 64]  # models/llama.py:154
+//   %linear_4 = linear(%flatten_1, %o_proj) : bf16[tokens, 64]  # models/llama.py:146
+//   %add_1 = add(%x, %linear_4) : bf16[tokens, 64]  # models/llama.py:127
+//   %rms_norm_2 = rms_norm(%add_1, %post_attention_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:128
+//   %linear_5 = linear(%rms_norm_2, %gate_proj) : bf16[tokens, 96]  # models/llama.py:159
+//   %linear_6 = linear(%rms_norm_2, %up_proj) : bf16[tokens, 96]  # models/llama.py:160
+//   %silu_1 = silu(%linear_5) : bf16[tokens, 96]  # models/llama.py:161
+//   %mul_1 = mul(%silu_1, %linear_6) : bf16[tokens, 96]  # models/llama.py:161
+//   %linear_7 = linear(%mul_1, %down_proj) : bf16[tokens, 64]  # models/llama.py:161
+//   %add_2 = add(%add_1, %linear_7) : bf16[tokens, 64]  # models/llama.py:129
 //   return %add_2
 // }
 
@@ -865,7 +865,7 @@ template <typename T, int WIDTH, int VECTOR, int THREADS> struct RowGain {
 
 // ---- rms_norm_input_layernorm
 // rms_norm
-// from models/llama.py:115
+// from models/llama.py:125
 // 1 token(s): 384 B, 256 FLOP; at least 0.00 us on one H200
 // One block per row; each thread keeps its elements in registers between the sum of squares and the scaling.
 extern "C" __global__ void __launch_bounds__(32) rms_norm_input_layernorm(
@@ -906,7 +906,7 @@ extern "C" __global__ void __launch_bounds__(32) rms_norm_input_layernorm(
 
 // ---- gemv_mma_q_proj
 // linear
-// from models/llama.py:125
+// from models/llama.py:136
 // 1 token(s): 8.45 kB, 8.19 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
@@ -981,7 +981,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_q_proj(
 
 // ---- gemv_mma_k_proj
 // linear
-// from models/llama.py:126
+// from models/llama.py:137
 // 1 token(s): 4.29 kB, 4.1 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
@@ -1056,7 +1056,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_k_proj(
 
 // ---- gemv_mma_v_proj
 // linear
-// from models/llama.py:127
+// from models/llama.py:138
 // 1 token(s): 4.29 kB, 4.1 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
@@ -1131,7 +1131,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_v_proj(
 
 // ---- rope
 // rope
-// from models/llama.py:132
+// from models/llama.py:143
 // 1 token(s): 260 B, 192 FLOP; at least 0.00 us on one H200
 // One block per token: PAIR_LANES threads, VECTOR pairs each, turn one head; HEAD_LANES heads go side by side.
 __device__ const __align__(16) float rope_inv_freq[8] = {
@@ -1172,7 +1172,7 @@ extern "C" __global__ void __launch_bounds__(8) rope(
 
 // ---- rope_2
 // rope
-// from models/llama.py:132
+// from models/llama.py:144
 // 1 token(s): 132 B, 96 FLOP; at least 0.00 us on one H200
 // One block per token: PAIR_LANES threads, VECTOR pairs each, turn one head; HEAD_LANES heads go side by side.
 __device__ const __align__(16) float rope_2_inv_freq[8] = {
@@ -1213,7 +1213,7 @@ extern "C" __global__ void __launch_bounds__(4) rope_2(
 
 // ---- append
 // append
-// from models/llama.py:133
+// from models/llama.py:152
 // 1 token(s): 328 B, 0 FLOP; at least 0.00 us on one H200
 // One block per token: it copies the token's keys and values to its row of the cache, VECTOR elements an access.
 extern "C" __global__ void __launch_bounds__(32) append(
@@ -1247,7 +1247,7 @@ extern "C" __global__ void __launch_bounds__(32) append(
 
 // ---- attention_split
 // attention
-// from models/llama.py:141
+// from models/llama.py:154
 // 1 token(s) at context 1024: 131 kB, 262 kFLOP; at least 0.03 us on one H200
 // One block per token, HEAD_TILE query heads of one key head, and split of the context: LANES lanes read a position.
 extern "C" __global__ void __launch_bounds__(128) attention_split(
@@ -1316,7 +1316,7 @@ constexpr size_t Q_STRIDE = 64;
 
 // ---- attention_combine
 // attention
-// from models/llama.py:141
+// from models/llama.py:154
 // 1 token(s): 132 B, 0 FLOP; at least 0.00 us on one H200
 // One block per token and query head, GROUPS threads per element: they sum the splits of the context, rescaled.
 extern "C" __global__ void __launch_bounds__(128) attention_combine(
@@ -1367,7 +1367,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_combine(
 
 // ---- gemv_mma_o_proj
 // linear
-// from models/llama.py:144
+// from models/llama.py:146
 // 1 token(s): 8.45 kB, 8.19 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
@@ -1442,7 +1442,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_o_proj(
 
 // ---- add
 // add
-// from models/llama.py:116
+// from models/llama.py:127
 // 1 token(s): 384 B, 64 FLOP; at least 0.00 us on one H200
 // Each thread computes 8 consecutive elements of a row.
 extern "C" __global__ void __launch_bounds__(256) add(
@@ -1468,7 +1468,7 @@ extern "C" __global__ void __launch_bounds__(256) add(
     for (int i = 0; i < VECTOR; i++) {
         const float x_value = x_values[i];
         const float linear_4_value = linear_4_values[i];
-        const float add_1 = x_value + linear_4_value;  // models/llama.py:116
+        const float add_1 = x_value + linear_4_value;  // models/llama.py:127
         out_values[i] = add_1;
     }
     store_vector(out + token * 64 + column, out_values);
@@ -1476,7 +1476,7 @@ extern "C" __global__ void __launch_bounds__(256) add(
 
 // ---- rms_norm_post_attention_layernorm
 // rms_norm
-// from models/llama.py:117
+// from models/llama.py:128
 // 1 token(s): 384 B, 256 FLOP; at least 0.00 us on one H200
 // One block per row; each thread keeps its elements in registers between the sum of squares and the scaling.
 extern "C" __global__ void __launch_bounds__(32) rms_norm_post_attention_layernorm(
@@ -1517,7 +1517,7 @@ extern "C" __global__ void __launch_bounds__(32) rms_norm_post_attention_layerno
 
 // ---- gemv_mma_gate_proj
 // linear
-// from models/llama.py:148
+// from models/llama.py:159
 // 1 token(s): 12.6 kB, 12.3 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
@@ -1592,7 +1592,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_gate_proj(
 
 // ---- gemv_mma_up_proj
 // linear
-// from models/llama.py:149
+// from models/llama.py:160
 // 1 token(s): 12.6 kB, 12.3 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
@@ -1667,7 +1667,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_up_proj(
 
 // ---- silu
 // silu
-// from models/llama.py:150
+// from models/llama.py:161
 // 1 token(s): 384 B, 384 FLOP; at least 0.00 us on one H200
 // Each thread computes 8 consecutive elements of a row.
 extern "C" __global__ void __launch_bounds__(256) silu(
@@ -1689,7 +1689,7 @@ extern "C" __global__ void __launch_bounds__(256) silu(
 #pragma unroll
     for (int i = 0; i < VECTOR; i++) {
         const float linear_5_value = linear_5_values[i];
-        const float silu_1 = linear_5_value / (1.0f + expf(-linear_5_value));  // models/llama.py:150
+        const float silu_1 = linear_5_value / (1.0f + expf(-linear_5_value));  // models/llama.py:161
         out_values[i] = silu_1;
     }
     store_vector(out + token * 96 + column, out_values);
@@ -1697,7 +1697,7 @@ extern "C" __global__ void __launch_bounds__(256) silu(
 
 // ---- mul
 // mul
-// from models/llama.py:150
+// from models/llama.py:161
 // 1 token(s): 576 B, 96 FLOP; at least 0.00 us on one H200
 // Each thread computes 8 consecutive elements of a row.
 extern "C" __global__ void __launch_bounds__(256) mul(
@@ -1723,7 +1723,7 @@ extern "C" __global__ void __launch_bounds__(256) mul(
     for (int i = 0; i < VECTOR; i++) {
         const float silu_1_value = silu_1_values[i];
         const float linear_6_value = linear_6_values[i];
-        const float mul_1 = silu_1_value * linear_6_value;  // models/llama.py:150
+        const float mul_1 = silu_1_value * linear_6_value;  // models/llama.py:161
         out_values[i] = mul_1;
     }
     store_vector(out + token * 96 + column, out_values);
@@ -1731,7 +1731,7 @@ extern "C" __global__ void __launch_bounds__(256) mul(
 
 // ---- gemv_down_proj
 // linear
-// from models/llama.py:150
+// from models/llama.py:161
 // 1 token(s): 12.6 kB, 12.3 kFLOP; at least 0.00 us on one H200
 // Each warp computes whole output columns, for all tokens at once, and strides over the columns with the grid. Its
 // lanes share a row of weights in chunks of 8; two tiles of them are on their way ahead of the sum.
@@ -1803,7 +1803,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) gemv_down_proj(
 
 // ---- add_2
 // add
-// from models/llama.py:118
+// from models/llama.py:129
 // 1 token(s): 384 B, 64 FLOP; at least 0.00 us on one H200
 // Each thread computes 8 consecutive elements of a row.
 extern "C" __global__ void __launch_bounds__(256) add_2(
@@ -1829,7 +1829,7 @@ extern "C" __global__ void __launch_bounds__(256) add_2(
     for (int i = 0; i < VECTOR; i++) {
         const float add_1_value = add_1_values[i];
         const float linear_7_value = linear_7_values[i];
-        const float add_2 = add_1_value + linear_7_value;  // models/llama.py:118
+        const float add_2 = add_1_value + linear_7_value;  // models/llama.py:129
         out_values[i] = add_2;
     }
     store_vector(out + token * 64 + column, out_values);

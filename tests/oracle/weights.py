@@ -22,6 +22,7 @@ DTYPES = {
 
 
 ABSENT: dict[str, dict[str, Any]] = {
+    "ministral": {"num_key_value_heads": 8},
     "mistral": {"num_key_value_heads": 8},
     "qwen2": {"attention_bias": True, "attention_out_bias": False},
     "qwen3": {"head_dim": 128},
