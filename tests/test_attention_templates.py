@@ -128,7 +128,7 @@ def test_one_token_splits_its_context(arch: str, heads: int, kv_heads: int, dim:
 )
 def test_a_prompt_runs_on_tensor_cores(arch: str, heads: int, kv_heads: int, dim: int, of: str) -> None:
     found = kernels(lambda inputs: attend(inputs, heads, kv_heads, dim), arch, 8192, of)
-    on_hopper = arch == "sm_90a" and dim in (64, 128)
+    on_hopper = arch == "sm_90a" and dim in (64, 128, 256)
     assert found == ["attention_prefill_wgmma" if on_hopper else "attention_prefill"]
 
 
@@ -159,7 +159,7 @@ def test_windows_and_capped_scores_compile_for_every_number_of_tokens(
         )
         assert names == (["attend_cluster"] if one_kernel else split)
     names = kernels(lambda inputs: attend(inputs, 8, 2, dim, **attrs), arch, 8192, of)
-    on_hopper = arch == "sm_90a" and dim in (64, 128)
+    on_hopper = arch == "sm_90a" and dim in (64, 128, 256)
     prefill = "attention_prefill_wgmma" if on_hopper else "attention_prefill"
     assert names == (["attention_split", "attention_combine"] if of == "f32" else [prefill])
 
@@ -174,6 +174,8 @@ def test_windows_and_capped_scores_compile_for_every_number_of_tokens(
         (71, 71, 128, "bf16"),
         (64, 8, 128, "bf16"),
         (14, 2, 128, "f16"),
+        (16, 8, 256, "bf16"),
+        (4, 1, 256, "f16"),
     ],
 )
 def test_products_of_a_warpgroup_are_not_serialized(

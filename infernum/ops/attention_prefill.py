@@ -60,8 +60,8 @@ def _wgmma_refusal(call: Call, target: Target) -> Refusal | None:
         return refused
     if target.arch != 90:
         return Refusal("wgmma is an instruction of Hopper (sm_90a) only")
-    if dim not in (64, 128):
-        return Refusal(f"head size {dim} is not that of one or two tiles of 64 columns")
+    if dim not in (64, 128, 256):
+        return Refusal(f"head size {dim} is not that of one, two or four tiles of 64 columns")
     if heads // kv_heads > 64:
         return Refusal(
             f"{heads // kv_heads} query heads to a key head are more than the 64 rows of a warpgroup"
@@ -86,8 +86,10 @@ def _wgmma_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
         every = alternatives(
             MULTIPLYING=(3, 2) if plain else (2,), KEYS=(128, 64), SLOTS=(3, 2, 4), TAKE_TURNS=(1, 0)
         )
-    else:
+    elif dim == 128:
         every = alternatives(MULTIPLYING=(2, 3), KEYS=(128, 64), SLOTS=(2, 3), TAKE_TURNS=(1, 0))
+    else:
+        every = alternatives(MULTIPLYING=(2,), KEYS=(64,), SLOTS=(2,), TAKE_TURNS=(1, 0))
     for values in every:
         multiplying, needed = values["MULTIPLYING"], _wgmma_bytes(dim, values)
         if dim == 128 and multiplying == 3 and values["KEYS"] == 128:

@@ -91,14 +91,21 @@ __device__ __forceinline__ void begin_scores(float (&score)[KEYS / 2], unsigned 
     commit_products();
 }
 
-// sum += weight * values, begun.
+// sum += weight * values, begun, by products of at most 128 columns.
 template <typename T, int KEYS, int HEAD_DIM>
 __device__ __forceinline__ void begin_values(float (&sum)[HEAD_DIM / 2], const unsigned (&weight)[KEYS / 16][4],
                                              unsigned values) {
+    constexpr int COLUMNS = HEAD_DIM < 128 ? HEAD_DIM : 128;
+    static_assert(HEAD_DIM % COLUMNS == 0, "products of equal widths");
 #pragma unroll
     for (int k = 0; k < KEYS; k += 16) {
-        const auto b = describe(values + k * TILE_ROW_BYTES, KEYS * TILE_ROW_BYTES);
-        Wgmma<T, HEAD_DIM>::columns(sum, weight[k / 16], b);
+#pragma unroll
+        for (int column = 0; column < HEAD_DIM; column += COLUMNS) {
+            const int row = column / TILE_COLUMNS * KEYS + k;  // of the tiles, one below the other
+            const auto b = describe(values + row * TILE_ROW_BYTES, KEYS * TILE_ROW_BYTES);
+            auto& of_columns = reinterpret_cast<float(&)[COLUMNS / 2]>(sum[column / 2]);
+            Wgmma<T, COLUMNS>::columns(of_columns, weight[k / 16], b);
+        }
     }
     commit_products();
 }
