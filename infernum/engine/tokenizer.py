@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
@@ -12,8 +11,9 @@ from typing import Any, NamedTuple, cast
 import tokenizers
 
 from infernum.errors import ConfigError, RequestError
-from infernum.model_folder.folder import TOKENIZER, find_file, find_tokenizer
+from infernum.model_folder.folder import TOKENIZER, TOKENIZER_CONFIG, find_tokenizer
 from infernum.model_folder.problems import Problem, is_listed
+from infernum.model_folder.reading import first_line, read_object, read_text
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,9 @@ TOKEN_IDS = "`infernum run --prompt-ids 1,2,3`, or a list of integers in Python"
 
 BROKEN = "\ufffd"
 """The character that a decoder writes for bytes that are not, or not yet, a whole character."""
+
+NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The names of special tokens in tokenizer_config.json, which are variables of chat templates."""
 
 PATIENCE = 16
 """Number of tokens after which an incomplete character is garbage that no further token will complete."""
@@ -56,6 +59,7 @@ class Tokenizer:
         eos: str | None = None,
         add_eos: bool | None = None,
         bos_id: int | None = None,
+        named: Mapping[str, str] | None = None,
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
@@ -70,6 +74,8 @@ class Tokenizer:
             number: token.content for number, token in added.items() if token.special
         }
         """The texts of the special tokens, which `decode` leaves out."""
+        self.named: Mapping[str, str] = dict(named or {})
+        """The texts of the special tokens that the model's folder names, such as `bos_token`."""
 
     @property
     def vocab_size(self) -> int:
@@ -83,17 +89,24 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a prompt, with the special tokens in front and behind. Raises RequestError."""
+        ids = self.encode_chat(text)
+        return ids if ids[len(ids) - len(self._behind) :] == self._behind else [*ids, *self._behind]
+
+    def encode_chat(self, text: str) -> list[int]:
+        """The token ids of a rendered conversation, with the special tokens in front and none behind.
+
+        Raises RequestError.
+        """
         try:
             ids = list(self._backend.encode(text, add_special_tokens=False).ids)
         except Exception as error:  # tokenizers raises plain Exception
             raise RequestError(
-                f"the prompt cannot be split into tokens ({_first_line(error)}); give token ids"
+                f"the prompt cannot be split into tokens ({first_line(error)}); give token ids"
             ) from error
         typed = sum(
             1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._front, ids, strict=False))
         )
-        ids = [*self._front, *ids[typed:]]
-        return ids if ids[len(ids) - len(self._behind) :] == self._behind else [*ids, *self._behind]
+        return [*self._front, *ids[typed:]]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
@@ -125,18 +138,27 @@ def load_tokenizer(folder: Path, bos_id: int | None = None) -> Tokenizer | None:
     beside it that describes the special tokens is there but broken.
     """
     path = folder / TOKENIZER
-    content = _read(path)
+    content = read_text(path)
     if content is None:
         return None
     try:
         backend = tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # tokenizers raises plain Exception
-        raise ConfigError(f"{path}: is not a tokenizer ({_first_line(error)}); download it again") from error
-    where = folder / "tokenizer_config.json"
-    config, special = _read_object(where), _read_object(folder / "special_tokens_map.json")
-    bos, eos = (_token_text(name, where, config, special) for name in ("bos_token", "eos_token"))
+        raise ConfigError(f"{path}: is not a tokenizer ({first_line(error)}); download it again") from error
+    where = folder / TOKENIZER_CONFIG
+    config, special = read_object(where), read_object(folder / "special_tokens_map.json")
+    texts = {name: _token_text(name, where, config, special) for name in NAMES}
+    bos, eos = texts["bos_token"], texts["eos_token"]
     add_bos, add_eos = (_flag(name, where, config) for name in ("add_bos_token", "add_eos_token"))
-    tokenizer = Tokenizer(backend, bos=bos, add_bos=add_bos, eos=eos, add_eos=add_eos, bos_id=bos_id)
+    tokenizer = Tokenizer(
+        backend,
+        bos=bos,
+        add_bos=add_bos,
+        eos=eos,
+        add_eos=add_eos,
+        bos_id=bos_id,
+        named={name: text for name, text in texts.items() if text is not None},
+    )
     for add, token, text, name in (
         (add_bos, tokenizer.bos_id, bos, "bos_token"),
         (add_eos, tokenizer.eos_id, eos, "eos_token"),
@@ -296,34 +318,3 @@ def _flag(name: str, where: Path, config: dict[str, object]) -> bool | None:
     if value is not None and not isinstance(value, bool):
         raise ConfigError(f"{where}: {name} is {value!r}; it must be true or false")
     return value
-
-
-def _read_object(path: Path) -> dict[str, object]:
-    """The JSON object in a file; an empty one where there is no file."""
-    content = _read(path)
-    if content is None:
-        return {}
-    try:
-        value: object = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: is not valid JSON ({_first_line(error)}); download it again") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: holds no JSON object; download it again")
-    return cast("dict[str, object]", value)
-
-
-def _read(path: Path) -> str | None:
-    """The text of a file, None where there is none. Raises ConfigError for a file that cannot be read as text."""
-    file = find_file(path)
-    if isinstance(file, Problem):
-        raise ConfigError(str(file))
-    try:
-        return None if file is None else file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); download it again") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text (at byte {error.start}); download it again") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
