@@ -1,6 +1,8 @@
 """Compute `goldens/*.npz` with transformers on the CPU. Needs torch; run from the root of the repository:
 
 python -m tests.oracle.make_goldens [NAME ...]
+
+The name `chat` stands for goldens/chat.json, the conversations that transformers renders; it needs no torch.
 """
 
 import io
@@ -15,8 +17,10 @@ from .checkpoints import write_checkpoint
 from .configs import CASES, OracleCase
 from .golden import FOLDER, relative_error
 from .live import transformers_logits
+from .make_chat_goldens import make_chat_goldens
 from .weights import digest, random_tokens, random_weights, rounded
 
+CHAT = "chat"
 PAGE = 64
 KEPT_LOGITS = 27_000
 
@@ -89,9 +93,11 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def main(names: list[str]) -> None:
-    unknown = set(names) - {case.name for case in CASES}
+    unknown = set(names) - {case.name for case in CASES} - {CHAT}
     assert not unknown, f"no such case: {', '.join(sorted(unknown))}"
     FOLDER.mkdir(exist_ok=True)
+    if not names or CHAT in names:
+        make_chat_goldens()
     for case in CASES:
         if names and case.name not in names:
             continue

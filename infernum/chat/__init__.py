@@ -1,0 +1,1 @@
+"""Conversations: the chat templates of a model, rendered in a process of their own, and encoded into tokens."""
