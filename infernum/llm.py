@@ -10,16 +10,18 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, Self, Unpack, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from infernum import dtypes
 from infernum.bundle import Bundle, not_rebuilt, open_bundle
+from infernum.chat.chat import Chat, ChatOptions, Messages
+from infernum.chat.files import find_templates
 from infernum.checkpoint import Checkpoint
 from infernum.engine.engine import Completion, Engine, Event, Statistics
 from infernum.engine.request import read_params, read_prompts, read_texts, read_token_ids, shown
@@ -73,6 +75,7 @@ class LLM:
     max_model_len           longest sequence in tokens; None: the model's context, or less if memory is short
     max_pages_total         most pages of 64 tokens in the KV cache; None: as many as fit
     progress                called while the model is compiled and loaded
+    chat_template           the file of a chat template, in place of those of the model
 
     Raises a subclass of InfernumError that names the kind of mistake, where possible before any slow work.
     """
@@ -92,6 +95,7 @@ class LLM:
         max_pages_total: int | None = None,
         seed: int = 0,
         progress: Progress | None = None,
+        chat_template: str | os.PathLike[str] | None = None,
     ) -> None:
         dtype = str(dtype)  # as torch's types are written, too
         self.source = (
@@ -113,6 +117,11 @@ class LLM:
         if bundle is None and checkpoint is not None:
             check_claims(self.source, checkpoint)
         self.tokenizer = _tokenizer(self.source)
+        self._chat_template = (
+            None
+            if chat_template is None
+            else Path(_path(chat_template, "chat_template", "the file of a chat template"))
+        )
         if bundle is None:
             self.bundle = compile_for(self.source, self.device, dtype, fuse, rules, progress)
         else:
@@ -159,6 +168,33 @@ class LLM:
         """Generate as `generate` does, and yield events as they come. `Event.sequence` is the index of the prompt."""
         return self._engine.stream(*self._request(prompts, params))
 
+    def chat(
+        self, messages: Messages, params: SamplingParams | None = None, **options: Unpack[ChatOptions]
+    ) -> Completion:
+        """Generate the answer to a conversation, which the model's chat template renders.
+
+        messages  [{"role": "user", "content": "Hello"}, …]; a content is a text or a list of parts
+        params    None: the defaults of the model, and as many tokens as its context has room for
+        options   tools, template_args and others: see `ChatOptions`
+
+        The answer also ends at the token that the template writes behind an answer. Raises RequestError, and
+        ConfigError for a model without a chat template.
+        """
+        prompt = self.encode_chat(messages, **options)
+        return self._engine.generate([prompt], self._chat_params(params))[0]
+
+    def stream_chat(
+        self, messages: Messages, params: SamplingParams | None = None, **options: Unpack[ChatOptions]
+    ) -> Iterator[Event]:
+        """Generate as `chat` does, and yield events as they come."""
+        prompt = self.encode_chat(messages, **options)
+        return self._engine.stream([prompt], self._chat_params(params))
+
+    def encode_chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> list[int]:
+        """The token ids of the prompt of `chat`. Raises RequestError or ConfigError."""
+        self._engine.require_open()
+        return self._chat.encode(messages, **options)
+
     def logits(self, token_ids: Ids) -> Float32:
         """The logits after each of the given tokens, float32 [tokens, vocab]: row t predicts token t + 1.
 
@@ -178,6 +214,8 @@ class LLM:
 
         Generating afterwards raises RequestError. Closing again does nothing.
         """
+        if "_chat" in self.__dict__:
+            self._chat.close()
         self._engine.close()
 
     def __enter__(self) -> Self:
@@ -190,6 +228,18 @@ class LLM:
         # The first error is the one to report.
         with suppress(DeviceError) if error is not None else nullcontext():
             self.close()
+
+    @cached_property
+    def _chat(self) -> Chat:
+        if self.tokenizer is None:
+            raise RequestError(why_no_tokenizer(self.source.folder, self.source.name))
+        templates = find_templates(self.source.folder, self.source.name, self._chat_template)
+        return Chat(templates, self.tokenizer)
+
+    def _chat_params(self, params: SamplingParams | None) -> SamplingParams:
+        if params is None:
+            params = default_params(self.source.generation, max_tokens=self.bundle.manifest.model.context)
+        return self._chat.params(read_params(params, 1)[0])
 
     def _encode_one(self, prompt: str) -> list[int]:
         if self.tokenizer is None:
