@@ -49,7 +49,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert python("-c", code).stdout.decode().endswith("set()\n")
 
 
-@pytest.mark.parametrize("command", ["compile", "run", "inspect", "doctor", "bench", "bench latency"])
+@pytest.mark.parametrize("command", ["compile", "run", "chat", "inspect", "doctor", "bench", "bench latency"])
 def test_every_command_explains_itself(command: str, infernum: Run) -> None:
     done = infernum(*command.split(), "--help")
     assert done.code == 0

@@ -370,6 +370,7 @@ def json_commands() -> list[str]:
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "compile": ("dante", "-o", "OUT", "--dump-passes"),
     "run": ("Midway", "--device", "cpu", "--greedy", "-n", "2"),
+    "chat": ("dante", "--chat-template", "TEMPLATE", "--device", "cpu", "--greedy", "-n", "2"),
     "inspect": ("BUNDLE",),
     "doctor": (),
     "rebuild": ("BUNDLE",),
@@ -377,7 +378,9 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "diff": ("BUNDLE", "BUNDLE"),
     "verify": ("BUNDLE", "--rule", "merge_products"),
 }
-"""By command, what it is given; BUNDLE is a compiled model, OUT a folder to write."""
+"""By command, what it is given; BUNDLE is a compiled model, OUT a folder to write, TEMPLATE a chat template."""
+
+TEMPLATE = Path(__file__).parent / "oracle" / "chat_templates" / "trimmed_answers.jinja"
 
 NEEDS_A_GPU = {"bench latency", "bench kernels", "profile", "tune"}
 
@@ -388,9 +391,9 @@ def test_json_is_alone_on_stdout_however_much_is_logged(
 ) -> None:
     assert command in ARGUMENTS, f"say in ARGUMENTS what `infernum {command} --json` is given here"
     monkeypatch.setenv("INFERNUM_LOGS", "all")
-    places = {"BUNDLE": str(dante_bundle.folder), "OUT": str(tmp_path / "out")}
+    places = {"BUNDLE": str(dante_bundle.folder), "OUT": str(tmp_path / "out"), "TEMPLATE": str(TEMPLATE)}
     arguments = [places.get(argument, argument) for argument in ARGUMENTS[command]]
-    done = infernum("-vvv", *command.split(), *arguments, "--json", "-vvv")
+    done = infernum("-vvv", *command.split(), *arguments, "--json", "-vvv", stdin=b"Midway")
     assert isinstance(json.loads(done.out), dict), done.err
     assert "Traceback" not in done.err
     if command == "compile":

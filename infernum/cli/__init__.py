@@ -24,6 +24,7 @@ COMMANDS = (
     "compile",
     "tune",
     "run",
+    "chat",
     "explain",
     "inspect",
     "diff",

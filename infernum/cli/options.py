@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from infernum import logs
-from infernum.sampling_params import PARAMETERS
+from infernum.sampling_params import GREEDY, PARAMETERS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -65,6 +65,21 @@ dtype = click.option(
     show_default=True,
     help="Element type of weights and activations. auto: the type of the stored weights.",
 )
+bundle = click.option(
+    "--bundle",
+    type=path,
+    help="A compiled bundle. Default: compile MODEL, and keep the bundle in the cache.",
+)
+device = click.option(
+    "--device",
+    type=click.Choice(["auto", "cuda", "cpu"]),
+    default="auto",
+    show_default=True,
+    help="Where to run. auto: on the GPU, or in NumPy without one.",
+)
+greedy = click.option(
+    "--greedy", is_flag=True, help="Always choose the most likely token, as --temperature 0 does."
+)
 fuse = click.option(
     "--fuse/--no-fuse",
     default=None,
@@ -110,6 +125,23 @@ def sampling(function: Command) -> Command:
     for parameter in reversed(PARAMETERS):
         function = click.option(parameter.option, type=parameter.kind, help=parameter.help)(function)
     return function
+
+
+def chosen_sampling(sampling: dict[str, float | None], greedy: bool) -> dict[str, float | None]:
+    """The values of the sampling options, those of --greedy included. Raises UsageError."""
+    if greedy and sampling["temperature"]:
+        raise click.UsageError("--greedy and --temperature exclude each other")
+    if not greedy:
+        return sampling
+    return sampling | {name: value for name, value in GREEDY.items() if sampling[name] is None}
+
+
+def check_bundle(bundle: Path | None, fuse: bool | None, rules: str) -> None:
+    """Raises UsageError for options of the compiler where a compiled bundle is given."""
+    if bundle is not None and (fuse is not None or rules):
+        raise click.UsageError(
+            "--fuse and --rules are for compiling; the bundle that is given is compiled already"
+        )
 
 
 def measured_sampling(function: Command) -> Command:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from infernum.cli import options
-from infernum.sampling_params import GREEDY
+from infernum.cli.streams import read_stdin, write
 
 if TYPE_CHECKING:
     from infernum.llm import LLM
@@ -28,18 +27,8 @@ LONGEST_ID = 10
 @click.option(
     "--model", default=DEMO_MODEL, show_default=True, help="A folder in Hugging Face's format, or a preset."
 )
-@click.option(
-    "--bundle",
-    type=click.Path(path_type=Path),
-    help="A compiled bundle. Default: compile MODEL, and keep the bundle in the cache.",
-)
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cuda", "cpu"]),
-    default="auto",
-    show_default=True,
-    help="Where to run. auto: on the GPU, or in NumPy without one.",
-)
+@options.bundle
+@options.device
 @options.dtype
 @options.fuse
 @options.rules
@@ -52,7 +41,7 @@ LONGEST_ID = 10
     help="Largest number of tokens to generate.",
 )
 @options.sampling
-@click.option("--greedy", is_flag=True, help="Always choose the most likely token, as --temperature 0 does.")
+@options.greedy
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. May be repeated.")
 @click.option(
     "--stop-token-id",
@@ -103,14 +92,8 @@ def command(
     from infernum.llm import LLM, default_params
     from infernum.models.presets import resolve
 
-    if greedy and sampling["temperature"]:
-        raise click.UsageError("--greedy and --temperature exclude each other")
-    if greedy:
-        sampling |= {name: value for name, value in GREEDY.items() if sampling[name] is None}
-    if bundle is not None and (fuse is not None or rules):
-        raise click.UsageError(
-            "--fuse and --rules are for compiling; the bundle that is given is compiled already"
-        )
+    sampling = options.chosen_sampling(sampling, greedy)
+    options.check_bundle(bundle, fuse, rules)
     if prompt is None and (prompt_ids or model != DEMO_MODEL):
         raise click.UsageError("a PROMPT is needed; - reads it from stdin")
     source = resolve(model)
@@ -123,7 +106,7 @@ def command(
         ignore_eos=ignore_eos,
         **sampling,
     )
-    text = _read_stdin() if prompt == "-" else DEMO_PROMPT if prompt is None else prompt
+    text = read_stdin() if prompt == "-" else DEMO_PROMPT if prompt is None else prompt
     ids = _token_ids(text) if prompt_ids else None
     if ids is None and not has_tokenizer(source.folder):
         raise RequestError(why_no_tokenizer(source.folder, source.name))
@@ -161,7 +144,7 @@ def _generate(
         tokens.extend(event.tokens)
         reason = event.finish_reason or reason
         if piece and not as_json:
-            _write(piece)
+            write(piece)
     if as_json:
         result = {
             "model": llm.source.name,
@@ -175,31 +158,9 @@ def _generate(
         }
         print_json(result)
     elif not "".join(pieces).endswith("\n"):
-        _write("\n")
+        write("\n")
     if stats:
         _print_statistics(llm)
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _read_stdin() -> str:
-    from infernum.errors import RequestError
-
-    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]  # Python's for one that is closed
-        raise RequestError("stdin: is closed; give the prompt as an argument")
-    try:
-        raw = sys.stdin.buffer.read()
-    except OSError as error:
-        raise RequestError(f"stdin: cannot be read ({error.strerror})") from error
-    try:
-        return raw.decode().removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise RequestError(
-            f"stdin: the prompt is not UTF-8 text (at byte {error.start}); convert it first"
-        ) from error
 
 
 def _token_ids(text: str) -> list[int]:

@@ -9,6 +9,8 @@ import sys
 import unicodedata
 from contextlib import suppress
 
+from infernum.errors import RequestError
+
 _SPELLED = str.maketrans("→×µ·–−‖│├┤─▼╮╭╯╰┼▌●", ">xu.--||||-v....+|o")
 
 
@@ -26,6 +28,28 @@ def open_streams() -> None:
                 setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
         elif name != "stdin" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="infernum")
+
+
+def write(text: str) -> None:
+    """Write text to stdout at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def read_stdin() -> str:
+    """The prompt on stdin, less one newline at its end. Raises RequestError."""
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]  # Python's for one that is closed
+        raise RequestError("stdin: is closed; open it, or give the prompt as an argument")
+    try:
+        raw = sys.stdin.buffer.read()
+    except OSError as error:
+        raise RequestError(f"stdin: cannot be read ({error.strerror})") from error
+    try:
+        return raw.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"stdin: the prompt is not UTF-8 text (at byte {error.start}); convert it first"
+        ) from error
 
 
 def silence() -> None:
