@@ -88,6 +88,22 @@ MODELS: dict[str, dict[str, Any]] = (
         )
     }
     | {
+        f"window_{window}_{dim}": {
+            "model_type": "mistral",
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "head_dim": dim,
+            "vocab_size": 133,
+            "max_position_embeddings": 8320,
+            "sliding_window": window,
+        }
+        for window in (5, 100, 5000)
+        for dim in (64, 80, 128, 256)
+    }
+    | {
         config.model_type: {
             "model_type": config.model_type,
             "hidden_size": 256,
@@ -104,7 +120,8 @@ MODELS: dict[str, dict[str, Any]] = (
 )
 """Sizes that are multiples of nothing, one layer of Llama 3.2 1B with a vocabulary cut short, and layers that are
 little but attention: heads, key heads and head size of those that wgmma serves, in groups of 1, 4 and 8; and so many
-key heads that a cluster has two blocks; and a layer of each family of `composed`."""
+key heads that a cluster has two blocks; windows shorter than a step of a few tokens, and longer than what a kernel
+calls a long context; and a layer of each family of `composed`."""
 
 
 class Bundles:

@@ -43,6 +43,11 @@ RECIPES = [
     Recipe("seven_to_one", F16, True),
     *(Recipe(f"heads_{heads}_2_{dim}", BF16, True) for heads in (2, 8, 16) for dim in (64, 128)),
     Recipe("heads_64_64_16", BF16, True),
+    *(Recipe(f"window_{window}_{dim}", BF16, True) for window in (5, 100, 5000) for dim in (64, 128, 256)),
+    Recipe("window_5_80", F16, True),
+    Recipe("window_100_256", F32, True),
+    Recipe("window_100_80", F32, False),
+    Recipe("window_100_128", F16, False),
     Recipe("composed_normed", BF16, True),
     Recipe("composed_normed", F16, False),
     Recipe("composed_normed", F32, True),
@@ -51,7 +56,7 @@ RECIPES = [
     Recipe("composed_geglu", BF16, True),
     Recipe("composed_geglu", F32, True),
 ]
-"""Groups of 1, 2, 4, 7 and 8 query heads; heads of 16, 30, 64, 80 and 128; biases nowhere, somewhere, everywhere; norms
+"""Groups of 1, 2, 4, 7 and 8 query heads; heads of 16 to 256; windows; biases nowhere, somewhere, everywhere; norms
 of queries and keys, no turn, and a GeGLU between norms of a plugin."""
 
 VARIANTS = ("t1", "t8", "t64", "prefill")
