@@ -33,7 +33,7 @@ class HostBench(Bench):
         assert COMPILER is not None, "there is no C++ compiler"
         self.gpu = FakeGpu({}, total=2**40)
         super().__init__(self.gpu, self.gpu.stream(), None)
-        self._library = _compile(source, folder)
+        self._library = kernels_for_host(source, folder)
 
     def run(self, image: Image) -> object:
         self.forget_modules()
@@ -53,7 +53,8 @@ class HostBench(Bench):
         return launch
 
 
-def _compile(source: str, folder: Path) -> ctypes.CDLL:
+def kernels_for_host(source: str, folder: Path) -> ctypes.CDLL:
+    """The kernels of an emitted file as a library: `host_NAME(grid, threads, arguments)` launches one."""
     text = [source]
     for name, parameters in _KERNEL.findall(source):
         types = [parameter.rsplit(None, 1)[0] for parameter in parameters.split(",")]

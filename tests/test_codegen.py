@@ -33,6 +33,7 @@ from infernum.compiler import Options, Sources, describe, emit_blocks, emit_sour
 from infernum.dtypes import BF16
 from infernum.errors import CompileError
 from infernum.fusion import RULES, select_rules
+from infernum.fusion.hosts import into_epilogue
 from infernum.ir.apply import apply_rules
 from infernum.ir.block import BatchInputs, Block, Tensor, Weights, block
 from infernum.ir.graph import Graph, Value
@@ -46,6 +47,7 @@ from infernum.models.fields import Fields
 from infernum.models.presets import ModelSource
 from infernum.models.sampler import SAMPLERS
 from infernum.roofline import MAX_ROWS
+from infernum.rope import Rope
 
 GOLDEN = Path(__file__).parent / "golden"
 T1, T8 = Target(90, "t1", 1, 1, BF16), Target(90, "t8", 2, 8, BF16)
@@ -363,17 +365,27 @@ def test_a_fusion_may_keep_values_that_come_before_the_normalised_one() -> None:
 
 
 def test_what_follows_a_host_without_an_epilogue_is_refused() -> None:
-    @fusion(why="A norm has no epilogue, so this cannot be emitted.")
-    def norm_silu(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
-        return ops.silu(ops.rms_norm(x, weight, eps=eps))
+    @fusion(why="A rotation has no epilogue, so this cannot be emitted.")
+    def rope_silu(x: Tensor, positions: Tensor, *, rope: Rope) -> Tensor:
+        return ops.silu(ops.rope(x, positions, rope=rope))
 
     @block(x="tokens hidden_size")
     def gated(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> Tensor:
-        return ops.silu(ops.rms_norm(x, w.tensor("norm", 64), eps=1e-5))
+        return ops.silu(ops.rope(ops.heads(x, dim=16), batch.positions, rope=Rope()))
 
-    found = apply_rules(gated.trace(CFG, BF16), [norm_silu], T1)
-    with pytest.raises(CompileError, match="norm writes its result as it is: it has no epilogue"):
-        plan_block(found.graph, T1)
+    fused = apply_rules(gated.trace(CFG, BF16), [rope_silu], T1)
+    with pytest.raises(CompileError, match="rope writes its result as it is: it has no epilogue"):
+        plan_block(fused.graph, T1)
+
+
+def test_ranges_of_a_normalised_row_are_not_combined_by_the_norm() -> None:
+    @block(x="tokens hidden_size")
+    def halves(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> Tensor:
+        h = ops.rms_norm(x, w.tensor("norm", 64), eps=1e-5)
+        return ops.mul(ops.columns(h, start=0, stop=32), ops.columns(h, start=32, stop=64))
+
+    (refused,) = apply_rules(halves.trace(CFG, BF16), [into_epilogue], T1).refused
+    assert refused.reason.endswith("a norm writes whole rows, and these are ranges of columns")
 
 
 # ---- source

@@ -262,6 +262,22 @@ bf16[tokens, 64], bf16[tokens, 64] {  # m.py:1, m.py:2
  }
 """
 
+NORM_ADD = """\
+ graph g {
+   stream %x : bf16[tokens, 64]
+   stream %y : bf16[tokens, 64]
+   weight %norm : bf16[64] = "norm.weight"
+
++  %add_1 = fused into_epilogue(%x = %x, %norm = %norm, %y = %y) by into_epilogue : \
+bf16[tokens, 64] {  # m.py:1, m.py:2
+|  %rms_norm_1 = rms_norm(%x, %norm) {eps = 1e-05} : bf16[tokens, 64]  # m.py:1
+|  %add_1 = add(%y, %rms_norm_1) : bf16[tokens, 64]  # m.py:2
++    return %add_1
++  }
+   return %add_1
+ }
+"""
+
 CHAIN = """\
  graph g {
    stream %x : bf16[tokens, 64]
@@ -286,6 +302,7 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
     "sum": ("into_epilogue", "t1", SUM.replace("RULE", "into_epilogue")),
     "norm": ("into_prologue", "t8", NORM),
     "add_norm": ("into_norm", "prefill", ADD_NORM),
+    "norm_add": ("into_epilogue", "prefill", NORM_ADD),
     "sum of the library": ("into_library", "t64", SUM.replace("RULE", "into_library")),
     "chain": ("merge_pointwise", "prefill", CHAIN),
 }

@@ -1,4 +1,4 @@
-"""What the rules do with a block of five ops, and a fusion that they do not have, from declaration to kernel.
+"""What the rules do with a block of six ops, and a fusion that they do not have, from declaration to kernel.
 
 The script shows the kernels without rules, with Infernum's rules, and with one more rule, and the CUDA of the two
 kernels that are left. It forces either form, shows what rules do in a prompt and why one refuses there, and checks that
@@ -45,10 +45,11 @@ class Shape:
 def adapter(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Shape) -> Tensor:
     h = rms_norm(x, w.tensor("norm.weight", cfg.width), eps=1e-5)
     h = silu(linear(h, w.tensor("proj.weight", cfg.width, cfg.width)))
-    return add(x, rms_norm(h, w.tensor("post_norm.weight", cfg.width), eps=1e-5))
+    x = add(x, rms_norm(h, w.tensor("post_norm.weight", cfg.width), eps=1e-5))
+    return rms_norm(x, w.tensor("next_norm.weight", cfg.width), eps=1e-5)
 
 
-# 2. A fusion with a kernel of its own, norm_add.cu.j2 beside this file. What the function says is what the rule looks
+# 2. A fusion with a kernel of its own, norm_add_norm.cu.j2 beside this file. What the function says is what the rule looks
 #    for, and what the one kernel means. `layouts` says how the kernel computes a call, or why it cannot.
 def _row_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     x = call.operands["x"]
@@ -58,8 +59,8 @@ def _row_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     yield Layout({"WIDTH": x.width, "VECTOR": 8, "THREADS": 128})
 
 
-NORM_ADD = Template(
-    "norm_add",
+NORM_ADD_NORM = Template(
+    "norm_add_norm",
     layouts=_row_layouts,
     grid=("tokens", 1, 1),
     threads="THREADS",
@@ -68,9 +69,13 @@ NORM_ADD = Template(
 )
 
 
-@fusion(why="A row is added to the residual while it is normalised.", kernels=[NORM_ADD], results=["out"])
-def norm_add(x: Tensor, weight: Tensor, residual: Tensor, *, eps: float) -> Tensor:
-    return add(residual, rms_norm(x, weight, eps=eps))
+@fusion(
+    why="A row is added to the residual, and the sum normalised, where it is.",
+    kernels=[NORM_ADD_NORM],
+    results=["out"],
+)
+def norm_add_norm(x: Tensor, weight: Tensor, residual: Tensor, next_weight: Tensor, *, eps: float) -> Tensor:
+    return rms_norm(add(residual, rms_norm(x, weight, eps=eps)), next_weight, eps=eps)
 
 
 def main() -> None:
@@ -83,9 +88,9 @@ def main() -> None:
     print("\nThe same, with every rule that Infernum has\n")
     show(apply_rules(traced, select_rules(fuse=True), DECODE))
 
-    print("\nThe same, once norm_add is registered\n")
+    print("\nThe same, once norm_add_norm is registered\n")
     add_folder(Path(__file__).parent)
-    add_rule(norm_add)
+    add_rule(norm_add_norm, before="into_epilogue")
     fused = apply_rules(traced, select_rules(fuse=True), DECODE)
     show(fused)
     print(f"\n{print_graph(fused.graph)}")
@@ -98,7 +103,7 @@ def main() -> None:
         print(f"\n{name}: {resources.registers} registers, {resources.spill_bytes} bytes spilled", end="")
 
     print("\n\nEither form can be had: the new rule alone, and all but that one\n")
-    for fuse, change in (False, "+norm_add"), (True, "-norm_add"):
+    for fuse, change in (False, "+norm_add_norm"), (True, "-norm_add_norm"):
         print(f"{'--fuse' if fuse else '--no-fuse'} --rules={change}")
         show_kernels(plan_block(apply_rules(traced, select_rules(fuse, [change]), DECODE).graph, DECODE))
 
@@ -110,7 +115,13 @@ def main() -> None:
         print(f"{refused.rule} refused at {refused.at}: {refused.reason}")
 
     rng = np.random.default_rng(0)
-    shapes = {"x": (5, 1024), "norm": (1024,), "proj": (1024, 1024), "post_norm": (1024,)}
+    shapes = {
+        "x": (5, 1024),
+        "norm": (1024,),
+        "proj": (1024, 1024),
+        "post_norm": (1024,),
+        "next_norm": (1024,),
+    }
     inputs = {name: round_to(rng.standard_normal(shape, np.float32), BF16) for name, shape in shapes.items()}
     before, after = (interpret(graph, inputs)[0] for graph in (decomposed.graph, fused.graph))
     print(f"\nIn NumPy both give the same, bit for bit: {np.array_equal(before, after)}")

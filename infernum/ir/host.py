@@ -134,6 +134,9 @@ def host_in(body: Graph) -> Hosted | None:
     after = tuple(n for n in body.calls if n is not host and n.name not in ancestors[host.name])
     if any(not is_pointwise(n) for n in before):
         return None
+    in_front = {n.name for n in before}
+    if any(value.node in in_front for n in after for value in body.operands(n.name)):
+        return None
     names = {param: value.node for param, value in values.items() if body.node(value.node).is_input}
     prologues = {p: tuple(_row_call(body, n, names) for n in slot) for p, slot in rows.items() if slot}
     epilogue = _epilogue(body, host, after) if after else None

@@ -15,6 +15,9 @@ from infernum.ir.op import Signature, elements, op
 def _norm_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     """Threads that share a row, by default one for each access, as far as a block goes."""
     del target
+    if call.epilogue and call.epilogue.parts > 1:
+        yield Refusal("a norm writes whole rows, and these are ranges of columns")
+        return
     x = call.operands["x"]
     width = int(x.shape[-1])
     vector = next(v for v in (8, 4, 2, 1) if width % v == 0)
@@ -41,6 +44,7 @@ NORM = Template(
     threads="THREADS",
     includes=("numeric.cuh", "reduce.cuh", "programmatic.cuh"),
     pointwise_operand="x",
+    epilogue=True,
 )
 """The kernel of any norm: it computes by the struct of the op's prologue, which the op must have."""
 
