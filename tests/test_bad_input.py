@@ -136,9 +136,9 @@ CASES: dict[str, Case] = {
         ["mamba", "supported: granite, llama"],
     ),
     "activation": (lambda w: compiles(w.configured(hidden_act="xielu")), ["hidden_act", "xielu", "silu"]),
-    "rope-dynamic": (
-        lambda w: compiles(w.configured(rope_scaling={"rope_type": "dynamic", "factor": 2.0})),
-        ["dynamic", "rope_scaling"],
+    "rope-unknown": (
+        lambda w: compiles(w.configured(rope_scaling={"rope_type": "spiral", "factor": 2.0})),
+        ["spiral", "rope_scaling"],
     ),
     "quantized": (
         lambda w: compiles(w.configured(quantization_config={"quant_method": "gptq"})),

@@ -373,6 +373,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "chat": ("dante", "--chat-template", "TEMPLATE", "--device", "cpu", "--greedy", "-n", "2"),
     "inspect": ("BUNDLE",),
     "doctor": (),
+    "models": (),
     "rebuild": ("BUNDLE",),
     "explain": ("BUNDLE",),
     "diff": ("BUNDLE", "BUNDLE"),
