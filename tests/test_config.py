@@ -698,7 +698,7 @@ def test_the_hash_changes_with_the_mathematics_and_not_with_the_stored_type(tmp_
 def test_a_family_is_found_by_its_model_type() -> None:
     assert "llama" in families()
     assert find_family("llama").config_of("llama") is LlamaConfig
-    with pytest.raises(ConfigError, match="supported: granite, llama"):
+    with pytest.raises(ConfigError, match="supported: gemma, gemma2, gemma3, gemma3_text, granite, llama"):
         find_family("config")
 
 

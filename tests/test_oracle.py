@@ -51,7 +51,7 @@ def test_float32_logits_are_those_of_transformers(name: str, how: str, tiny: Cal
     golden = load_golden(name)
     fuse, most = HOW[how]
     logits = logits_of(tiny(name), golden.token_ids, fuse=fuse, dtype="float32", max_batch_tokens=most)
-    assert logits.shape == (len(golden.token_ids), tiny(name).case.config["vocab_size"])
+    assert logits.shape == (len(golden.token_ids), tiny(name).case.vocab)
     assert logits.dtype == np.float32
     assert relative_error(logits[golden.positions], golden.stored.logits) <= TOLERANCE
     check_greedy_tokens(logits, golden.positions, golden.stored)

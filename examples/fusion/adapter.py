@@ -49,8 +49,8 @@ def adapter(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Shape) -> Tensor:
     return rms_norm(x, w.tensor("next_norm.weight", cfg.width), eps=1e-5)
 
 
-# 2. A fusion with a kernel of its own, norm_add_norm.cu.j2 beside this file. What the function says is what the rule looks
-#    for, and what the one kernel means. `layouts` says how the kernel computes a call, or why it cannot.
+# 2. A fusion with a kernel of its own, norm_add_norm.cu.j2 beside this file. What the function says is what the rule
+#    looks for, and what the one kernel means. `layouts` says how the kernel computes a call, or why it cannot.
 def _row_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     x = call.operands["x"]
     if x.width % 8:

@@ -75,6 +75,64 @@ _LLAMA_3_2_1B: dict[str, object] = {
     "eos_token_id": 128001,
 }
 
+# The public config.json of google/gemma-2-9b.
+_GEMMA_2_9B: dict[str, object] = {
+    "model_type": "gemma2",
+    "vocab_size": 256000,
+    "hidden_size": 3584,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 42,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "max_position_embeddings": 8192,
+    "dtype": "bfloat16",
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
+# The public config.json of google/gemma-3-1b-it.
+_GEMMA_3_1B: dict[str, object] = {
+    "model_type": "gemma3_text",
+    "vocab_size": 262144,
+    "hidden_size": 1152,
+    "intermediate_size": 6912,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000,
+    "rope_local_base_freq": 10000,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
+    "max_position_embeddings": 32768,
+    "dtype": "bfloat16",
+    "bos_token_id": 2,
+    "eos_token_id": [1, 106],
+}
+
+
+def _gemma_3(**text: object) -> dict[str, object]:
+    """The public config.json of a larger Gemma 3, which leaves most fields of the text model to their defaults."""
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    return {
+        "model_type": "gemma3",
+        "text_config": {"model_type": "gemma3_text", "rope_scaling": scaling, "sliding_window": 1024, **text},
+        "dtype": "bfloat16",
+        "bos_token_id": 2,
+        "eos_token_id": [1, 106],
+    }
+
+
 # The public config.json of ibm-granite/granite-3.3-8b-instruct.
 _GRANITE_3_3_8B: dict[str, object] = {
     "model_type": "granite",
@@ -199,6 +257,25 @@ _MODELS: dict[str, dict[str, object]] = {
         "tie_word_embeddings": False,
         "eos_token_id": [128001, 128008, 128009],
     },
+    "gemma-2-9b": _GEMMA_2_9B,
+    "gemma-3-1b": _GEMMA_3_1B,
+    "gemma-3-4b": _gemma_3(hidden_size=2560, intermediate_size=10240, num_hidden_layers=34),
+    "gemma-3-12b": _gemma_3(
+        hidden_size=3840,
+        intermediate_size=15360,
+        num_hidden_layers=48,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+    ),
+    "gemma-3-27b": _gemma_3(
+        hidden_size=5376,
+        intermediate_size=21504,
+        num_hidden_layers=62,
+        num_attention_heads=32,
+        num_key_value_heads=16,
+        head_dim=128,
+        query_pre_attn_scalar=168,
+    ),
     "granite-3.3-8b": _GRANITE_3_3_8B,
     "mistral-small-24b": _MISTRAL_SMALL_24B,
     "qwen2.5-7b": _QWEN_2_5_7B,

@@ -61,7 +61,7 @@ def test_float32_logits_are_those_of_transformers(
 ) -> None:
     golden = load_golden(recipe.model)
     logits = logits_of(checkpoint(recipe.model, "stored"), bundles.get(recipe), golden.token_ids)
-    assert logits.shape == (len(golden.token_ids), case(recipe.model).config["vocab_size"])
+    assert logits.shape == (len(golden.token_ids), case(recipe.model).vocab)
     assert relative_error(logits[golden.positions], golden.stored.logits) <= TOLERANCE
     check_greedy_tokens(logits, golden.positions, golden.stored)
 
@@ -121,8 +121,8 @@ def test_bfloat16_is_as_near_to_transformers_run_now_as_its_own(
 def live_model(name: str, checkpoint: Write) -> tuple[Path, np.ndarray]:
     """A checkpoint whose weights bfloat16 can hold or that is run in float32, and 300 tokens: two chunks of prompt."""
     if name == "dante":
-        return demo_folder(), random_tokens({"vocab_size": 4094}, 300)
-    return checkpoint(name, "stored"), random_tokens(case(name).config, 300)
+        return demo_folder(), random_tokens(4094, 300)
+    return checkpoint(name, "stored"), random_tokens(case(name).vocab, 300)
 
 
 # The same positions by other ways: decoding token by token, and ragged steps of every variant.
@@ -182,7 +182,7 @@ def test_ragged_steps_of_five_sequences_give_each_the_logits_of_its_own_prompt(
     recipe: Recipe, bundles: Bundles, checkpoint: Write
 ) -> None:
     lengths = np.sum(SCHEDULE, axis=0)
-    tokens = random_tokens(case(recipe.model).config, 5 * 260).reshape(5, 260)
+    tokens = random_tokens(case(recipe.model).vocab, 5 * 260).reshape(5, 260)
     pages = np.random.default_rng(0).permutation(25).reshape(5, 5)
     found: list[list[Float32]] = [[] for _ in lengths]
     with executor_of(recipe, bundles, checkpoint) as executor:

@@ -26,6 +26,10 @@ class OracleCase:
     dtype: StorageDtype = "float32"
     shards: int = 1
 
+    @property
+    def vocab(self) -> int:
+        return self.config.get("text_config", self.config)["vocab_size"]
+
 
 def _llama(
     *,
@@ -62,6 +66,43 @@ def _llama(
 def _model(architecture: str, model_type: str, **fields: Any) -> Config:
     """The fields of a model of Llama's architecture, under another model type."""
     return _llama(**fields) | {"architectures": [f"{architecture}ForCausalLM"], "model_type": model_type}
+
+
+def _gemma(architecture: str, model_type: str, **fields: Any) -> Config:
+    """The fields of a Gemma, whose absent activation is "gelu_pytorch_tanh"."""
+    return {
+        name: value
+        for name, value in _model(architecture, model_type, **fields).items()
+        if name != "hidden_act"
+    }
+
+
+def _sees_images(text: Config, **around: Any) -> Config:
+    """A model that also sees images, around a text model. `transformers_version` decides how tensors are named."""
+    vision = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+        "vision_use_head": False,
+    }
+    return {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "text_config": {
+            name: value for name, value in text.items() if name not in ("architectures", "eos_token_id")
+        },
+        "vision_config": vision,
+        "mm_tokens_per_image": 4,
+        "boi_token_index": 128,
+        "eoi_token_index": 129,
+        "image_token_index": 130,
+        "eos_token_id": [2, 5],
+        **around,
+    }
 
 
 # 200 tokens with these values reach all three of llama3's bands: kept, blended and divided frequencies.
@@ -311,6 +352,190 @@ CASES: tuple[OracleCase, ...] = (
             torch_dtype="float32",
         ),
         tokens=195,
+    ),
+    OracleCase(
+        "gemma",
+        'Gemma as its first files are: "gelu" that means a tangent, tied, one KV head',
+        _gemma(
+            "Gemma",
+            "gemma",
+            hidden=72,
+            intermediate=100,
+            layers=2,
+            heads=4,
+            kv_heads=1,
+            vocab=131,
+            head_dim=48,
+        )
+        | {"hidden_act": "gelu", "hidden_activation": None, "rope_theta": 10000.0, "torch_dtype": "float32"},
+        tokens=200,
+    ),
+    OracleCase(
+        "gemma_untied",
+        "Gemma as transformers 5 writes it: another activation, biases, untied, heads of 256 since head_dim is absent",
+        _gemma("Gemma", "gemma", hidden=64, intermediate=100, layers=2, heads=2, kv_heads=2, vocab=257)
+        | {
+            "hidden_act": "relu2",
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
+            "dtype": "float32",
+        },
+        tokens=197,
+    ),
+    OracleCase(
+        "gemma2",
+        "Gemma 2 with caps that bite, and a window on the first and the third layer",
+        _gemma(
+            "Gemma2",
+            "gemma2",
+            hidden=64,
+            intermediate=100,
+            layers=3,
+            heads=4,
+            kv_heads=2,
+            vocab=131,
+            head_dim=32,
+        )
+        | {
+            "hidden_act": "silu",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": 20,
+            "sliding_window": 40,
+            "attn_logit_softcapping": 2.5,
+            "final_logit_softcapping": 2.0,
+            "cache_implementation": "hybrid",
+            "torch_dtype": "float32",
+        },
+        tokens=205,
+    ),
+    OracleCase(
+        "gemma2_types",
+        "Gemma 2 as transformers 5 writes it: the last layer alone has a window, no cap of scores, biases",
+        _gemma(
+            "Gemma2",
+            "gemma2",
+            hidden=96,
+            intermediate=136,
+            layers=3,
+            heads=4,
+            kv_heads=4,
+            vocab=257,
+            head_dim=24,
+        )
+        | {
+            "hidden_activation": "gelu",
+            "sliding_window": 70,
+            "layer_types": ["full_attention", "full_attention", "sliding_attention"],
+            "attn_logit_softcapping": None,
+            "attention_bias": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            "tie_word_embeddings": False,
+            "use_bidirectional_attention": None,
+            "dtype": "float32",
+        },
+        tokens=198,
+    ),
+    OracleCase(
+        "gemma3_text",
+        "Gemma 3 as transformers 4 wrote it: every second layer without a window, its rotation eight times slower",
+        _gemma(
+            "Gemma3",
+            "gemma3_text",
+            hidden=64,
+            intermediate=100,
+            layers=4,
+            heads=4,
+            kv_heads=2,
+            vocab=131,
+            head_dim=32,
+        )
+        | {
+            "query_pre_attn_scalar": 20,
+            "sliding_window": 24,
+            "sliding_window_pattern": 2,
+            "rope_theta": 1000000,
+            "rope_local_base_freq": 10000,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "torch_dtype": "float32",
+        },
+        tokens=210,
+    ),
+    OracleCase(
+        "gemma3_text_types",
+        "Gemma 3 as transformers 5 writes it: the first layer without a window, untied, biases, a cap of the logits",
+        _gemma(
+            "Gemma3",
+            "gemma3_text",
+            hidden=72,
+            intermediate=136,
+            layers=3,
+            heads=6,
+            kv_heads=2,
+            vocab=257,
+            head_dim=40,
+        )
+        | {
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "_sliding_window_pattern": 6,
+            "sliding_window": 66,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 50000.0},
+                "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1000.0},
+            },
+            "final_logit_softcapping": 2.0,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "use_bidirectional_attention": False,
+            "dtype": "float32",
+        },
+        tokens=201,
+    ),
+    OracleCase(
+        "gemma3",
+        "Gemma 3 that sees images, as transformers 4 wrote it: the text's heads, head_dim and theta are absent",
+        _sees_images(
+            {
+                "model_type": "gemma3_text",
+                "hidden_size": 48,
+                "intermediate_size": 100,
+                "num_hidden_layers": 2,
+                "sliding_window": 30,
+                "sliding_window_pattern": 2,
+                "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+                "vocab_size": 131,
+            },
+            transformers_version="4.50.0",
+            torch_dtype="float32",
+        ),
+        tokens=203,
+    ),
+    OracleCase(
+        "gemma3_untied",
+        "Gemma 3 that sees images, as transformers 5 names tensors; untied, which stands outside of text_config",
+        _sees_images(
+            _gemma(
+                "Gemma3",
+                "gemma3_text",
+                hidden=64,
+                intermediate=96,
+                layers=3,
+                heads=2,
+                kv_heads=1,
+                vocab=257,
+                head_dim=64,
+            )
+            | {
+                "sliding_window": 24,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            },
+            transformers_version="5.24.0",
+            tie_word_embeddings=False,
+            dtype="float32",
+        ),
+        tokens=199,
     ),
     OracleCase(
         "granite",

@@ -52,8 +52,8 @@ def compute(case: OracleCase) -> dict[str, np.ndarray]:
     import transformers
 
     weights = random_weights(case.config)
-    token_ids = random_tokens(case.config, case.tokens)
-    positions = kept_positions(case.tokens, case.config["vocab_size"])
+    token_ids = random_tokens(case.vocab, case.tokens)
+    positions = kept_positions(case.tokens, case.vocab)
     with tempfile.TemporaryDirectory() as temporary:
         stored = write_checkpoint(
             Path(temporary, "stored"), case.config, weights, dtype=case.dtype, shards=case.shards

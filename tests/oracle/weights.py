@@ -21,7 +21,11 @@ DTYPES = {
 }
 
 
+GEMMA_2 = {"tie_word_embeddings": True, "head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4}
 ABSENT: dict[str, dict[str, Any]] = {
+    "gemma": {"tie_word_embeddings": True, "head_dim": 256},
+    "gemma2": GEMMA_2,
+    "gemma3_text": GEMMA_2,
     "ministral": {"num_key_value_heads": 8},
     "mistral": {"num_key_value_heads": 8},
     "qwen2": {"attention_bias": True, "attention_out_bias": False},
@@ -43,11 +47,13 @@ def bell(name: str, shape: tuple[int, ...]) -> np.ndarray:
 def random_weights(config: dict[str, Any]) -> Weights:
     """Every tensor of the checkpoint, float32, under its Hugging Face name.
 
-    Norm weights lie around 1 with deviation 0.2 and biases around 0 with 0.3. A matrix of `fan_in` columns
-    has deviation 1/sqrt(fan_in), times 1.5 where that tells more: in q and k it makes attention sharp
-    enough for a wrong rope to show, in the head it gives the logits a deviation of about 1.5. Tied models
-    have no `lm_head`.
+    Norm weights lie around 1 with deviation 0.2 (around 0 where the model adds the 1), and biases around 0
+    with 0.3. A matrix of `fan_in` columns has deviation 1/sqrt(fan_in), times 1.5 where that tells more: in q
+    and k it makes attention sharp enough for a wrong rope to show, in the head it gives the logits a deviation
+    of about 1.5. Tied models have no `lm_head`.
     """
+    if "text_config" in config:
+        return weights_beside_images(config)
     model_type = config["model_type"]
     config = ABSENT.get(model_type, {}) | config
     hidden, intermediate = config["hidden_size"], config["intermediate_size"]
@@ -60,7 +66,8 @@ def random_weights(config: dict[str, Any]) -> Weights:
     weights: Weights = {}
 
     def norm(name: str, width: int = hidden) -> None:
-        weights[f"{name}.weight"] = 1.0 + 0.2 * bell(f"{name}.weight", (width,))
+        around = 0.0 if model_type.startswith("gemma") else 1.0
+        weights[f"{name}.weight"] = around + 0.2 * bell(f"{name}.weight", (width,))
 
     def linear(name: str, rows: int, columns: int, bias: bool, gain: float = 1.0) -> None:
         weights[f"{name}.weight"] = bell(f"{name}.weight", (rows, columns)) * (gain / math.sqrt(columns))
@@ -76,10 +83,13 @@ def random_weights(config: dict[str, Any]) -> Weights:
         linear(f"{prefix}.self_attn.k_proj", kv, hidden, attention_bias, gain=1.5)
         linear(f"{prefix}.self_attn.v_proj", kv, hidden, attention_bias)
         linear(f"{prefix}.self_attn.o_proj", hidden, query, output_bias)
-        if model_type == "qwen3":
+        if model_type in ("gemma3_text", "qwen3"):
             norm(f"{prefix}.self_attn.q_norm", head_dim)
             norm(f"{prefix}.self_attn.k_norm", head_dim)
         norm(f"{prefix}.post_attention_layernorm")
+        if model_type in ("gemma2", "gemma3_text"):
+            norm(f"{prefix}.pre_feedforward_layernorm")
+            norm(f"{prefix}.post_feedforward_layernorm")
         linear(f"{prefix}.mlp.gate_proj", intermediate, hidden, mlp_bias)
         linear(f"{prefix}.mlp.up_proj", intermediate, hidden, mlp_bias)
         linear(f"{prefix}.mlp.down_proj", hidden, intermediate, mlp_bias)
@@ -89,17 +99,52 @@ def random_weights(config: dict[str, Any]) -> Weights:
     return {name: tensor.astype(np.float32) for name, tensor in weights.items()}
 
 
+def weights_beside_images(config: dict[str, Any]) -> Weights:
+    """The tensors of a Gemma 3 that also sees images, by the names that its `transformers_version` writes."""
+    text = config["text_config"] | {"tie_word_embeddings": config.get("tie_word_embeddings", True)}
+    before_5 = config["transformers_version"].startswith("4.")
+    weights: Weights = {}
+    for name, tensor in random_weights(text).items():
+        if before_5:
+            weights[f"language_model.{name}"] = tensor
+        else:
+            weights[name.replace("model.", "model.language_model.", 1)] = tensor
+    vision, hidden = config["vision_config"], text["hidden_size"]
+    width, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
+    layer = "vision_tower.encoder.layers.0."
+    shapes = {
+        "multi_modal_projector.mm_input_projection_weight": (width, hidden),
+        "multi_modal_projector.mm_soft_emb_norm.weight": (width,),
+        "vision_tower.embeddings.patch_embedding.weight": (width, 3, patch, patch),
+        "vision_tower.embeddings.patch_embedding.bias": (width,),
+        "vision_tower.embeddings.position_embedding.weight": ((vision["image_size"] // patch) ** 2, width),
+        f"{layer}mlp.fc1.weight": (inner, width),
+        f"{layer}mlp.fc1.bias": (inner,),
+        f"{layer}mlp.fc2.weight": (width, inner),
+        f"{layer}mlp.fc2.bias": (width,),
+    }
+    for name in ("layer_norm1", "layer_norm2"):
+        shapes |= {f"{layer}{name}.{part}": (width,) for part in ("weight", "bias")}
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        shapes |= {
+            f"{layer}self_attn.{name}.weight": (width, width),
+            f"{layer}self_attn.{name}.bias": (width,),
+        }
+    shapes |= {f"vision_tower.post_layernorm.{part}": (width,) for part in ("weight", "bias")}
+    beginning = "" if before_5 else "model."
+    images = {f"{beginning}{name}": bell(name, shape).astype(np.float32) for name, shape in shapes.items()}
+    return weights | images
+
+
 def rounded(weights: Weights, dtype: str) -> Weights:
     """The weights as `dtype` ("float32", "float16", "bfloat16") keeps them, back in float32."""
     return {name: tensor.astype(DTYPES[dtype]).astype(np.float32) for name, tensor in weights.items()}
 
 
-def random_tokens(config: dict[str, Any], count: int) -> np.ndarray:
-    """A fixed sequence of `count` token ids below the vocabulary's size, int32."""
-    seed = int.from_bytes(
-        hashlib.sha256(f"tokens {config['vocab_size']} {count}".encode()).digest()[:8], "little"
-    )
-    return (np.random.PCG64(seed).random_raw(count) % np.uint64(config["vocab_size"])).astype(np.int32)
+def random_tokens(vocab: int, count: int) -> np.ndarray:
+    """A fixed sequence of `count` token ids below `vocab`, int32."""
+    seed = int.from_bytes(hashlib.sha256(f"tokens {vocab} {count}".encode()).digest()[:8], "little")
+    return (np.random.PCG64(seed).random_raw(count) % np.uint64(vocab)).astype(np.int32)
 
 
 def digest(weights: Weights) -> str:
