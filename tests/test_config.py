@@ -16,6 +16,7 @@ from infernum.models import presets
 from infernum.models.config import ModelSource, config_hash, families, find_family, read_model
 from infernum.models.llama import LlamaConfig
 from infernum.models.presets import PRESETS, resolve
+from infernum.models.unsupported_types import NEEDS
 from infernum.resources import demo_folder, templates_folder
 from infernum.rope import Rope
 
@@ -406,6 +407,15 @@ def test_a_rope_field_that_is_not_known_is_reported(tmp_path: Path) -> None:
     scaling = {"type": "linear", "factor": 2.0, "attention_factor": 1.5}
     (warning,) = read(tmp_path, rope_scaling=scaling).warnings
     assert "rope_scaling.attention_factor = 1.5" in warning
+
+
+@pytest.mark.parametrize("model_type", NEEDS)
+def test_a_known_model_type_is_refused_with_what_it_needs(model_type: str, tmp_path: Path) -> None:
+    assert model_type not in families()
+    with pytest.raises(ConfigError) as refused:
+        read(tmp_path, model_type=model_type)
+    said = f'model_type "{model_type}" is not supported: it needs {NEEDS[model_type]}; supported: '
+    assert said in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_a_field_that_is_not_known_is_reported_and_ignored(tmp_path: Path) -> None:

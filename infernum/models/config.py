@@ -24,6 +24,7 @@ from infernum.models.config_fields import dtype_field
 from infernum.models.family_config import FamilyConfig
 from infernum.models.fields import Fields, read_json, show
 from infernum.models.known_fields import HARMLESS
+from infernum.models.unsupported_types import NEEDS
 from infernum.sampling_params import PARAMETERS, SamplingParameter
 
 if TYPE_CHECKING:
@@ -114,8 +115,9 @@ def find_family(model_type: str, where: str = CONFIG) -> Family:
     """The family of a model_type. Raises ConfigError, which lists the supported model types."""
     family = _look_up(model_type)
     if family is None:
+        needs = f": it needs {NEEDS[model_type]}" if model_type in NEEDS else ""
         raise ConfigError(
-            f"{where}: model_type {show(model_type)} is not supported; supported: {', '.join(families())}"
+            f"{where}: model_type {show(model_type)} is not supported{needs}; supported: {', '.join(families())}"
             " (a new family is a new file in infernum/models, or a --plugin)"
         )
     return family
