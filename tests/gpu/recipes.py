@@ -104,6 +104,26 @@ MODELS: dict[str, dict[str, Any]] = (
         for dim in (64, 80, 128, 256)
     }
     | {
+        f"{model_type}_{dim}": {
+            "model_type": model_type,
+            "hidden_size": 192,
+            "intermediate_size": 320,
+            "num_hidden_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 100,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": dim,
+            "query_pre_attn_scalar": 100,
+            "attn_logit_softcapping": 3.0 if model_type == "gemma2" else None,
+            "final_logit_softcapping": 5.0 if model_type == "gemma2" else None,
+            "vocab_size": 133,
+            "max_position_embeddings": 4160,
+        }
+        for model_type in ("gemma2", "gemma3_text")
+        for dim in (64, 128, 256)
+    }
+    | {
         config.model_type: {
             "model_type": config.model_type,
             "hidden_size": 256,
@@ -121,7 +141,7 @@ MODELS: dict[str, dict[str, Any]] = (
 """Sizes that are multiples of nothing, one layer of Llama 3.2 1B with a vocabulary cut short, and layers that are
 little but attention: heads, key heads and head size of those that wgmma serves, in groups of 1, 4 and 8; and so many
 key heads that a cluster has two blocks; windows shorter than a step of a few tokens, and longer than what a kernel
-calls a long context; and a layer of each family of `composed`."""
+calls a long context; layers of Gemma, with caps that bite; and a layer of each family of `composed`."""
 
 
 class Bundles:
