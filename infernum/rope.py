@@ -32,7 +32,7 @@ class Rope:
     low_freq_factor,        llama3: wavelengths above original_max_position / low_freq_factor are stretched,
     high_freq_factor        those below original_max_position / high_freq_factor are kept
     original_max_position   the context, in tokens, that the model was first trained with: llama3, yarn, longrope (whose
-                            long sequences are longer) and temperature need it
+                            long sequences are longer) and beta need it
     attention_factor        factor of cosines and sines
     partial                 the part of a head that is turned, its first elements; the others stay as they are
     interleaved             elements 2i and 2i + 1 are pair i; else elements i and i + rotary / 2
@@ -41,8 +41,8 @@ class Rope:
     truncate                yarn: the ends of the ramp are whole numbers of pairs
     short_factor,           longrope: divisors of the frequencies, one for each pair that is turned
     long_factor
-    temperature             β: after turning, a head at position p is multiplied by
-                            1 + β · ln(1 + ⌊p / original_max_position⌋). For queries only: see `of_keys`
+    beta                    a turned head at position p is multiplied by 1 + beta · ln(1 + ⌊p / original_max_position⌋);
+                            queries only: see `of_keys`
 
     Raises ConfigError for an unknown kind or numbers that give no frequencies.
     """
@@ -61,7 +61,7 @@ class Rope:
     truncate: bool = True
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
-    temperature: float = 0.0
+    beta: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -86,11 +86,11 @@ class Rope:
                 f"rope short_factor has {len(self.short_factor)} numbers and long_factor"
                 f" {len(self.long_factor)}; longrope needs one of each for each pair"
             )
-        if not math.isfinite(self.temperature):
-            raise ConfigError(f"rope temperature is {self.temperature}; it must be a number")
-        needs_original = self.kind in ("llama3", "yarn", "longrope") or self.temperature != 0
+        if not math.isfinite(self.beta):
+            raise ConfigError(f"rope beta is {self.beta}; it must be a number")
+        needs_original = self.kind in ("llama3", "yarn", "longrope") or self.beta != 0
         if needs_original and self.original_max_position <= 0:
-            what = "temperature" if self.temperature else f"{self.kind} scaling"
+            what = "beta" if self.beta else f"{self.kind} scaling"
             raise ConfigError(
                 f"rope original_max_position is {self.original_max_position}; {what} needs the positions of the"
                 " first training (original_max_position_embeddings)"
@@ -103,8 +103,8 @@ class Rope:
 
     @property
     def of_keys(self) -> Rope:
-        """How keys are turned where this is how queries are: without the temperature."""
-        return replace(self, temperature=0.0)
+        """How keys are turned where this is how queries are: without beta."""
+        return replace(self, beta=0.0)
 
     def rotary(self, head_dim: int) -> int:
         """Elements of a head that belong to pairs with a frequency, the first ones; an even number.
@@ -150,10 +150,10 @@ class Rope:
             case _:
                 return 1.0 / powers
 
-    def temperatures(self, positions: NDArray[np.int32]) -> Frequencies:
-        """The factors of heads at these positions, float32 like them, where there is a temperature."""
+    def head_factors(self, positions: NDArray[np.int32]) -> NDArray[np.float32]:
+        """What `beta` multiplies turned heads by, one float32 for each of these positions."""
         periods = (positions // self.original_max_position).astype(np.float32)
-        return 1 + np.float32(self.temperature) * np.log(1 + periods)
+        return 1 + np.float32(self.beta) * np.log(1 + periods)
 
     def _stretch_low(self, inv_freq: Frequencies) -> Frequencies:
         """Llama 3.1's scaling of the frequencies, [rotary / 2] to [rotary / 2]."""

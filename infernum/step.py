@@ -8,7 +8,7 @@ and NumPy (`infernum.cpu`), implement the protocol `Executor`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -63,6 +63,7 @@ BATCH_INPUTS = (
     StepInput("query_start", I32, ("seqs + 1",), ahead=True),
     StepInput("page_table", I32, ("seqs", "max_pages"), ahead=True),
     StepInput("output_rows", I32, ("rows",)),
+    StepInput("lengths", I32, ("tokens",), ahead=True),
 )
 """The inputs that a `Batch` fills. A `Sampling` fills the others."""
 
@@ -100,6 +101,8 @@ class Batch:
     query_start  [seqs + 1]          sequence s owns tokens query_start[s] … query_start[s+1] − 1
     page_table   [seqs, max_pages]   KV cache page of positions 64·j … 64·j+63 of sequence s in column j; −1: none
     output_rows  [rows]              tokens whose logits the step computes, ascending
+    lengths      [tokens]            length of the token's sequence, for LongRoPE: the same for all chunks of a prompt.
+                                     Default: the length after the step
     """
 
     token_ids: Int32
@@ -108,6 +111,12 @@ class Batch:
     query_start: Int32
     page_table: Int32
     output_rows: Int32
+    lengths: Int32 = field(default_factory=lambda: np.empty(0, np.int32))
+
+    def __post_init__(self) -> None:
+        if len(self.lengths) == 0:
+            ends = self.positions[self.query_start[1:] - 1] + 1
+            object.__setattr__(self, "lengths", ends[self.sequence].astype(np.int32))
 
     @property
     def tokens(self) -> int:

@@ -15,15 +15,15 @@ Arrays = dict[str, np.ndarray]
 def step(tokens: int) -> tuple[dict[str, int], Arrays]:
     """Sizes and facts of a step: one sequence, or two of which the first begins near the end of a page."""
     lengths = [tokens] if tokens < 2 else [tokens // 2, tokens - tokens // 2]
-    positions = np.concatenate(
-        [np.arange(n) + start for n, start in zip(lengths, (PAGE - 2, 3), strict=False)]
-    )
+    starts = (PAGE - 2, 3)[: len(lengths)]
+    positions = np.concatenate([np.arange(n) + start for n, start in zip(lengths, starts, strict=True)])
     facts = {
         "positions": positions,
         "sequence": np.repeat(np.arange(len(lengths)), lengths),
         "query_start": np.cumsum([0, *lengths]),
         "page_table": np.arange(3 * len(lengths))[::-1].reshape(len(lengths), 3),
         "output_rows": np.cumsum(lengths) - 1,
+        "lengths": np.repeat(np.add(starts, lengths), lengths),
     }
     sizes = {
         "tokens": tokens,

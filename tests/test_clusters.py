@@ -92,7 +92,7 @@ def call(heads: int, kv_heads: int, dim: int, of: str = "bf16") -> Call:
     attrs = {"rope": Rope()}
     rotated = RowCall("rope", rope.prologue, {"positions": "positions"}, attrs)
     results, rows = {"out": types["q"], "kv_out": types["kv"]}, {"q": (rotated,), "k": (rotated,)}
-    return Call("attend", types | facts, results, {"scale": 0.25}, rows)
+    return Call("attend", types | facts, results, {"scale": 0.25, "window": 0, "softcap": 0.0}, rows)
 
 
 @pytest.mark.parametrize("arch", [90, 100])

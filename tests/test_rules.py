@@ -104,6 +104,7 @@ def test_outside_the_layers_only_the_last_norm_is_fused_and_only_for_few_tokens(
 # into the body of the fused node above them.
 
 ROPE = "{rope = Rope()}"
+ROPES = "{rope = Rope(), key_rope = Rope()}"
 CACHE = """\
    stream %q : bf16[tokens, 4, 16]
    stream %k : bf16[tokens, 2, 16]
@@ -166,7 +167,7 @@ ROTATED = f"""\
  graph g {{
 {CACHE}
 +  %rope_1, %rope_1.1 = fused rope_append(%q = %q, %k = %k, %v = %v, %kv = %kv, %positions = %positions, \
-%sequence = %sequence, %page_table = %page_table) {ROPE} by rope_append : \
+%sequence = %sequence, %page_table = %page_table) {ROPES} by rope_append : \
 bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {{  # m.py:1, m.py:2
 |  %rope_1 = rope(%q, %positions) {ROPE} : bf16[tokens, 4, 16]  # m.py:1
 |  %rope_2 = rope(%k, %positions) {ROPE} : bf16[tokens, 2, 16]  # m.py:1
@@ -428,11 +429,13 @@ pair merge_products t1: %linear_1 is an output of the block, which columns of a 
     return -> return %linear_1,
 attended attend t64: attend_cluster: a block holds the new keys of up to 8 tokens, and a step has up to 64; \
 attend: a block holds the new keys of up to 8 tokens, and a step has up to 64
-attended attend t8: attend_cluster: threads do not share out the 40 pairs of a head evenly; \
-attend: threads do not share out the 40 pairs of a head evenly
-    , 16] -> , 80]
+attended attend t8: attend_cluster: head size 264 is not a multiple of 16 up to 256; \
+attend: head size 264 is not an even number up to 256
+    , 16] -> , 264]
 rotated rope_append t64: rope_append: q is bf16[tokens, 2, 32] and k bf16[tokens, 2, 16]: one kernel has one head size
     [tokens, 4, 16] -> [tokens, 2, 32]
+rotated rope_append t64: rope_append: queries and keys are turned by different frequencies, and the kernel has one table
+    rope(%k, %positions) {rope = Rope( -> rope(%k, %positions) {rope = Rope(theta=5000.0
 rotated rope_append t64 (is_used_outside): %rope_2 would be gone, but flatten_1 reads it too
     return -> %flatten_1 = flatten(%rope_2) : bf16[tokens, 32] | return %flatten_1,
 rotated rope_append t64 (reads_itself): %rope_2 is read by the pattern and computed by the nodes it would replace
@@ -487,8 +490,12 @@ heads attend into_prologue t1: attention_1 is computed by attend_cluster: \
 queries and keys are turned by different frequencies, and the kernel has one table
     rope(%rms_norm_1, %positions) {rope = Rope( -> rope(%rms_norm_1, %positions) {rope = Rope(theta=5000.0
 heads attend into_prologue t1: attention_1 is computed by attend_cluster: \
-a head is held by 64 threads, which cannot sum it within one warp
-    16] -> 256]
+a head is held by 24 threads, which cannot sum it within one warp
+    16] -> 96]
+heads attend into_prologue t1: attention_1 is computed by attend_cluster: \
+keys are scaled by position, and the kernel scales queries only
+    {rope = Rope( -> {rope = Rope(original_max_position=8
+    rope(%rms_norm_2, %positions) {rope = Rope( -> rope(%rms_norm_2, %positions) {rope = Rope(beta=0.1,
 add_norm into_norm prefill: %add_1 is computed from vectors, and the kernel computes rows
     %y : bf16[tokens, 64] -> %y : bf16[64]
     %add_1 = add(%x, %y) -> %silu_1 = silu(%y) : bf16[64] | %add_1 = add(%x, %silu_1)

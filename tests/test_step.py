@@ -212,7 +212,7 @@ def test_the_set_of_seen_tokens_has_a_bit_for_each_token() -> None:
 
 def test_a_bundle_that_reads_an_unknown_input_is_refused_by_name() -> None:
     with pytest.raises(
-        BundleError, match=r"decoder: no batch array 'alibi'; this runtime has \['min_p', 'outp"
+        BundleError, match=r"decoder: no batch array 'alibi'; this runtime has \['lengths', 'min"
     ):
         check_input("alibi", F32, "decoder")
     with pytest.raises(BundleError, match="decoder: batch array 'positions' is i32, not f32"):

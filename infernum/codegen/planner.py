@@ -152,15 +152,21 @@ class NodePlanner:
             for node in rows:
                 op = node.op
                 assert isinstance(op, Op) and op.prologue is not None, f"{node.name} is no row op"
-                vectors = [v for v in host.body.operands(node.name)[1:] if v not in host.operands.values()]
-                read = [Operand(names[v.node], self.inputs[v], const=True) for v in vectors]
-                row_op_operands += read
+                params = zip(op.params[1:], host.body.operands(node.name)[1:], strict=True)
+                read = {
+                    param: Operand(names[v.node], self.inputs[v], const=True)
+                    for param, v in params
+                    if v not in host.operands.values()
+                }
+                row_op_operands += [o for o in read.values() if o not in row_op_operands]
                 row_ops[f"{operand}_{op.prologue.kind}"] = {
                     "struct": op.prologue.struct,
                     "arguments": ", ".join(
                         literal(v) for v in node.attrs.values() if isinstance(v, int | float)
                     ),
-                    "gain": read[0] if read else None,
+                    "attrs": node.attrs,
+                    "operands": read,
+                    "gain": next(iter(read.values()), None),
                     "comment": ", ".join(node.where),
                 }
         return row_ops, row_op_operands

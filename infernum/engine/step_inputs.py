@@ -25,6 +25,7 @@ def batch_of(plan: StepPlan) -> Batch:
         query_start=query_start,
         page_table=page_table([chunk.sequence.pages for chunk in plan.chunks]),
         output_rows=np.array([query_start[i + 1] - 1 for i in plan.rows], np.int32),
+        lengths=np.repeat([len(chunk.sequence.tokens) for chunk in plan.chunks], lengths).astype(np.int32),
     )
 
 
@@ -72,6 +73,7 @@ def prompt_logits(executor: Executor, token_ids: Ordered[int], pages: tuple[int,
             query_start=np.array([0, len(chunk)], np.int32),
             page_table=page_table([pages]),
             output_rows=rows,
+            lengths=np.full_like(rows, len(token_ids)),
         )
         parts.append(executor.logits(batch))
     return np.concatenate(parts)

@@ -50,6 +50,7 @@ def rope_append(
     page_table: Tensor,
     *,
     rope: Rope,
+    key_rope: Rope,
 ) -> tuple[Tensor, Tensor]:
-    rotated = ops.rope(k, positions, rope=rope)
+    rotated = ops.rope(k, positions, rope=key_rope)
     return ops.rope(q, positions, rope=rope), ops.append(kv, rotated, v, positions, sequence, page_table)

@@ -40,9 +40,9 @@ from infernum.ops import (
     linear,
     mul,
     rms_norm,
-    rope,
     scale,
     select_rows,
+    turn,
 )
 from infernum.rope import Rope
 
@@ -140,8 +140,8 @@ def self_attention(
         q = rms_norm(q, w.tensor("q_norm.weight", cfg.head_dim), eps=cfg.rms_norm_eps)
         k = rms_norm(k, w.tensor("k_norm.weight", cfg.head_dim), eps=cfg.rms_norm_eps)
     if turned:
-        q = rope(q, batch.positions, rope=cfg.rope)
-        k = rope(k, batch.positions, rope=cfg.rope.of_keys)
+        q = turn(q, batch, cfg.rope)
+        k = turn(k, batch, cfg.rope.of_keys)
     a = attended(q, k, v, batch, cfg, window)
     return dense(a, w, "o_proj", cfg.hidden_size, bias=cfg.output_bias)
 

@@ -11,7 +11,7 @@ from infernum.rope import KINDS, Rope, longrope_attention_factor, yarn_attention
 
 _ORIGINAL = "original_max_position_embeddings"
 _PARTIAL = {"partial_rotary_factor": Unsupported("every element of a head must be rotated", (1,))}
-_TEMPERATURE = {"llama_4_scaling_beta": Unsupported("queries have no temperature in this model type", (0,))}
+_BETA = {"llama_4_scaling_beta": Unsupported("queries are not scaled by position in this model type", (0,))}
 
 
 def read_rope(
@@ -25,7 +25,7 @@ def read_rope(
     scaled: bool = True,
     default_partial: float | None = None,
     interleaved: bool = False,
-    temperature: bool = False,
+    scaled_queries: bool = False,
 ) -> Rope:
     """The rotary embedding that `fields` define for the layers of one type.
 
@@ -40,7 +40,7 @@ def read_rope(
     default_partial  the part of a head that is turned where `partial_rotary_factor` is absent; None: the model type
                      turns whole heads, and nothing else is supported
     interleaved      neighbouring elements pair up
-    temperature      queries may have a temperature, `llama_4_scaling_beta`
+    scaled_queries   queries may be scaled by position, with `llama_4_scaling_beta`
 
     A non-empty `rope_scaling` replaces `rope_parameters` that are not scaled. Raises ConfigError for unknown kinds,
     for missing or wrong numbers, and for two spellings that contradict each other.
@@ -61,7 +61,7 @@ def read_rope(
         if child is None or not (scaled or by_type):
             continue
         reader = _Reader(child, fields, by_type, head_dim, context, unscaled)
-        child.refuse(({} if temperature else _TEMPERATURE) | (_PARTIAL if default_partial is None else {}))
+        child.refuse(({} if scaled_queries else _BETA) | (_PARTIAL if default_partial is None else {}))
         spellings[child.path("").rstrip(".")] = reader.rope()
         child.warn_unread(frozenset({"max_position_embeddings"}), to=fields)
     return _the_one(spellings, unscaled, fields, theta)
@@ -100,9 +100,9 @@ class _Reader:
     def rope(self) -> Rope:
         """The rotary embedding, which must suit the model's head size."""
         theta = self.fields.number("rope_theta", self.unscaled.theta)
-        temperature = self.fields.number("llama_4_scaling_beta", 0.0, zero=True)
-        settings = {"theta": theta, "partial": self._partial(), "temperature": temperature, **self._scaling()}
-        if temperature:
+        beta = self.fields.number("llama_4_scaling_beta", 0.0, zero=True)
+        settings = {"theta": theta, "partial": self._partial(), "beta": beta, **self._scaling()}
+        if beta:
             settings["original_max_position"] = self._original()
         try:
             rope = replace(self.unscaled, **settings)

@@ -22,7 +22,7 @@ from infernum.ops.pointwise import (
     sqrt_softplus,
     tanh,
 )
-from infernum.ops.rope import append, rope
+from infernum.ops.rope import append, rope, rope_by_length, turn
 from infernum.ops.sampling import advance, argmax, mark_seen, sample
 from infernum.ops.shape import columns, flatten, heads, stack_rows
 
@@ -49,6 +49,7 @@ __all__ = [
     "relu",
     "rms_norm",
     "rope",
+    "rope_by_length",
     "sample",
     "scale",
     "select_rows",
@@ -59,4 +60,5 @@ __all__ = [
     "sqrt_softplus",
     "stack_rows",
     "tanh",
+    "turn",
 ]

@@ -16,7 +16,7 @@ from infernum.ops.attention_split import (
     head_constants,
     heads_of,
 )
-from infernum.ops.rope import inv_freq
+from infernum.ops.rope import most_pairs, rotation_constants, rotation_of
 from infernum.roofline import GPUS
 
 _UNIT = 16
@@ -38,7 +38,13 @@ def _refusal(call: Call, target: Target) -> Refusal | None:
         return Refusal(f"tensor cores multiply bf16 and f16 here, not {dtype}")
     if dim % 16 or dim > 256:
         return Refusal(f"head size {dim} is not a multiple of 16 up to 256")
-    return attend_refusal(call, target, turned_by=dim // 4)
+    return attend_refusal(call, target, turned_by=dim // 2 // _pairs(call))
+
+
+def _pairs(call: Call) -> int:
+    """Neighbouring pairs that a thread turns: as few as let the threads of a warp hold a head."""
+    *_, dim = heads_of(call)
+    return most_pairs(rotation_of(call), dim, 4 if dim > 128 else 2)
 
 
 def _layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
@@ -95,7 +101,8 @@ def _constants(call: Call, target: Target, values: Mapping[str, int]) -> dict[st
         "Z": f"({long} * {splits} if {is_long} else {short})" if may_be_long else short,
         "LEFT": max(1, *handed_over) if may_be_long else 1,
         "SHARED": _ring_bytes(dim, values),
-        "INV_FREQ": inv_freq(call, dim),
+        "PAIRS": _pairs(call),
+        **rotation_constants(rotation_of(call), dim),
     }
 
 
@@ -155,7 +162,7 @@ ATTEND_CLUSTER = Template(
         "splits.cuh",
     ),
     row_ops=HEAD_SLOTS,
-    reads_before_wait=("kv", "positions", "sequence", "query_start", "page_table"),
+    reads_before_wait=("kv", "positions", "sequence", "query_start", "page_table", "lengths"),
     symbols=("max_pages",),
 )
 """Append and attention of a few tokens in one kernel; operands, results and slots as for `ATTEND`."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from infernum.ir.kernel import Call, Layout, Refusal, Target, Template, Workspace, alternatives
-from infernum.ops.rope import head_slots_refusal, inv_freq
+from infernum.ops.rope import head_slots_refusal, rotation_constants, rotation_of
 from infernum.roofline import GPUS
 
 FEW_TOKENS = 8
@@ -99,8 +98,8 @@ def attend_refusal(call: Call, target: Target, turned_by: int) -> Refusal | None
         return Refusal(
             f"a block holds the new keys of up to {FEW_TOKENS} tokens, and a step has up to {target.max_tokens}"
         )
-    if dim % 2 or _LEAST_THREADS % (dim // 2):
-        return Refusal(f"threads do not share out the {dim // 2} pairs of a head evenly")
+    if dim % 2 or dim // 2 > _LEAST_THREADS:
+        return Refusal(f"head size {dim} is not an even number up to {2 * _LEAST_THREADS}")
     return head_slots_refusal(call, turned_by)
 
 
@@ -109,7 +108,7 @@ def _attend_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     if refusal := attend_refusal(call, target, dim // 2):
         yield refusal
         return
-    frequencies: dict[str, Any] = {"INV_FREQ": inv_freq(call, dim)}
+    frequencies = rotation_constants(rotation_of(call), dim)
     for layout in _split_layouts(call, target):
         if isinstance(layout, Refusal):
             yield layout
@@ -186,7 +185,7 @@ ATTEND = Template(
         "attention_split.cuh",
     ),
     row_ops=HEAD_SLOTS,
-    reads_before_wait=("kv", "positions", "sequence", "query_start", "page_table"),
+    reads_before_wait=("kv", "positions", "sequence", "query_start", "page_table", "lengths"),
     workspaces=_WORKSPACES,
     arguments=(
         "q",

@@ -30,8 +30,10 @@ template <typename T, typename Cache, int DEPTH> struct UnitStream {
             const T* from = head + page * Cache::STRIDE + (unit * UNIT % PAGE + row) * Cache::DIM + column;
             const unsigned to = ring + slot * SLOT + (row * ROW + column) * sizeof(T);
             const int left = end - unit * UNIT - row;  // rows beyond it become zeros
+            constexpr bool WHOLE = ROWS * PIECES == 32 && UNIT % ROWS == 0;  // else some lanes copy less than others
 #pragma unroll
             for (int r = 0; r < UNIT; r += ROWS) {
+                if (!WHOLE && (row >= ROWS || r + row >= UNIT)) break;
                 copy_async(to + r * ROW * sizeof(T), from + r * Cache::DIM, r < left);
                 copy_async(to + (UNIT + r) * ROW * sizeof(T), from + Cache::VALUES + r * Cache::DIM, r < left);
             }

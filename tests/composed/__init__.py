@@ -66,10 +66,10 @@ def attention(
     cfg: Any,
     *,
     norms: Sequence[tuple[Op, float] | None] = (None, None),
-    turned: Sequence[bool] = (True, True),
+    ropes: Sequence[Rope | None] = (Rope(), Rope()),
     biased: str = "",
 ) -> Tensor:
-    """Self-attention. Queries and keys are normalised by an op and its eps, and turned, each of them or not.
+    """Self-attention. Queries and keys are normalised by an op and its eps, and turned by a rope, each of them or not.
 
     `biased` names the projections that have a bias: some of q, k and v.
     """
@@ -79,12 +79,12 @@ def attention(
         name: ops.heads(ops.dense(h, w, f"{name}_proj", count * dim, bias=name in biased), dim=dim)
         for name, count in counts.items()
     }
-    for name, of_heads, turn in zip("qk", norms, turned, strict=True):
+    for name, of_heads, by_rope in zip("qk", norms, ropes, strict=True):
         if of_heads:
             by, eps = of_heads
             rows[name] = by(rows[name], w.tensor(f"{name}_norm.weight", dim), eps=eps)
-        if turn:
-            rows[name] = ops.rope(rows[name], batch.positions, rope=Rope())
+        if by_rope:
+            rows[name] = ops.turn(rows[name], batch, by_rope)
     facts = batch.positions, batch.sequence, batch.page_table
     kv = ops.append(batch.kv(kv_heads, dim), rows["k"], rows["v"], *facts)
     facts = batch.positions, batch.sequence, batch.query_start, batch.page_table
@@ -123,7 +123,7 @@ class GegluConfig(LlamaConfig):
 
 LAYERS: dict[type[LlamaConfig], Block] = {
     NormedConfig: layer(norms=((ops.rms_norm, 1e-6), (ops.rms_norm, 1e-3)), biased="qk"),
-    UnturnedConfig: layer(norms=(None, (offset_norm, 1e-6)), turned=(False, False)),
+    UnturnedConfig: layer(norms=(None, (offset_norm, 1e-6)), ropes=(None, None)),
     GegluConfig: layer(offset_norm, geglu),
 }
 """The layers of three families with the settings of a Llama: queries and keys normalised, not turned, and a GeGLU."""

@@ -22,7 +22,7 @@
 //   %heads_1 = heads(%columns_1) {dim = 16} : bf16[tokens, 4, 16]  # models/llama.py:136
 //   %heads_2 = heads(%columns_2) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:137
 //   %heads_3 = heads(%columns_3) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:138
-//   %rope_1, %rope_1.1 = fused rope_append(%q = %heads_1, %k = %heads_2, %v = %heads_3, %kv = %kv, %positions = %positions, %sequence = %sequence, %page_table = %page_table) {rope = Rope()} by rope_append : bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {  # models/llama.py:143, models/llama.py:144, models/llama.py:152
+//   %rope_1, %rope_1.1 = fused rope_append(%q = %heads_1, %k = %heads_2, %v = %heads_3, %kv = %kv, %positions = %positions, %sequence = %sequence, %page_table = %page_table) {rope = Rope(), key_rope = Rope()} by rope_append : bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {  # models/llama.py:143, models/llama.py:144, models/llama.py:152
 //     %rope_1 = rope(%q, %positions) {rope = Rope()} : bf16[tokens, 4, 16]  # models/llama.py:143
 //     %rope_2 = rope(%k, %positions) {rope = Rope()} : bf16[tokens, 2, 16]  # models/llama.py:144
 //     %append_1 = append(%kv, %rope_2, %v, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # models/llama.py:152
@@ -183,7 +183,54 @@ struct RmsNorm {
 };
 
 // ---- rope.cuh
-// Rotary position embedding (Su et al. 2021, arXiv:2104.09864) of pairs (i, i + HEAD_DIM / 2).
+// Rotary position embedding (Su et al. 2021, arXiv:2104.09864) of heads of HEAD_DIM elements, the first ROTARY of which
+// are turned. A head has HEAD_DIM / 2 pairs: the pairs that are turned, by halves of ROTARY or neighbour by neighbour,
+// and then pairs of the other elements, which a kernel turns by the frequency 0.
+template <int HEAD_DIM, int ROTARY, bool INTERLEAVED> struct HeadPairs {
+    // N pairs from `pair` on, of one of the heads that lie one behind the other from `heads` on. `pair`, ROTARY / 2 and
+    // HEAD_DIM / 2 are multiples of N, so that all of the pairs are turned, or none.
+    template <int N, typename T>
+    static __device__ __forceinline__ void load(
+        float (&first)[N], float (&second)[N], const T* heads, int pair, int head = 0) {
+        static_assert(ROTARY / 2 % N == 0 && HEAD_DIM / 2 % N == 0, "a thread's pairs are turned, or stay as they are");
+        if constexpr (INTERLEAVED) {
+            float both[2 * N];
+            load_vector(both, heads + head * HEAD_DIM + 2 * pair);
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                first[i] = both[2 * i];
+                second[i] = both[2 * i + 1];
+            }
+        } else {
+            load_vector(first, heads + head * HEAD_DIM + start(pair));
+            load_vector(second, heads + head * HEAD_DIM + start(pair) + distance(pair));
+        }
+    }
+
+    template <int N, typename T>
+    static __device__ __forceinline__ void store(T* head, const float (&first)[N], const float (&second)[N], int pair) {
+        if constexpr (INTERLEAVED) {
+            float both[2 * N];
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                both[2 * i] = first[i];
+                both[2 * i + 1] = second[i];
+            }
+            store_vector(head + 2 * pair, both);
+        } else {
+            store_vector(head + start(pair), first);
+            store_vector(head + start(pair) + distance(pair), second);
+        }
+    }
+
+    // By halves: the first element of a pair, and how far the second is from it.
+    static __device__ __forceinline__ int start(int pair) {
+        return ROTARY == HEAD_DIM || pair < ROTARY / 2 ? pair : pair + ROTARY / 2;
+    }
+    static __device__ __forceinline__ int distance(int pair) {
+        return ROTARY == HEAD_DIM || pair < ROTARY / 2 ? ROTARY / 2 : (HEAD_DIM - ROTARY) / 2;
+    }
+};
 
 // Sine and cosine of an angle in radians of up to a few hundred thousand, to about 2e-7.
 //
@@ -198,14 +245,18 @@ __device__ __forceinline__ void sine_cosine(float angle, float& sine, float& cos
     sincospif((high - whole_turns) + low, &sine, &cosine);
 }
 
-// The sines and cosines of N neighbouring pairs at one position. The product is rounded to float, as the
+// The sines and cosines of N neighbouring pairs at one position, times a factor. The product is rounded to float, as the
 // reference's is, so that both turn by the same angle.
 template <int N> struct Rotation {
     float sine[N], cosine[N];
 
-    __device__ __forceinline__ Rotation(int position, const float (&inv_freq)[N]) {
+    __device__ __forceinline__ Rotation(int position, const float (&inv_freq)[N], float factor = 1.0f) {
 #pragma unroll
-        for (int i = 0; i < N; i++) sine_cosine(float(position) * inv_freq[i], sine[i], cosine[i]);
+        for (int i = 0; i < N; i++) {
+            sine_cosine(float(position) * inv_freq[i], sine[i], cosine[i]);
+            sine[i] *= factor;
+            cosine[i] *= factor;
+        }
     }
 
     __device__ __forceinline__ void turn(float (&first)[N], float (&second)[N]) const {
@@ -217,6 +268,19 @@ template <int N> struct Rotation {
         }
     }
 };
+
+// What queries at a position are multiplied by, which grows with every `period` positions.
+__device__ __forceinline__ float head_factor(int position, float beta, int period) {
+    return 1.0f + beta * logf(float(1 + position / period));
+}
+
+template <int N> __device__ __forceinline__ void scale_pairs(float (&first)[N], float (&second)[N], float factor) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        first[i] *= factor;
+        second[i] *= factor;
+    }
+}
 
 // ---- heads.cuh
 // Heads of queries and keys that neighbouring threads of a warp hold between them, LANES threads to a head.
@@ -582,7 +646,7 @@ extern "C" __global__ void __launch_bounds__(32) rms_norm_input_layernorm(
 // rope -> rope -> append, by rope_append
 // from models/llama.py:143, models/llama.py:144, models/llama.py:152
 // 512 token(s): 266 kB, 147 kFLOP; at least 0.06 us on one H200
-// One block per token: PAIR_LANES threads, VECTOR pairs each, serve one head of q, k or v; HEAD_LANES heads go
+// One block per token: PAIR_LANES threads, PAIRS pairs each, serve one head of q, k or v; HEAD_LANES heads go
 // side by side.
 __device__ const __align__(16) float rope_append_inv_freq[8] = {
     1.0f, 0.3162277638912201f, 0.10000000149011612f, 0.03162277862429619f,
@@ -600,24 +664,25 @@ extern "C" __global__ void __launch_bounds__(16) rope_append(
     bf16_t* q_out,
     int max_pages) {
     using T = bf16_t;
-    constexpr int HEADS = 4, KV_HEADS = 2, HEAD_DIM = 16, HALF = HEAD_DIM / 2;
-    constexpr int VECTOR = 4, PAIR_LANES = 2, HEAD_LANES = 8;
+    constexpr int HEADS = 4, KV_HEADS = 2, HEAD_DIM = 16;
+    constexpr int VECTOR = 4, ROTARY = 16, PAIRS = 4, PAIR_LANES = 2, HEAD_LANES = 8;
     constexpr size_t Q_STRIDE = 128, K_STRIDE = 128, V_STRIDE = 128;
     constexpr size_t Q_OUT_STRIDE = 64;
     static_assert(Q_STRIDE % VECTOR == 0 && K_STRIDE % VECTOR == 0 && V_STRIDE % VECTOR == 0 &&
                   Q_OUT_STRIDE % VECTOR == 0, "every row starts at a whole access");
     using Cache = KvCache<KV_HEADS, HEAD_DIM>;
+    using Pairs = HeadPairs<HEAD_DIM, ROTARY, false>;
 
     let_next_kernel_start();
     const int token = blockIdx.x;
-    const int pair = threadIdx.x % PAIR_LANES * VECTOR;
-    float inv_freq[VECTOR];
+    const int pair = threadIdx.x % PAIR_LANES * PAIRS;
+    float inv_freq[PAIRS];
     load_vector(inv_freq, rope_append_inv_freq + pair);
 
     wait_for_previous_kernel();
     const int position = positions[token];
     const int page = page_table[sequence[token] * max_pages + position / PAGE];
-    const Rotation<VECTOR> rotation(position, inv_freq);
+    const Rotation<PAIRS> rotation(position, inv_freq);
 #pragma unroll 2
     for (int i = threadIdx.x / PAIR_LANES; i < HEADS + 2 * KV_HEADS; i += HEAD_LANES) {
         const bool is_query = i < HEADS, is_value = i >= HEADS + KV_HEADS;
@@ -625,16 +690,14 @@ extern "C" __global__ void __launch_bounds__(16) rope_append(
         const T* from = is_query   ? q + token * Q_STRIDE
                         : is_value ? v + token * V_STRIDE
                                    : k + token * K_STRIDE;
-        float first[VECTOR], second[VECTOR];
-        load_vector(first, from + head * HEAD_DIM + pair);
-        load_vector(second, from + head * HEAD_DIM + pair + HALF);
+        float first[PAIRS], second[PAIRS];
+        Pairs::load(first, second, from, pair, head);
         if (!is_value) rotation.turn(first, second);
 
         if (!is_query && page < 0) continue;  // a token that fills up a batch has no place in the cache
         T* to = is_query ? q_out + token * Q_OUT_STRIDE + head * HEAD_DIM
                          : kv + Cache::key(page, head, position % PAGE) + (is_value ? Cache::VALUES : 0);
-        store_vector(to + pair, first);
-        store_vector(to + pair + HALF, second);
+        Pairs::store(to, first, second, pair);
     }
 }
 

@@ -456,7 +456,54 @@ template <typename T, int WIDTH, int TOKENS, int THREADS, int VECTOR> struct Sta
 };
 
 // ---- rope.cuh
-// Rotary position embedding (Su et al. 2021, arXiv:2104.09864) of pairs (i, i + HEAD_DIM / 2).
+// Rotary position embedding (Su et al. 2021, arXiv:2104.09864) of heads of HEAD_DIM elements, the first ROTARY of which
+// are turned. A head has HEAD_DIM / 2 pairs: the pairs that are turned, by halves of ROTARY or neighbour by neighbour,
+// and then pairs of the other elements, which a kernel turns by the frequency 0.
+template <int HEAD_DIM, int ROTARY, bool INTERLEAVED> struct HeadPairs {
+    // N pairs from `pair` on, of one of the heads that lie one behind the other from `heads` on. `pair`, ROTARY / 2 and
+    // HEAD_DIM / 2 are multiples of N, so that all of the pairs are turned, or none.
+    template <int N, typename T>
+    static __device__ __forceinline__ void load(
+        float (&first)[N], float (&second)[N], const T* heads, int pair, int head = 0) {
+        static_assert(ROTARY / 2 % N == 0 && HEAD_DIM / 2 % N == 0, "a thread's pairs are turned, or stay as they are");
+        if constexpr (INTERLEAVED) {
+            float both[2 * N];
+            load_vector(both, heads + head * HEAD_DIM + 2 * pair);
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                first[i] = both[2 * i];
+                second[i] = both[2 * i + 1];
+            }
+        } else {
+            load_vector(first, heads + head * HEAD_DIM + start(pair));
+            load_vector(second, heads + head * HEAD_DIM + start(pair) + distance(pair));
+        }
+    }
+
+    template <int N, typename T>
+    static __device__ __forceinline__ void store(T* head, const float (&first)[N], const float (&second)[N], int pair) {
+        if constexpr (INTERLEAVED) {
+            float both[2 * N];
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                both[2 * i] = first[i];
+                both[2 * i + 1] = second[i];
+            }
+            store_vector(head + 2 * pair, both);
+        } else {
+            store_vector(head + start(pair), first);
+            store_vector(head + start(pair) + distance(pair), second);
+        }
+    }
+
+    // By halves: the first element of a pair, and how far the second is from it.
+    static __device__ __forceinline__ int start(int pair) {
+        return ROTARY == HEAD_DIM || pair < ROTARY / 2 ? pair : pair + ROTARY / 2;
+    }
+    static __device__ __forceinline__ int distance(int pair) {
+        return ROTARY == HEAD_DIM || pair < ROTARY / 2 ? ROTARY / 2 : (HEAD_DIM - ROTARY) / 2;
+    }
+};
 
 // Sine and cosine of an angle in radians of up to a few hundred thousand, to about 2e-7.
 //
@@ -471,14 +518,18 @@ __device__ __forceinline__ void sine_cosine(float angle, float& sine, float& cos
     sincospif((high - whole_turns) + low, &sine, &cosine);
 }
 
-// The sines and cosines of N neighbouring pairs at one position. The product is rounded to float, as the
+// The sines and cosines of N neighbouring pairs at one position, times a factor. The product is rounded to float, as the
 // reference's is, so that both turn by the same angle.
 template <int N> struct Rotation {
     float sine[N], cosine[N];
 
-    __device__ __forceinline__ Rotation(int position, const float (&inv_freq)[N]) {
+    __device__ __forceinline__ Rotation(int position, const float (&inv_freq)[N], float factor = 1.0f) {
 #pragma unroll
-        for (int i = 0; i < N; i++) sine_cosine(float(position) * inv_freq[i], sine[i], cosine[i]);
+        for (int i = 0; i < N; i++) {
+            sine_cosine(float(position) * inv_freq[i], sine[i], cosine[i]);
+            sine[i] *= factor;
+            cosine[i] *= factor;
+        }
     }
 
     __device__ __forceinline__ void turn(float (&first)[N], float (&second)[N]) const {
@@ -490,6 +541,19 @@ template <int N> struct Rotation {
         }
     }
 };
+
+// What queries at a position are multiplied by, which grows with every `period` positions.
+__device__ __forceinline__ float head_factor(int position, float beta, int period) {
+    return 1.0f + beta * logf(float(1 + position / period));
+}
+
+template <int N> __device__ __forceinline__ void scale_pairs(float (&first)[N], float (&second)[N], float factor) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        first[i] *= factor;
+        second[i] *= factor;
+    }
+}
 
 // ---- copy.cuh
 // Copies that do not look at what they copy.
@@ -1133,7 +1197,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_v_proj(
 // rope
 // from models/llama.py:143
 // 1 token(s): 260 B, 192 FLOP; at least 0.00 us on one H200
-// One block per token: PAIR_LANES threads, VECTOR pairs each, turn one head; HEAD_LANES heads go side by side.
+// One block per token: PAIR_LANES threads, PAIRS pairs each, turn one head; HEAD_LANES heads go side by side.
 __device__ const __align__(16) float rope_inv_freq[8] = {
     1.0f, 0.3162277638912201f, 0.10000000149011612f, 0.03162277862429619f,
     0.009999999776482582f, 0.003162277862429619f, 0.0010000000474974513f, 0.0003162277862429619f,
@@ -1144,29 +1208,28 @@ extern "C" __global__ void __launch_bounds__(8) rope(
     const int* positions,
     bf16_t* out) {
     using T = bf16_t;
-    constexpr int HEADS = 4, HEAD_DIM = 16, HALF = HEAD_DIM / 2;
-    constexpr int VECTOR = 4, PAIR_LANES = 2, HEAD_LANES = 4;
+    constexpr int HEADS = 4, HEAD_DIM = 16, ROTARY = 16;
+    constexpr int VECTOR = 4, PAIRS = 4, PAIR_LANES = 2, HEAD_LANES = 4;
     constexpr size_t X_STRIDE = 64, OUT_STRIDE = 64;
     static_assert(X_STRIDE % VECTOR == 0 && OUT_STRIDE % VECTOR == 0, "every row starts at a whole access");
+    using Pairs = HeadPairs<HEAD_DIM, ROTARY, false>;
 
     let_next_kernel_start();
     const int token = blockIdx.x;
-    const int pair = threadIdx.x % PAIR_LANES * VECTOR;
-    float inv_freq[VECTOR];
+    const int pair = threadIdx.x % PAIR_LANES * PAIRS;
+    float inv_freq[PAIRS];
     load_vector(inv_freq, rope_inv_freq + pair);
 
     wait_for_previous_kernel();
-    const Rotation<VECTOR> rotation(positions[token], inv_freq);
-    const T* x_row = x + token * X_STRIDE + pair;
-    T* out_row = out + token * OUT_STRIDE + pair;
+    const Rotation<PAIRS> rotation(positions[token], inv_freq);
+    const T* x_row = x + token * X_STRIDE;
+    T* out_row = out + token * OUT_STRIDE;
 #pragma unroll 4
     for (int head = threadIdx.x / PAIR_LANES; head < HEADS; head += HEAD_LANES) {
-        float first[VECTOR], second[VECTOR];
-        load_vector(first, x_row + head * HEAD_DIM);
-        load_vector(second, x_row + head * HEAD_DIM + HALF);
+        float first[PAIRS], second[PAIRS];
+        Pairs::load(first, second, x_row, pair, head);
         rotation.turn(first, second);
-        store_vector(out_row + head * HEAD_DIM, first);
-        store_vector(out_row + head * HEAD_DIM + HALF, second);
+        Pairs::store(out_row + head * HEAD_DIM, first, second, pair);
     }
 }
 
@@ -1174,7 +1237,7 @@ extern "C" __global__ void __launch_bounds__(8) rope(
 // rope
 // from models/llama.py:144
 // 1 token(s): 132 B, 96 FLOP; at least 0.00 us on one H200
-// One block per token: PAIR_LANES threads, VECTOR pairs each, turn one head; HEAD_LANES heads go side by side.
+// One block per token: PAIR_LANES threads, PAIRS pairs each, turn one head; HEAD_LANES heads go side by side.
 __device__ const __align__(16) float rope_2_inv_freq[8] = {
     1.0f, 0.3162277638912201f, 0.10000000149011612f, 0.03162277862429619f,
     0.009999999776482582f, 0.003162277862429619f, 0.0010000000474974513f, 0.0003162277862429619f,
@@ -1185,29 +1248,28 @@ extern "C" __global__ void __launch_bounds__(4) rope_2(
     const int* positions,
     bf16_t* out) {
     using T = bf16_t;
-    constexpr int HEADS = 2, HEAD_DIM = 16, HALF = HEAD_DIM / 2;
-    constexpr int VECTOR = 4, PAIR_LANES = 2, HEAD_LANES = 2;
+    constexpr int HEADS = 2, HEAD_DIM = 16, ROTARY = 16;
+    constexpr int VECTOR = 4, PAIRS = 4, PAIR_LANES = 2, HEAD_LANES = 2;
     constexpr size_t X_STRIDE = 32, OUT_STRIDE = 32;
     static_assert(X_STRIDE % VECTOR == 0 && OUT_STRIDE % VECTOR == 0, "every row starts at a whole access");
+    using Pairs = HeadPairs<HEAD_DIM, ROTARY, false>;
 
     let_next_kernel_start();
     const int token = blockIdx.x;
-    const int pair = threadIdx.x % PAIR_LANES * VECTOR;
-    float inv_freq[VECTOR];
+    const int pair = threadIdx.x % PAIR_LANES * PAIRS;
+    float inv_freq[PAIRS];
     load_vector(inv_freq, rope_2_inv_freq + pair);
 
     wait_for_previous_kernel();
-    const Rotation<VECTOR> rotation(positions[token], inv_freq);
-    const T* x_row = x + token * X_STRIDE + pair;
-    T* out_row = out + token * OUT_STRIDE + pair;
+    const Rotation<PAIRS> rotation(positions[token], inv_freq);
+    const T* x_row = x + token * X_STRIDE;
+    T* out_row = out + token * OUT_STRIDE;
 #pragma unroll 4
     for (int head = threadIdx.x / PAIR_LANES; head < HEADS; head += HEAD_LANES) {
-        float first[VECTOR], second[VECTOR];
-        load_vector(first, x_row + head * HEAD_DIM);
-        load_vector(second, x_row + head * HEAD_DIM + HALF);
+        float first[PAIRS], second[PAIRS];
+        Pairs::load(first, second, x_row, pair, head);
         rotation.turn(first, second);
-        store_vector(out_row + head * HEAD_DIM, first);
-        store_vector(out_row + head * HEAD_DIM + HALF, second);
+        Pairs::store(out_row + head * HEAD_DIM, first, second, pair);
     }
 }
 

@@ -487,7 +487,54 @@ template <int KV_HEADS, int HEAD_DIM> struct KvCache {
 };
 
 // ---- rope.cuh
-// Rotary position embedding (Su et al. 2021, arXiv:2104.09864) of pairs (i, i + HEAD_DIM / 2).
+// Rotary position embedding (Su et al. 2021, arXiv:2104.09864) of heads of HEAD_DIM elements, the first ROTARY of which
+// are turned. A head has HEAD_DIM / 2 pairs: the pairs that are turned, by halves of ROTARY or neighbour by neighbour,
+// and then pairs of the other elements, which a kernel turns by the frequency 0.
+template <int HEAD_DIM, int ROTARY, bool INTERLEAVED> struct HeadPairs {
+    // N pairs from `pair` on, of one of the heads that lie one behind the other from `heads` on. `pair`, ROTARY / 2 and
+    // HEAD_DIM / 2 are multiples of N, so that all of the pairs are turned, or none.
+    template <int N, typename T>
+    static __device__ __forceinline__ void load(
+        float (&first)[N], float (&second)[N], const T* heads, int pair, int head = 0) {
+        static_assert(ROTARY / 2 % N == 0 && HEAD_DIM / 2 % N == 0, "a thread's pairs are turned, or stay as they are");
+        if constexpr (INTERLEAVED) {
+            float both[2 * N];
+            load_vector(both, heads + head * HEAD_DIM + 2 * pair);
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                first[i] = both[2 * i];
+                second[i] = both[2 * i + 1];
+            }
+        } else {
+            load_vector(first, heads + head * HEAD_DIM + start(pair));
+            load_vector(second, heads + head * HEAD_DIM + start(pair) + distance(pair));
+        }
+    }
+
+    template <int N, typename T>
+    static __device__ __forceinline__ void store(T* head, const float (&first)[N], const float (&second)[N], int pair) {
+        if constexpr (INTERLEAVED) {
+            float both[2 * N];
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                both[2 * i] = first[i];
+                both[2 * i + 1] = second[i];
+            }
+            store_vector(head + 2 * pair, both);
+        } else {
+            store_vector(head + start(pair), first);
+            store_vector(head + start(pair) + distance(pair), second);
+        }
+    }
+
+    // By halves: the first element of a pair, and how far the second is from it.
+    static __device__ __forceinline__ int start(int pair) {
+        return ROTARY == HEAD_DIM || pair < ROTARY / 2 ? pair : pair + ROTARY / 2;
+    }
+    static __device__ __forceinline__ int distance(int pair) {
+        return ROTARY == HEAD_DIM || pair < ROTARY / 2 ? ROTARY / 2 : (HEAD_DIM - ROTARY) / 2;
+    }
+};
 
 // Sine and cosine of an angle in radians of up to a few hundred thousand, to about 2e-7.
 //
@@ -502,14 +549,18 @@ __device__ __forceinline__ void sine_cosine(float angle, float& sine, float& cos
     sincospif((high - whole_turns) + low, &sine, &cosine);
 }
 
-// The sines and cosines of N neighbouring pairs at one position. The product is rounded to float, as the
+// The sines and cosines of N neighbouring pairs at one position, times a factor. The product is rounded to float, as the
 // reference's is, so that both turn by the same angle.
 template <int N> struct Rotation {
     float sine[N], cosine[N];
 
-    __device__ __forceinline__ Rotation(int position, const float (&inv_freq)[N]) {
+    __device__ __forceinline__ Rotation(int position, const float (&inv_freq)[N], float factor = 1.0f) {
 #pragma unroll
-        for (int i = 0; i < N; i++) sine_cosine(float(position) * inv_freq[i], sine[i], cosine[i]);
+        for (int i = 0; i < N; i++) {
+            sine_cosine(float(position) * inv_freq[i], sine[i], cosine[i]);
+            sine[i] *= factor;
+            cosine[i] *= factor;
+        }
     }
 
     __device__ __forceinline__ void turn(float (&first)[N], float (&second)[N]) const {
@@ -521,6 +572,19 @@ template <int N> struct Rotation {
         }
     }
 };
+
+// What queries at a position are multiplied by, which grows with every `period` positions.
+__device__ __forceinline__ float head_factor(int position, float beta, int period) {
+    return 1.0f + beta * logf(float(1 + position / period));
+}
+
+template <int N> __device__ __forceinline__ void scale_pairs(float (&first)[N], float (&second)[N], float factor) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        first[i] *= factor;
+        second[i] *= factor;
+    }
+}
 
 // ---- heads.cuh
 // Heads of queries and keys that neighbouring threads of a warp hold between them, LANES threads to a head.
@@ -686,8 +750,10 @@ template <typename T, typename Cache, int DEPTH> struct UnitStream {
             const T* from = head + page * Cache::STRIDE + (unit * UNIT % PAGE + row) * Cache::DIM + column;
             const unsigned to = ring + slot * SLOT + (row * ROW + column) * sizeof(T);
             const int left = end - unit * UNIT - row;  // rows beyond it become zeros
+            constexpr bool WHOLE = ROWS * PIECES == 32 && UNIT % ROWS == 0;  // else some lanes copy less than others
 #pragma unroll
             for (int r = 0; r < UNIT; r += ROWS) {
+                if (!WHOLE && (row >= ROWS || r + row >= UNIT)) break;
                 copy_async(to + r * ROW * sizeof(T), from + r * Cache::DIM, r < left);
                 copy_async(to + (UNIT + r) * ROW * sizeof(T), from + Cache::VALUES + r * Cache::DIM, r < left);
             }
@@ -1102,6 +1168,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) attend_cluster(
     int max_pages) {
     using T = bf16_t;
     constexpr int KV_HEADS = 2, GROUP = 2, HEAD_DIM = 16, HALF = HEAD_DIM / 2;
+    constexpr int ROTARY = 16, PAIRS = 2;  // elements that are turned; neighbouring pairs of a thread
     constexpr int HEAD_TILE = 2, HEAD_TILES = 1;
     constexpr int WARPS = 8, THREADS = 32 * WARPS, DEPTH = 8;  // units in a warp's ring
     constexpr int MOST_BLOCKS = 8, MOST_NEW = 8;  // of a cluster; tokens in a step
@@ -1112,6 +1179,7 @@ constexpr size_t Q_STRIDE = 128, K_STRIDE = 128, V_STRIDE = 128;
     using Cache = KvCache<KV_HEADS, HEAD_DIM>;
     using Stream = UnitStream<T, Cache, DEPTH>;
     using Warp = WarpAttention<T, HEAD_DIM, HEAD_TILE>;
+    using Pairs = HeadPairs<HEAD_DIM, ROTARY, false>;
     constexpr int ROW = UNIT_ROW<HEAD_DIM>, ELEMENTS = HEAD_TILE * HEAD_DIM;
     static_assert(HEAD_TILE * Warp::PART_ROW * sizeof(float) <= DEPTH * Stream::SLOT, "a part fits into a warp's ring");
     extern __shared__ __align__(16) unsigned char attend_cluster_shared[];  // the rings of the warps, later their parts
@@ -1144,23 +1212,24 @@ constexpr size_t Q_STRIDE = 128, K_STRIDE = 128, V_STRIDE = 128;
     const int page = pages[position / PAGE];
     const int first_head = kv_head * GROUP + blockIdx.y % HEAD_TILES * HEAD_TILE;
     const int last_head = kv_head * GROUP + GROUP - 1;  // the last tile of a group may have fewer heads
-    constexpr int PAIR_LANES = HALF / 2, AT_ONCE = THREADS / PAIR_LANES;  // a thread turns two neighbouring pairs
+    constexpr int PAIR_LANES = HALF / PAIRS, AT_ONCE = THREADS / PAIR_LANES;  // heads that are turned at once
+    constexpr bool ALL_TURN = AT_ONCE * PAIR_LANES == THREADS;  // else the last threads hold no pairs
     constexpr int TURNS = (HEAD_TILE + MOST_NEW + AT_ONCE - 1) / AT_ONCE;
-    const int pair = threadIdx.x % PAIR_LANES * 2, rows = HEAD_TILE + (last ? count_new : 0);
-    const float frequency[2] = {attend_cluster_inv_freq[pair], attend_cluster_inv_freq[pair + 1]};
-    const Rotation<2> rotation(position, frequency);
+    const int pair = threadIdx.x % PAIR_LANES * PAIRS, rows = HEAD_TILE + (last ? count_new : 0);
+    float frequency[PAIRS];
+    load_vector(frequency, attend_cluster_inv_freq + pair);
+    const Rotation<PAIRS> rotation(position, frequency);
     constexpr int PIECES = HEAD_DIM / 8, NEW_PIECES = (MOST_NEW * PIECES + THREADS - 1) / THREADS;
 
     wait_for_previous_kernel();
-    float first[TURNS][2], second[TURNS][2];
+    float first[TURNS][PAIRS], second[TURNS][PAIRS];
 #pragma unroll
     for (int t = 0; t < TURNS; t++) {
         const int row = threadIdx.x / PAIR_LANES + t * AT_ONCE, n = row - HEAD_TILE;
-        if (row >= rows) break;
+        if (row >= rows || (!ALL_TURN && threadIdx.x >= AT_ONCE * PAIR_LANES)) break;
         const T* from = n < 0 ? q + token * Q_STRIDE + min(first_head + row, last_head) * HEAD_DIM
                               : k + (first_token + n) * K_STRIDE + kv_head * HEAD_DIM;
-        load_vector(first[t], from + pair);
-        load_vector(second[t], from + pair + HALF);
+        Pairs::load(first[t], second[t], from, pair);
     }
     if (last) {
 #pragma unroll
@@ -1176,15 +1245,13 @@ constexpr size_t Q_STRIDE = 128, K_STRIDE = 128, V_STRIDE = 128;
 #pragma unroll
     for (int t = 0; t < TURNS; t++) {
         const int row = threadIdx.x / PAIR_LANES + t * AT_ONCE, n = row - HEAD_TILE;
-        if (row >= rows) break;
+        if (row >= rows || (!ALL_TURN && threadIdx.x >= AT_ONCE * PAIR_LANES)) break;
         if (n < 0 || n == count_new - 1) {
             rotation.turn(first[t], second[t]);
         } else {
-            Rotation<2>(first_new + n, frequency).turn(first[t], second[t]);
+            Rotation<PAIRS>(first_new + n, frequency).turn(first[t], second[t]);
         }
-        T* to = n < 0 ? queries[row] : new_keys[n];
-        store_vector(to + pair, first[t]);
-        store_vector(to + pair + HALF, second[t]);
+        Pairs::store(n < 0 ? queries[row] : new_keys[n], first[t], second[t], pair);
     }
     __syncthreads();
     if (last && blockIdx.y % HEAD_TILES == 0 && page >= 0 && threadIdx.x < 2 * PIECES) {

@@ -18,9 +18,10 @@ from .configs import CASES, OracleCase
 from .golden import FOLDER, relative_error
 from .live import transformers_logits
 from .make_chat_goldens import make_chat_goldens
+from .ropes import ROPES, compute_ropes
 from .weights import digest, random_tokens, random_weights, rounded
 
-CHAT = "chat"
+CHAT, ROPE = "chat", "rope"
 PAGE = 64
 KEPT_LOGITS = 27_000
 
@@ -93,11 +94,14 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def main(names: list[str]) -> None:
-    unknown = set(names) - {case.name for case in CASES} - {CHAT}
+    unknown = set(names) - {case.name for case in CASES} - {CHAT, ROPE}
     assert not unknown, f"no such case: {', '.join(sorted(unknown))}"
     FOLDER.mkdir(exist_ok=True)
     if not names or CHAT in names:
         make_chat_goldens()
+    if not names or ROPE in names:
+        write_npz(ROPES, compute_ropes())
+        print(f"{ROPE:18} {ROPES.stat().st_size / 1024:4.0f} KiB", flush=True)
     for case in CASES:
         if names and case.name not in names:
             continue

@@ -47,6 +47,8 @@ CONTEXT_PAGES = (64, 2048)
 """Values of the symbol `context_pages`, which only decides how kernels are launched; every launch must be right."""
 
 _SPARE_COLUMNS, _SPARE_PAGES = 2, 3
+_FAR = 1 << 20
+"""Positions that a prompt may have beyond those of the step."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def ragged_step(chunks: Chunks, vocab: int, rng: np.random.Generator) -> Facts:
         "query_start": query_start,
         "page_table": page_table,
         "output_rows": rows,
+        "lengths": np.repeat(ends + rng.choice([0, _FAR], len(ends)), lengths),
     }
     symbols = {
         "tokens": tokens,
