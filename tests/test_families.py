@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from conftest import Tiny
+from conftest import Tiny, graphs_only
 from oracle.checkpoints import write_checkpoint
 from oracle.golden import load_golden, relative_error
 from oracle.weights import random_weights
@@ -24,13 +25,14 @@ from infernum.dtypes import F32
 from infernum.errors import ConfigError
 from infernum.graph_bundle import trace_model
 from infernum.ir.graph import Input
-from infernum.models import llama
+from infernum.models import llama, mistral3, phi3
 from infernum.models.config import families, find_family, understand
 from infernum.models.fields import Fields
 from infernum.models.llama import Factors, LlamaConfig
 from infernum.models.presets import resolve
-from infernum.recipes import tensor_names
+from infernum.recipes import tensors_of
 from infernum.rope import Rope
+from infernum.weights.plan import plan_weights
 
 TINY: dict[str, Any] = {
     "vocab_size": 96,
@@ -43,13 +45,21 @@ TINY: dict[str, Any] = {
     "eos_token_id": 1,
 }
 ARCHS = [arch for arch in ("sm_80", "sm_90a") if arch in supported_archs()]
-MODEL_TYPES = llama.FAMILY.model_types
+FAMILIES = (llama.FAMILY, mistral3.FAMILY, phi3.FAMILY)
+MODEL_TYPES = [model_type for family in FAMILIES for model_type in family.model_types]
 
 
-def configured(model_type: str, **changes: Any) -> Any:
+def small(model_type: str, /, **changes: Any) -> dict[str, Any]:
+    """The config.json of a small model; a field changed to Ellipsis is left out."""
+    nested = find_family(model_type).config_of(model_type).nested
+    inner = model_type if nested is None else nested.model_types[0]
+    fields = {k: v for k, v in (TINY | {"model_type": inner} | changes).items() if v is not ...}
+    return fields if nested is None else {"model_type": model_type, nested.name: fields, "eos_token_id": 1}
+
+
+def configured(model_type: str, /, **changes: Any) -> Any:
     """The configuration of a small model; a field changed to Ellipsis is left out."""
-    fields = {k: v for k, v in (TINY | {"model_type": model_type} | changes).items() if v is not ...}
-    return understand(Fields(fields, "config.json")).config
+    return understand(Fields(small(model_type, **changes), "config.json")).config
 
 
 # ---- what transformers does counts
@@ -134,6 +144,35 @@ def test_logits_are_wrong_where_what_a_model_type_adds_is_ignored(
     assert error_of(tiny(of), tmp_path / "wrong", lacking) > 1e-2
 
 
+OTHERWISE: list[tuple[str, dict[str, Any]]] = [
+    ("ministral3", {"rope_parameters": {"llama_4_scaling_beta": 0.0}}),
+    ("ministral3", {"rope_parameters": {"rope_type": "default", "type": None}}),
+    ("ministral3", {"rope_parameters": {"truncate": False}}),
+    ("ministral3_slides", {"rope_parameters": {"mscale_all_dim": 1.0}}),
+    ("ministral3_slides", {"sliding_window": 51}),
+    ("mistral3", {"text_config": {"rope_theta": 1000.0}}),
+    ("mistral3_tied", {"text_config": {"rope_parameters": None}}),
+    ("phi3", {"rope_theta": 10000.0}),
+    ("phi3_slides", {"sliding_window": None}),
+    ("phi3_short", {"original_max_position_embeddings": 199}),
+    ("phi3_long", {"original_max_position_embeddings": 200}),
+    ("phi3_border", {"original_max_position_embeddings": 195}),
+    ("phi3_border", {"rope_scaling": None}),
+]
+"""An oracle case, and fields of its config.json, also within objects, that make it another model."""
+
+
+@pytest.mark.parametrize(("of", "changes"), OTHERWISE)
+def test_logits_are_wrong_where_a_field_is_read_otherwise(
+    of: str, changes: dict[str, Any], tiny: Callable[[str], Tiny], tmp_path: Path
+) -> None:
+    config = dict(tiny(of).case.config)
+    for name, value in changes.items():
+        config[name] = config[name] | value if isinstance(value, dict) else value
+    other = Tiny(replace(tiny(of).case, config=config), tmp_path, tmp_path)
+    assert error_of(other, tmp_path) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("of", "zero"),
     [
@@ -165,7 +204,7 @@ def kernels(config: dict[str, Any], variant: str = "t1") -> dict[str, list[str]]
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_a_layer_is_five_kernels_for_one_token(model_type: str) -> None:
-    blocks = kernels(TINY | {"model_type": model_type} | MORE.get(model_type, {}))
+    blocks = kernels(small(model_type, **MORE.get(model_type, {})))
     layers = {name: names for name, names in blocks.items() if name.startswith("decoder")}
     assert layers and {len(names) for names in layers.values()} == {5}, layers
 
@@ -173,7 +212,7 @@ def test_a_layer_is_five_kernels_for_one_token(model_type: str) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("model_type", [name for name in MODEL_TYPES if name != "llama"])
 def test_kernels_for_one_token_compile_without_a_spill(model_type: str, arch: str) -> None:
-    fields = TINY | {"model_type": model_type} | MORE.get(model_type, {})
+    fields = small(model_type, **MORE.get(model_type, {}))
     sources = emit_sources(understand(Fields(fields, "small")), Options(dtype="bfloat16", arch=arch))
     for block in sources.blocks:
         if block.stem.endswith(".t1"):
@@ -190,6 +229,23 @@ MORE: dict[str, dict[str, Any]] = {
     },
 }
 """Fields that the small model needs beside TINY to be read as this model type, or to show all of it."""
+
+
+def test_the_rows_of_a_fused_tensor_are_one_product_and_are_stored_once(tmp_path: Path) -> None:
+    """Phi-3 has the kernels and the bytes of a Mistral, whose projections are tensors of their own."""
+    plans = {
+        model_type: plan_weights(
+            graphs_only(
+                understand(Fields(small(model_type), "small")),
+                Options(dtype="bfloat16"),
+                tmp_path / model_type,
+            ).manifest
+        )
+        for model_type in ("phi3", "mistral")
+    }
+    assert kernels(small("phi3")) == kernels(small("mistral"))
+    assert plans["phi3"].total_bytes == plans["mistral"].total_bytes
+    assert len(plans["phi3"].stored) == len(plans["mistral"].stored)
 
 
 def test_layers_with_and_without_rope_are_two_blocks() -> None:
@@ -313,6 +369,44 @@ DEFAULTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"attention_out_bias": True, "attention_bias": False},
         {"output_bias": True, "attention_bias": False},
     ),
+    (
+        "ministral3",
+        {},
+        {
+            "rope": Rope("yarn", theta=1e6, factor=16.0, original_max_position=16384, beta=0.1),
+            "sliding_window": None,
+            "head_dim": 128,
+            "rms_norm_eps": 1e-5,
+        },
+    ),
+    (
+        "ministral3",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "head_dim": None},
+        {"rope": Rope(theta=5e5), "head_dim": 64},
+    ),
+    (
+        "mistral3",
+        {},
+        {"sliding_window": 4096, "head_dim": 64, "rms_norm_eps": 1e-6, "tie_word_embeddings": None},
+    ),
+    (
+        "mistral3",
+        {"model_type": "ministral3", "max_position_embeddings": ...},
+        {"sliding_window": None, "head_dim": 128, "rms_norm_eps": 1e-5, "max_position_embeddings": 262144},
+    ),
+    ("mistral3", {"model_type": ..., "tie_word_embeddings": True}, {"tie_word_embeddings": True}),
+    (
+        "phi3",
+        {"num_key_value_heads": ..., "max_position_embeddings": ...},
+        {
+            "sliding_window": None,
+            "num_key_value_heads": 4,
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 4096,
+            "rope": Rope(),
+        },
+    ),
+    ("phi3", {"partial_rotary_factor": 0.75}, {"rope": Rope(partial=0.75)}),
     ("mistral", {}, {"sliding_window": 4096, "head_dim": 64, "attention_bias": False, "mlp_bias": False}),
     (
         "mistral",
@@ -398,6 +492,30 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mistral", {"sliding_window": "none"}, 'sliding_window = "none" must be an integer'),
     ("mistral", {"attention_bias": True}, "attention_bias = true must be false in a model of this type"),
     ("mistral", {"num_key_value_heads": ...}, "must be a multiple of num_key_value_heads = 8"),
+    ("mistral3", {"sliding_window": -1}, "text_config.sliding_window = -1 must be an integer from 1"),
+    ("mistral3", {"model_type": "mistral4"}, "text_config.model_type = .mistral4. is not supported here"),
+    (
+        "ministral3",
+        {"sliding_window": 8, "layer_types": ["full_attention"] * 8},
+        "layer_types = .* all layers of this model type have the window",
+    ),
+    (
+        "ministral3",
+        {"rope_parameters": {"rope_type": "yarn", "factor": -1.0}},
+        "rope_parameters.factor = -1.0 must be a number, greater than 0",
+    ),
+    ("phi3", {"attention_bias": True}, "attention_bias = true must be false in a model of this type"),
+    ("phi3", {"rope_scaling": {"type": "wild"}}, "rope_scaling.type = .wild. is not supported"),
+    (
+        "phi3",
+        {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 31, "long_factor": [1.0] * 32}},
+        "rope_scaling.short_factor .* must have 32 numbers",
+    ),
+    (
+        "phi3",
+        {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 32}},
+        "rope_scaling.long_factor is missing",
+    ),
     ("qwen2", {"attention_bias": False}, "attention_bias = false must be true in a model of this type"),
     ("qwen2", {"mlp_bias": True}, "mlp_bias = true must be false in a model of this type"),
     (
@@ -436,7 +554,7 @@ def test_what_a_model_type_cannot_be_is_refused_in_one_line(
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_every_model_type_survives_json_and_differs_from_the_others(model_type: str) -> None:
     cfg = configured(model_type, **MORE.get(model_type, {}))
-    assert model_type in families() and find_family(model_type) is llama.FAMILY
+    assert model_type in families() and find_family(model_type) in FAMILIES
     assert type(cfg).from_json(json.loads(json.dumps(cfg.to_json()))) == cfg
 
 
@@ -454,7 +572,10 @@ PARAMETERS = {
     "gemma-3-12b": 11.77,
     "gemma-3-27b": 27.01,
     "granite-3.3-8b": 8.17,
+    "mistral-7b": 7.24,
     "mistral-small-24b": 23.57,
+    "phi-4": 14.66,
+    "phi-4-mini": 3.84,
     "qwen2.5-7b": 7.62,
     "qwen3-0.6b": 0.60,
     "qwen3-1.7b": 1.72,
@@ -474,7 +595,7 @@ def test_a_preset_has_as_many_parameters_as_the_public_model(preset: str) -> Non
     for block, layer in find_family(source.family).program(source.config):
         for node in block.trace(source.config, F32).nodes:
             if isinstance(node.op, Input) and node.op.recipe is not None:
-                (name,) = set(tensor_names(node.op.recipe)[:1])
-                sizes[name.format(layer=layer)] = int(np.prod(node.types[0].shape))
+                tensor = next(iter(tensors_of(node.op.recipe)))
+                sizes[tensor.names[0].format(layer=layer)] = math.prod(tensor.shape)
     assert round(sum(sizes.values()) / 1e9, 2) == PARAMETERS[preset]
     assert source.warnings == ()

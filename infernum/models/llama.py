@@ -89,7 +89,7 @@ class LlamaConfig(FamilyConfig):
     rope: Rope = read_by(lambda fields, c: read_rope(fields, c.head_dim, c.max_position_embeddings))
     attention_bias: bool = flag(False)
     mlp_bias: bool = flag(False)
-    tie_word_embeddings: bool = flag(False, outside=True)
+    tie_word_embeddings: bool | None = flag(False, outside=True)
     dtype: str = stored_dtype()
 
     @property
@@ -182,8 +182,17 @@ def scaled(x: Tensor, by: float) -> Tensor:
 
 
 def vocabulary_table(name: str, w: Weights, cfg: LlamaConfig) -> Tensor:
-    """Embedding or head [vocab_size, hidden_size]. Tied, they are one tensor, stored under either name."""
-    names = ("model.embed_tokens.weight", "lm_head.weight") if cfg.tie_word_embeddings else (name,)
+    """Embedding or head [vocab_size, hidden_size]. Tied, they are one tensor, stored under either name.
+
+    Where config.json does not say, they are tied unless the checkpoint has both.
+    """
+    match cfg.tie_word_embeddings:
+        case True:
+            names = ("model.embed_tokens.weight", "lm_head.weight")
+        case False:
+            names = (name,)
+        case None:
+            names = tuple(dict.fromkeys((name, "model.embed_tokens.weight")))
     return w.tensor(names[0], cfg.vocab_size, cfg.hidden_size, alternatives=names[1:])
 
 
@@ -377,7 +386,7 @@ class SmolLM3Config(LayerTypesConfig):
     rope: Rope = read_by(
         lambda fields, c: read_rope(fields, c.head_dim, c.max_position_embeddings, default_theta=2e6)
     )
-    tie_word_embeddings: bool = flag(True, outside=True)
+    tie_word_embeddings: bool | None = flag(True, outside=True)
     max_position_embeddings: int = integer(32768)
     sliding_window: int | None = integer(None, when="use_sliding_window")
     no_rope_layer_interval: int = integer(4)

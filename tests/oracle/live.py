@@ -1,5 +1,6 @@
 """Ask transformers itself, where torch is installed."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,9 +16,10 @@ def transformers_logits(
     tensor that the model wants, or has one that it does not.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    model, report = AutoModelForCausalLM.from_pretrained(
+    (architecture,) = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+    model, report = getattr(transformers, architecture).from_pretrained(
         folder, dtype=getattr(torch, dtype), output_loading_info=True
     )
     wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}

@@ -27,6 +27,7 @@ ABSENT: dict[str, dict[str, Any]] = {
     "gemma2": GEMMA_2,
     "gemma3_text": GEMMA_2,
     "ministral": {"num_key_value_heads": 8},
+    "ministral3": {"num_key_value_heads": 8, "head_dim": 128},
     "mistral": {"num_key_value_heads": 8},
     "qwen2": {"attention_bias": True, "attention_out_bias": False},
     "qwen3": {"head_dim": 128},
@@ -34,6 +35,13 @@ ABSENT: dict[str, dict[str, Any]] = {
     "seed_oss": {"head_dim": 128, "attention_bias": True, "attention_out_bias": False},
 }
 """The values of fields that config.json leaves out, where a model type has others than Llama."""
+
+
+FUSED = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
+"""The tensors of Phi-3 that hold the rows of several others."""
 
 
 def bell(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -59,7 +67,7 @@ def random_weights(config: dict[str, Any]) -> Weights:
     hidden, intermediate = config["hidden_size"], config["intermediate_size"]
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or hidden // heads
-    query, kv = heads * head_dim, config["num_key_value_heads"] * head_dim
+    query, kv = heads * head_dim, config.get("num_key_value_heads", heads) * head_dim
     tied = config.get("tie_word_embeddings", False)
     attention_bias, mlp_bias = config.get("attention_bias", False), config.get("mlp_bias", False)
     output_bias = config.get("attention_out_bias", attention_bias)
@@ -93,6 +101,10 @@ def random_weights(config: dict[str, Any]) -> Weights:
         linear(f"{prefix}.mlp.gate_proj", intermediate, hidden, mlp_bias)
         linear(f"{prefix}.mlp.up_proj", intermediate, hidden, mlp_bias)
         linear(f"{prefix}.mlp.down_proj", hidden, intermediate, mlp_bias)
+        if model_type == "phi3":
+            for fused, parts in FUSED.items():
+                part_weights = [weights.pop(f"{prefix}.{part}.weight") for part in parts]
+                weights[f"{prefix}.{fused}.weight"] = np.concatenate(part_weights)
     norm("model.norm")
     if not tied:
         linear("lm_head", config["vocab_size"], hidden, bias=False, gain=1.5)
@@ -100,8 +112,9 @@ def random_weights(config: dict[str, Any]) -> Weights:
 
 
 def weights_beside_images(config: dict[str, Any]) -> Weights:
-    """The tensors of a Gemma 3 that also sees images, by the names that its `transformers_version` writes."""
-    text = config["text_config"] | {"tie_word_embeddings": config.get("tie_word_embeddings", True)}
+    """The tensors of a model that also sees images, by the names that its `transformers_version` writes."""
+    tied = config.get("tie_word_embeddings", config["model_type"] == "gemma3")
+    text = config["text_config"] | {"tie_word_embeddings": tied}
     before_5 = config["transformers_version"].startswith("4.")
     weights: Weights = {}
     for name, tensor in random_weights(text).items():
@@ -109,7 +122,15 @@ def weights_beside_images(config: dict[str, Any]) -> Weights:
             weights[f"language_model.{name}"] = tensor
         else:
             weights[name.replace("model.", "model.language_model.", 1)] = tensor
-    vision, hidden = config["vision_config"], text["hidden_size"]
+    shapes_of = siglip_shapes if config["model_type"] == "gemma3" else pixtral_shapes
+    shapes = shapes_of(config["vision_config"], text["hidden_size"])
+    beginning = "" if before_5 else "model."
+    images = {f"{beginning}{name}": bell(name, shape).astype(np.float32) for name, shape in shapes.items()}
+    return weights | images
+
+
+def siglip_shapes(vision: dict[str, Any], hidden: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of the part of a Gemma 3 that sees images, in one layer."""
     width, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
     layer = "vision_tower.encoder.layers.0."
     shapes = {
@@ -131,9 +152,27 @@ def weights_beside_images(config: dict[str, Any]) -> Weights:
             f"{layer}self_attn.{name}.bias": (width,),
         }
     shapes |= {f"vision_tower.post_layernorm.{part}": (width,) for part in ("weight", "bias")}
-    beginning = "" if before_5 else "model."
-    images = {f"{beginning}{name}": bell(name, shape).astype(np.float32) for name, shape in shapes.items()}
-    return weights | images
+    return shapes
+
+
+def pixtral_shapes(vision: dict[str, Any], hidden: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of the part of a Mistral 3 that sees images, in one layer."""
+    width, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
+    layer = "vision_tower.transformer.layers.0."
+    return {
+        "vision_tower.patch_conv.weight": (width, 3, patch, patch),
+        "vision_tower.ln_pre.weight": (width,),
+        f"{layer}attention_norm.weight": (width,),
+        f"{layer}ffn_norm.weight": (width,),
+        **{f"{layer}attention.{name}_proj.weight": (width, width) for name in "qkvo"},
+        f"{layer}feed_forward.gate_proj.weight": (inner, width),
+        f"{layer}feed_forward.up_proj.weight": (inner, width),
+        f"{layer}feed_forward.down_proj.weight": (width, inner),
+        "multi_modal_projector.norm.weight": (width,),
+        "multi_modal_projector.patch_merger.merging_layer.weight": (width, 4 * width),
+        "multi_modal_projector.linear_1.weight": (hidden, width),
+        "multi_modal_projector.linear_2.weight": (hidden, hidden),
+    }
 
 
 def rounded(weights: Weights, dtype: str) -> Weights:
