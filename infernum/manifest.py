@@ -302,7 +302,10 @@ class Stage(Record, frozen=True):
 
 
 class ModelInfo(Record, frozen=True):
-    """The model a bundle was compiled for. `config` holds every field that decides the mathematics."""
+    """The model a bundle was compiled for. `config` holds every field that decides the mathematics.
+
+    A sequence that grows beyond `short_context` tokens is computed anew from its start; None: none is.
+    """
 
     family: str
     name: str
@@ -311,6 +314,7 @@ class ModelInfo(Record, frozen=True):
     vocab_size: int
     context: int
     num_layers: int
+    short_context: int | None = None
 
 
 class Manifest(Record, frozen=True):

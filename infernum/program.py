@@ -119,6 +119,7 @@ def describe_program(
             vocab_size=source.config.vocab_size,
             context=source.config.max_position_embeddings,
             num_layers=source.config.num_hidden_layers,
+            short_context=source.config.short_context,
         ),
         variants=list(variants),
         program=[Stage(block=block.name, layer=layer) for block, layer in program.stages],

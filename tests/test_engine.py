@@ -21,9 +21,16 @@ GREEDY = SamplingParams(max_tokens=10, temperature=0)
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [12, 13]]
 
 
-def model_info(context=64, vocab=VOCAB):
+def model_info(context=64, vocab=VOCAB, short_context=None):
     return ModelInfo(
-        family="toy", name="toy", config={}, config_hash="", vocab_size=vocab, context=context, num_layers=1
+        family="toy",
+        name="toy",
+        config={},
+        config_hash="",
+        vocab_size=vocab,
+        context=context,
+        num_layers=1,
+        short_context=short_context,
     )
 
 
@@ -108,6 +115,28 @@ def test_a_long_prompt_goes_in_chunks_and_one_row_is_asked_for_in_each():
     assert [b.tokens for b in toy.batches[:4]] == [4, 4, 2, 1]
     assert [b.rows for b in toy.batches[:3]] == [1, 1, 1]
     assert toy.batches[1].positions.tolist() == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("max_batch_tokens", [3, 32])
+@pytest.mark.parametrize("short_context", [2, 3, 7, 8, 11])
+def test_a_sequence_that_becomes_long_is_computed_anew_from_its_start(
+    short_context: int, max_batch_tokens: int
+) -> None:
+    toy = ToyExecutor(
+        hashed_logits(VOCAB), VOCAB, max_batch_tokens=max_batch_tokens, short_context=short_context
+    )
+    engine = Engine(toy, model_info(short_context=short_context))
+    completions = engine.generate(PROMPTS, GREEDY)
+    assert [each.tokens for each in completions] == [alone(prompt, GREEDY) for prompt in PROMPTS]
+    assert any(entry.startswith("advance") for entry in toy.log)
+    assert not toy.is_long.all() and toy.is_long.any()
+
+
+def test_the_logits_of_a_prompt_in_chunks_are_those_of_its_whole_length() -> None:
+    toy = ToyExecutor(hashed_logits(VOCAB), VOCAB, max_batch_tokens=3, short_context=4)
+    engine = Engine(toy, model_info(short_context=4))
+    engine.logits([1, 2, 3, 4, 5, 6, 7])
+    assert all(set(batch.lengths.tolist()) == {7} for batch in toy.batches) and toy.is_long.any()
 
 
 def test_decoding_goes_on_beside_a_prompt_in_chunks():

@@ -51,9 +51,22 @@ class ToyPending:
 
 
 class ToyExecutor:
-    """Speaks `infernum.step.Executor`. `log` holds `run n`, `advance n` and `read n`, in order."""
+    """Speaks `infernum.step.Executor`. `log` holds `run n`, `advance n` and `read n`, in order.
 
-    def __init__(self, model: Model, vocab: int, *, pages=16, page_size=4, max_batch_tokens=32, max_rows=8):
+    With a `short_context`, a position must have been computed as one of a long sequence just when its sequence is long.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        vocab: int,
+        *,
+        pages=16,
+        page_size=4,
+        max_batch_tokens=32,
+        max_rows=8,
+        short_context=2**31 - 1,
+    ):
         self.model = model
         self.vocab = vocab
         self.num_pages = pages
@@ -62,6 +75,8 @@ class ToyExecutor:
         self.max_rows = max_rows
         self.dtype = "f16"
         self.cache = np.full((pages, page_size), -1)
+        self.short_context = short_context
+        self.is_long = np.zeros((pages, page_size), bool)
         self.log: list[str] = []
         self.batches: list[Batch] = []
         self.samplings: list[Sampling] = []
@@ -113,6 +128,7 @@ class ToyExecutor:
                 batch.query_start,
                 batch.page_table,
                 batch.output_rows,
+                batch.lengths,
             )
             self._next = following, s
         self.steps += 1
@@ -124,12 +140,21 @@ class ToyExecutor:
             page = batch.page_table[row, position // self.page_size]
             assert page >= 0, f"position {position} of sequence {row} has no page"
             self.cache[page, position % self.page_size] = token
+        page = batch.page_table[batch.sequence, batch.positions // self.page_size]
+        self.is_long[page, batch.positions % self.page_size] = batch.lengths > self.short_context
         logits = np.empty((batch.rows, self.vocab), np.float32)
         for out, at in enumerate(batch.output_rows):
             length = batch.positions[at] + 1
             pages = batch.page_table[batch.sequence[at], : -(-length // self.page_size)]
             context = self.cache[pages].ravel()[:length]
             assert np.all(context >= 0), f"sequence {batch.sequence[at]}: positions were skipped: {context}"
+            is_long = self.is_long[pages].ravel()[:length]
+            assert np.all(is_long == (batch.lengths[at] > self.short_context)), (
+                "computed by other frequencies"
+            )
+            assert is_long[0] == (length > self.short_context) or batch.lengths[at] > length, (
+                "not computed anew"
+            )
             logits[out] = self.model(context.tolist())
         return logits
 

@@ -55,7 +55,10 @@ class Engine:
         self._context = min(self.model.context, self.max_model_len or self.model.context)
         self._pool = PagePool(self.executor.num_pages, self.executor.page_size)
         self._scheduler = Scheduler(
-            self._pool, max_tokens=self.executor.max_batch_tokens, max_sequences=self.executor.max_rows
+            self._pool,
+            max_tokens=self.executor.max_batch_tokens,
+            max_sequences=self.executor.max_rows,
+            short_context=self.model.short_context,
         )
         self._sequences: dict[int, Sequence] = {}
         self._in_flight: Flight | None = None

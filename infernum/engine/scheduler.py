@@ -55,13 +55,16 @@ class Scheduler:
     """Admits sequences in order of arrival, and plans the steps.
 
     A sequence is admitted once the pool has pages for its prompt and `max_tokens`, so that no running sequence ever
-    has to be stopped for lack of pages.
+    has to be stopped for lack of pages. A sequence that grows beyond `short_context` tokens is computed anew.
     """
 
-    def __init__(self, pool: PagePool, *, max_tokens: int, max_sequences: int) -> None:
+    def __init__(
+        self, pool: PagePool, *, max_tokens: int, max_sequences: int, short_context: int | None = None
+    ) -> None:
         self.pool = pool
         self.max_tokens = max_tokens
         self.max_sequences = min(max_sequences, max_tokens)
+        self.short_context = short_context
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
 
@@ -94,6 +97,9 @@ class Scheduler:
             assert pages is not None, "enough pages were free a moment ago"
             sequence.pages = pages
             self.running.append(sequence)
+        for sequence in self.running:
+            if self._is_long(len(sequence.tokens)) and not sequence.is_long:
+                sequence.is_long, sequence.cached = True, 0
         room = self.max_tokens
         chunks: list[Chunk] = []
         decoding_first = sorted(self.running, key=lambda s: s.cached < s.prompt_length)
@@ -108,7 +114,7 @@ class Scheduler:
     def repeats(self, plan: StepPlan) -> bool:
         """True when the step after `plan`, which is still in flight, needs no input from the host.
 
-        Every sequence then has one token in `plan` and may take another, and no sequence is admitted.
+        Every sequence then has one token in `plan` and may take another, and no sequence is admitted or computed anew.
         """
         alone = len(plan.chunks) == len(self.running) and not self._can_admit()
         return alone and all(
@@ -116,8 +122,12 @@ class Scheduler:
             and c.last
             and not c.sequence.finished
             and c.sequence.output_length + 1 < c.sequence.max_tokens
+            and self._is_long(c.start + 2) == c.sequence.is_long
             for c in plan.chunks
         )
+
+    def _is_long(self, length: int) -> bool:
+        return self.short_context is not None and length > self.short_context
 
     def _can_admit(self) -> bool:
         if not self.waiting or len(self.running) >= self.max_sequences:

@@ -19,6 +19,7 @@ class Sequence:
 
     tokens      prompt and output
     cached      number of tokens whose keys and values are in the cache, or will be once the launched steps have run
+    is_long     the cache holds what is computed for a sequence longer than the model's `short_context`
     max_tokens  the `max_tokens` of the request, clamped to context and cache
     pages       the pages of the sequence; empty while it waits and after it has finished
     """
@@ -41,6 +42,7 @@ class Sequence:
         self.seed = seed
         self.text = text
         self.cached = 0
+        self.is_long = False
         self.pages: tuple[int, ...] = ()
         self.finish_reason: FinishReason | None = None
 

@@ -18,6 +18,7 @@ from infernum.errors import ConfigError
 from infernum.models.config_fields import UNSET, ConfigField, Default, declared
 from infernum.models.fields import Fields, Unsupported, same, show
 from infernum.models.known_fields import ARCHITECTURE, HARMLESS, UNSUPPORTED
+from infernum.rope import Rope
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,12 @@ class FamilyConfig:
 
     def __post_init__(self) -> None:
         _check(declared(type(self)), self)
+
+    @property
+    def short_context(self) -> int | None:
+        """Most tokens of a sequence that LongRoPE turns as a short one; None where all sequences are turned alike."""
+        rope = getattr(self, "rope", None)
+        return rope.original_max_position if isinstance(rope, Rope) and rope.kind == "longrope" else None
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, object]) -> Self:

@@ -27,7 +27,13 @@ ATTRS: dict[str, Sequence[Any]] = {
     "float": (1e-5, 0.5, 1.0, 2.0),
     "bool": (False, True),
     "str": ("f32", "bf16", "f16"),
-    "Rope": (Rope(), Rope("linear", factor=2.0)),
+    "Rope": (
+        Rope(),
+        Rope("linear", factor=2.0),
+        Rope(partial=0.5, interleaved=True, attention_factor=1.5),
+        Rope(original_max_position=4, beta=0.5),
+        Rope(original_max_position=4),
+    ),
 }
 """Values of an attribute, by the annotation of its parameter in the op's meaning."""
 
