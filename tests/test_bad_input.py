@@ -109,6 +109,11 @@ def compiles(model: object, *args: str) -> tuple[object, ...]:
     return ("compile", model, *args)
 
 
+def other(w: Workshop, name: str, **changes: object) -> Path:
+    """The tiny model under another model type, whose classes in transformers begin with `name`."""
+    return w.configured(model_type=name.lower(), architectures=[f"{name}ForCausalLM"], **changes)
+
+
 Case = tuple[Callable[[Workshop], tuple[Any, ...]], list[str]]
 """The command line, made in a workshop, and what the error must name."""
 
@@ -134,6 +139,21 @@ CASES: dict[str, Case] = {
     "unknown-model-type": (
         lambda w: compiles(w.configured(model_type="mamba")),
         ["mamba", "needs a state beside the KV cache", "supported: ", "llama, "],
+    ),
+    "layer-types-of-another-length": (
+        lambda w: compiles(other(w, "Ministral", layer_types=["full_attention"], num_key_value_heads=4)),
+        ["layer_types", "num_hidden_layers = 2"],
+    ),
+    "layers-whose-window-is-off": (
+        lambda w: compiles(
+            other(w, "Qwen2", layer_types=["sliding_attention"] * 2, sliding_window=8, num_key_value_heads=4)
+        ),
+        ["layer_types", "sliding_window", "switched off"],
+    ),
+    "no-text-model": (lambda w: compiles(other(w, "Mistral3")), ["text_config", "missing"]),
+    "fused-tensor-missing": (
+        lambda w: ("run", "1 2 3", "--prompt-ids", "--model", other(w, "Phi3"), *CPU),
+        ["qkv_proj.weight", "missing"],
     ),
     "activation": (lambda w: compiles(w.configured(hidden_act="xielu")), ["hidden_act", "xielu", "silu"]),
     "rope-unknown": (
