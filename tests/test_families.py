@@ -516,6 +516,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 32}},
         "rope_scaling.long_factor is missing",
     ),
+    ("phi3", {"partial_rotary_factor": 1.5}, "rope partial is 1.5; more than a whole head cannot be turned"),
+    ("phi3", {"partial_rotary_factor": 0.02}, "rope partial is 0.02, 1 of 64 elements; it must turn whole"),
     ("qwen2", {"attention_bias": False}, "attention_bias = false must be true in a model of this type"),
     ("qwen2", {"mlp_bias": True}, "mlp_bias = true must be false in a model of this type"),
     (

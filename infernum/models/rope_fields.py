@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 from infernum.errors import ConfigError
@@ -48,8 +50,8 @@ def read_rope(
     if default_partial is None:
         fields.refuse(_PARTIAL)
     top = fields.number(theta, default_theta)
-    partial = fields.number("partial_rotary_factor", default_partial or 1.0)
-    unscaled = Rope(theta=top, partial=partial, interleaved=interleaved)
+    part = fields.number("partial_rotary_factor", default_partial or 1.0)
+    unscaled = _suited(Rope, fields, head_dim, theta=top, partial=part, interleaved=interleaved)
     spellings: dict[str, Rope] = {}
     for name in ("rope_parameters", "rope_scaling"):
         child = fields.child(name)
@@ -65,6 +67,17 @@ def read_rope(
         spellings[child.path("").rstrip(".")] = reader.rope()
         child.warn_unread(frozenset({"max_position_embeddings"}), to=fields)
     return _the_one(spellings, unscaled, fields, theta)
+
+
+def _suited(make: Callable[..., Rope], fields: Fields, head_dim: int, **settings: Any) -> Rope:
+    """The rotary embedding with these settings, which must suit the model's head size. Errors name the file."""
+    try:
+        rope = make(**settings)
+        if head_dim % 2 == 0:
+            rope.rotary(head_dim)
+        return rope
+    except ConfigError as error:
+        raise ConfigError(f"{fields.where}: {error}") from None
 
 
 def _the_one(spellings: dict[str, Rope], unscaled: Rope, fields: Fields, theta: str) -> Rope:
@@ -104,13 +117,7 @@ class _Reader:
         settings = {"theta": theta, "partial": self._partial(), "beta": beta, **self._scaling()}
         if beta:
             settings["original_max_position"] = self._original()
-        try:
-            rope = replace(self.unscaled, **settings)
-            if self.head_dim % 2 == 0:
-                rope.rotary(self.head_dim)
-            return rope
-        except ConfigError as error:
-            raise ConfigError(f"{self.parent.where}: {error}") from None
+        return _suited(partial(replace, self.unscaled), self.parent, self.head_dim, **settings)
 
     def _scaling(self) -> dict[str, Any]:
         """The kind and its settings, by the names of the fields of `Rope`."""
