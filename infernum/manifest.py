@@ -59,10 +59,14 @@ class Buffer(Record, frozen=True):
 
 
 class Weight(Record, frozen=True):
-    """A tensor filled when a checkpoint is loaded, as its recipe says; names of tensors may hold `{layer}`."""
+    """A tensor filled when a checkpoint is loaded, as its recipe says; names of tensors may hold `{layer}`.
+
+    `added`: the number that a norm adds to it. Random weights leave it out, so that they are near 1 with it.
+    """
 
     spec: TensorSpec
     recipe: Recipe
+    added: float = 0.0
 
 
 class Pointer(Record, frozen=True, tag="pointer"):

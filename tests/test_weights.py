@@ -21,9 +21,11 @@ from infernum.cpu.executor import CpuExecutor
 from infernum.cpu.weights import HostWeights
 from infernum.dtypes import BF16, F16, F32, I32, dtype, round_to
 from infernum.errors import BundleError, CheckpointError
+from infernum.graph_bundle import describe_graphs
 from infernum.llm import check_checkpoint
 from infernum.manifest import Manifest, Stage, Weight
 from infernum.model_folder.weights import SINGLE
+from infernum.models.presets import resolve
 from infernum.recipes import (
     ALONE,
     Each,
@@ -42,7 +44,7 @@ from infernum.recipes import (
 from infernum.runtime import weights as gpu_weights
 from infernum.runtime.weights import fill_weights
 from infernum.weights import dummy, values
-from infernum.weights.dummy import POOL, DummyTensors, is_norm, pool_of, pool_runs
+from infernum.weights.dummy import POOL, DummyTensors, mean_of, pool_of, pool_runs, settle
 from infernum.weights.plan import WeightPlan, plan_weights
 from infernum.weights.source import TensorSource
 
@@ -402,18 +404,16 @@ def test_the_pool_is_what_it_is_said_to_be() -> None:
     assert dummy._hash(1234567, 0, 3).tolist() == published  # pyright: ignore[reportPrivateUsage]
     words = published[0].to_bytes(8, "little")
     total = sum(int.from_bytes(words[i : i + 2], "little") for i in range(0, 8, 2))
-    assert pool_of(1234567, F32, norm=False)[0] == pytest.approx(
-        0.02 * (total - 131_070) / 37_837.2, rel=1e-6
-    )
+    assert pool_of(1234567, F32)[0] == pytest.approx(0.02 * (total - 131_070) / 37_837.2, rel=1e-6)
 
 
 def test_the_pool_has_the_mean_and_the_deviation_of_weights() -> None:
-    for norm, mean, deviation in ((False, 0.0, 0.02), (True, 1.0, 0.1)):
-        pool = pool_of(0, F32, norm=norm)
-        assert pool.mean() == pytest.approx(mean, abs=deviation / 500)
+    for mean, deviation in ((None, 0.02), (1.0, 0.1), (0.0, 0.1)):
+        pool = pool_of(0, F32, mean)
+        assert pool.mean() == pytest.approx(mean or 0.0, abs=deviation / 500)
         assert pool.std() == pytest.approx(deviation, rel=2e-3)
-    assert np.array_equal(pool_of(0, F16, norm=False), pool_of(0, F32, norm=False).astype(np.float16))
-    bits = pool_of(0, I32, norm=False)
+    assert np.array_equal(pool_of(0, F16), pool_of(0, F32).astype(np.float16))
+    bits = pool_of(0, I32)
     assert (bits < 0).mean() == pytest.approx(0.5, abs=2e-3)
 
 
@@ -434,6 +434,24 @@ def test_no_two_rows_of_a_dummy_matrix_are_alike() -> None:
 
 
 def test_random_norms_are_near_one_and_other_weights_near_zero() -> None:
-    assert is_norm("model.norm.weight", (64,))
-    assert not is_norm("q_proj.bias", (64,))
-    assert not is_norm("q_proj.weight", (64, 64))
+    assert mean_of("model.norm.weight", (64,)) == 1
+    assert mean_of("model.norm.weight", (64,), added=1.0) == 0
+    assert mean_of("q_proj.bias", (64,)) is None
+    assert mean_of("q_proj.weight", (64, 64)) is None
+
+
+def test_the_random_norms_of_gemma_are_near_one_with_what_the_norm_adds() -> None:
+    plan = plan_weights(describe_graphs(resolve("gemma-3-1b")))
+    chosen, source = settle(plan, None, 0)
+    means = {
+        stored.recipe.names[0]: source.rows(stored.recipe.names[0], 0, stored.recipe.shape[0]).mean()
+        for stored in chosen.stored
+        if isinstance(stored.recipe, Read) and len(stored.recipe.shape) == 1
+    }
+    assert {name.split(".")[-2] for name in means} >= {
+        "q_norm",
+        "k_norm",
+        "post_feedforward_layernorm",
+        "norm",
+    }
+    assert all(abs(mean) < 0.03 for mean in means.values())

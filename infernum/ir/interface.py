@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from infernum.ir.graph import Graph, Input, TensorType, Value
-from infernum.ir.op import Op
+from collections.abc import Iterator
+
+from infernum.ir.graph import Graph, Input, Node, TensorType, Value
+from infernum.ir.op import Fused, Op
 from infernum.manifest import State, TensorSpec, Weight
 
 
@@ -27,7 +29,10 @@ def weights_of(graph: Graph) -> dict[str, Weight]:
     for node in graph.inputs:
         if isinstance(node.op, Input) and node.op.role == "weight":
             assert node.op.recipe, f"%{node.name} is a weight made of nothing"
-            weights[node.name] = Weight(spec=spec(node.name, node.types[0]), recipe=node.op.recipe)
+            offsets = [reader.attrs.get("offset", 0.0) for reader in _primitive_readers(graph, node.name)]
+            weights[node.name] = Weight(
+                spec=spec(node.name, node.types[0]), recipe=node.op.recipe, added=max(offsets, default=0.0)
+            )
     return weights
 
 
@@ -51,6 +56,16 @@ def _window(graph: Graph, state: str) -> int:
             ]
             windows += [node.attrs["window"]] if "window" in node.attrs else []
     return max(windows) if windows and all(windows) else 0
+
+
+def _primitive_readers(graph: Graph, name: str) -> Iterator[Node]:
+    """The primitive ops that read a value, within fused nodes too."""
+    for reader, slot in graph.users(Value(name)):
+        node = graph.node(reader)
+        if isinstance(node.op, Fused):
+            yield from _primitive_readers(node.op.body, node.op.params[slot])
+        else:
+            yield node
 
 
 def streams_out(graph: Graph) -> list[TensorSpec]:

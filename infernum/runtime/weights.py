@@ -17,7 +17,7 @@ from infernum.dtypes import DType
 from infernum.recipes import Rank, Recipe, size_of
 from infernum.runtime.device import Device, PinnedMemory
 from infernum.runtime.stream import CudaEvent, Stream
-from infernum.weights.dummy import is_norm, pool_of, pool_runs, settle
+from infernum.weights.dummy import mean_of, pool_of, pool_runs, settle
 from infernum.weights.plan import StoredWeight, WeightPlan
 from infernum.weights.source import Array, Progress, TensorSource
 from infernum.weights.values import pieces, run_of, sections
@@ -52,7 +52,7 @@ def fill_weights(
         for weight in chosen.stored:
             dtype = dtypes.dtype(weight.dtype)
             for section, offset in placed_sections(weight, chosen.rank.count):
-                if pools is not None and pools.copy(section, chosen.rank, dtype, base + offset):
+                if pools is not None and pools.copy(section, chosen.rank, dtype, weight.added, base + offset):
                     continue
                 for piece in pieces(section, tensors, chosen.rank):
                     staging.send(piece, dtype, base + offset)
@@ -115,9 +115,9 @@ class _Pools:
     def __init__(self, device: Device, stream: Stream, staging: Staging, seed: int, stack: ExitStack) -> None:
         self._device, self._stream, self._staging = device, stream, staging
         self._seed, self._stack = seed, stack
-        self._addresses: dict[tuple[str, bool], int] = {}
+        self._addresses: dict[tuple[str, float | None], int] = {}
 
-    def copy(self, section: Recipe, rank: Rank, dtype: DType, to: int) -> bool:
+    def copy(self, section: Recipe, rank: Rank, dtype: DType, added: float, to: int) -> bool:
         """Queue the copy of a section that is a run of one tensor stored in `dtype`; False for other sections."""
         run = run_of(section, rank)
         if run is None:
@@ -127,16 +127,16 @@ class _Pools:
         is_stored_so = tensor.dtype == dtype.name if tensor.dtype else dtype.is_float
         if not is_stored_so:
             return False
-        pool = self._address(dtype, norm=is_norm(name, tensor.shape))
+        pool = self._address(dtype, mean_of(name, tensor.shape, added))
         for start, count in pool_runs(name, first, size_of(section, rank.count)):
             self._stream.copy(to, pool + start * dtype.bytes, count * dtype.bytes)
             to += count * dtype.bytes
         return True
 
-    def _address(self, dtype: DType, *, norm: bool) -> int:
-        key = (dtype.name, norm)
+    def _address(self, dtype: DType, mean: float | None) -> int:
+        key = (dtype.name, mean)
         if key not in self._addresses:
-            pool = pool_of(self._seed, dtype, norm=norm)
+            pool = pool_of(self._seed, dtype, mean)
             memory = self._device.alloc(pool.nbytes, "random weights")
             self._stack.callback(memory.free)
             self._stack.callback(self._stream.synchronize)

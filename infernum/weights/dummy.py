@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 
 from infernum.dtypes import F32, DType
 from infernum.dtypes import dtype as dtype_named
-from infernum.recipes import Read, Shape
+from infernum.recipes import Read, Shape, tensors_of
 from infernum.weights.plan import WeightPlan, plan_for
 from infernum.weights.source import Array, TensorSource
 
@@ -33,11 +33,13 @@ _AT_ONCE = 1 << 17
 class DummyTensors:
     """A source of random tensors: float32, unless a tensor must be stored in another type.
 
-    Matrices and biases have mean 0 and deviation 0.02, norm weights 1 and 0.1. Integers have random bits.
+    Matrices and biases have mean 0 and deviation 0.02, norm weights 1 and 0.1. What a norm adds to its weights (`added`,
+    by name) is left out. Integers have random bits.
     """
 
     tensors: Mapping[str, Read]
     seed: int
+    added: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def names(self) -> frozenset[str]:
@@ -53,7 +55,7 @@ class DummyTensors:
     def rows(self, name: str, start: int, stop: int) -> Array:
         shape = self.shape(name)
         width = math.prod(shape[1:])
-        pool = pool_of(self.seed, self.dtype(name), norm=is_norm(name, shape))
+        pool = pool_of(self.seed, self.dtype(name), mean_of(name, shape, self.added.get(name, 0.0)))
         runs = pool_runs(name, start * width, (stop - start) * width)
         parts = [pool[first : first + count] for first, count in runs]
         flat = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -69,12 +71,18 @@ def settle(plan: WeightPlan, source: TensorSource | None, seed: int) -> tuple[We
     if source is not None:
         return plan_for(plan, source), source
     chosen = plan.chosen({name for tensor in plan.tensors() for name in tensor.names})
-    return chosen, DummyTensors({tensor.names[0]: tensor for tensor in chosen.tensors()}, seed)
+    added = {
+        t.names[0]: stored.added
+        for stored in chosen.stored
+        for t in tensors_of(stored.recipe)
+        if stored.added
+    }
+    return chosen, DummyTensors({tensor.names[0]: tensor for tensor in chosen.tensors()}, seed, added)
 
 
-def is_norm(name: str, shape: Shape) -> bool:
-    """True for the scale of a norm: any vector but a bias."""
-    return len(shape) == 1 and not name.endswith("bias")
+def mean_of(name: str, shape: Shape, added: float = 0.0) -> float | None:
+    """The mean of the random scale of a norm, which is any vector but a bias; None for all other tensors."""
+    return 1.0 - added if len(shape) == 1 and not name.endswith("bias") else None
 
 
 def pool_runs(name: str, first: int, count: int) -> Iterator[tuple[int, int]]:
@@ -87,14 +95,14 @@ def pool_runs(name: str, first: int, count: int) -> Iterator[tuple[int, int]]:
 
 
 @lru_cache(maxsize=8)
-def pool_of(seed: int, dtype: DType, *, norm: bool) -> Array:
-    """The pool of a seed, for norm weights or for all others: `POOL` elements of `dtype`, read-only."""
+def pool_of(seed: int, dtype: DType, mean: float | None = None) -> Array:
+    """The pool of a seed: `POOL` elements of `dtype`, read-only. For norm weights, their mean."""
     pool = np.empty(POOL, dtype.numpy)
     for start in range(0, POOL, _AT_ONCE):
         piece = pool[start : start + _AT_ONCE]
         numbers = _hash(seed, start, len(piece))
         if dtype.is_float:
-            numbers = _normal(numbers) * np.float32(0.1 if norm else 0.02) + np.float32(1.0 if norm else 0.0)
+            numbers = _normal(numbers) * np.float32(0.02 if mean is None else 0.1) + np.float32(mean or 0.0)
         piece[:] = numbers.astype(dtype.numpy)
     pool.flags.writeable = False
     return pool

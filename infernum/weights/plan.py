@@ -43,6 +43,8 @@ class StoredWeight:
     offset: int
     size: int
     """Number of elements."""
+    added: float = 0.0
+    """`Weight.added`."""
 
     @property
     def nbytes(self) -> int:
@@ -104,14 +106,14 @@ def plan_weights(manifest: Manifest, rank: Rank = ALONE) -> WeightPlan:
     of `ALIGNMENT`. Raises BundleError for a recipe of another shape than its weight, and for two recipes that read one
     tensor in different shapes.
     """
-    keys = _distinct(manifest, rank)
+    added = _distinct(manifest, rank)
     places: dict[WeightKey, WeightPlace] = {}
     stored: list[StoredWeight] = []
     end = 0
-    for recipe, dtype in sorted(keys, key=lambda key: -len(stacked(key[0]))):  # stable: then by first use
+    for recipe, dtype in sorted(added, key=lambda key: -len(stacked(key[0]))):  # stable: then by first use
         if (recipe, dtype) in places:
             continue
-        weight = StoredWeight(recipe, dtype, end, size_of(recipe, rank.count))
+        weight = StoredWeight(recipe, dtype, end, size_of(recipe, rank.count), added[recipe, dtype])
         for run, first in _aligned_runs(weight, rank):
             places.setdefault((run, dtype), WeightPlace(len(stored), first))
         stored.append(weight)
@@ -148,18 +150,18 @@ def _check_tensor(tensor: Read, source: TensorSource) -> None:
         )
 
 
-def _distinct(manifest: Manifest, rank: Rank) -> list[WeightKey]:
-    """The distinct weights of all stages, in order of first use."""
-    keys: dict[WeightKey, None] = {}
+def _distinct(manifest: Manifest, rank: Rank) -> dict[WeightKey, float]:
+    """The distinct weights of all stages, in order of first use, each with what is added to it."""
+    keys: dict[WeightKey, float] = {}
     shapes: dict[str, Shape] = {}
     for stage in (*manifest.program, *(Stage(block=name) for name in manifest.samplers)):
         for variant in manifest.blocks[stage.block].values():
             for weight in variant.weights.values():
                 key = weight_key(weight, stage)
                 if key not in keys:
-                    keys[key] = None
+                    keys[key] = weight.added
                     _check(weight, key[0], f"{stage.block}.{weight.spec.name}", rank, shapes)
-    return list(keys)
+    return keys
 
 
 def _check(weight: Weight, recipe: Recipe, where: str, rank: Rank, shapes: dict[str, Shape]) -> None:
