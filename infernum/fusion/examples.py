@@ -17,6 +17,7 @@ EPILOGUES: Examples = (
     lambda x, weight, *, a, b, c, d: mul(
         silu(columns(y := linear(x, weight), start=a, stop=b)), columns(y, start=c, stop=d)
     ),
+    lambda x, residual, gain, *, eps: add(residual, rms_norm(x, gain, eps=eps)),
 )
 PROLOGUES: Examples = (
     lambda x, gain, weight, *, eps: linear(rms_norm(x, gain, eps=eps), weight),

@@ -55,6 +55,11 @@ RECIPES = [
     Recipe("window_100_256", F32, True),
     Recipe("window_100_80", F32, False),
     Recipe("window_100_128", F16, False),
+    Recipe("gemma2", BF16, True),
+    Recipe("gemma2_types", F16, False),
+    Recipe("gemma3", F32, True),
+    Recipe("gemma3_text", BF16, True),
+    Recipe("gemma_untied", F16, True),
     Recipe("composed_normed", BF16, True),
     Recipe("composed_normed", F16, False),
     Recipe("composed_normed", F32, True),
@@ -64,7 +69,7 @@ RECIPES = [
     Recipe("composed_geglu", F32, True),
 ]
 """Groups of 1, 2, 4, 7 and 8 query heads; heads of 16 to 256; windows; biases nowhere, somewhere, everywhere; norms
-of queries and keys, no turn, and a GeGLU between norms of a plugin."""
+of queries and keys, no turn, and a GeGLU between norms of a plugin; Gemma's norms with a sum behind them, and caps."""
 
 VARIANTS = ("t1", "t8", "t64", "prefill")
 
