@@ -841,6 +841,21 @@ CASES: tuple[OracleCase, ...] = (
         tokens=200,
     ),
     OracleCase(
+        "quick_gelu",
+        "a Llama with another activation, which is several ops",
+        _llama(
+            hidden=64,
+            intermediate=100,
+            layers=2,
+            heads=4,
+            kv_heads=2,
+            vocab=131,
+            hidden_act="quick_gelu",
+            torch_dtype="float32",
+        ),
+        tokens=195,
+    ),
+    OracleCase(
         "mistral_slides",
         "Mistral with a window of 24 in all layers, shorter than a page; 4 query heads per KV head",
         _model(
