@@ -198,11 +198,13 @@ def small(model_type: str, **changes: Any) -> dict[str, Any]:
     return TINY | {"model_type": model_type} | MORE[model_type] | changes
 
 
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize(
     ("model_type", "count"), [("gemma", 5), ("gemma2", 7), ("gemma3_text", 7), ("gemma3", 7)]
 )
-def test_a_layer_is_few_kernels_for_one_token(model_type: str, count: int) -> None:
-    layers = {name: names for name, names in kernels(small(model_type)).items() if "decoder" in name}
+def test_a_layer_is_few_kernels_for_one_token(model_type: str, count: int, head_dim: int) -> None:
+    blocks = kernels(small(model_type, head_dim=head_dim))
+    layers = {name: names for name, names in blocks.items() if "decoder" in name}
     assert len(layers) == (1 if model_type == "gemma" else 2)
     assert {len(names) for names in layers.values()} == {count}, layers
 
