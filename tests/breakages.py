@@ -133,8 +133,8 @@ BREAKAGES = [
         "decoder",
         "t64",
         "attention_combine",
-        "const int splits = (context + length - 1) / length;",
-        "const int splits = context / length;",
+        "const int splits = (attended + length - 1) / length;",
+        "const int splits = attended / length;",
     ),
     Breakage(
         "gate and up swapped",

@@ -33,7 +33,7 @@ _AT_ONCE = 1 << 17
 class DummyTensors:
     """A source of random tensors: float32, unless a tensor must be stored in another type.
 
-    Matrices and biases have mean 0 and deviation 0.02, norm weights 1 and 0.1. What a norm adds to its weights (`added`,
+    Matrices and biases have mean 0 and deviation 0.02, norm weights 1 and 0.1. What a norm adds to them (`added`,
     by name) is left out. Integers have random bits.
     """
 
