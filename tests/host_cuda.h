@@ -21,6 +21,7 @@
 #define __shared__ static
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
 
 using std::isfinite;
 using std::isnan;
@@ -28,6 +29,7 @@ using std::max;
 using std::min;
 
 struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
 struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 
@@ -193,6 +195,12 @@ inline unsigned long long __double2ull_ru(double x) { return x > 0 ? std::ceil(x
 inline unsigned long long __float2ull_rn(float x) { return std::rint(x); }
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
     return static_cast<unsigned __int128>(a) * b >> 64;
+}
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float __fdividef(float a, float b) { return a / b; }
+inline void sincospif(float x, float* sine, float* cosine) {
+    *sine = std::sin(M_PI * double(x));
+    *cosine = std::cos(M_PI * double(x));
 }
 inline float __int_as_float(int x) { return host::bits<float>(x); }
 inline float __uint_as_float(unsigned x) { return host::bits<float>(x); }
