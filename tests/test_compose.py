@@ -10,7 +10,7 @@ from typing import Any
 import composed
 import numpy as np
 import pytest
-from composed import geglu, layer, offset_norm
+from composed import BY_POSITION, geglu, layer, long_rope, offset_norm, turning
 from graph_inputs import copied, random_inputs, stacked
 
 from infernum import ops
@@ -114,21 +114,6 @@ def test_a_geglu_with_a_scaled_residual_is_two_kernels_for_few_tokens(dtype: DTy
 
 # ---- attention
 
-
-def turning(rope: Rope, **settings: Any) -> Block:
-    """A layer whose queries and keys are turned by `rope`."""
-    return layer(ropes=(rope, rope.of_keys), **settings)
-
-
-def long_rope(pairs: int, **settings: Any) -> Rope:
-    """A LongRoPE of so many pairs, whose short sequences have up to five tokens."""
-    factors = tuple(1 + i / pairs for i in range(pairs)), tuple(2 + i for i in range(pairs))
-    return Rope(
-        "longrope", 1e4, 1.0, 1.0, 4.0, 5, 1.19, short_factor=factors[0], long_factor=factors[1], **settings
-    )
-
-
-YARN = Rope("yarn", factor=4.0, original_max_position=3, attention_factor=1.14, beta=0.1)
 LAYERS: dict[str, tuple[Block, int, int, int]] = {
     "norms of q and k": (layer(norms=NORMS), 64, 5, 5),
     "norms of q and k, heads of 128": (layer(norms=NORMS), 128, 5, 5),
@@ -145,7 +130,7 @@ LAYERS: dict[str, tuple[Block, int, int, int]] = {
     "heads of 80, a quarter turned": (turning(Rope(partial=0.25)), 80, 5, 5),
     "half turned, neighbours, normed": (turning(Rope(partial=0.5, interleaved=True), norms=NORMS), 64, 5, 5),
     "neighbours of 256, half of them": (turning(Rope(partial=0.5, interleaved=True), norms=NORMS), 256, 5, 5),
-    "queries by position, yarn": (turning(YARN, norms=NORMS), 128, 5, 5),
+    "queries by position, yarn": (turning(BY_POSITION, norms=NORMS), 128, 5, 5),
     "a quarter of the pairs, to the end": (turning(Rope("proportional", partial=0.25)), 64, 5, 5),
     "an odd number of pairs": (turning(Rope(partial=0.375, attention_factor=1.3), norms=NORMS), 16, 5, 5),
     "a norm of q": (layer(norms=(NORMS[0], None)), 64, 5, 5),

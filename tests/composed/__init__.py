@@ -121,6 +121,40 @@ class GegluConfig(LlamaConfig):
     model_type: ClassVar[str] = "composed_geglu"
 
 
+@dataclass(frozen=True)
+class NeighboursConfig(LlamaConfig):
+    model_type: ClassVar[str] = "composed_neighbours"
+
+
+@dataclass(frozen=True)
+class PositionConfig(LlamaConfig):
+    model_type: ClassVar[str] = "composed_position"
+
+
+@dataclass(frozen=True)
+class LongConfig(LlamaConfig):
+    model_type: ClassVar[str] = "composed_long"
+
+
+def turning(rope: Rope, **settings: Any) -> Block:
+    """A layer whose queries and keys are turned by `rope`."""
+    return layer(ropes=(rope, rope.of_keys), **settings)
+
+
+def long_rope(pairs: int, **settings: Any) -> Rope:
+    """A LongRoPE of so many pairs, whose short sequences have up to five tokens."""
+    short, long = tuple(1 + i / pairs for i in range(pairs)), tuple(2.0 + i for i in range(pairs))
+    numbers = {
+        "original_max_position": 5,
+        "attention_factor": 1.19,
+        "short_factor": short,
+        "long_factor": long,
+    }
+    return Rope("longrope", **numbers, **settings)
+
+
+NEIGHBOURS = Rope(partial=0.5, interleaved=True, attention_factor=1.3)
+BY_POSITION = Rope("yarn", factor=4.0, original_max_position=3, attention_factor=1.14, beta=0.1)
 LAYERS: dict[type[LlamaConfig], Block] = {
     NormedConfig: layer(norms=((ops.rms_norm, 1e-6), (ops.rms_norm, 1e-3)), biased="qk"),
     UnturnedConfig: layer(norms=(None, (offset_norm, 1e-6)), ropes=(None, None)),
@@ -129,11 +163,19 @@ LAYERS: dict[type[LlamaConfig], Block] = {
 """The layers of three families with the settings of a Llama: queries and keys normalised, not turned, and a GeGLU."""
 
 
+TURNED: dict[type[LlamaConfig], Block] = {
+    NeighboursConfig: turning(NEIGHBOURS, norms=((ops.rms_norm, 1e-6), (ops.rms_norm, 1e-3))),
+    PositionConfig: turning(BY_POSITION, norms=((ops.rms_norm, 1e-6), (ops.rms_norm, 1e-6))),
+    LongConfig: turning(long_rope(36, partial=0.75)),  # heads of 96
+}
+"""The layers of three families that turn heads by ropes unlike Llama's."""
+
+
 def register() -> None:
     """Make the ops, the include file and the families known, as loading a plugin does."""
     OPS.update(OWN)
     add_folder(FOLDER)
-    for config, made in LAYERS.items():
+    for config, made in (LAYERS | TURNED).items():
         if config.model_type not in families():
             add_family(
                 Family(configs=(config,), first=embed, layer=lambda cfg, i, made=made: made, last=head)

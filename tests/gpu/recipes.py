@@ -23,6 +23,14 @@ PAGES = 80
 _AT_ONCE = 4
 
 
+TURNED_HEADS = {
+    composed.NeighboursConfig: (80, 96, 256),
+    composed.PositionConfig: (64, 80, 256),
+    composed.LongConfig: (96,),
+}
+"""Families that turn heads unlike Llama, and their head sizes."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A model (a preset, an oracle case or one of `MODELS`), its dtype, and whether the rules are applied."""
@@ -137,11 +145,27 @@ MODELS: dict[str, dict[str, Any]] = (
         }
         for config in composed.LAYERS
     }
+    | {
+        f"{config.model_type}_{dim}": {
+            "model_type": config.model_type,
+            "hidden_size": 256,
+            "intermediate_size": 512,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "head_dim": dim,
+            "vocab_size": 133,
+            "max_position_embeddings": 512,
+        }
+        for config, sizes in TURNED_HEADS.items()
+        for dim in sizes
+    }
 )
 """Sizes that are multiples of nothing, one layer of Llama 3.2 1B with a vocabulary cut short, and layers that are
 little but attention: heads, key heads and head size of those that wgmma serves, in groups of 1, 4 and 8; and so many
 key heads that a cluster has two blocks; windows shorter than a step of a few tokens, and longer than what a kernel
-calls a long context; layers of Gemma, with caps that bite; and a layer of each family of `composed`."""
+calls a long context; layers of Gemma, with caps that bite; and a layer of each family of `composed`, at
+several head sizes where it turns heads unlike Llama."""
 
 
 class Bundles:

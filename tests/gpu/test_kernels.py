@@ -67,9 +67,18 @@ RECIPES = [
     Recipe("composed_unturned", F32, True),
     Recipe("composed_geglu", BF16, True),
     Recipe("composed_geglu", F32, True),
+    *(Recipe(f"composed_neighbours_{dim}", BF16, True) for dim in (80, 96, 256)),
+    *(Recipe(f"composed_position_{dim}", BF16, True) for dim in (64, 80, 256)),
+    Recipe("composed_neighbours_96", F32, True),
+    Recipe("composed_neighbours_80", F16, False),
+    Recipe("composed_position_64", F32, False),
+    Recipe("composed_long_96", BF16, True),
+    Recipe("composed_long_96", F32, True),
+    Recipe("composed_long_96", F16, False),
 ]
 """Groups of 1, 2, 4, 7 and 8 query heads; heads of 16 to 256; windows; biases nowhere, somewhere, everywhere; norms
-of queries and keys, no turn, and a GeGLU between norms of a plugin; Gemma's norms with a sum behind them, and caps."""
+of queries and keys, no turn, and a GeGLU between norms of a plugin; Gemma's norms with a sum behind them, and caps;
+turns of parts of heads, of neighbours, by position and by the lengths of sequences."""
 
 VARIANTS = ("t1", "t8", "t64", "prefill")
 
