@@ -516,6 +516,18 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 32}},
         "rope_scaling.long_factor is missing",
     ),
+    (
+        "phi3",
+        {
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0] * 32,
+                "long_factor": [2.0] * 32,
+                "original_max_position_embeddings": 64,
+            }
+        },
+        "original_max_position_embeddings is missing",
+    ),
     ("phi3", {"partial_rotary_factor": 1.5}, "rope partial is 1.5; more than a whole head cannot be turned"),
     ("phi3", {"partial_rotary_factor": 0.02}, "rope partial is 0.02, 1 of 64 elements; it must turn whole"),
     ("qwen2", {"attention_bias": False}, "attention_bias = false must be true in a model of this type"),

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from infernum.ir.block import BatchInputs, Block, Tensor, Weights, block
 from infernum.models.activations import ACTIVATIONS
 from infernum.models.config_fields import fixed, integer, number, read_by
 from infernum.models.family import Family
+from infernum.models.fields import Fields
 from infernum.models.llama import WindowConfig, attended, embed, head
 from infernum.models.rope_fields import read_rope
 from infernum.ops import add, dense, heads, linear, mul, rms_norm, turn
 from infernum.rope import Rope
+
+
+def rope_of_phi3(fields: Fields, config: Any) -> Rope:
+    """The rotary embedding. LongRoPE needs the original context beside its object: transformers reads no other."""
+    rope = read_rope(fields, config.head_dim, config.max_position_embeddings, default_partial=1.0)
+    if rope.kind == "longrope" and fields.get("original_max_position_embeddings") is None:
+        raise fields.missing("original_max_position_embeddings")
+    return rope
 
 
 @dataclass(frozen=True)
@@ -25,9 +34,7 @@ class Phi3Config(WindowConfig):
 
     rms_norm_eps: float = number(1e-5)
     max_position_embeddings: int = integer(4096)
-    rope: Rope = read_by(
-        lambda fields, c: read_rope(fields, c.head_dim, c.max_position_embeddings, default_partial=1.0)
-    )
+    rope: Rope = read_by(rope_of_phi3)
     attention_bias: bool = fixed(False)
     mlp_bias: bool = fixed(False)
     sliding_window: int | None = integer(None)
