@@ -150,12 +150,19 @@ def _fields(config: LlamaConfig) -> dict[str, Any]:
             "high_freq_factor": config.rope.high_freq_factor,
             "original_max_position_embeddings": config.rope.original_max_position,
         }
-    names = (
+    if config.rope.kind in ("yarn", "longrope"):
+        names = {
+            "yarn": ("attention_factor", "beta_fast", "beta_slow", "truncate"),
+            "longrope": ("attention_factor", "short_factor", "long_factor"),
+        }
+        rope |= {name: getattr(config.rope, name) for name in names[config.rope.kind]}
+        rope["original_max_position_embeddings"] = config.rope.original_max_position
+    fields = (
         *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
         *("num_key_value_heads", "head_dim", "rms_norm_eps", "attention_bias", "mlp_bias"),
         *("tie_word_embeddings", "max_position_embeddings"),
     )
-    return {name: getattr(config, name) for name in names} | {"rope_parameters": rope, "hidden_act": "silu"}
+    return {name: getattr(config, name) for name in fields} | {"rope_parameters": rope, "hidden_act": "silu"}
 
 
 class Peer:
