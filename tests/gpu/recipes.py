@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import composed
+import pytest
 from oracle.configs import CASES
 
 from infernum.bundle import Bundle
@@ -166,6 +167,13 @@ little but attention: heads, key heads and head size of those that wgmma serves,
 key heads that a cluster has two blocks; windows shorter than a step of a few tokens, and longer than what a kernel
 calls a long context; layers of Gemma, with caps that bite; and a layer of each family of `composed`, at
 several head sizes where it turns heads unlike Llama."""
+
+
+def grouped(recipes: Iterable[Recipe]) -> list[Any]:
+    """Recipes as parameters of tests. `pytest --dist loadgroup` gives all tests of a recipe to one process."""
+    return [
+        pytest.param(recipe, id=str(recipe), marks=pytest.mark.xdist_group(str(recipe))) for recipe in recipes
+    ]
 
 
 class Bundles:

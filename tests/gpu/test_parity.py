@@ -14,7 +14,7 @@ from oracle.golden import Answer, load_golden, relative_error
 from oracle.live import transformers_logits
 from oracle.weights import random_tokens
 
-from gpu.recipes import PAGES, Bundles, Recipe
+from gpu.recipes import PAGES, Bundles, Recipe, grouped
 from infernum.bundle import Bundle
 from infernum.checkpoint import Checkpoint
 from infernum.engine.step_inputs import page_table, prompt_logits
@@ -52,7 +52,7 @@ def check_greedy_tokens(logits: Float32, positions: np.ndarray, answer: Answer) 
     assert np.array_equal(logits.argmax(axis=-1)[clear], answer.argmax[clear])
 
 
-@pytest.mark.parametrize("recipe", recipes(SERVED, "float32"), ids=str)
+@pytest.mark.parametrize("recipe", grouped(recipes(SERVED, "float32")))
 def test_float32_logits_are_those_of_transformers(
     recipe: Recipe, bundles: Bundles, checkpoint: Write
 ) -> None:
@@ -63,7 +63,7 @@ def test_float32_logits_are_those_of_transformers(
     check_greedy_tokens(logits, golden.positions, golden.stored)
 
 
-@pytest.mark.parametrize("recipe", recipes(SERVED, "bfloat16"), ids=str)
+@pytest.mark.parametrize("recipe", grouped(recipes(SERVED, "bfloat16")))
 def test_bfloat16_is_as_near_to_the_oracle_as_transformers_own(
     recipe: Recipe, bundles: Bundles, checkpoint: Write
 ) -> None:
