@@ -31,11 +31,14 @@ AS_GOOD = 1.25
 """bfloat16 may be so many times as far from the float32 oracle as transformers' own bfloat16 run is."""
 
 SERVED = [c.name for c in CASES]
+UNFUSED = {c.config["model_type"]: c.name for c in reversed(CASES)}.values()
+"""The first case of each model type, which is served without rules too."""
+
 Write = Callable[[str, str], Path]
 
 
 def recipes(names: list[str], dtype: str) -> list[Recipe]:
-    return [Recipe(name, dtype, fuse) for name in names for fuse in (True, False)]
+    return [Recipe(name, dtype, fuse) for name in names for fuse in (True, False) if fuse or name in UNFUSED]
 
 
 def logits_of(folder: Path, bundle: Bundle, tokens: np.ndarray) -> Float32:
