@@ -17,8 +17,8 @@ from infernum.ir.op import Signature, op
 from infernum.ops.attention_prefill import PREFILL, PREFILL_WGMMA
 from infernum.ops.attention_split import SPLIT, heads_of
 
-_SCORES = 1 << 22
-"""Attention scores that the NumPy meaning holds at once, which bounds its memory on long prompts."""
+_SCORES = 1 << 17
+"""Attention scores that the NumPy meaning holds at once: 512 KiB, which stay in cache on long prompts."""
 
 _PARAMS = ("q", "kv", "positions", "sequence", "query_start", "page_table")
 _SIGNATURE = (
@@ -85,44 +85,59 @@ def attention(
     The token at position p attends to positions 0 … p of its sequence, with a `window` only to the last `window` of
     them; query head h reads head h // (heads / kv_heads) of the cache. Scores are multiplied by `scale`; then, with a
     `softcap`, they become softcap · tanh(score / softcap). The softmax is in float32.
+
+    Row-invariant: the bits of a token's result depend on its query and the positions that it attends to, not on what
+    else is in the batch. Every product is of one token and one page, and pages are added in order.
     """
     del sequence
-    tokens, heads, dim = q.shape
+    heads, dim = q.shape[1:]
     kv_heads = kv.shape[2]
-    group = heads // kv_heads
-    out = np.zeros((tokens, heads, dim), np.float32)
+    grouped = q.reshape(-1, 1, kv_heads, heads // kv_heads, dim)
+    out = np.zeros(q.shape, np.float32)
     for pages_of_sequence, begin, end in zip(page_table, query_start[:-1], query_start[1:], strict=True):
         if begin == end:
             continue
         context = int(positions[end - 1]) + 1
-        pages = pages_of_sequence[: -(-context // PAGE)]
-        for head in range(kv_heads):
-            grouped = slice(head * group, (head + 1) * group)
-            keys = kv[pages, 0, head].reshape(-1, dim)[:context]
-            values = kv[pages, 1, head].reshape(-1, dim)[:context]
-            chunk = max(1, _SCORES // (context * group))
-            for first in range(begin, end, chunk):
-                rows = slice(first, min(first + chunk, end))
-                since = max(0, int(positions[first]) + 1 - window) if window else 0
-                scores = _scores(q[rows, grouped], keys[since:], scale, softcap)
-                weights = _causal_softmax(scores, positions[rows] - since, group, window)
-                out[rows, grouped] = (weights @ values[since:]).reshape(-1, group, dim)
+        oldest = _first_page(int(positions[begin]), window)
+        cached = kv[pages_of_sequence[oldest : -(-context // PAGE)]]
+        # What was never written may be NaN, and 0 · NaN is NaN.
+        cached[-1, 1, :, (context - 1) % PAGE + 1 :] = 0
+        chunk = max(1, _SCORES // (len(cached) * heads * PAGE))
+        for first in range(begin, end, chunk):
+            rows = slice(first, min(first + chunk, end))
+            since = _first_page(int(positions[first]), window)
+            until = int(positions[rows.stop - 1]) // PAGE + 1
+            keys, values = cached[since - oldest : until - oldest].swapaxes(0, 1)
+            scores = _scores(grouped[rows], keys, scale, softcap)
+            _mask(scores, positions[rows] - since * PAGE, window)
+            out[rows] = _weighted(scores, values).reshape(-1, heads, dim)
     return out
 
 
+def _first_page(position: int, window: int) -> int:
+    """The first page that a token attends to, by its number within the sequence."""
+    return max(0, position + 1 - window) // PAGE if window else 0
+
+
 def _scores(q: np.ndarray, keys: np.ndarray, scale: float, softcap: float) -> np.ndarray:
-    """q [tokens, group, dim], keys [context, dim] -> [tokens * group, context]."""
-    scores = (q.reshape(-1, q.shape[-1]) @ keys.T) * np.float32(scale)
+    """q [tokens, 1, kv_heads, group, dim], keys [pages, kv_heads, 64, dim] -> [tokens, pages, kv_heads, group, 64]."""
+    scores = (q @ keys.swapaxes(-1, -2)) * np.float32(scale)
     return np.float32(softcap) * np.tanh(scores / np.float32(softcap)) if softcap else scores
 
 
-def _causal_softmax(scores: np.ndarray, positions: np.ndarray, group: int, window: int) -> np.ndarray:
-    """Scores [tokens * group, context] and positions [tokens] within the context -> weights like the scores."""
-    context = scores.shape[1]
-    if len(positions) > 1 or positions[0] + 1 < context:
-        ahead = np.arange(context, dtype=np.int32) - np.repeat(positions, group)[:, None]
-        scores[(ahead > 0) | (ahead <= -window) if window else ahead > 0] = -np.inf
-    scores -= scores.max(axis=-1, keepdims=True)
-    np.exp(scores, out=scores)
-    scores /= scores.sum(axis=-1, keepdims=True)
-    return scores
+def _mask(scores: np.ndarray, positions: np.ndarray, window: int) -> None:
+    """Set to -inf what tokens at `positions`, counted from the first page, do not attend to."""
+    slots = np.arange(scores.shape[1] * PAGE, dtype=np.int32)
+    ahead = slots.reshape(-1, 1, 1, PAGE) - positions.reshape(-1, 1, 1, 1, 1)
+    np.copyto(scores, -np.inf, where=(ahead > 0) | (ahead <= -window) if window else ahead > 0)
+
+
+def _weighted(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The values, [pages, kv_heads, 64, dim], weighted by the softmax of the scores -> [tokens, kv_heads, group, dim].
+
+    Sums run over the positions of a page, then over the pages in order. Masked positions and pages add zeros.
+    """
+    scores -= scores.max(axis=(1, 4), keepdims=True)
+    weights = np.exp(scores, out=scores)
+    total = weights.sum(axis=4).cumsum(axis=1)[:, -1]  # cumsum adds in order also where there is one head
+    return (weights @ values).sum(axis=1) / total[..., None]
