@@ -2,7 +2,8 @@
 
     python tests/row_invariance_soak.py [BATCHES]
 
-Prints the sequences of each batch that differ, and fails if there are any. A thousand batches take seven minutes on two cores.
+Prints the sequences of each batch that differ, and fails if there are any. A thousand batches take seven
+minutes on two cores.
 """
 
 from __future__ import annotations
