@@ -14,9 +14,10 @@ def templates_folder() -> Path:
     return _first("templates", PACKAGE / "templates", PACKAGE.parent / "templates")
 
 
-def demo_folder() -> Path:
-    """The Hugging Face folder of the demo model, Dante."""
-    return _first("the demo model", PACKAGE / "demo" / "dante", PACKAGE.parent / "examples" / "dante")
+def demo_folder(name: str = "dante") -> Path:
+    """The Hugging Face folder of a demo model: "dante", which recites, or "dante-chat", which answers."""
+    in_checkout = PACKAGE.parent / "examples" / name.replace("-", "_")
+    return _first("the demo model", PACKAGE / "demo" / name, in_checkout)
 
 
 def _first(what: str, *candidates: Path) -> Path:

@@ -734,10 +734,13 @@ def test_a_folder_is_a_model(tmp_path: Path) -> None:
         resolve(str(tmp_path / "mine" / "config.json"))
 
 
-def test_dante_is_the_demo_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presets, "demo_folder", lambda: model_folder(tmp_path / "dante", TINY))
-    source = resolve("dante")
-    assert (source.name, source.folder, source.config.vocab_size) == ("dante", tmp_path / "dante", 128)
+@pytest.mark.parametrize("name", ["dante", "dante-chat"])
+def test_a_demo_is_the_preset_of_its_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presets, "demo_folder", lambda name: model_folder(tmp_path / f"of_{name}", TINY))
+    source = resolve(name)
+    assert (source.name, source.folder, source.config.vocab_size) == (name, tmp_path / f"of_{name}", 128)
 
 
 def test_resources_lie_in_the_package_or_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -746,8 +749,10 @@ def test_resources_lie_in_the_package_or_beside_it(tmp_path: Path, monkeypatch: 
         templates_folder()
     (tmp_path / "templates").mkdir()
     (tmp_path / "examples" / "dante").mkdir(parents=True)
+    (tmp_path / "examples" / "dante_chat").mkdir()
     assert templates_folder() == tmp_path / "templates"
     assert demo_folder() == tmp_path / "examples" / "dante"
+    assert demo_folder("dante-chat") == tmp_path / "examples" / "dante_chat"
     (tmp_path / "infernum" / "templates").mkdir(parents=True)
     (tmp_path / "infernum" / "demo" / "dante").mkdir(parents=True)
     assert templates_folder() == tmp_path / "infernum" / "templates"

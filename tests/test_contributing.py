@@ -43,7 +43,7 @@ def add_code(tree: Path, code: SavedFile) -> None:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of what the recipes change."""
-    for folder in ("infernum", "templates", "tests", "examples/dante"):
+    for folder in ("infernum", "templates", "tests", "examples/dante", "examples/dante_chat"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path

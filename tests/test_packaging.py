@@ -64,9 +64,10 @@ def test_the_wheel_holds_every_module_template_and_file_of_the_report(files: set
     assert {*modules, *templates, *page, "infernum/py.typed"} <= files
 
 
-def test_the_wheel_holds_the_demo_model_and_not_what_made_it(files: set[str]) -> None:
-    demo = {name for name in files if name.startswith("infernum/demo/")}
-    assert demo == {f"infernum/demo/dante/{name}" for name in DEMO}
+def test_the_wheel_holds_the_demo_models_and_not_what_made_them(files: set[str]) -> None:
+    demos = {name for name in files if name.startswith("infernum/demo/")}
+    chat = {f"infernum/demo/dante-chat/{name}" for name in (*DEMO, "chat_template.jinja")}
+    assert demos == {f"infernum/demo/dante/{name}" for name in DEMO} | chat
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(files: set[str]) -> None:
@@ -89,10 +90,12 @@ def test_an_installed_wheel_finds_its_own_templates_and_demo_model(wheel: Path, 
     found = python(
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "from infernum.resources import demo_folder, templates_folder\n"
-        "print(templates_folder(), demo_folder() / 'model.safetensors', sep='\\n')",
+        "weights = [demo_folder(name) / 'model.safetensors' for name in ('dante', 'dante-chat')]\n"
+        "print(templates_folder(), *weights, sep='\\n')",
         cwd=elsewhere,
     ).splitlines()
-    assert found == [str(site / "infernum/templates"), str(site / "infernum/demo/dante/model.safetensors")]
+    demos = [str(site / f"infernum/demo/{name}/model.safetensors") for name in ("dante", "dante-chat")]
+    assert found == [str(site / "infernum/templates"), *demos]
     assert all(Path(path).exists() for path in found)
 
 

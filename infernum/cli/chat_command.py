@@ -12,7 +12,7 @@ import click
 from infernum.cli import options
 from infernum.cli.streams import read_stdin
 
-DEMO_MODEL = "dante"
+DEMO_MODEL = "dante-chat"
 
 
 @click.command("chat", short_help="Talk with a model.")

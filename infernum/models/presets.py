@@ -1,8 +1,9 @@
-"""Looks up a model by the name of a preset or by its folder; presets are models without weights, and the demo."""
+"""Looks up a model by the name of a preset or by its folder; presets are models without weights, and the demos."""
 
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 
 from infernum.errors import ConfigError
@@ -17,8 +18,8 @@ def resolve(model: str) -> ModelSource:
 
     A preset wins over a folder of the same name (`./llama` is the folder). Raises ConfigError.
     """
-    if model == _DEMO:
-        return read_model(demo_folder())
+    if model in _DEMOS:
+        return replace(read_model(demo_folder(model)), name=model)
     if model in _MODELS:
         return understand(Fields(_MODELS[model], model))
     folder = _expand(model)
@@ -383,6 +384,6 @@ _MODELS: dict[str, dict[str, object]] = {
 }
 """Presets without weights: the fields of their config.json."""
 
-_DEMO = "dante"
-PRESETS = (*_MODELS, _DEMO)
+_DEMOS = ("dante", "dante-chat")
+PRESETS = (*_MODELS, *_DEMOS)
 """The names of models that need no folder."""
