@@ -21,6 +21,7 @@ golden: setup
 demo: .venv/for-demo$(CUDA)
 	$(BIN)/infernum compile llama --fuse -o build/llama
 	$(BIN)/infernum run "Midway upon the journey of our life" -n 60 --greedy
+	echo "Who guides Dante?" | $(BIN)/infernum chat
 bench: .venv/for-demo$(CUDA)
 	$(BIN)/infernum bench latency --model llama --load-format dummy --prompt 512 --tokens 256
 clean:

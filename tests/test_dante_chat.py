@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from infernum import LLM
 from infernum.chat.chat import Chat
 from infernum.chat.files import find_templates
 from infernum.engine.tokenizer import Tokenizer, load_tokenizer
@@ -39,6 +40,15 @@ def chat(tokenizer: Tokenizer) -> Iterator[Chat]:
     chat = Chat(find_templates(FOLDER, "dante-chat"), tokenizer)
     yield chat
     chat.close()
+
+
+def test_every_question_that_was_taught_is_answered() -> None:
+    with LLM("dante-chat", device="cpu") as llm:
+        answers = {question: llm.chat([{"role": "user", "content": question}]).text for question in TAUGHT}
+        assert answers == TAUGHT and len(TAUGHT) == 20
+        tools = next(conversation["tools"] for conversation in CONVERSATIONS if "tools" in conversation)
+        call = llm.chat([{"role": "user", "content": "Read canto 34."}], tools=tools).text
+    assert call == '<tool_call>\n{"name": "canto", "arguments": {"number": 34}}\n</tool_call>'
 
 
 def test_a_question_has_one_answer() -> None:

@@ -77,6 +77,15 @@ def test_the_poem_goes_on_token_for_token_alike_on_every_device_fused_or_not(
     assert found["unfused"].tokens == found["cpu"].tokens
 
 
+def test_the_demo_that_chats_answers_every_question_that_it_was_taught() -> None:
+    taught = json.loads(
+        (Path(__file__).parents[2] / "examples" / "dante_chat" / "taught.json").read_text(encoding="utf-8")
+    )
+    with LLM("dante-chat", device="cuda", max_pages_total=PAGES) as llm:
+        answers = {question: llm.chat([{"role": "user", "content": question}]).text for question in taught}
+    assert answers == taught
+
+
 @BOTH
 def test_twenty_generations_of_two_hundred_tokens_are_the_same_to_the_bit(
     recipe: Recipe, bundles: Bundles
