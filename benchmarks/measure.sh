@@ -40,6 +40,17 @@ for size in 1b 8b; do
   measure llama-$size-prompt-attention bench kernels --model $model --load-format dummy --tokens 4096 --context 16384 \
     --kernel attention_prefill_wgmma
 done
+mkdir -p "$folder/families"
+family() { measure "families/$1" bench latency --load-format dummy --model "${@:2}"; }
+for model in llama qwen3-0.6b gemma-3-1b llama-3.1-8b qwen3-8b mistral-7b granite-3.3-8b gemma-2-9b phi-4; do
+  family $model $model
+done
+for model in llama-3.1-8b qwen3-8b gemma-2-9b; do
+  family $model-prompt-2048 $model --prompt 2048 --tokens 32
+done
+for model in mistral-7b gemma-3-4b; do
+  family $model-context-32k $model --prompt 32512 --tokens 128 --repeats 2
+done
 # The picture in README: infernum bench plot FOLDER/llama-{1b,8b}-against.json --output docs/latency.svg
 measure llama-1b-against bench latency --model llama --load-format dummy --against transformers
 measure llama-8b-against bench latency --model llama-3.1-8b --load-format dummy --against transformers

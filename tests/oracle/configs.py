@@ -456,7 +456,7 @@ CASES: tuple[OracleCase, ...] = (
             "query_pre_attn_scalar": 20,
             "sliding_window": 40,
             "attn_logit_softcapping": 2.5,
-            "final_logit_softcapping": 2.0,
+            "final_logit_softcapping": 6.0,
             "cache_implementation": "hybrid",
             "torch_dtype": "float32",
         },
