@@ -34,10 +34,10 @@ from infernum.ops import (
     linear,
     mul,
     rms_norm,
-    rope,
     scale,
     select_rows,
     softcap,
+    turn,
 )
 from infernum.rope import Rope
 
@@ -81,7 +81,8 @@ def self_attention(h: Tensor, batch: BatchInputs, w: Weights, cfg: GemmaConfig, 
     v = heads(dense(h, w, "v_proj", kv_size, bias=cfg.attention_bias), dim=cfg.head_dim)
     if cfg.normed_heads:
         q, k = norm(q, w, "q_norm", cfg), norm(k, w, "k_norm", cfg)
-    q, k = (rope(of, batch.positions, rope=cfg.rope_of(kind)) for of in (q, k))
+    rope = cfg.rope_of(kind)
+    q, k = turn(q, batch, rope), turn(k, batch, rope.of_keys)
     cache = batch.kv(cfg.num_key_value_heads, cfg.head_dim)
     kv = append(cache, k, v, batch.positions, batch.sequence, batch.page_table)
     step = batch.positions, batch.sequence, batch.query_start, batch.page_table
@@ -111,7 +112,7 @@ def vocabulary_table(name: str, w: Weights, cfg: GemmaConfig) -> Tensor:
 class GemmaConfig(FamilyConfig):
     """The settings of a Gemma, with the defaults of transformers' GemmaConfig.
 
-    Old files call the activation "gelu" and mean its approximation by a tangent.
+    Old files call the activation "gelu" and mean its approximation by a hyperbolic tangent.
     """
 
     model_type: ClassVar[str] = "gemma"
