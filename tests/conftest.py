@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
 from oracle.checkpoints import write_checkpoint
 from oracle.configs import OracleCase, case
@@ -24,6 +25,9 @@ from infernum.codegen.steps import KernelStep
 from infernum.compiler import Options, compile_model, describe, emit_sources, texts
 from infernum.models.presets import ModelSource, resolve
 from infernum.runtime.driver import gpu_available
+
+hypothesis.settings.register_profile("infernum", deadline=None)  # a busy machine is no mistake
+hypothesis.settings.load_profile("infernum")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

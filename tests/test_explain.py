@@ -144,7 +144,7 @@ def test_a_rule_whose_result_another_rule_took_over_is_not_forgotten(
     assert (merged if variant == "t1" else ["merge_products", "into_library"]) in rules.values()
 
 
-HELPERS = {"linear": ("dense",)}
+HELPERS = {"linear": ("dense",), "rope": ("turn",)}
 """Functions of the DSL that make an op of another name."""
 
 

@@ -32,6 +32,7 @@ KEYS = TensorType(("tokens", 2, 16), BF16)
 CACHE = TensorType(("pages", 2, 2, 64, 16), BF16)
 VECTOR = TensorType((64,), BF16)
 MATRIX = TensorType((96, 64), BF16)
+LONG = Rope("longrope", short_factor=(1.0,) * 8, long_factor=(2.0,) * 8, original_max_position=64)
 TOKENS, PER_ROW, TABLE = (TensorType(s, I32) for s in (("tokens",), ("rows",), ("seqs", "max_pages")))
 STARTS = TensorType(("seqs + 1",), I32)
 FACTOR = TensorType(("rows",), F32)
@@ -61,6 +62,7 @@ EXAMPLES: dict[str, Example] = {
     "relu": ((ROWS,), {}, (ROWS,)),
     "rms_norm": ((ROWS, VECTOR), {"eps": 1e-5}, (ROWS,)),
     "rope": ((HEADS, TOKENS), {"rope": Rope()}, (HEADS,)),
+    "rope_by_length": ((HEADS, TOKENS, TOKENS), {"rope": LONG}, (HEADS,)),
     "sample": (
         (LOGITS, SEEN, FACTOR, PER_ROW, FACTOR, FACTOR, FACTOR, PER_ROW, TOKENS, PER_ROW),
         {},
