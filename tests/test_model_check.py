@@ -49,6 +49,19 @@ def test_a_model_that_works_is_described(folder: Path, infernum: Run) -> None:
     assert "run the model in NumPy" in printed.out
 
 
+def test_the_chat_template_of_a_model_is_described(infernum: Run, tmp_path: Path) -> None:
+    _, seen = examined(infernum, "dante-chat")
+    assert seen["chat template"]["found"] == "chat_template.jinja; an answer ends at <|im_end|>"
+    _, seen = examined(infernum, "dante")
+    assert seen["chat template"]["found"] == "none; `infernum run` continues a text"
+    folder = tmp_path / "broken"
+    shutil.copytree(demo_folder("dante-chat"), folder)
+    (folder / "chat_template.jinja").write_text("{% if %}")
+    code, seen = examined(infernum, folder)
+    assert code == 1 and not seen["chat template"]["fine"]
+    assert "chat_template.jinja" in seen["chat template"]["found"]
+
+
 def test_no_weight_is_read(folder: Path, infernum: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     class Header:
         """A file that gives nothing but its header."""

@@ -73,7 +73,8 @@ class Chat:
 
     def params(self, params: SamplingParams) -> SamplingParams:
         """`params`, by which generation also ends at the template's end of turn, unless end tokens are ignored."""
-        stops = set(self._end_of_turn) - set(params.stop_token_ids)
+        stops = [number for number, text in self._tokenizer.special.items() if text == self.end_of_turn]
+        stops = [number for number in stops if number not in params.stop_token_ids]
         if params.ignore_eos or not stops:
             return params
         return replace(params, stop_token_ids=(*params.stop_token_ids, *stops))
@@ -87,8 +88,6 @@ class Chat:
         return self.template.takes_parts()
 
     @cached_property
-    def _end_of_turn(self) -> tuple[int, ...]:
-        """The token that the template writes behind an answer, if it is a special one."""
-        ids = {text: number for number, text in self._tokenizer.special.items()}
-        text = self.template.end_of_turn(list(ids))
-        return () if text is None else (ids[text],)
+    def end_of_turn(self) -> str | None:
+        """The special token that the template writes behind an answer; None where it writes none."""
+        return self.template.end_of_turn(list(self._tokenizer.special.values()))

@@ -43,13 +43,18 @@ def find_templates(folder: Path | None, model: str, path: Path | None = None) ->
         if text is None:
             raise ConfigError(f"{path}: no such file; give the file of a chat template")
         return {DEFAULT: TemplateFile(text, str(path))}
-    templates = {} if folder is None else _in_files(folder) or _in_config(folder / TOKENIZER_CONFIG)
+    templates: Templates = {} if folder is None else templates_in(folder)
     if not templates:
         raise ConfigError(
             f"{folder or model}: has no chat template, so this is no model for conversations;"
             " give one with --chat-template FILE, or use a model with one"
         )
     return templates
+
+
+def templates_in(folder: Path) -> Templates:
+    """The templates of a model folder, none if it has none. Raises ConfigError for one that cannot be read."""
+    return _in_files(folder) or _in_config(folder / TOKENIZER_CONFIG)
 
 
 def _in_files(folder: Path) -> dict[str, TemplateFile]:

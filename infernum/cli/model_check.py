@@ -36,7 +36,7 @@ def check_model(name: str, *, gpu_works: bool, numpy_works: bool) -> FolderCheck
             CheckResult("weights", True, "none, a preset of shapes: --load-format dummy makes random ones")
         )
     else:
-        results += [_weights(inside), _tokenizer(inside, source)]
+        results += [_weights(inside), _tokenizer(inside, source), _chat_template(inside)]
     if source is not None:
         results += [_generation(source), *_of_config(source, inside)]
     works = all(result.ok for result in results)
@@ -100,6 +100,29 @@ def _tokenizer(inside: ModelFolder, source: ModelSource | None) -> CheckResult:
     return CheckResult(
         "tokenizer", True, f"{size}; special tokens of a prompt: {' '.join(begin)}" if begin else size
     )
+
+
+def _chat_template(inside: ModelFolder) -> CheckResult:
+    """Where the template of conversations stands, and what ends an answer. A model without one continues texts."""
+    from infernum.chat.chat import Chat
+    from infernum.chat.files import templates_in
+    from infernum.engine.tokenizer import load_tokenizer
+    from infernum.errors import InfernumError
+
+    try:
+        templates = templates_in(inside.folder)
+        if not templates:
+            return CheckResult("chat template", True, "none; `infernum run` continues a text")
+        tokenizer = load_tokenizer(inside.folder)
+        if tokenizer is None:
+            return CheckResult("chat template", True, "of no use without a tokenizer")
+        chat = Chat(templates, tokenizer)
+        end = chat.end_of_turn
+        chat.close()
+    except InfernumError as error:
+        return _error("chat template", error)
+    names = ", ".join(Path(file.where).name for file in templates.values())
+    return CheckResult("chat template", True, f"{names}; an answer ends at {end or 'an end token'}")
 
 
 def _generation(source: ModelSource) -> CheckResult:
