@@ -153,6 +153,7 @@ OTHERWISE: list[tuple[str, dict[str, Any]]] = [
     ("mistral3", {"text_config": {"rope_theta": 1000.0}}),
     ("mistral3_tied", {"text_config": {"rope_parameters": None}}),
     ("phi3", {"rope_theta": 10000.0}),
+    ("phi3", {"partial_rotary_factor": 0.5}),
     ("phi3_slides", {"sliding_window": None}),
     ("phi3_short", {"original_max_position_embeddings": 199}),
     ("phi3_long", {"original_max_position_embeddings": 200}),

@@ -283,6 +283,17 @@ def test_the_bound_counts_every_weight_once_and_of_the_embedding_a_row(tiny: Cal
     assert read["kv"] == 4 * 2 * 100 * config["num_hidden_layers"] * 2 * kv_heads * dim
 
 
+def test_the_bound_counts_of_the_cache_what_windows_leave(tiny: Callable[[str], Tiny]) -> None:
+    case = tiny("gemma3_text")
+    config = case.case.config
+    row = 4 * 2 * config["num_key_value_heads"] * config["head_dim"]
+    sliding = config["num_hidden_layers"] // config["sliding_window_pattern"]
+    full, window = config["num_hidden_layers"] - sliding, config["sliding_window"]
+    assert sliding and full and window < 100
+    read = latency.bytes_per_token(case.bundle(), batch=2, mean_context=100)
+    assert read["kv"] == 2 * row * (full * 100 + sliding * window)
+
+
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100a"])
 def test_the_bandwidth_kernel_compiles_without_spills(arch: str, tmp_path: Path) -> None:
     from infernum.codegen.nvrtc import compile_cuda
