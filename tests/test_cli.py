@@ -243,10 +243,10 @@ def test_models_lists_every_type_and_preset_with_what_it_needs(infernum: Run) ->
     assert "8.03 B" in table and "16.1 GB" in table and all(name in table for name in PRESETS)
 
 
-def test_models_lists_the_model_types_of_a_plugin(infernum: Run, tmp_path: Path) -> None:
+def test_models_lists_the_model_types_of_a_plugin(tmp_path: Path) -> None:
     plugin = tmp_path / "family.py"
     plugin.write_text(NEW_FAMILY)
-    listed = json.loads(infernum("models", "--json", "--plugin", str(plugin)).out)
+    listed = json.loads(python("-m", "infernum", "models", "--json", "--plugin", str(plugin)).stdout)
     (added,) = [t for t in listed["model_types"] if t["model_type"] == "novel"]
     assert added["about"] == "A new model"
 
