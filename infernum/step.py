@@ -95,7 +95,8 @@ def check_input(name: str, dtype: DType, block: str) -> None:
 class Batch:
     """One ragged step over several sequences; all arrays are int32.
 
-    token_ids    [tokens]            the new tokens, sequence after sequence
+    token_ids    [tokens]            the new tokens, sequence after sequence; −1 − r is the token that row r of the step
+                                     before has sampled, which the host need not know
     positions    [tokens]            position of each within its sequence, from 0
     sequence     [tokens]            row of `page_table` that each belongs to
     query_start  [seqs + 1]          sequence s owns tokens query_start[s] … query_start[s+1] − 1

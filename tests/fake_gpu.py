@@ -128,7 +128,9 @@ class FakeStream:
             self.put(lambda: ctypes.memmove(to, host, nbytes) and None)
 
     download = upload
-    copy = upload
+
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        self.put(lambda: ctypes.memmove(to, source, nbytes) and None)
 
     def upload_rows(self, to: int, to_pitch: int, host: int, host_pitch: int, width: int, rows: int) -> None:
         for row in range(rows):

@@ -289,11 +289,10 @@ def _gather(grid: tuple[int, ...], g: int, y: int, output_rows: int, rows: int) 
         at(g, np.float32, rows, WIDTH)[row] = at(y + 4 * WIDTH * int(token), np.float32, WIDTH)
 
 
-def _emit(row: int, token: int, next_tokens: int, ids: int, positions: int, output_rows: int) -> None:
-    source = int(at(output_rows, np.int32, row + 1)[row])
+def _emit(row: int, token: int, next_tokens: int, ids: int, positions: int) -> None:
     at(next_tokens, np.int32, row + 1)[row] = token
-    at(ids, np.int32, source + 1)[source] = max(0, token)
-    at(positions, np.int32, source + 1)[source] += 1
+    at(ids, np.int32, row + 1)[row] = max(0, token)
+    at(positions, np.int32, row + 1)[row] += 1
 
 
 def _greedy(
@@ -301,11 +300,11 @@ def _greedy(
 ) -> None:
     tokens = argmax.meaning(at(logits, np.float32, grid[0], VOCAB))
     for row, token in enumerate(tokens.tolist()):
-        _emit(row, token, next_tokens, ids, positions, output_rows)
+        _emit(row, token, next_tokens, ids, positions)
 
 
 def _sample(grid: tuple[int, ...], *pointers: int) -> None:
-    next_tokens, logits, ids, positions, output_rows, seed, seen, temperature = pointers
+    next_tokens, logits, ids, positions, _output_rows, seed, seen, temperature = pointers
     for row in range(grid[0]):
         scores = at(logits, np.float32, grid[0], VOCAB)[row].copy()
         bits = at(seen, np.uint32, grid[0], WORDS)[row]
@@ -313,7 +312,7 @@ def _sample(grid: tuple[int, ...], *pointers: int) -> None:
         shift = int(at(seed, np.int32, grid[0])[row]) + int(at(temperature, np.float32, grid[0])[row])
         token = (int(np.argmax(scores)) + shift) % VOCAB
         bits[token // 32] |= np.uint32(1 << token % 32)
-        _emit(row, token, next_tokens, ids, positions, output_rows)
+        _emit(row, token, next_tokens, ids, positions)
 
 
 KERNELS = {

@@ -6,7 +6,7 @@ tokens are read.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -81,7 +81,9 @@ class ToyExecutor:
         self.batches: list[Batch] = []
         self.samplings: list[Sampling] = []
         self.steps = 0
+        self.references = 0
         self._next: tuple[Batch, Sampling] | None = None
+        self._sampled = np.zeros(0, np.int32)
 
     def logits(self, batch: Batch) -> np.ndarray:
         self._next = None
@@ -90,6 +92,13 @@ class ToyExecutor:
     def run(self, batch: Batch, sampling_: Sampling) -> ToyPending:
         self.log.append(f"run {self.steps}")
         self.batches.append(batch)
+        unread = batch.token_ids < 0
+        if unread.any():
+            self.references += int(unread.sum())
+            known = np.maximum(self._sampled[-1 - batch.token_ids[unread]], 0)
+            token_ids = batch.token_ids.copy()
+            token_ids[unread] = known
+            batch = replace(batch, token_ids=token_ids)
         self.samplings.append(sampling_)
         return self._step(batch, sampling_)
 
@@ -131,6 +140,7 @@ class ToyExecutor:
                 batch.lengths,
             )
             self._next = following, s
+        self._sampled = tokens
         self.steps += 1
         return ToyPending(self, self.steps - 1, tokens)
 
@@ -181,5 +191,12 @@ class ToyExecutor:
             np.testing.assert_array_equal(own, np.arange(own[0], own[0] + len(own)))
         assert np.all(np.diff(batch.output_rows) > 0)
         owned = batch.page_table[batch.page_table >= 0]
-        assert len(np.unique(owned)) == len(owned), "two sequences share a page"
+        written = [
+            batch.page_table[row, position // self.page_size]
+            for row, position in {
+                (int(s), int(p) - int(p) % self.page_size)
+                for s, p in zip(batch.sequence, batch.positions, strict=True)
+            }
+        ]
+        assert all((owned == page).sum() == 1 for page in written), "two sequences own a page that one writes"
         assert owned.max() < self.num_pages

@@ -77,6 +77,7 @@ class CpuExecutor:
             sampler: binder.bind(Stage(block=sampler), ANY, None) for sampler in bundle.manifest.samplers
         }
         self._last: _LastStep | None = None
+        self._sampled = np.zeros(0, np.int32)
 
     @classmethod
     def open(
@@ -137,6 +138,8 @@ class CpuExecutor:
                 f"{self._bundle.folder}: compiled without the sampler {sampler!r}; compile the model again"
             )
         inputs = _inputs(batch)
+        unread = batch.token_ids < 0
+        inputs["token_ids"][unread] = self._sampled[-1 - batch.token_ids[unread]]
         if sampler == "sample":
             inputs |= sampling.parameters
             symbols = {"rows": batch.rows, "vocab": self._bundle.manifest.model.vocab_size}
@@ -179,6 +182,7 @@ class CpuExecutor:
         bound = self._samplers[step.sampler]
         next_tokens, *_ = bound.routine.run(step.inputs | dict(zip(bound.streams, [logits], strict=True)))
         self._last = step
+        self._sampled = np.maximum(next_tokens, 0)
         return HostTokens(next_tokens)
 
     def _forward(self, variant: str, inputs: dict[str, Array]) -> Float32:

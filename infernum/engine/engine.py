@@ -4,42 +4,60 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import deque
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Ordered
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import count
+from queue import SimpleQueue
+from threading import Lock
+
+import numpy as np
 
 from infernum.engine.events import Completion, Event, Statistics
 from infernum.engine.page_pool import PagePool
 from infernum.engine.request import read_params, read_token_ids
 from infernum.engine.scheduler import Scheduler, StepPlan
 from infernum.engine.sequence import FinishReason, Sequence
-from infernum.engine.step_inputs import batch_of, prompt_logits, sampling_of
+from infernum.engine.slots import integers
+from infernum.engine.step_inputs import batch_of, is_penalised, prompt_logits, sampling_of
 from infernum.engine.tokenizer import TextStream, Tokenizer
 from infernum.errors import LogitsError, RequestError
 from infernum.manifest import ModelInfo
 from infernum.sampling_params import SamplingParams, derived_seed
-from infernum.step import NO_TOKEN, Executor, Float32, Int32, Pending
+from infernum.step import NO_TOKEN, Executor, Float32, Pending
 
 
 @dataclass(frozen=True)
 class Flight:
-    """A launched step whose tokens the host has not read."""
+    """A launched step whose tokens the host has not read. `table_version` is that of the page tables it was given."""
 
     plan: StepPlan
     pending: Pending
+    table_version: int
+
+
+@dataclass
+class _Stream:
+    """The events of an open stream that nobody has taken yet, and the index of each of its sequences."""
+
+    index: dict[int, int]
+    events: deque[Event] = field(default_factory=deque[Event])
+    failed: list[int] = field(default_factory=list[int])
 
 
 @dataclass
 class Engine:
-    """Serves any number of sequences over one executor. Not for use by several threads at the same time.
+    """Serves any number of sequences over one executor.
 
     end_tokens     tokens that end a sequence
     tokenizer      None: events and completions have tokens but no text
     max_model_len  longest sequence, where the executor was opened for less than the model's context
     closed         True once `close` was called; methods that need the executor then raise RequestError
 
-    Servers call `add` and `step`; other callers use `stream` or `generate`.
+    Servers call `add` and `step`; other callers use `stream` or `generate`, several at once. `add` and `cancel` may be
+    called at any time and by any thread; steps are made by one thread at a time.
     """
 
     executor: Executor
@@ -58,14 +76,17 @@ class Engine:
             self._pool,
             max_tokens=self.executor.max_batch_tokens,
             max_sequences=self.executor.max_rows,
+            max_length=self._longest,
             short_context=self.model.short_context,
         )
         self._sequences: dict[int, Sequence] = {}
+        self._streams: dict[int, _Stream] = {}
         self._in_flight: Flight | None = None
         self._pending_events: list[Event] = []
         self._failed: list[int] = []
-        self._streaming = False
-        self._next_number = 0
+        self._numbers = count()
+        self._inbox = SimpleQueue[Sequence | int]()
+        self._stepping = Lock()
         self._mark = 0.0
 
     def close(self) -> None:
@@ -82,16 +103,16 @@ class Engine:
     @property
     def busy(self) -> bool:
         """True while `step` has work or events left."""
-        return (
-            self._scheduler.busy or self._in_flight is not None or bool(self._pending_events or self._failed)
-        )
+        waiting = not self._inbox.empty() or self._scheduler.busy or self._in_flight is not None
+        return waiting or bool(self._pending_events or self._failed)
 
     def step(self) -> list[Event]:
-        """Launch the next step, and return the events of the step before it.
+        """Launch the next step, and return the events of the step before it, of sequences of `add`.
 
-        While the same sequences go on decoding, the next step takes its input on the device, and is launched before
-        the host reads the tokens of the last. A sequence that has ended then takes part in one extra step, whose token
-        is dropped. When a sequence is admitted or removed, the host reads the tokens first.
+        A step is launched before the host reads the tokens of the last: the lengths of sequences are known, and a token
+        that is not is a reference to the row that samples it. A sequence that has ended then takes part in one extra
+        step, whose token is dropped. Tokens are read first only where a sequence has a repetition penalty, or is
+        preempted.
 
         A sequence whose logits are not finite ends with a LogitsError that has its number. The error is raised after
         the next step is launched. The other sequences go on, and the next call returns their events.
@@ -99,40 +120,29 @@ class Engine:
         When a launch fails, its error is raised once. The next call returns the events of the step before, and
         launches from the tokens that the host has read. Tokens that cannot be read are computed again.
         """
-        self.require_open()
-        flight, self._in_flight = self._in_flight, None
-        if flight is None:
-            self._mark = time.perf_counter()
-        elif self._scheduler.repeats(flight.plan):
-            self._in_flight = self._advance_after(flight)
-        if flight is not None:
-            self._postprocess(flight)
-        if self._in_flight is None and (plan := self._scheduler.plan()) is not None:
-            self._in_flight = self._run(plan)
-        if self._failed:
-            failed, self._failed = self._failed, []
-            raise LogitsError(failed, self.executor.dtype)
-        events, self._pending_events = self._pending_events, []
-        return events
+        with self._stepping:
+            self._step()
+            if self._failed:
+                failed, self._failed = self._failed, []
+                raise LogitsError(failed, self.executor.dtype)
+            events, self._pending_events = self._pending_events, []
+            return events
 
-    def add(self, prompt: Ordered[int], params: SamplingParams) -> int:
+    def add(self, prompt: Ordered[int], params: SamplingParams, *, priority: int = 0, salt: str = "") -> int:
         """Queue a prompt of token ids; its events carry the number returned. Raises RequestError.
 
-        Not allowed while a `stream` is open.
+        Sequences of a higher priority are admitted first and preempted last. Only sequences of one salt share what the
+        cache holds.
         """
         self.require_open()
-        if self._streaming:
-            raise RequestError("a stream is open; add sequences once it has ended or is closed")
-        return self._enqueue(self._sequence(prompt, *read_params(params, 1), index=0))
+        sequence = self._sequence(prompt, *read_params(params, 1), index=0)
+        sequence.priority, sequence.salt = priority, salt
+        return self._enqueue(sequence)
 
     def cancel(self, number: int) -> None:
         """Stop a sequence of `add` and drop its events. Does nothing when the sequence has ended."""
-        sequence = self._sequences.get(number)
-        if sequence is not None:
-            sequence.finish_reason = "stop"
-            self._remove(sequence)
-        self._pending_events = [event for event in self._pending_events if event.sequence != number]
-        self._failed = [failed for failed in self._failed if failed != number]
+        self._inbox.put(number)
+        self._take_requests_unless_stepping()
 
     def stream(
         self, prompts: Ordered[Ordered[int]], params: SamplingParams | Ordered[SamplingParams]
@@ -174,7 +184,7 @@ class Engine:
             raise RequestError(
                 f"{count} tokens are more than the {self._limit_name} of {self._longest} tokens"
             )
-        pages = self._pool.allocate(count)
+        pages = self._pool.allocate(self._pool.pages_for(count))
         assert pages is not None, "an idle engine owns all its pages"
         try:
             return prompt_logits(self.executor, token_ids, pages)
@@ -182,19 +192,31 @@ class Engine:
             self._pool.release(pages)
 
     def _stream(self, sequences: list[Sequence]) -> Iterator[Event]:
-        self._require_idle()
-        self._streaming = True
-        index = {self._enqueue(sequence): i for i, sequence in enumerate(sequences)}
+        stream = _Stream({})
+        for index, sequence in enumerate(sequences):
+            sequence.number = next(self._numbers)
+            stream.index[sequence.number] = index
+            self._streams[sequence.number] = stream
+        unfinished = len(sequences)
         try:
-            while self.busy:
-                for event in self.step():
-                    yield replace(event, sequence=index[event.sequence])
-        except LogitsError as error:
-            raise LogitsError([index[number] for number in error.sequences], error.dtype) from None
+            for sequence in sequences:
+                self._inbox.put(sequence)
+            while unfinished:
+                while not stream.events and not stream.failed:
+                    self.require_open()
+                    with self._stepping:
+                        if not stream.events and not stream.failed:
+                            self._step()
+                if stream.failed:
+                    raise LogitsError(stream.failed, self.executor.dtype)
+                event = stream.events.popleft()
+                unfinished -= event.finish_reason is not None
+                yield event
         finally:
-            for number in index:
+            for number in stream.index:
                 self.cancel(number)
-            self._in_flight, self._streaming = None, False
+                self._streams.pop(number, None)
+            self._rest()
 
     def _sequence(self, prompt: Ordered[int], params: SamplingParams, index: int) -> Sequence:
         """A sequence that can be served. Raises RequestError."""
@@ -218,13 +240,6 @@ class Engine:
         text = TextStream(self.tokenizer, prompt, params.stop) if self.tokenizer else None
         max_tokens = min(params.max_tokens, room - len(prompt))
         return Sequence(-1, prompt, params, max_tokens=max_tokens, seed=seed, text=text)
-
-    def _enqueue(self, sequence: Sequence) -> int:
-        sequence.number = self._next_number
-        self._next_number += 1
-        self._sequences[sequence.number] = sequence
-        self._scheduler.add(sequence)
-        return sequence.number
 
     def _checked(self, token_ids: Ordered[int]) -> list[int]:
         """The tokens of a prompt. Raises RequestError when it is empty or has tokens outside the vocabulary."""
@@ -252,63 +267,140 @@ class Engine:
             return "KV cache"
         return "model's context" if self._context == self.model.context else "limit --max-model-len"
 
+    def _step(self) -> None:
+        """Launch the next step, then read the tokens of the last."""
+        self.require_open()
+        self._take_requests()
+        flight, self._in_flight = self._in_flight, None
+        if flight is None:
+            self._mark = time.perf_counter()
+        launched = self._launch_after(flight)
+        if flight is not None:
+            self._read(flight, launched)
+        self._in_flight = launched if launched is not None or flight is None else self._launch_after(None)
+
+    def _take_requests(self) -> None:
+        """Queue what was added, and remove what was cancelled, by any thread."""
+        while not self._inbox.empty():
+            request = self._inbox.get()
+            if isinstance(request, Sequence):
+                self._sequences[request.number] = request
+                self._scheduler.add(request)
+                continue
+            sequence = self._sequences.get(request)
+            if sequence is not None:
+                sequence.finish_reason = "stop"
+                self._remove(sequence)
+            self._pending_events = [event for event in self._pending_events if event.sequence != request]
+            self._failed = [failed for failed in self._failed if failed != request]
+
+    def _take_requests_unless_stepping(self) -> None:
+        if self._stepping.acquire(blocking=False):
+            try:
+                self._take_requests()
+            finally:
+                self._stepping.release()
+
+    def _rest(self) -> None:
+        """Forget a step in flight that nobody waits for."""
+        if self._stepping.acquire(blocking=False):
+            try:
+                if not self._scheduler.busy:
+                    self._in_flight = None
+            finally:
+                self._stepping.release()
+
+    def _enqueue(self, sequence: Sequence) -> int:
+        sequence.number = next(self._numbers)
+        self._inbox.put(sequence)
+        self._take_requests_unless_stepping()
+        return sequence.number
+
     def _require_idle(self) -> None:
         self.require_open()
         if self.busy:
             raise RequestError("the engine is generating; finish or close that generation first")
 
-    def _run(self, plan: StepPlan) -> Flight:
-        pending = self.executor.run(batch_of(plan), sampling_of(plan, self.model.vocab_size))
-        for chunk in plan.chunks:
-            chunk.sequence.cached += chunk.length
-        return Flight(plan, pending)
+    def _launch_after(self, flight: Flight | None) -> Flight | None:
+        """Launch a step; `flight` is the last, if it is unread. When the launch fails, read it before raising.
 
-    def _advance_after(self, flight: Flight) -> Flight:
-        """Launch the step after a flight whose tokens are unread. When the launch fails, read them before raising."""
+        None: there is nothing to launch, or `flight` must be read first.
+        """
         try:
-            pending = self.executor.advance()
+            plan = self._scheduler.plan(unread=flight is not None)
+            if plan is None:
+                return None
+            version = self._scheduler.table_version
+            if flight is not None and flight.table_version == version and _follows(plan, flight.plan):
+                pending = self.executor.advance()
+            elif flight is not None and is_penalised(plan, self._scheduler.slots):
+                return None
+            else:
+                batch = batch_of(plan, self._scheduler.slots, self.executor.page_size)
+                sampling = sampling_of(plan, self._scheduler.slots, self.model.vocab_size)
+                pending = self.executor.run(batch, sampling)
         except BaseException:
-            with suppress(Exception):  # the first error is the one to report
-                self._postprocess(flight)
+            if flight is not None:
+                with suppress(Exception):  # the first error is the one to report
+                    self._read(flight, None)
             raise
-        for chunk in flight.plan.chunks:
-            chunk.sequence.cached += 1
-        return Flight(flight.plan.following(), pending)
+        self._scheduler.launched(plan)
+        return Flight(plan, pending, version)
 
-    def _postprocess(self, flight: Flight) -> None:
-        """Read the tokens of a step, append each to its sequence, and remove the sequences that have ended."""
-        sampled = self._sampled(flight)
+    def _read(self, flight: Flight, launched: Flight | None) -> None:
+        """Read the tokens of a step, append each to its sequence, and remove the sequences that have ended.
+
+        `launched` is the step that was launched since. When the tokens cannot be read, both come to nothing.
+        """
+        plan, slots = flight.plan, self._scheduler.slots
+        try:
+            sampled = flight.pending.tokens()
+        except BaseException:
+            for step in (launched, flight):
+                if step is not None:
+                    self._scheduler.take_back(step.plan)
+            raise
+        if launched is None:
+            slots.row[:] = -1
+        self._scheduler.keep_pages(plan)
         events: list[Event] = []
-        for row, place in enumerate(flight.plan.rows):
-            chunk = flight.plan.chunks[place]
-            sequence = chunk.sequence
-            if sequence.finished or not chunk.last:
+        for place, token in zip(integers(plan.sampled), integers(sampled), strict=False):
+            sequence = plan.sequences[place]
+            if sequence.finished:
                 continue
-            token = int(sampled[row])
             if token == NO_TOKEN:
                 sequence.finish_reason = "stop"
-                self._failed.append(sequence.number)
+                stream = self._streams.get(sequence.number)
+                (self._failed if stream is None else stream.failed).append(
+                    sequence.number if stream is None else stream.index[sequence.number]
+                )
                 self._remove(sequence)
                 continue
+            slots.newest[sequence.slot] = token
             text = sequence.append(token, self._end)
             events.append(Event(sequence.number, (token,), text, sequence.finish_reason))
             if sequence.finished:
                 self._remove(sequence)
         now = time.perf_counter()
-        self.statistics = self.statistics.plus(flight.plan.prompt_tokens, len(events), now - self._mark)
+        self.statistics = self.statistics.plus(plan.prompt_tokens, len(events), now - self._mark)
         self._mark = now
-        self._pending_events += events
+        for event in events:
+            stream = self._streams.get(event.sequence)
+            if stream is None:
+                self._pending_events.append(event)
+            else:
+                stream.events.append(replace(event, sequence=stream.index[event.sequence]))
 
     def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.number]
         self._scheduler.remove(sequence)
 
-    def _sampled(self, flight: Flight) -> Int32:
-        """The tokens of a step. When they cannot be read, reset its sequences to their state before the step."""
-        try:
-            return flight.pending.tokens()
-        except BaseException:
-            self._in_flight = None  # a step launched since then has no valid input
-            for chunk in flight.plan.chunks:
-                chunk.sequence.cached = chunk.start
-            raise
+
+def _follows(plan: StepPlan, last: StepPlan) -> bool:
+    """True when the step of `plan` is that of `last` one position on: the input of each row is what it sampled."""
+    return (
+        last.is_decode
+        and plan.is_decode
+        and len(plan.slots) == len(last.slots)
+        and bool(np.array_equal(plan.slots, last.slots) and np.array_equal(plan.starts, last.starts + 1))
+    )

@@ -1,21 +1,50 @@
-"""The pool of KV cache pages: which pages are free, and which are allocated."""
+"""The pages of the KV cache: owned by sequences, or kept for the tokens they hold, or empty."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Parent = int | str
+"""The page before a page; of a first page, the salt: only sequences of one salt share pages."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a page holds: the tokens of its positions, as the bytes of an int32 array, after those of its parent.
+
+    Contents are compared as they are, never by a hash alone. A dict hashes bytes with a secret of the process, so that
+    no sender can make contents that collide.
+    """
+
+    parent: Parent
+    tokens: bytes
+
 
 class PagePool:
-    """Allocates pages 0 … num_pages − 1 of the KV cache, each of `page_size` positions."""
+    """Gives out pages 0 … num_pages − 1, each of `page_size` positions.
+
+    A page has any number of owners. A full page may be `kept`: it is then found again by its content, also once nobody
+    owns it. Pages without owners are given out anew, empty ones first, then the one whose last owner left longest ago.
+    A parent outlives its children: whoever owns a page owns its parents, and returns them after it.
+    """
 
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
-        self._free = list(range(num_pages - 1, -1, -1))
-        self._allocated: set[int] = set()
+        self._empty = list(range(num_pages - 1, -1, -1))
+        self._owners = [0] * num_pages
+        self._contents: dict[int, Content] = {}
+        self._kept: dict[Content, int] = {}
+        self._idle = OrderedDict[int, None]()
 
     @property
     def free_pages(self) -> int:
-        """Number of free pages."""
-        return len(self._free)
+        """Number of pages without owners."""
+        return len(self._empty) + len(self._idle)
 
     @property
     def capacity(self) -> int:
@@ -26,19 +55,63 @@ class PagePool:
         """Number of pages that hold `positions` positions."""
         return -(-positions // self.page_size)
 
-    def allocate(self, positions: int) -> tuple[int, ...] | None:
-        """Allocate pages for `positions` positions; None when too few are free."""
-        count = self.pages_for(positions)
-        if count > len(self._free):
+    def allocate(self, count: int) -> list[int] | None:
+        """`count` pages with one owner each; None when fewer are free."""
+        if count > self.free_pages:
             return None
-        pages = tuple(self._free.pop() for _ in range(count))
-        self._allocated.update(pages)
+        return [self._take() for _ in range(count)]
+
+    def find(self, tokens: Sequence[int], salt: str = "") -> list[int]:
+        """The kept pages of the longest beginning of `tokens`, each with an owner more.
+
+        At least one token is left over, so that there is one to compute.
+        """
+        pages: list[int] = []
+        parent: Parent = salt
+        ids = np.asarray(tokens, np.int32)
+        for start in range(0, len(tokens) - self.page_size, self.page_size):
+            page = self._kept.get(Content(parent, ids[start : start + self.page_size].tobytes()))
+            if page is None:
+                break
+            self._idle.pop(page, None)
+            self._owners[page] += 1
+            pages.append(page)
+            parent = page
         return pages
 
-    def release(self, pages: tuple[int, ...]) -> None:
-        """Free pages. Each must be allocated."""
-        assert self._allocated.issuperset(pages), (
-            f"pages {sorted(set(pages) - self._allocated)} are freed but not allocated"
-        )
-        self._allocated.difference_update(pages)
-        self._free.extend(reversed(pages))
+    def keep(self, page: int, content: Content) -> int:
+        """Keep a page that is owned and full, whose parent is kept. Returns the page to use from now on.
+
+        That is another page when one of this content is kept already; `page` then loses its owner.
+        """
+        assert self._owners[page] == 1 and page not in self._contents, f"page {page} is not its owner's alone"
+        assert isinstance(content.parent, str) or content.parent in self._contents, "the parent is not kept"
+        known = self._kept.get(content)
+        if known is None:
+            self._kept[content], self._contents[page] = page, content
+            return page
+        self._idle.pop(known, None)
+        self._owners[known] += 1
+        self.release([page])
+        return known
+
+    def release(self, pages: Iterable[int]) -> None:
+        """Take an owner from each page of a sequence, in the order of its positions."""
+        for page in reversed(list(pages)):
+            assert self._owners[page] > 0, f"page {page} is released and has no owner"
+            self._owners[page] -= 1
+            if self._owners[page]:
+                continue
+            if page in self._contents:
+                self._idle[page] = None
+            else:
+                self._empty.append(page)
+
+    def _take(self) -> int:
+        if self._empty:
+            page = self._empty.pop()
+        else:
+            page, _ = self._idle.popitem(last=False)
+            del self._kept[self._contents.pop(page)]
+        self._owners[page] = 1
+        return page

@@ -2,71 +2,82 @@
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, replace
+import bisect
+import math
+from dataclasses import dataclass
+
+import numpy as np
 
 from infernum.engine.page_pool import PagePool
 from infernum.engine.sequence import Sequence
+from infernum.engine.slots import Slots, integers
+from infernum.step import Int32
 
+LEAST_RESERVE = 0.1
+"""Share of what running sequences may yet need that stays free when another is admitted: its least value.
 
-@dataclass(frozen=True)
-class Chunk:
-    """Tokens start … start + length − 1 of a sequence, as part of a step.
+It rises with every sequence that is preempted, and falls back step by step.
+"""
 
-    `last` is True when the chunk ends with the last known token, so that the step samples the next token.
-    """
-
-    sequence: Sequence
-    start: int
-    length: int
-    last: bool
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Number of prompt tokens in the chunk."""
-        return max(0, min(self.length, self.sequence.prompt_length - self.start))
+_FORGETTING = 0.998
+"""What the reserve is multiplied by after a step."""
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step: a chunk of each sequence that takes part."""
+    """A step: of sequence i the tokens from `starts[i]` on, `lengths[i]` of them. Arrays are int32.
 
-    chunks: tuple[Chunk, ...]
+    slots    [seqs]  slots of the sequences
+    sampled  [rows]  the sequences whose last token is among them, so that the step samples the next one
+    """
+
+    sequences: tuple[Sequence, ...]
+    slots: Int32
+    starts: Int32
+    lengths: Int32
+    sampled: Int32
+    prompt_tokens: int
 
     @property
-    def rows(self) -> tuple[int, ...]:
-        """The indices of the chunks whose last token needs logits.
-
-        A step that samples nothing has the last chunk as its row, so that every step has a row.
-        """
-        return tuple(i for i, chunk in enumerate(self.chunks) if chunk.last) or (len(self.chunks) - 1,)
+    def rows(self) -> Int32:
+        """The sequences that have a row of logits. A step that samples nothing has its last sequence as its row."""
+        return self.sampled if len(self.sampled) else np.array([len(self.sequences) - 1], np.int32)
 
     @property
-    def prompt_tokens(self) -> int:
-        """Number of prompt tokens in the step."""
-        return sum(chunk.prompt_tokens for chunk in self.chunks)
-
-    def following(self) -> StepPlan:
-        """The step after this one, when each sequence continues with the one token that it samples."""
-        return StepPlan(tuple(replace(chunk, start=chunk.start + 1) for chunk in self.chunks))
+    def is_decode(self) -> bool:
+        """True when every sequence has one token, and samples one."""
+        return len(self.sampled) == len(self.slots) == self.lengths.sum()
 
 
 class Scheduler:
-    """Admits sequences in order of arrival, and plans the steps.
+    """Admits sequences by priority and arrival, gives them pages as they need them, and plans the steps.
 
-    A sequence is admitted once the pool has pages for its prompt and `max_tokens`, so that no running sequence ever
-    has to be stopped for lack of pages. A sequence that grows beyond `short_context` tokens is computed anew.
+    A sequence is admitted when the pages of its tokens fit, and a reserve for what those that run may yet need; alone,
+    it always is. When pages run out, the newest sequence of the lowest priority is preempted: it gives back its pages,
+    waits, and its tokens are computed again. Pages that were kept are found again. So is a sequence that grows beyond
+    `short_context` tokens, from where on LongRoPE turns all of them otherwise.
     """
 
     def __init__(
-        self, pool: PagePool, *, max_tokens: int, max_sequences: int, short_context: int | None = None
+        self,
+        pool: PagePool,
+        *,
+        max_tokens: int,
+        max_sequences: int,
+        max_length: int,
+        short_context: int | None = None,
     ) -> None:
         self.pool = pool
         self.max_tokens = max_tokens
-        self.max_sequences = min(max_sequences, max_tokens)
         self.short_context = short_context
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.slots = Slots(min(max_sequences, max_tokens), pool.pages_for(max_length))
+        self.reserve = LEAST_RESERVE
+        self.table_version = 0
+        """Grows whenever a page table changes."""
+        self.preempted = 0
+        """Number of times that a sequence was preempted."""
 
     @property
     def busy(self) -> bool:
@@ -74,62 +85,174 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence, which must fit an empty cache."""
-        assert sequence.longest <= self.pool.capacity, "a sequence that never fits waits for ever"
-        self.waiting.append(sequence)
+        assert self.pool.pages_for(sequence.limit) <= self.pool.num_pages, "it would wait for ever"
+        bisect.insort(self.waiting, sequence, key=_order)
 
     def remove(self, sequence: Sequence) -> None:
         """Remove a sequence and free its pages.
 
         A step in flight may still write to the pages. The next owner's steps run after it, on the same stream.
         """
-        if sequence in self.waiting:
+        if sequence.slot < 0:
             self.waiting.remove(sequence)
             return
         self.running.remove(sequence)
-        self.pool.release(sequence.pages)
-        sequence.pages = ()
+        self._take_pages(sequence)
 
-    def plan(self) -> StepPlan | None:
-        """Plan the next step; None when no sequence waits or runs. The host must have read all sampled tokens."""
-        while self._can_admit():
-            sequence = self.waiting.popleft()
-            pages = self.pool.allocate(sequence.longest)
-            assert pages is not None, "enough pages were free a moment ago"
-            sequence.pages = pages
-            self.running.append(sequence)
-        for sequence in self.running:
-            if self._is_long(len(sequence.tokens)) and not sequence.is_long:
-                sequence.is_long, sequence.cached = True, 0
-        room = self.max_tokens
-        chunks: list[Chunk] = []
-        decoding_first = sorted(self.running, key=lambda s: s.cached < s.prompt_length)
-        for sequence in decoding_first:
-            remaining = len(sequence.tokens) - sequence.cached
-            length = min(remaining, room)
-            if length > 0:
-                chunks.append(Chunk(sequence, sequence.cached, length, last=length == remaining))
-                room -= length
-        return StepPlan(tuple(chunks)) if chunks else None
+    def plan(self, *, unread: bool) -> StepPlan | None:
+        """Plan the next step; None when there is nothing to do, or where tokens that are `unread` must be read first.
 
-    def repeats(self, plan: StepPlan) -> bool:
-        """True when the step after `plan`, which is still in flight, needs no input from the host.
-
-        Every sequence then has one token in `plan` and may take another, and no sequence is admitted or computed anew.
+        They must be when the tokens of a sequence are to be computed again.
         """
-        alone = len(plan.chunks) == len(self.running) and not self._can_admit()
-        return alone and all(
-            c.length == 1
-            and c.last
-            and not c.sequence.finished
-            and c.sequence.output_length + 1 < c.sequence.max_tokens
-            and self._is_long(c.start + 2) == c.sequence.is_long
-            for c in plan.chunks
+        if self.short_context is not None:
+            outgrown = [
+                s for s in self.running if not s.is_long and self._is_long(int(self.slots.total[s.slot]))
+            ]
+            if outgrown and unread:
+                return None
+            for sequence in outgrown:
+                self._wait_again(sequence)
+        self._admit()
+        slots = self.slots
+        active = np.array([sequence.slot for sequence in self.running], np.int32)
+        active = active[slots.total[active] < slots.limit[active]]
+        lengths = slots.total[active] - slots.computed[active]
+        decodes = active[lengths == 1][: self.max_tokens]
+        for slot in integers(decodes[slots.computed[decodes] >= slots.held[decodes]]):
+            sequence = slots.sequences[slot]  # None: it was preempted a moment ago
+            if sequence is not None and not self._grow(sequence, unread):
+                return None
+        self.reserve = max(LEAST_RESERVE, self.reserve * _FORGETTING)
+        alive = np.array([slots.sequences[slot] is not None for slot in integers(decodes)], bool)
+        decodes = decodes[alive] if not alive.all() else decodes
+        chunks = self._prompts(active[lengths > 1], self.max_tokens - len(decodes))
+        return self._step(decodes, chunks)
+
+    def launched(self, plan: StepPlan) -> None:
+        """Note a step that was launched: its positions are computed, and one token of each row is to be read."""
+        slots, sampling = self.slots, plan.slots[plan.sampled]
+        slots.computed[plan.slots] = plan.starts + plan.lengths
+        slots.row[:] = -1
+        slots.row[sampling] = np.arange(len(sampling))
+        slots.total[sampling] += 1
+
+    def take_back(self, plan: StepPlan) -> None:
+        """Undo `launched`: the step has come to nothing."""
+        self.slots.row[:] = -1
+        sampled = set(integers(plan.sampled))
+        for place, sequence in enumerate(plan.sequences):
+            if sequence.slot == plan.slots[place] >= 0:
+                self.slots.computed[sequence.slot] = plan.starts[place]
+                self.slots.total[sequence.slot] -= place in sampled
+
+    def keep_pages(self, plan: StepPlan) -> None:
+        """Keep the pages that a step has filled, whose tokens are all known."""
+        size = self.pool.page_size
+        before, after = plan.starts // size, (plan.starts + plan.lengths) // size
+        for place in integers(np.flatnonzero(after > before)):
+            sequence = plan.sequences[place]
+            if sequence.slot != plan.slots[place]:
+                continue
+            for number in range(int(before[place]), int(after[place])):
+                page = self.pool.keep(sequence.pages[number], sequence.content(number, size))
+                if page != sequence.pages[number]:
+                    sequence.pages[number] = self.slots.pages[sequence.slot, number] = page
+                    self.table_version += 1
+
+    def _admit(self) -> None:
+        while self.waiting and self.slots.free:
+            sequence = self.waiting[0]
+            sequence.is_long = self._is_long(len(sequence.tokens))
+            if self.running and self._reserved(sequence) + 1 > self.pool.free_pages:
+                return
+            shared = self.pool.find(sequence.tokens, sequence.first_parent)
+            count = self.pool.pages_for(len(sequence.tokens)) - len(shared)
+            pages = (
+                self.pool.allocate(count)
+                if not self.running or count + self._reserved(sequence) <= self.pool.free_pages
+                else None
+            )
+            if pages is None:
+                self.pool.release(shared)
+                return
+            self.waiting.pop(0)
+            sequence.pages = shared + pages
+            sequence.shared = len(shared)
+            slot = self.slots.take(sequence)
+            self.slots.computed[slot] = len(shared) * self.pool.page_size
+            self.slots.held[slot] = len(sequence.pages) * self.pool.page_size
+            self.slots.pages[slot, : len(sequence.pages)] = sequence.pages
+            self.table_version += 1
+            self.running.append(sequence)
+
+    def _reserved(self, sequence: Sequence) -> int:
+        """Pages that stay free for what running sequences, and this one, may yet need."""
+        slots = [each.slot for each in self.running]
+        wanted = (
+            -(-self.slots.limit[slots] // self.pool.page_size) * self.pool.page_size - self.slots.held[slots]
         )
+        own = self.pool.pages_for(sequence.limit) - self.pool.pages_for(len(sequence.tokens))
+        return math.ceil(self.reserve * (int(wanted.sum()) / self.pool.page_size + own))
+
+    def _grow(self, sequence: Sequence, unread: bool) -> bool:
+        """Give a sequence one more page; False where a sequence must be preempted first and tokens are `unread`."""
+        while (pages := self.pool.allocate(1)) is None:
+            if unread:
+                return False
+            victim = max(self.running, key=_order)
+            self._preempt(victim)
+            if victim is sequence:
+                return True
+        slot, number = sequence.slot, len(sequence.pages)
+        sequence.pages += pages
+        self.slots.pages[slot, number] = pages[0]
+        self.slots.held[slot] += self.pool.page_size
+        self.table_version += 1
+        return True
 
     def _is_long(self, length: int) -> bool:
         return self.short_context is not None and length > self.short_context
 
-    def _can_admit(self) -> bool:
-        if not self.waiting or len(self.running) >= self.max_sequences:
-            return False
-        return self.pool.pages_for(self.waiting[0].longest) <= self.pool.free_pages
+    def _wait_again(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._take_pages(sequence)
+        bisect.insort(self.waiting, sequence, key=_order)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        assert len(self.running) > 1, "a sequence that fits alone never lacks pages alone"
+        self._wait_again(sequence)
+        self.preempted += 1
+        self.reserve = min(1.0, 1.5 * self.reserve + 0.05)
+
+    def _take_pages(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.pages)
+        sequence.pages = []
+        self.slots.give_back(sequence)
+        self.table_version += 1
+
+    def _prompts(self, slots: Int32, room: int) -> list[tuple[int, int]]:
+        """Slot and length of the chunks of prompts that fit into `room` tokens."""
+        chunks: list[tuple[int, int]] = []
+        for slot in integers(slots):
+            length = min(room, int(self.slots.total[slot] - self.slots.computed[slot]))
+            if length > 0 and self.slots.sequences[slot] is not None:
+                chunks.append((slot, length))
+                room -= length
+        return chunks
+
+    def _step(self, decodes: Int32, chunks: list[tuple[int, int]]) -> StepPlan | None:
+        if not len(decodes) and not chunks:
+            return None
+        slots = np.concatenate([decodes, np.array([slot for slot, _ in chunks], np.int32)])
+        lengths = np.ones(len(slots), np.int32)
+        lengths[len(decodes) :] = [length for _, length in chunks]
+        starts = self.slots.computed[slots]
+        sequences = tuple(s for slot in integers(slots) if (s := self.slots.sequences[slot]) is not None)
+        sampled = np.flatnonzero(starts + lengths == self.slots.total[slots]).astype(np.int32)
+        prompt_tokens = int(np.clip(self.slots.prompt[slots] - starts, 0, lengths).sum())
+        return StepPlan(sequences, slots, starts, lengths, sampled, prompt_tokens)
+
+
+def _order(sequence: Sequence) -> tuple[int, int]:
+    """Who goes first: the higher priority, then the earlier arrival."""
+    return -sequence.priority, sequence.number

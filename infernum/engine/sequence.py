@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence as Ordered
 from typing import Literal
 
+import numpy as np
+
+from infernum.engine.page_pool import Content
 from infernum.engine.tokenizer import TextStream
 from infernum.sampling_params import SamplingParams
 
@@ -18,10 +21,12 @@ class Sequence:
     """A sequence from its request to its end.
 
     tokens      prompt and output
-    cached      number of tokens whose keys and values are in the cache, or will be once the launched steps have run
-    is_long     the cache holds what is computed for a sequence longer than the model's `short_context`
     max_tokens  the `max_tokens` of the request, clamped to context and cache
-    pages       the pages of the sequence; empty while it waits and after it has finished
+    priority    the higher, the earlier it is admitted and the later preempted
+    salt        only sequences of one salt share pages of the cache
+    is_long     it runs as one that is longer than the model's `short_context`
+    slot        its slot while it runs, else −1
+    pages       its pages while it runs, else empty; the first `shared` were found in the cache when it was admitted
     """
 
     def __init__(
@@ -33,6 +38,8 @@ class Sequence:
         max_tokens: int,
         seed: int,
         text: TextStream | None,
+        priority: int = 0,
+        salt: str = "",
     ) -> None:
         self.number = number
         self.tokens = list(prompt)
@@ -41,9 +48,12 @@ class Sequence:
         self.max_tokens = max_tokens
         self.seed = seed
         self.text = text
-        self.cached = 0
+        self.priority = priority
+        self.salt = salt
         self.is_long = False
-        self.pages: tuple[int, ...] = ()
+        self.slot = -1
+        self.pages: list[int] = []
+        self.shared = 0
         self.finish_reason: FinishReason | None = None
 
     @property
@@ -56,9 +66,19 @@ class Sequence:
         return len(self.tokens) - self.prompt_length
 
     @property
-    def longest(self) -> int:
-        """Largest number of positions that prompt and output can take."""
+    def limit(self) -> int:
+        """Most tokens of prompt and output."""
         return self.prompt_length + self.max_tokens
+
+    @property
+    def first_parent(self) -> str:
+        """What tells apart first pages of the same tokens: the salt, and the turn by LongRoPE."""
+        return f"{'long' if self.is_long else 'short'}:{self.salt}"
+
+    def content(self, number: int, size: int) -> Content:
+        """What page `number` of the sequence holds, once it is full."""
+        parent = self.pages[number - 1] if number else self.first_parent
+        return Content(parent, np.array(self.tokens[number * size : (number + 1) * size], np.int32).tobytes())
 
     def append(self, token: int, end_tokens: frozenset[int]) -> str:
         """Append a sampled token, set `finish_reason` if it is the last, and return the text that it completes."""

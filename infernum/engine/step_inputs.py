@@ -8,28 +8,39 @@ import numpy as np
 
 from infernum.engine.scheduler import StepPlan
 from infernum.engine.sequence import Sequence
+from infernum.engine.slots import Slots, integers
 from infernum.step import SEEN, Batch, Executor, Float32, Int32, Sampling
 
 
-def batch_of(plan: StepPlan) -> Batch:
-    """The ragged batch of a plan: its chunks in order, and one row of logits for each of `plan.rows`."""
-    lengths = [chunk.length for chunk in plan.chunks]
-    query_start = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-    tokens = [chunk.sequence.tokens[chunk.start : chunk.start + chunk.length] for chunk in plan.chunks]
+def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
+    """The ragged batch of a plan, with one row of logits for each of `plan.rows`.
+
+    The token of a row that the host has not read is a reference to that row (`Batch`).
+    """
+    starts, lengths = plan.starts, plan.lengths
+    query_start = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=query_start[1:])
+    sequence = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    positions = np.arange(query_start[-1], dtype=np.int32) + (starts - query_start[:-1])[sequence]
+    token_ids = slots.tokens(plan.slots)[sequence]
+    for place in integers(np.flatnonzero((lengths > 1) | (starts + lengths < slots.total[plan.slots]))):
+        start, length = int(starts[place]), int(lengths[place])
+        token_ids[query_start[place] : query_start[place + 1]] = plan.sequences[place].tokens[
+            start : start + length
+        ]
+    columns = int(slots.held[plan.slots].max()) // page_size
     return Batch(
-        token_ids=np.concatenate(tokens).astype(np.int32),
-        positions=np.concatenate([np.arange(c.start, c.start + c.length) for c in plan.chunks]).astype(
-            np.int32
-        ),
-        sequence=np.repeat(np.arange(len(lengths)), lengths).astype(np.int32),
-        query_start=query_start,
-        page_table=page_table([chunk.sequence.pages for chunk in plan.chunks]),
-        output_rows=np.array([query_start[i + 1] - 1 for i in plan.rows], np.int32),
-        lengths=np.repeat([len(chunk.sequence.tokens) for chunk in plan.chunks], lengths).astype(np.int32),
+        token_ids,
+        positions,
+        sequence,
+        query_start,
+        slots.pages[plan.slots, :columns],
+        query_start[plan.rows + 1] - 1,
+        slots.total[plan.slots][sequence],
     )
 
 
-def page_table(pages: Ordered[tuple[int, ...]]) -> Int32:
+def page_table(pages: Ordered[Ordered[int]]) -> Int32:
     """One row of page numbers for each sequence, padded with −1: int32 [seqs, pages of the longest]."""
     table = np.full((len(pages), max(map(len, pages))), -1, np.int32)
     for row, owned in enumerate(pages):
@@ -37,13 +48,19 @@ def page_table(pages: Ordered[tuple[int, ...]]) -> Int32:
     return table
 
 
-def sampling_of(plan: StepPlan, vocab_size: int) -> Sampling:
-    """The sampling parameters of each row of a plan."""
-    sequences = [plan.chunks[i].sequence for i in plan.rows]
-    penalised = any(sequence.params.repetition_penalty != 1 for sequence in sequences)
-    return Sampling.of(
-        [(sequence.params, sequence.seed) for sequence in sequences],
-        seen=np.stack([_seen(sequence, vocab_size) for sequence in sequences]) if penalised else None,
+def is_penalised(plan: StepPlan, slots: Slots) -> bool:
+    """True when a row has a repetition penalty, which needs all tokens of its sequence."""
+    return bool(np.any(slots.parameters["repetition_penalty"][plan.slots[plan.rows]] != 1))
+
+
+def sampling_of(plan: StepPlan, slots: Slots, vocab_size: int) -> Sampling:
+    """The sampling parameters of each row of a plan. Where there is a penalty, the host must know all tokens."""
+    rows = plan.slots[plan.rows]
+    parameters = {name: values[rows] for name, values in slots.parameters.items()}
+    if not is_penalised(plan, slots):
+        return Sampling(parameters)
+    return Sampling(
+        parameters, np.stack([_seen(plan.sequences[row], vocab_size) for row in integers(plan.rows)])
     )
 
 
@@ -56,7 +73,7 @@ def _seen(sequence: Sequence, vocab_size: int) -> Int32:
     return words.view(np.int32)
 
 
-def prompt_logits(executor: Executor, token_ids: Ordered[int], pages: tuple[int, ...]) -> Float32:
+def prompt_logits(executor: Executor, token_ids: Ordered[int], pages: Ordered[int]) -> Float32:
     """The logits after each token of a prompt, float32 [tokens, vocab], in as many steps as needed.
 
     `pages` must have room for the whole prompt, and are overwritten.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,10 @@ _BYTES = 4
 
 _PACKED = tuple(item for item in INPUTS if len(item.dims) == 1)
 """Inputs of one dim, which are uploaded together in one copy. Each input of two dims has a copy of its own."""
+
+
+_SAMPLED = "sampled"
+"""The tokens that the last step has sampled, while the input of the next is uploaded."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Inputs:
         self._arrays, packed_bytes = _pack_arrays(limits)
         others = {item.name: _nbytes(item, limits) for item in INPUTS if item not in _PACKED}
         others |= {f"next_tokens.{turn}": limits.rows * _BYTES for turn in range(TURNS)}
+        others[_SAMPLED] = limits.rows * _BYTES
         offsets, self.nbytes = pack([packed_bytes, *others.values()], at=0)
         memory = device.alloc(self.nbytes, "the arrays of a step")
         stack.callback(memory.free)
@@ -93,12 +99,21 @@ class Inputs:
         buffers = self._buffers[self._turn]
         buffers.sent.wait()
         values = batch.arrays()
+        unread = np.flatnonzero(batch.token_ids < 0)
+        rows = -1 - batch.token_ids[unread]
+        tokens, sampled = self.addresses["token_ids"], self.addresses[_SAMPLED]
+        if len(unread):
+            # The last step has left its sampled tokens, or 0 for none, where the input of this one is written now.
+            self._stream.copy(sampled, tokens, (int(rows.max()) + 1) * _BYTES)
+            values["token_ids"] = np.maximum(batch.token_ids, 0)
         if sampling is not None and not sampling.greedy:
             values |= sampling.parameters
         for name, array in buffers.arrays.items():
             if name in values:
                 _put(array, values[name])
         self._stream.upload(self._base, buffers.packed.address, self._packed_bytes)
+        for first, row, count in _runs(unread, rows):
+            self._stream.copy(tokens + first * _BYTES, sampled + row * _BYTES, count * _BYTES)
         self._upload_page_table(batch, buffers)
         self._stream.record(buffers.sent)
         if sampling is not None and sampling.seen is not None:
@@ -116,6 +131,14 @@ class Inputs:
         self._stream.upload_rows(
             self.addresses["page_table"], pitch, buffers.page_table.address, width, width, seqs
         )
+
+
+def _runs(places: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> Iterator[tuple[int, int, int]]:
+    """Runs of places whose rows follow each other too: the first place, its row, and their number."""
+    breaks = 1 + np.flatnonzero((np.diff(places) != 1) | (np.diff(rows) != 1))
+    for start, end in pairwise([0, *breaks.tolist(), len(places)]):
+        if end > start:
+            yield int(places[start]), int(rows[start]), end - start
 
 
 def _put(to: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
