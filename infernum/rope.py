@@ -183,8 +183,9 @@ class Rope:
             min(pair_of(self.beta_slow, math.ceil), rotary - 1),
         )
         width = 0.001 if low == high else high - low
-        kept = 1 - np.clip((np.arange(rotary // 2, dtype=np.float32) - low) / width, 0, 1).astype(np.float32)
-        return (1.0 / (self.factor * powers) * (1 - kept) + 1.0 / powers * kept).astype(np.float32)
+        ramp = np.clip((np.arange(rotary // 2, dtype=np.float32) - low) / width, 0, 1)
+        unscaled = 1 - ramp.astype(np.float32)  # share of the frequency that is not stretched
+        return (1.0 / (self.factor * powers) * (1 - unscaled) + 1.0 / powers * unscaled).astype(np.float32)
 
 
 def yarn_attention_factor(factor: float, mscale: float = 1.0, mscale_all_dim: float = 0.0) -> float:

@@ -188,11 +188,10 @@ class Scheduler:
     def _reserved(self, sequence: Sequence) -> int:
         """Pages that stay free for what running sequences, and this one, may yet need."""
         slots = [each.slot for each in self.running]
-        wanted = (
-            -(-self.slots.limit[slots] // self.pool.page_size) * self.pool.page_size - self.slots.held[slots]
-        )
+        size = self.pool.page_size
+        growth = int((-(-self.slots.limit[slots] // size) - self.slots.held[slots] // size).sum())
         own = self.pool.pages_for(sequence.limit) - self.pool.pages_for(len(sequence.tokens))
-        return math.ceil(self.reserve * (int(wanted.sum()) / self.pool.page_size + own))
+        return math.ceil(self.reserve * (growth + own))
 
     def _grow(self, sequence: Sequence, unread: bool) -> bool:
         """Give a sequence one more page; False where a sequence must be preempted first and tokens are `unread`."""

@@ -9,9 +9,6 @@ import numpy as np
 from infernum.engine.sequence import Sequence
 from infernum.step import PARAMETER_INPUTS, Array, Int32
 
-UNREAD = -1
-"""The offset of references: in a batch, the token −1 − r is that of row r of the step before."""
-
 
 def integers(values: Array) -> list[int]:
     """The elements of an array of integers."""
@@ -71,6 +68,6 @@ class Slots:
         self._free.append(slot)
 
     def tokens(self, slots: Int32) -> Int32:
-        """The newest token of each slot, or where it is unread a reference to its row."""
+        """The newest token of each slot, or where the host has not read it, −1 less its row (`Batch.token_ids`)."""
         row = self.row[slots]
-        return np.where(row >= 0, UNREAD - row, self.newest[slots])
+        return np.where(row >= 0, -1 - row, self.newest[slots])
