@@ -20,6 +20,7 @@ from infernum.models.family import Family
 from infernum.models.family_config import FamilyConfig, Nested
 from infernum.models.fields import Unsupported
 from infernum.models.known_fields import ARCHITECTURE
+from infernum.models.llama import vocabulary_table
 from infernum.models.multimodal import IMAGE_FIELDS, TEXT_TENSORS
 from infernum.models.rope_fields import read_rope
 from infernum.ops import (
@@ -100,12 +101,6 @@ def head(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: GemmaConfig) -> Tens
     h = norm(select_rows(x, batch.output_rows), w, "model.norm", cfg)
     logits = linear(h, vocabulary_table("lm_head.weight", w, cfg), out="f32")
     return softcap(logits, cap=cfg.caps[1]) if cfg.caps[1] else logits
-
-
-def vocabulary_table(name: str, w: Weights, cfg: GemmaConfig) -> Tensor:
-    """Embedding or head [vocab_size, hidden_size]. Tied, they are one tensor, stored under either name."""
-    names = ("model.embed_tokens.weight", "lm_head.weight") if cfg.tie_word_embeddings else (name,)
-    return w.tensor(names[0], cfg.vocab_size, cfg.hidden_size, alternatives=names[1:])
 
 
 @dataclass(frozen=True)

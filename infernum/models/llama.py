@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from infernum.errors import ConfigError
 from infernum.ir.block import BatchInputs, Block, Tensor, Weights, block
@@ -181,7 +181,7 @@ def scaled(x: Tensor, by: float) -> Tensor:
     return x if by == 1 else scale(x, by=by)
 
 
-def vocabulary_table(name: str, w: Weights, cfg: LlamaConfig) -> Tensor:
+def vocabulary_table(name: str, w: Weights, cfg: Any) -> Tensor:
     """Embedding or head [vocab_size, hidden_size]. Tied, they are one tensor, stored under either name.
 
     Where config.json does not say, they are tied unless the checkpoint has both.
@@ -191,7 +191,7 @@ def vocabulary_table(name: str, w: Weights, cfg: LlamaConfig) -> Tensor:
             names = ("model.embed_tokens.weight", "lm_head.weight")
         case False:
             names = (name,)
-        case None:
+        case _:
             names = tuple(dict.fromkeys((name, "model.embed_tokens.weight")))
     return w.tensor(names[0], cfg.vocab_size, cfg.hidden_size, alternatives=names[1:])
 
