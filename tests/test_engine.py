@@ -562,6 +562,45 @@ def test_streams_of_many_threads_give_each_its_own():
     assert not engine.busy and engine._pool.free_pages == 40
 
 
+def test_each_launched_step_is_recorded_with_where_prompts_were_cut():
+    engine, toy = make(max_batch_tokens=4, pages=40)
+    records = []
+    engine.on_step = records.append
+    engine.generate([[1], list(range(12))], GREEDY)
+    assert [record.number for record in records] == list(range(toy.steps))
+    assert [(r.sequences.tolist(), r.starts.tolist(), r.lengths.tolist()) for r in records[:4]] == [
+        ([0, 1], [0, 0], [1, 3]),
+        ([0, 1], [1, 3], [1, 3]),
+        ([0, 1], [2, 6], [1, 3]),
+        ([0, 1], [3, 9], [1, 3]),
+    ]
+    assert [record.sampled.tolist() for record in records[2:5]] == [[0], [0, 1], [0, 1]]
+    assert sum(record.prompt_tokens for record in records) == 13
+    assert all(record.ahead and record.host_seconds > 0 for record in records)
+    assert records[0].running == 2 and records[0].free_pages == 36 and records[0].waiting == 0
+
+
+def test_a_record_counts_preemptions_cached_tokens_and_steps_that_waited_for_the_last():
+    engine, _ = make(pages=4)
+    records = []
+    engine.on_step = records.append
+    engine.generate([[1, 2, 3], [4, 5, 6], [7, 8, 9]], GREEDY)
+    assert records[-1].preemptions == engine._scheduler.preempted > 0
+    assert not all(record.ahead for record in records), (
+        "the unread token of a preempted sequence is read first"
+    )
+
+
+def test_a_record_counts_the_prompt_tokens_that_were_found_in_the_cache():
+    engine, _ = make(pages=40)
+    records = []
+    engine.on_step = records.append
+    for _ in range(2):
+        engine.generate([list(range(9))], GREEDY)
+    assert records[0].cached_tokens == 0 and records[-1].cached_tokens == 8
+    assert sum(record.prompt_tokens for record in records) == 9 + 1
+
+
 def test_statistics_count_prompt_and_output_tokens():
     engine, _ = make(max_batch_tokens=4, pages=40)
     engine.generate(PROMPTS, GREEDY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from collections.abc import Sequence as Ordered
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,7 @@ from threading import Lock
 
 import numpy as np
 
-from infernum.engine.events import Completion, Event, Statistics
+from infernum.engine.events import Completion, Event, Statistics, StepRecord
 from infernum.engine.page_pool import PagePool
 from infernum.engine.request import read_params, read_token_ids
 from infernum.engine.scheduler import Scheduler, StepPlan
@@ -54,6 +54,8 @@ class Engine:
     end_tokens     tokens that end a sequence
     tokenizer      None: events and completions have tokens but no text
     max_model_len  longest sequence, where the executor was opened for less than the model's context
+    on_step        called with the record of each launched step, by the thread that makes the step. It must not call the
+                   engine
     closed         True once `close` was called; methods that need the executor then raise RequestError
 
     Servers call `add` and `step`; other callers use `stream` or `generate`, several at once. `add` and `cancel` may be
@@ -65,6 +67,7 @@ class Engine:
     end_tokens: Collection[int] = ()
     tokenizer: Tokenizer | None = None
     max_model_len: int | None = None
+    on_step: Callable[[StepRecord], None] | None = None
     statistics: Statistics = field(default=Statistics(), init=False)
     closed: bool = field(default=False, init=False)
 
@@ -88,6 +91,8 @@ class Engine:
         self._inbox = SimpleQueue[Sequence | int]()
         self._stepping = Lock()
         self._mark = 0.0
+        self._steps = 0
+        self._waited = 0.0
 
     def close(self) -> None:
         """Close the executor. An open stream raises RequestError at its next event."""
@@ -270,14 +275,40 @@ class Engine:
     def _step(self) -> None:
         """Launch the next step, then read the tokens of the last."""
         self.require_open()
+        began, self._waited = time.perf_counter(), 0.0
         self._take_requests()
         flight, self._in_flight = self._in_flight, None
         if flight is None:
             self._mark = time.perf_counter()
         launched = self._launch_after(flight)
+        ahead = launched is not None
         if flight is not None:
             self._read(flight, launched)
-        self._in_flight = launched if launched is not None or flight is None else self._launch_after(None)
+        self._in_flight = launched if ahead or flight is None else self._launch_after(None)
+        if self._in_flight is None:
+            return
+        if self.on_step is not None:
+            seconds = time.perf_counter() - began - self._waited
+            self.on_step(self._record(self._in_flight.plan, ahead or flight is None, seconds))
+        self._steps += 1
+
+    def _record(self, plan: StepPlan, ahead: bool, host_seconds: float) -> StepRecord:
+        scheduler = self._scheduler
+        return StepRecord(
+            number=self._steps,
+            sequences=np.array([sequence.number for sequence in plan.sequences], np.int32),
+            starts=plan.starts,
+            lengths=plan.lengths,
+            sampled=plan.sampled,
+            prompt_tokens=plan.prompt_tokens,
+            waiting=len(scheduler.waiting),
+            running=len(scheduler.running),
+            free_pages=self._pool.free_pages,
+            preemptions=scheduler.preempted,
+            cached_tokens=scheduler.cached_tokens,
+            ahead=ahead,
+            host_seconds=host_seconds,
+        )
 
     def _take_requests(self) -> None:
         """Queue what was added, and remove what was cancelled, by any thread."""
@@ -354,7 +385,9 @@ class Engine:
         """
         plan, slots = flight.plan, self._scheduler.slots
         try:
+            began = time.perf_counter()
             sampled = flight.pending.tokens()
+            self._waited = time.perf_counter() - began
         except BaseException:
             for step in (launched, flight):
                 if step is not None:

@@ -1,10 +1,11 @@
-"""The results of an engine: events of a sequence, completions, and statistics."""
+"""The results of an engine: events of a sequence, completions, records of steps, and statistics."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from infernum.engine.sequence import FinishReason
+from infernum.step import Int32
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,44 @@ class Completion:
     tokens: tuple[int, ...]
     text: str
     finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one launched step did, for measurements and logs. Arrays are int32.
+
+    A step computes the tokens `starts[i]` … `starts[i] + lengths[i] − 1` of the sequence `sequences[i]`. The records of
+    a run hold where every prompt was cut, which is all that is needed to replay the run.
+
+    number         of the step, from 0
+    sequences      [seqs]  numbers of the sequences
+    starts         [seqs]
+    lengths        [seqs]
+    sampled        [rows]  indices into `sequences`: those whose next token the step samples
+    prompt_tokens  tokens of prompts among the tokens of the step
+    waiting        sequences that wait to be admitted, after the step was planned
+    running        sequences that have a slot
+    free_pages     pages of the cache without owners
+    preemptions    how often a sequence was preempted, since the engine was created
+    cached_tokens  tokens of prompts that were found in the cache instead of computed, since the engine was created
+    ahead          False when the tokens of the last step had to be read before this step was launched
+    host_seconds   wall-clock seconds that planning and launching it took, and reading the step before, without the time
+                   that the host waited for tokens
+    """
+
+    number: int
+    sequences: Int32
+    starts: Int32
+    lengths: Int32
+    sampled: Int32
+    prompt_tokens: int
+    waiting: int
+    running: int
+    free_pages: int
+    preemptions: int
+    cached_tokens: int
+    ahead: bool
+    host_seconds: float
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,8 @@ class Scheduler:
         """Grows whenever a page table changes."""
         self.preempted = 0
         """Number of times that a sequence was preempted."""
+        self.cached_tokens = 0
+        """Number of prompt tokens that were found in the cache when their sequences were admitted."""
 
     @property
     def busy(self) -> bool:
@@ -178,6 +180,7 @@ class Scheduler:
             self.waiting.pop(0)
             sequence.pages = shared + pages
             sequence.shared = len(shared)
+            self.cached_tokens += min(len(shared) * self.pool.page_size, sequence.prompt_length)
             slot = self.slots.take(sequence)
             self.slots.computed[slot] = len(shared) * self.pool.page_size
             self.slots.held[slot] = len(sequence.pages) * self.pool.page_size
