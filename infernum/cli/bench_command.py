@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from infernum.cli import options
+from infernum.cli.bench_engine import engine
 from infernum.cli.bench_latency import latency
 from infernum.cli.bench_plot import plot
 from infernum.cli.bench_results import title_of, write_results
@@ -188,5 +189,6 @@ def _print_kernels(results: dict[str, Any], *, whole: bool) -> None:
     print_table("Where a step's time goes", ("", ""), sums)
 
 
+command.add_command(engine)
 command.add_command(latency)
 command.add_command(plot)

@@ -1,0 +1,213 @@
+"""The host's cost of a step: the engine under a steady load, over an executor that computes nothing."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infernum import dims
+from infernum.engine.engine import Engine
+from infernum.engine.events import StepRecord
+from infernum.lab.measure.origin import versions
+from infernum.manifest import ModelInfo
+from infernum.sampling_params import SamplingParams
+from infernum.step import Batch, Float32, Int32, Sampling
+
+PAGE_SIZE = 64
+CONTEXT = 4096
+VOCAB = 128_256
+
+OUTPUT = 160
+"""Tokens that a sequence generates: of S sequences, S / 160 end in each step, and as many arrive."""
+
+PROMPT_TOKENS = (200, 520)
+"""Fewest and most tokens of a prompt."""
+
+BEGINNINGS = 8
+"""Every other prompt has one of so many beginnings, each of `PROMPT_TOKENS[0]` tokens."""
+
+WARM_UP = 2 * OUTPUT
+"""Steps before the measured ones. In them the first sequences end, and the cache fills up."""
+
+
+class NullExecutor:
+    """Implements `infernum.step.Executor` without computing anything: random tokens are there at once."""
+
+    page_size = PAGE_SIZE
+    max_batch_tokens = CONTEXT
+    dtype = "bf16"
+
+    def __init__(self, num_pages: int, max_rows: int) -> None:
+        self.num_pages = num_pages
+        self.max_rows = max_rows
+        self._tokens = np.random.default_rng(0).integers(0, VOCAB - 1, 2 * max_rows, np.int32)
+        self._launches = 0
+        self._rows = 0
+
+    def run(self, batch: Batch, sampling: Sampling) -> NullTokens:
+        """Return as many tokens as the batch has rows."""
+        self._rows = batch.rows
+        return self.advance()
+
+    def advance(self) -> NullTokens:
+        """Return as many tokens as the last step had rows."""
+        self._launches += 1
+        start = self._launches % self.max_rows
+        return NullTokens(self._tokens[start : start + self._rows])
+
+    def logits(self, batch: Batch) -> Float32:
+        """Logits of zeros, float32 [rows, vocab]."""
+        return np.zeros((batch.rows, VOCAB), np.float32)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True)
+class NullTokens:
+    """The tokens of a step of `NullExecutor`."""
+
+    sampled: Int32
+
+    def tokens(self) -> Int32:
+        """The sampled token of each row, int32 [rows]."""
+        return self.sampled
+
+
+@dataclass(frozen=True)
+class HostCost:
+    """What a step costs the host with so many sequences, in microseconds of CPU time, and what the steps were like.
+
+    us             median of all that the engine does for a step, `Engine.add` of the sequences that arrive included
+    least_us       the fastest step
+    p99_us         the time that 99 of 100 steps keep below
+    arrivals       sequences that arrive in a step, and as many end
+    prompt_tokens  tokens of prompts that a step computes
+    cached_share   of the tokens of prompts, the share that was found in the cache
+    ahead_share    of the steps, the share that was launched before the tokens of the last were read
+    """
+
+    sequences: int
+    steps: int
+    us: float
+    least_us: float
+    p99_us: float
+    arrivals: float
+    prompt_tokens: float
+    cached_share: float
+    ahead_share: float
+
+
+def measure_host(
+    sizes: Sequence[int], steps: int, on_measured: Callable[[HostCost], None] = lambda cost: None
+) -> dict[str, Any]:
+    """The cost of `steps` steps for each number of sequences in `sizes`, with the CPU's name. One core is used."""
+    costs: list[HostCost] = []
+    for sequences in sizes:
+        costs.append(measure_steps(sequences, steps))
+        on_measured(costs[-1])
+    own = versions()
+    return {
+        "cpu": cpu_name(),
+        "versions": {name: own[name] for name in ("python", "infernum", "numpy")},
+        "costs": [asdict(cost) for cost in costs],
+    }
+
+
+def measure_steps(sequences: int, steps: int, warm_up: int = WARM_UP) -> HostCost:
+    """Keep `sequences` sequences running, a new one for each that ends, and time `steps` steps.
+
+    Full pages are kept and found again; there is no text. As many steps again, which are not timed, tell what the load
+    is like.
+    """
+    load = _Load(sequences)
+    for _ in range(warm_up):
+        load.step()
+    seconds = np.array([load.step() for _ in range(steps)])
+    arrived = load.arrived
+    records: list[StepRecord] = []
+    load.engine.on_step = records.append
+    for _ in range(steps):
+        load.step()
+    computed = sum(record.prompt_tokens for record in records)
+    cached = records[-1].cached_tokens - records[0].cached_tokens
+    return HostCost(
+        sequences=sequences,
+        steps=steps,
+        us=1e6 * float(np.median(seconds)),
+        least_us=1e6 * float(seconds.min()),
+        p99_us=1e6 * float(np.quantile(seconds, 0.99)),
+        arrivals=(load.arrived - arrived) / steps,
+        prompt_tokens=computed / steps,
+        cached_share=cached / max(cached + computed, 1),
+        ahead_share=sum(record.ahead for record in records) / len(records),
+    )
+
+
+class _Load:
+    """An engine with a constant number of sequences."""
+
+    def __init__(self, sequences: int) -> None:
+        pages = sequences * dims.ceildiv(PROMPT_TOKENS[1] + OUTPUT, PAGE_SIZE)
+        executor = NullExecutor(pages + pages // 4 + 16, max_rows=max(sequences, 16))
+        model = ModelInfo(
+            family="null",
+            name="null",
+            config={},
+            config_hash="",
+            vocab_size=VOCAB,
+            context=CONTEXT,
+            num_layers=1,
+        )
+        self.engine = Engine(executor, model, end_tokens=(VOCAB - 1,))
+        self.arrived = 0
+        self._prompts = _prompts(sequences)
+        self._missing = sequences
+        self._first = [1 + index * OUTPUT // sequences for index in range(sequences)]
+        """Lengths of the outputs of the first sequences, which end one after another."""
+
+    def step(self) -> float:
+        """Add a sequence for each that ended in the last step, and make a step. Returns its seconds of CPU time."""
+        arriving = [
+            (
+                next(self._prompts),
+                SamplingParams(max_tokens=self._first.pop() if self._first else OUTPUT, temperature=0.8),
+            )
+            for _ in range(self._missing)
+        ]
+        began = time.thread_time()
+        for prompt, params in arriving:
+            self.engine.add(prompt, params)
+        events = self.engine.step()
+        seconds = time.thread_time() - began
+        self.arrived += len(arriving)
+        self._missing = sum(event.finish_reason is not None for event in events)
+        return seconds
+
+
+def _prompts(seed: int) -> Generator[list[int]]:
+    """Random prompts without end; every other one has a beginning in common with some of the others."""
+    rng = np.random.default_rng(seed)
+    fewest, most = PROMPT_TOKENS
+    beginnings: Int32 = rng.integers(0, VOCAB, (BEGINNINGS, fewest), np.int32)
+    while True:
+        for beginning in beginnings:
+            yield rng.integers(0, VOCAB, int(rng.integers(fewest, most + 1))).tolist()
+            rest: list[int] = rng.integers(0, VOCAB, int(rng.integers(1, most - fewest + 1))).tolist()
+            yield [*beginning.tolist(), *rest]
+
+
+def cpu_name() -> str:
+    """The name of the CPU, as the system gives it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
