@@ -13,7 +13,7 @@ import pytest
 
 from infernum import ops
 from infernum.codegen.weights import fold_weights
-from infernum.dtypes import BF16, F16, F32, I32, DType
+from infernum.dtypes import BF16, F16, F32, I32, DType, relative_error
 from infernum.errors import CompileError, DTypeError, InfernumError, ShapeError
 from infernum.ir.block import BatchInputs, Tensor, Weights, block
 from infernum.ir.graph import Graph, Input, TensorType
@@ -139,6 +139,15 @@ def test_a_result_in_place_has_the_type_of_its_operand_and_is_its_memory(name: s
     for result, slot in OPS[name].in_place.items():
         assert results[result] == operands[slot]
         assert not np.array_equal(given[slot], before[slot])
+
+
+@pytest.mark.parametrize("name", [n for n, found in REGISTERED.items() if found.batched])
+def test_a_batched_function_computes_what_its_op_means(name: str) -> None:
+    operands, attrs, results = EXAMPLES[name]
+    given = [array_of(t, param) for t, param in zip(operands, OPS[name].params, strict=True)]
+    batched = OPS[name].evaluate(given, attrs, results, batched=True)
+    for out, meant in zip(batched, OPS[name].evaluate(given, attrs, results), strict=True):
+        assert out.shape == meant.shape and relative_error(out, meant) <= 1e-6
 
 
 @pytest.mark.parametrize("name", [n for n, found in REGISTERED.items() if found.commutative])

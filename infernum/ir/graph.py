@@ -92,7 +92,12 @@ class Operation(Protocol):
         ...
 
     def evaluate(
-        self, operands: Sequence[np.ndarray], attrs: Mapping[str, Any], types: Sequence[TensorType]
+        self,
+        operands: Sequence[np.ndarray],
+        attrs: Mapping[str, Any],
+        types: Sequence[TensorType],
+        *,
+        batched: bool = False,
     ) -> list[np.ndarray]:
         """The results in NumPy, each rounded to its type."""
         ...

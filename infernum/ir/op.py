@@ -97,6 +97,7 @@ class Op:
     attrs        names of its attributes, and `defaults` their default values
     variadic     True if it takes any number of operands
     commutative  True if its operands may be swapped
+    batched      the same function, faster over many rows, where the bits of a row may depend on the other rows
     prologue     for ops over rows: how another kernel computes the op while it reads the op's result
     in_place     index of a result -> slot of the operand whose memory the result takes over
     flops        floating-point operations of a call, as a formula
@@ -115,6 +116,7 @@ class Op:
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     variadic: bool = False
     commutative: bool = False
+    batched: Callable[..., Any] | None = None
     prologue: Prologue | None = None
     in_place: Mapping[int, int] = field(default_factory=dict[int, int])
     flops: Callable[[Call], Formula] = lambda call: 0
@@ -127,13 +129,20 @@ class Op:
         return (self.meaning.__doc__ or "").strip().split("\n")[0]
 
     def evaluate(
-        self, operands: Sequence[Array], attrs: Mapping[str, Any], types: Sequence[TensorType]
+        self,
+        operands: Sequence[Array],
+        attrs: Mapping[str, Any],
+        types: Sequence[TensorType],
+        *,
+        batched: bool = False,
     ) -> list[Array]:
         """The op's meaning on float32 (or integer) arrays, each result rounded to what its type can store.
 
         A result that takes over an operand's memory is that operand, whose other elements are rounded already.
+        `batched`: by the function that is faster, if the op has one; for what is compared under a tolerance.
         """
-        results = as_tuple(self.meaning(*operands, **attrs))
+        function = self.batched if batched and self.batched else self.meaning
+        results = as_tuple(function(*operands, **attrs))
         return [
             r if i in self.in_place else round_to(np.asarray(r), t.dtype)
             for i, (r, t) in enumerate(zip(results, types, strict=True))
@@ -231,10 +240,16 @@ class Fused:
         return slots
 
     def evaluate(
-        self, operands: Sequence[Array], attrs: Mapping[str, Any], types: Sequence[TensorType]
+        self,
+        operands: Sequence[Array],
+        attrs: Mapping[str, Any],
+        types: Sequence[TensorType],
+        *,
+        batched: bool = False,
     ) -> list[Array]:
+        """The results of the body, as of `Op.evaluate`."""
         del attrs, types
-        return interpret(self.body, dict(zip(self.params, operands, strict=True)))
+        return interpret(self.body, dict(zip(self.params, operands, strict=True)), batched=batched)
 
 
 OPS: dict[str, Op] = {}
@@ -258,6 +273,7 @@ def op(
     infer: Infer | None = None,
     results: Sequence[str] = ("out",),
     commutative: bool = False,
+    batched: Callable[..., Any] | None = None,
     prologue: Prologue | None = None,
     in_place: Mapping[int, int] | None = None,
     flops: Callable[[Call], Formula] = lambda call: 0,
@@ -293,6 +309,7 @@ def op(
                 defaults=defaults,
                 variadic=variadic,
                 commutative=commutative,
+                batched=batched,
                 prologue=prologue,
                 in_place=in_place or {},
                 flops=flops,

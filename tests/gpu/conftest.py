@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -13,16 +14,28 @@ from oracle.configs import case
 from oracle.weights import random_weights, rounded
 
 from gpu.recipes import Bundles, Recipe
+from infernum.errors import DeviceError
 from infernum.lab.verify.bench import Bench, open_bench
 from infernum.machine import default_arch
+from infernum.runtime.device import Device
+
+
+@pytest.fixture(scope="session", autouse=True)
+def open_gpu() -> Iterator[None]:
+    """Keeps the GPU's context from test to test: to make one takes long where many processes do so at once."""
+    device = Device.open(0)
+    yield
+    with suppress(DeviceError):  # a kernel that fails takes the context with it
+        device.close()
 
 
 @pytest.fixture(scope="session")
 def bundles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundles]:
     """Bundles by recipe. Those that selected tests name by their parameter `recipe` are begun at once.
 
-    NVRTC's results are kept in a folder of this session, so that nothing that was compiled before is tested. Of several
-    processes (`pytest -n`), each has to collect all tests: there, a bundle is compiled when a test asks for it.
+    They are kept in a folder of this session, so that nothing that was compiled before is tested. Several processes
+    (`pytest -n`) share the folder. Each of them has to collect all tests: there, a bundle is compiled when a test asks
+    for it.
     """
     folder, apart = tmp_path_factory.mktemp("gpu-bundles"), "PYTEST_XDIST_WORKER" in os.environ
     cache = (tmp_path_factory.getbasetemp().parent if apart else folder) / "cache"

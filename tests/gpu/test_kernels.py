@@ -90,10 +90,10 @@ SAMPLED = ("dante", "odd", "llama_layer", "head_80")
 """Models whose samplers are checked: these see rows of logits, and know of a model only its vocabulary."""
 
 
-def units(bundle: Bundle, variant: str) -> Iterator[Unit]:
+def units(recipe: Recipe, bundle: Bundle, variant: str) -> Iterator[Unit]:
     """Every unit of every block for the steps of one variant; of the samplers where the model is one of `SAMPLED`."""
     for block in bundle.manifest.blocks:
-        if block in bundle.manifest.samplers and bundle.manifest.model.name not in SAMPLED:
+        if block in bundle.manifest.samplers and recipe.model not in SAMPLED:
             continue
         yield from units_of(bundle, block_variant(bundle.manifest, block, variant), variant)
 
@@ -114,16 +114,25 @@ def test_every_kernel_computes_what_its_node_means(
 ) -> None:
     step = ONE_OF_MANY[variant] if recipe.model == "llama_layer" else None
     bench.device.activate()
-    wrong = [what for unit in units(bundles.get(recipe), variant) for what in check(bench, unit, step)]
+    bundle = bundles.get(recipe)
+    wrong = [what for unit in units(recipe, bundle, variant) for what in check(bench, unit, step)]
     try:
         assert not wrong, f"{len(wrong)} differences:\n" + "\n".join(wrong)
     finally:
         bench.forget_modules()  # which fails after an error of the GPU: what was wrong is told first
 
 
+ONE_PROCESS = pytest.mark.xdist_group("coverage")
+"""For tests that read the bundles of all recipes."""
+
+
+@ONE_PROCESS
 def test_every_op_and_rule_with_a_kernel_is_among_what_is_checked(bundles: Bundles) -> None:
     checked = [
-        unit for recipe in RECIPES for variant in VARIANTS for unit in units(bundles.get(recipe), variant)
+        unit
+        for recipe in RECIPES
+        for variant in VARIANTS
+        for unit in units(recipe, bundles.get(recipe), variant)
     ]
     ops_with_kernels = {
         name: op.lowering for name, op in OPS.items() if isinstance(op.lowering, tuple) and op.lowering
@@ -141,6 +150,7 @@ def test_every_op_and_rule_with_a_kernel_is_among_what_is_checked(bundles: Bundl
     assert {kernel.template for unit in checked for kernel in unit.kernels} >= templates
 
 
+@ONE_PROCESS
 def test_every_rule_has_made_some_kernel_that_is_checked(bundles: Bundles) -> None:
     fired: set[str] = set()
     for recipe in RECIPES:

@@ -18,10 +18,10 @@ pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 DANTE = Recipe("dante", "bfloat16", True)
 
 
-@pytest.fixture(scope="module")
-def broken(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    """The demo model's bundle with each mistake, by its name."""
-    return broken_bundles(bundles.get(DANTE), BREAKAGES, tmp_path_factory.mktemp("broken"))
+@pytest.fixture
+def broken(breakage: Breakage, bundles: Bundles, tmp_path: Path) -> Bundle:
+    """The demo model's bundle with a mistake."""
+    return broken_bundles(bundles.get(DANTE), [breakage], tmp_path)[breakage.name]
 
 
 @pytest.mark.parametrize("recipe", [DANTE], ids=str)
@@ -44,11 +44,10 @@ def test_every_kernel_passes_and_every_fused_one_is_taken_apart(
 
 @pytest.mark.parametrize("breakage", BREAKAGES, ids=str)
 def test_a_broken_kernel_is_found_and_named_and_the_others_pass(
-    breakage: Breakage, broken: dict[str, Bundle], bench: Bench
+    breakage: Breakage, broken: Bundle, bench: Bench
 ) -> None:
-    bundle = broken[breakage.name]
-    units = select_units(bundle, block=breakage.block, variant=breakage.variant)
-    verdicts = verify_units(bundle, bench, units, timed=False)
+    units = select_units(broken, block=breakage.block, variant=breakage.variant)
+    verdicts = verify_units(broken, bench, units, timed=False)
     bench.forget_modules()
     wrong = {verdict.kernel: verdict.wrong for verdict in verdicts if not verdict.ok}
     assert [kernel for kernel in wrong if breakage.kernel in kernel.split(" + ")], (
@@ -57,12 +56,13 @@ def test_a_broken_kernel_is_found_and_named_and_the_others_pass(
     assert len(wrong) == 1, f"others are called wrong too: {wrong}"
 
 
+@pytest.mark.parametrize("breakage", [b for b in BREAKAGES if b.name == "residual not added"], ids=str)
 def test_the_command_line_says_which_kernel_is_wrong(
-    broken: dict[str, Bundle], capsys: pytest.CaptureFixture[str]
+    breakage: Breakage, broken: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from infernum.cli import run
 
-    folder = str(Path(broken["residual not added"].folder))
-    assert run(["verify", folder, "--kernel", "gemv_mma_down_proj", "--variant", "t8"]) == 1
+    assert breakage.kernel == "gemv_mma_down_proj"
+    assert run(["verify", str(broken.folder), "--kernel", "gemv_mma_down_proj", "--variant", "t8"]) == 1
     said = capsys.readouterr().out
     assert "WRONG" in said and "decoder.t8 gemv_mma_down_proj is wrong: at " in said

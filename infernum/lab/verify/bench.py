@@ -91,12 +91,16 @@ class Bench:
             self._memory = None
 
     def _room(self, nbytes: int) -> int:
-        """The address of at least `nbytes` of GPU memory, valid until a larger size is needed."""
+        """The address of at least `nbytes` of GPU memory, valid until a larger size is needed.
+
+        The size is a power of two: trials grow step by step, and every new allocation waits for the whole GPU.
+        """
         if self._memory is None or self._memory.nbytes < nbytes:
             if self._memory is not None:
                 self._memory.free()
                 self._memory = None
-            self._memory = self.device.alloc(nbytes, "tensors of a kernel that is verified")
+            size = 1 << (nbytes - 1).bit_length()
+            self._memory = self.device.alloc(size, "tensors of a kernel that is verified")
         return self._memory.address
 
     def _launches(self, image: Image, bases: list[int]) -> Callable[[], None]:
