@@ -13,9 +13,12 @@ import composed
 import pytest
 from oracle.configs import CASES
 
-from infernum.bundle import Bundle
-from infernum.codegen.nvrtc import nvrtc_version
-from infernum.compiler import Options, cached_bundle
+from infernum.bundle import Bundle, write_bundle
+from infernum.bundle_cache import cached
+from infernum.cache import cache_folder
+from infernum.codegen.nvrtc import compile_all, nvrtc_version
+from infernum.compiler import Options, cached_bundle, describe, emit_blocks, prepare, texts
+from infernum.manifest import spec_of
 from infernum.models.presets import ModelSource, resolve
 
 PAGES = 80
@@ -34,14 +37,37 @@ TURNED_HEADS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model (a preset, an oracle case or one of `MODELS`), its dtype, and whether the rules are applied."""
+    """A model (a preset, an oracle case or one of `MODELS`), its dtype, and whether the rules are applied.
+
+    `variant`: the only class of steps that it is compiled for; all where it is empty.
+    """
 
     model: str
     dtype: str
     fuse: bool
+    variant: str = ""
 
     def __str__(self) -> str:
-        return f"{self.model}-{self.dtype}-{'fused' if self.fuse else 'unfused'}"
+        fused = "fused" if self.fuse else "unfused"
+        return "-".join(filter(None, (self.model, self.dtype, fused, self.variant)))
+
+
+def compile_recipe(recipe: Recipe, source: ModelSource, arch: str) -> Bundle:
+    """The bundle of a recipe: from the cache, or compiled into it."""
+    options = Options(arch=arch, dtype=recipe.dtype, fuse=recipe.fuse)
+    if not recipe.variant:
+        return cached_bundle(source, options)
+
+    def make(folder: Path) -> Bundle:
+        sources = prepare(source, options)
+        sources = replace(sources, variants=[spec_of(sources.variants, recipe.variant)])
+        files = ((f"{block.stem}.cu", block.source) for block in emit_blocks(sources))
+        cubins = compile_all(files, arch, cache=cache_folder())
+        by_stem = {name.removesuffix(".cu"): cubin for name, cubin in cubins.items()}
+        contents = texts(sources) | {f"{stem}.cubin": cubin.data for stem, cubin in by_stem.items()}
+        return write_bundle(folder, describe(sources, by_stem), contents)
+
+    return cached(source, [arch, str(recipe)], make)
 
 
 MODELS: dict[str, dict[str, Any]] = (
@@ -221,4 +247,4 @@ class Bundles:
         self._pool.shutdown(cancel_futures=True)
 
     def _compile(self, recipe: Recipe, source: ModelSource) -> Bundle:
-        return cached_bundle(source, Options(arch=self._arch, dtype=recipe.dtype, fuse=recipe.fuse))
+        return compile_recipe(recipe, source, self._arch)

@@ -37,12 +37,13 @@ UNFUSED = {c.config["model_type"]: c.name for c in reversed(CASES)}.values()
 Write = Callable[[str, str], Path]
 
 
-def recipes(names: list[str], dtype: str) -> list[Recipe]:
-    return [Recipe(name, dtype, fuse) for name in names for fuse in (True, False) if fuse or name in UNFUSED]
+def recipes(names: list[str], dtype: str, variant: str = "") -> list[Recipe]:
+    both = [(name, fuse) for name in names for fuse in (True, False) if fuse or name in UNFUSED]
+    return [Recipe(name, dtype, fuse, variant) for name, fuse in both]
 
 
 def logits_of(folder: Path, bundle: Bundle, tokens: np.ndarray) -> Float32:
-    """What `LLM.logits` gives on the GPU for a whole sequence."""
+    """What `LLM.logits` gives on the GPU for a whole sequence, which is one step of the variant prefill."""
     with LLM(folder, device="cuda", bundle=bundle, max_pages_total=PAGES) as llm:
         return llm.logits(tokens.tolist())
 
@@ -55,7 +56,7 @@ def check_greedy_tokens(logits: Float32, positions: np.ndarray, answer: Answer) 
     assert np.array_equal(logits.argmax(axis=-1)[clear], answer.argmax[clear])
 
 
-@pytest.mark.parametrize("recipe", grouped(recipes(SERVED, "float32")))
+@pytest.mark.parametrize("recipe", grouped(recipes(SERVED, "float32", "prefill")))
 def test_float32_logits_are_those_of_transformers(
     recipe: Recipe, bundles: Bundles, checkpoint: Write
 ) -> None:
@@ -66,7 +67,7 @@ def test_float32_logits_are_those_of_transformers(
     check_greedy_tokens(logits, golden.positions, golden.stored)
 
 
-@pytest.mark.parametrize("recipe", grouped(recipes(SERVED, "bfloat16")))
+@pytest.mark.parametrize("recipe", grouped(recipes(SERVED, "bfloat16", "prefill")))
 def test_bfloat16_is_as_near_to_the_oracle_as_transformers_own(
     recipe: Recipe, bundles: Bundles, checkpoint: Write
 ) -> None:
@@ -80,8 +81,8 @@ def test_bfloat16_is_as_near_to_the_oracle_as_transformers_own(
 @pytest.mark.parametrize(
     "recipe",
     [
-        Recipe("llama31", "float32", True),
-        Recipe("all_biases", "float32", False),
+        Recipe("llama31", "float32", True, "prefill"),
+        Recipe("all_biases", "float32", False, "prefill"),
         Recipe("dante", "float32", True),
     ],
     ids=str,
@@ -100,7 +101,7 @@ def test_float32_logits_are_those_of_transformers_run_now(
 @pytest.mark.parametrize(
     "recipe",
     [
-        Recipe("stored_bfloat16", "bfloat16", True),
+        Recipe("stored_bfloat16", "bfloat16", True, "prefill"),
         Recipe("dante", "bfloat16", True),
         Recipe("dante", "bfloat16", False),
     ],
