@@ -28,9 +28,26 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_the_command_tunes_and_the_next_compile_takes_up_what_was_kept(
+def decisions(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of the kernels whose parameters were kept, by key."""
+    return {row["key"]: row for row in results["kernels"] if not row["why"].startswith("not decided")}
+
+
+def check_parameters(folder: Path, decided: dict[str, dict[str, Any]]) -> None:
+    """Every key that was decided has a kernel in a bundle, and its kernels have the parameters that were decided."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    blocks = [variant for variants in manifest["blocks"].values() for variant in variants.values()]
+    parameters = [kernel["parameters"] for block in blocks for kernel in block["kernels"]]
+    tuned = {each["key"]: (each["values"], each["why"]) for each in parameters if each}
+    assert {key: tuned.get(key) for key in decided} == {
+        key: (row["after"], row["why"]) for key, row in decided.items()
+    }
+
+
+def test_the_command_tunes_and_the_next_compile_makes_the_same_kernels(
     infernum: Callable[..., Any], tmp_path: Path, cache: Path
 ) -> None:
+    """Also where the GPU is so busy with other tests that nothing is decided in the time."""
     out = tmp_path / "dante"
     found = infernum("tune", "dante", "--context", "128", "--budget", "60", "-o", out, "--json")
     assert found.code == 0, found.err
@@ -42,27 +59,19 @@ def test_the_command_tunes_and_the_next_compile_takes_up_what_was_kept(
         assert row["launches"] > 0 and math.isfinite(row["before_us"])
         wrong = [reason for reason in row["refused"].values() if reason.startswith("wrong")]
         assert not wrong, f"{row['kernel']}: {wrong}"
-    decided = {row["key"]: row for row in results["kernels"] if row["decided"]}
-    assert decided, "nothing was decided in the time"
-    assert len(list((cache / "tuned").glob("*.json"))) == 1
+    decided = decisions(results)
+    assert len(list((cache / "tuned").glob("*.json"))) == bool(decided)
     again = infernum("compile", "dante", "-o", tmp_path / "again", "--json")
     assert again.code == 0, again.err
-    told = infernum("diff", out, tmp_path / "again", "--json", "--no-source")
-    assert json.loads(told.out)["kernels"] == [], "the next compile makes the same kernels"
-    manifest = json.loads((tmp_path / "again" / "manifest.json").read_text())
-    kernels = [
-        k for b in manifest["blocks"].values() for v in b.values() for k in v["kernels"] if k["parameters"]
-    ]
-    for kernel in kernels:
-        row = decided.get(kernel["parameters"]["key"])
-        if row is not None:
-            assert (
-                kernel["parameters"]["values"] == row["after"] and kernel["parameters"]["why"] == row["why"]
-            )
+    diff = infernum("diff", out, tmp_path / "again", "--json", "--no-source")
+    assert json.loads(diff.out)["kernels"] == []
+    check_parameters(tmp_path / "again", decided)
 
 
-def test_a_candidate_that_is_taken_is_right_by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every race is won by some candidate, whatever it takes: what is put together must still be right."""
+def test_a_candidate_that_wins_is_right_by_numpy_and_in_the_next_compile(
+    infernum: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every race is won by some candidate, however slow it is: what is put together must still be right."""
 
     def any_wins(comparisons: dict[str, PairedDifferences], kernel_us: float) -> str | None:
         return min(comparisons, key=lambda name: comparisons[name].median, default=None)
@@ -87,5 +96,9 @@ def test_a_candidate_that_is_taken_is_right_by_numpy(monkeypatch: pytest.MonkeyP
         TuneRequest(resolve("dante"), variants=("t1", "prefill"), context=128, prompts=(128,)), check
     )
     assert "argmax" in checked and len(set(checked)) > 2
-    assert any(row["after"] != row["before"] for row in results["kernels"])
+    decided = decisions(results)
+    assert any(row["after"] != row["before"] for row in decided.values())
     assert results["products"] and all(p["m"] == 128 or p["m"] == 1 for p in results["products"])
+    compiled = infernum("compile", "dante", "-o", tmp_path / "dante", "--json")
+    assert compiled.code == 0, compiled.err
+    check_parameters(tmp_path / "dante", decided)
