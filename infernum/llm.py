@@ -152,6 +152,11 @@ class LLM:
         )
 
     @property
+    def engine(self) -> Engine:
+        """The engine, for servers: sequences are added, cancelled and advanced one by one."""
+        return self._engine
+
+    @property
     def statistics(self) -> Statistics:
         """Counts of tokens and seconds since the model was loaded."""
         return self._engine.statistics

@@ -36,6 +36,12 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._process = TemplateProcess()
 
+    @property
+    def default_text(self) -> str | None:
+        """The template of ordinary conversations, as it was written; None where there is none."""
+        file = self._templates.get(DEFAULT)
+        return None if file is None else file.text
+
     def render(
         self,
         messages: object,

@@ -25,6 +25,7 @@ COMMANDS = (
     "tune",
     "run",
     "chat",
+    "serve",
     "explain",
     "inspect",
     "diff",

@@ -79,7 +79,7 @@ class Engine:
             self._pool,
             max_tokens=self.executor.max_batch_tokens,
             max_sequences=self.executor.max_rows,
-            max_length=self._longest,
+            max_length=self.longest,
             short_context=self.model.short_context,
         )
         self._sequences: dict[int, Sequence] = {}
@@ -185,9 +185,9 @@ class Engine:
         self._require_idle()
         token_ids = self._checked(token_ids)
         count = len(token_ids)
-        if count > self._longest:
+        if count > self.longest:
             raise RequestError(
-                f"{count} tokens are more than the {self._limit_name} of {self._longest} tokens"
+                f"{count} tokens are more than the {self._limit_name} of {self.longest} tokens"
             )
         pages = self._pool.allocate(self._pool.pages_for(count))
         assert pages is not None, "an idle engine owns all its pages"
@@ -226,7 +226,7 @@ class Engine:
     def _sequence(self, prompt: Ordered[int], params: SamplingParams, index: int) -> Sequence:
         """A sequence that can be served. Raises RequestError."""
         prompt = self._checked(prompt)
-        room = self._longest
+        room = self.longest
         if len(prompt) >= room:
             raise RequestError(
                 f"the prompt has {len(prompt)} tokens, which leaves no room for a new one in the "
@@ -262,7 +262,7 @@ class Engine:
         return read
 
     @property
-    def _longest(self) -> int:
+    def longest(self) -> int:
         """Most tokens of one sequence, prompt and output."""
         return min(self._context, self._pool.capacity)
 

@@ -92,25 +92,33 @@ class Tokenizer:
         ids = self.encode_chat(text)
         return ids if ids[len(ids) - len(self._behind) :] == self._behind else [*ids, *self._behind]
 
+    def encode_plain(self, text: str) -> list[int]:
+        """The token ids of a text alone. Raises RequestError."""
+        try:
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+        except Exception as error:  # tokenizers raises plain Exception
+            raise RequestError(
+                f"the prompt cannot be split into tokens ({first_line(error)}); give token ids"
+            ) from error
+
     def encode_chat(self, text: str) -> list[int]:
         """The token ids of a rendered conversation, with the special tokens in front and none behind.
 
         Raises RequestError.
         """
-        try:
-            ids = list(self._backend.encode(text, add_special_tokens=False).ids)
-        except Exception as error:  # tokenizers raises plain Exception
-            raise RequestError(
-                f"the prompt cannot be split into tokens ({first_line(error)}); give token ids"
-            ) from error
+        ids = self.encode_plain(text)
         typed = sum(
             1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._front, ids, strict=False))
         )
         return [*self._front, *ids[typed:]]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
-        return self._backend.decode(list(ids), skip_special_tokens=True)
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of token ids, special tokens left out unless `special`."""
+        return self._backend.decode(list(ids), skip_special_tokens=not special)
+
+    def spelled(self, token: int) -> str:
+        """A token as the vocabulary spells it; empty for one that it has not."""
+        return self._backend.id_to_token(token) or ""
 
 
 def _template(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
@@ -209,10 +217,16 @@ class TextStream:
         self._tokens = _tail(tokenizer, prompt)
         self._shown_from, self._unread_from = 0, len(self._tokens)
         self._held: list[Character] = []
-        self.stopped = False
+        self.stop_text: str | None = None
+        """The stop string that has ended the text."""
+
+    @property
+    def stopped(self) -> bool:
+        """True once a stop string has ended the text."""
+        return self.stop_text is not None
 
     def push(self, token: int) -> str:
-        """Add a token, and return the text that is complete now. A stop string sets `stopped`."""
+        """Add a token, and return the text that is complete now. A stop string ends it (`stop_text`)."""
         if self.stopped:
             return ""
         if self.hides(token):
@@ -258,11 +272,10 @@ class TextStream:
         held = self._held + new
         places = [place for place, character in enumerate(held) if character.shown]
         spelled, shown = _text(held), _text(held[place] for place in places)
-        starts = [spelled.find(stop) for stop in self._spelled_stops if stop in spelled]
-        starts += [places[shown.find(stop)] for stop in self._shown_stops if stop in shown]
-        self.stopped = bool(starts)
+        starts = [(spelled.find(stop), stop) for stop in self._spelled_stops if stop in spelled]
+        starts += [(places[shown.find(stop)], stop) for stop in self._shown_stops if stop in shown]
         if starts:
-            end = min(starts)
+            end, self.stop_text = min(starts)
         elif final:
             end = len(held)
         else:

@@ -1,0 +1,118 @@
+"""The endpoints by path, and how each request is read."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from infernum.serve import bodies, information
+from infernum.serve.chats import ChatTask
+from infernum.serve.completions import CompletionTask
+from infernum.serve.exchange import Answer
+from infernum.serve.metrics import CONTENT_TYPE, Metrics
+from infernum.serve.openapi import document
+from infernum.serve.problems import Problem, unavailable
+from infernum.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from infernum.serve.served import Served
+
+Endpoint = Callable[[Request], Awaitable[Any]]
+
+
+class App:
+    """The endpoints of a server. Once `draining` is set, no request that generates is taken any more."""
+
+    def __init__(self, served: Served, metrics: Metrics, *, stall_seconds: float = 60.0) -> None:
+        self._served = served
+        self._metrics = metrics
+        self._stall_seconds = stall_seconds
+        self.draining = False
+        self.paths: dict[str, tuple[str, Endpoint]] = {
+            "/v1/completions": ("POST", self._posted(CompletionRequest, self._complete)),
+            "/v1/chat/completions": ("POST", self._posted(ChatRequest, self._chat)),
+            "/v1/models": ("GET", self._got(lambda request: information.models(served))),
+            "/v1/models/{id:path}": ("GET", self._got(lambda request: information.model(served, request))),
+            "/models": ("GET", self._got(lambda request: information.models(served))),
+            "/tokenize": ("POST", self._posted(TokenizeRequest, self._tokenize)),
+            "/detokenize": ("POST", self._posted(DetokenizeRequest, self._detokenize)),
+            "/tokenizer_info": ("GET", self._got(lambda request: information.tokenizer_info(served))),
+            "/health": ("GET", self._got(lambda request: self._health())),
+            "/ping": ("GET", self._got(lambda request: self._health())),
+            "/version": ("GET", self._got(lambda request: information.version())),
+            "/metrics": ("GET", self._measure),
+            "/openapi.json": ("GET", self._got(lambda request: msgspec.Raw(document()))),
+        }
+
+    def asgi(self) -> ASGIApp:
+        """The application without its guard."""
+        routes = [Route(path, endpoint, methods=[method]) for path, (method, endpoint) in self.paths.items()]
+        return Starlette(
+            routes=routes,
+            exception_handlers={HTTPException: self._refused, Problem: _told},  # pyright: ignore[reportArgumentType]
+        )
+
+    def _posted(self, kind: type[Any], serve: Callable[[Any, Request], Awaitable[Any]]) -> Endpoint:
+        decoder = msgspec.json.Decoder(kind)
+        limits = self._served.limits
+
+        async def endpoint(request: Request) -> Any:
+            return await serve(await bodies.read(request, decoder, limits.body, limits.nesting), request)
+
+        return endpoint
+
+    def _got(self, answer: Callable[[Request], Any]) -> Endpoint:
+        async def endpoint(request: Request) -> Answer:
+            return Answer(answer(request))
+
+        return endpoint
+
+    async def _complete(self, body: CompletionRequest, request: Request) -> CompletionTask:
+        self._check_open()
+        return await CompletionTask.of(self._served, body, request.state.identity)
+
+    async def _chat(self, body: ChatRequest, request: Request) -> ChatTask:
+        self._check_open()
+        return await ChatTask.of(self._served, body, request.state.identity)
+
+    async def _tokenize(self, body: TokenizeRequest, request: Request) -> Answer:
+        return Answer(await information.tokenize(self._served, body))
+
+    async def _detokenize(self, body: DetokenizeRequest, request: Request) -> Answer:
+        return Answer(information.detokenize(self._served, body))
+
+    async def _measure(self, request: Request) -> Response:
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
+
+    def _health(self) -> Any:
+        self._check_open()
+        return information.health(self._served, self._stall_seconds)
+
+    def _check_open(self) -> None:
+        if self.draining:
+            raise unavailable("the server is shutting down")
+
+    async def _refused(self, request: Request, error: HTTPException) -> Response:
+        """Starlette's own refusals: a path or a method that is not there."""
+        path, method = request.url.path, request.method
+        if error.status_code == 405:
+            message = f"{path} does not take {method}; it takes {Headers(error.headers).get('allow', 'another method')}"
+            problem = Problem(405, message, code="method_not_allowed", headers=error.headers)
+        else:
+            known = ", ".join(path for path in self.paths if "{" not in path)
+            problem = Problem(404, f"there is no {path} here; there are {known}", code="not_found")
+        return await _told(request, problem)
+
+
+async def _told(request: Request, problem: Problem) -> Response:
+    del request
+    return Response(
+        problem.json, status_code=problem.status, headers=problem.headers, media_type="application/json"
+    )

@@ -1,0 +1,133 @@
+"""/v1/chat/completions: the answer to a conversation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from starlette.types import Receive, Scope, Send
+
+from infernum.serve.completions import usage_of
+from infernum.serve.exchange import Answer, stream, whole
+from infernum.serve.generation import Generation, Piece, Wish
+from infernum.serve.problems import invalid
+from infernum.serve.requests import ChatRequest
+from infernum.serve.responses import (
+    ChatChoice,
+    ChatChunk,
+    ChatDelta,
+    ChatMessage,
+    ChatResponse,
+    ChatStreamChoice,
+    Usage,
+    event,
+)
+from infernum.serve.served import Served
+
+
+@dataclass
+class ChatTask:
+    """One request of /v1/chat/completions that was read and found right."""
+
+    served: Served
+    request: ChatRequest
+    id: str
+    model: str
+    prompt: list[int]
+    wishes: list[Wish]
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    async def of(cls, served: Served, request: ChatRequest, identity: str) -> ChatTask:
+        """Read a request. Raises Problem."""
+        model = served.check_model(request.model)
+        if request.tool_choice not in (None, "none", "auto"):
+            raise invalid("tool_choice: tools are not supported yet", "tool_choice")
+        if request.modalities not in (None, ["text"]):
+            raise invalid("modalities: answers are text", "modalities")
+        prompt = served.check_ids(await served.encode_chat(request))
+        most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+        if most == 0:
+            raise invalid("max_completion_tokens is 0; ask for one token at least", "max_completion_tokens")
+        wishes = served.wishes(request, [prompt], most, chat=True)
+        return cls(served, request, f"chatcmpl-{identity}", model, prompt, wishes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.request.stream:
+            await stream(self._events(), receive, send, self.served.limits.reader)
+        else:
+            answer = await whole(self._whole(), receive)
+            await Answer(answer)(scope, receive, send)
+
+    async def _whole(self) -> ChatResponse:
+        parts: list[list[str]] = [[] for _ in self.wishes]
+        last: dict[int, Piece] = {}
+        with closing(Generation(self.served.engine, self.served.tokenizer, self.wishes)) as generation:
+            async for pieces in generation.pieces():
+                for piece in pieces:
+                    parts[piece.index].append(piece.text)
+                    last[piece.index] = piece
+            usage = usage_of([self.prompt], generation)
+        choices = [self._choice("".join(texts), last[index]) for index, texts in enumerate(parts)]
+        return ChatResponse(
+            id=self.id,
+            object="chat.completion",
+            created=self.created,
+            model=self.model,
+            choices=choices,
+            usage=usage,
+        )
+
+    def _choice(self, text: str, piece: Piece) -> ChatChoice:
+        assert piece.finish_reason is not None, "the last piece of a choice ends it"
+        return ChatChoice(
+            index=piece.index,
+            message=ChatMessage(role="assistant", content=text),
+            logprobs=None,
+            finish_reason=piece.finish_reason,
+            stop_reason=piece.stop_reason,
+        )
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        options = self.request.stream_options
+        always = bool(options and options.continuous_usage_stats)
+        with closing(Generation(self.served.engine, self.served.tokenizer, self.wishes)) as generation:
+            begun = ChatDelta(role="assistant", content="")
+            pieces_of = generation.pieces()
+            pieces = await anext(pieces_of)
+            yield b"".join(self._event(index, begun, None, None) for index in range(len(self.wishes)))
+            while pieces:
+                usage = usage_of([self.prompt], generation) if always else None
+                yield b"".join(
+                    self._event(piece.index, ChatDelta(content=piece.text), piece, usage)
+                    for piece in pieces
+                    if piece.text or piece.finish_reason
+                )
+                pieces = await anext(pieces_of, list[Piece]())
+            if options and options.include_usage:
+                yield event(self._chunk([], usage_of([self.prompt], generation)))
+
+    def _event(self, index: int, delta: ChatDelta, piece: Piece | None, usage: Usage | None) -> bytes:
+        choice = ChatStreamChoice(
+            index=index,
+            delta=delta,
+            logprobs=None,
+            finish_reason=None if piece is None else piece.finish_reason,
+        )
+        if piece is not None and piece.finish_reason is not None:
+            choice.stop_reason = piece.stop_reason
+        return event(self._chunk([choice], usage))
+
+    def _chunk(self, choices: list[ChatStreamChoice], usage: Usage | None) -> ChatChunk:
+        chunk = ChatChunk(
+            id=self.id,
+            object="chat.completion.chunk",
+            created=self.created,
+            model=self.model,
+            choices=choices,
+        )
+        if usage is not None:
+            chunk.usage = usage
+        return chunk

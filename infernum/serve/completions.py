@@ -1,0 +1,154 @@
+"""/v1/completions: text that goes on from a prompt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from starlette.types import Receive, Scope, Send
+
+from infernum.serve.exchange import Answer, stream, whole
+from infernum.serve.generation import Generation, Piece, Wish
+from infernum.serve.problems import invalid
+from infernum.serve.requests import MOST_CHOICES, CompletionRequest
+from infernum.serve.responses import CompletionChoice, CompletionResponse, PromptDetails, Usage, event
+from infernum.serve.served import Served
+
+DEFAULT_TOKENS = 16
+"""max_tokens of a request that has none, as in OpenAI's interface."""
+
+
+@dataclass
+class _Text:
+    """A choice of an answer that is sent as a whole."""
+
+    parts: list[str] = field(default_factory=list[str])
+    last: Piece | None = None
+
+
+@dataclass
+class CompletionTask:
+    """One request of /v1/completions that was read and found right."""
+
+    served: Served
+    request: CompletionRequest
+    id: str
+    model: str
+    prompts: list[list[int]]
+    echoed: list[str]
+    wishes: list[Wish]
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    async def of(cls, served: Served, request: CompletionRequest, identity: str) -> CompletionTask:
+        """Read a request. Raises Problem."""
+        model = served.check_model(request.model)
+        prompts = [
+            served.check_ids(prompt if isinstance(prompt, list) else await served.encode(prompt))
+            for prompt in _prompts(request)
+        ]
+        if request.max_tokens == 0:
+            raise invalid("max_tokens is 0; ask for one token at least", "max_tokens")
+        most = DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
+        wishes = served.wishes(request, prompts, most, chat=False)
+        count = len(wishes) // len(prompts)
+        echoed = [
+            served.needed_tokenizer.decode(prompt) if request.echo else ""
+            for prompt in prompts
+            for _ in range(count)
+        ]
+        return cls(served, request, f"cmpl-{identity}", model, prompts, echoed, wishes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.request.stream:
+            await stream(self._events(), receive, send, self.served.limits.reader)
+        else:
+            answer = await whole(self._whole(), receive)
+            await Answer(answer)(scope, receive, send)
+
+    async def _whole(self) -> CompletionResponse:
+        texts = [_Text([text]) for text in self.echoed]
+        with closing(Generation(self.served.engine, self.served.tokenizer, self.wishes)) as generation:
+            async for pieces in generation.pieces():
+                for piece in pieces:
+                    texts[piece.index].parts.append(piece.text)
+                    texts[piece.index].last = piece
+            usage = self._usage(generation)
+        return self._response(
+            [self._choice(index, "".join(text.parts), text.last) for index, text in enumerate(texts)], usage
+        )
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        options = self.request.stream_options
+        always = bool(options and options.continuous_usage_stats)
+        with closing(Generation(self.served.engine, self.served.tokenizer, self.wishes)) as generation:
+            for index, text in enumerate(self.echoed):
+                if text:
+                    yield event(self._response([self._choice(index, text, None)], None))
+            async for pieces in generation.pieces():
+                body = b""
+                for piece in pieces:
+                    usage = self._usage(generation) if always else None
+                    body += event(self._response([self._choice(piece.index, piece.text, piece)], usage))
+                yield body
+            if options and options.include_usage:
+                yield event(self._response([], self._usage(generation)))
+
+    def _response(self, choices: list[CompletionChoice], usage: Usage | None) -> CompletionResponse:
+        response = CompletionResponse(
+            id=self.id,
+            object="text_completion",
+            created=self.created,
+            model=self.model,
+            choices=choices,
+        )
+        if usage is not None:
+            response.usage = usage
+        return response
+
+    def _choice(self, index: int, text: str, piece: Piece | None) -> CompletionChoice:
+        return CompletionChoice(
+            index=index,
+            text=text,
+            logprobs=None,
+            finish_reason=None if piece is None else piece.finish_reason,
+            stop_reason=None if piece is None else piece.stop_reason,
+        )
+
+    def _usage(self, generation: Generation) -> Usage:
+        return usage_of(self.prompts, generation)
+
+
+def usage_of(prompts: list[list[int]], generation: Generation) -> Usage:
+    """The numbers of tokens so far."""
+    count = sum(map(len, prompts))
+    output = generation.output_tokens
+    return Usage(
+        prompt_tokens=count,
+        completion_tokens=output,
+        total_tokens=count + output,
+        prompt_tokens_details=PromptDetails(cached_tokens=generation.cached_tokens),
+    )
+
+
+def _prompts(request: CompletionRequest) -> list[str | list[int]]:
+    """The prompts of a request: a text, texts, token ids, or lists of them. Raises Problem."""
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        prompts: list[str | list[int]] = [prompt]
+    elif prompt and all(isinstance(item, int) for item in prompt):
+        prompts = [[item for item in prompt if isinstance(item, int)]]
+    else:
+        prompts = [item for item in prompt or () if not isinstance(item, int)]
+        if len(prompts) != len(prompt or ()):
+            raise invalid(
+                "prompt mixes token ids with texts or lists; give one list of token ids, or a list of prompts",
+                "prompt",
+            )
+    if not prompts:
+        raise invalid("prompt is missing or empty; give a text, token ids, or a list of either", "prompt")
+    if len(prompts) > MOST_CHOICES:
+        raise invalid(f"prompt has {len(prompts)} prompts; at most {MOST_CHOICES} are allowed", "prompt")
+    return prompts

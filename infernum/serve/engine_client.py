@@ -1,0 +1,243 @@
+"""The server's end of the engine's process: starts it, sends it requests, and hands on its results."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+
+from infernum.errors import InfernumError
+from infernum.sampling_params import SamplingParams
+from infernum.serve.engine_process import START
+from infernum.serve.wire import (
+    LENGTH_BYTES,
+    Add,
+    Cancel,
+    EngineOptions,
+    Failed,
+    FromEngine,
+    Load,
+    Loading,
+    Ready,
+    Refused,
+    Stepped,
+    frame,
+    length_of,
+)
+
+OnLoading: TypeAlias = Callable[[str, int, int], None]
+
+SOCKET_BYTES = 1 << 22
+"""Bytes of results that wait for the server before the engine does."""
+
+
+class EngineGone(Exception):
+    """The engine's process has ended, or ended this sequence by a fault of its own."""
+
+
+@dataclass
+class Inbox:
+    """What the engine has sent for one sequence and nobody has taken yet. Tokens that pile up lie together here.
+
+    wake           set when something has come; several sequences of one request share it
+    finish_reason  "stop" or "length" once the sequence has ended
+    error          why the engine did not take the sequence, or ended it; `ours` where the request is not to blame
+    cached_tokens  tokens of the prompt that the cache had
+    first, last    times at which its first and its last tokens came
+    """
+
+    wake: asyncio.Event
+    tokens: list[int] = field(default_factory=list[int])
+    finish_reason: str | None = None
+    error: str | None = None
+    ours: bool = False
+    cached_tokens: int = 0
+    first: float | None = None
+    last: float | None = None
+
+
+class EngineClient:
+    """One engine in a process of its own. All methods but `start` are for the event loop.
+
+    When the connection closes, the process ends. When the process ends, every sequence ends with an error.
+    """
+
+    def __init__(self, options: EngineOptions) -> None:
+        self._options = options
+        self._inboxes: dict[int, Inbox] = {}
+        self._numbers = itertools.count()
+        self._connection: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._cancelled: list[int] = []
+        self.load = Load()
+        self.stepped = time.monotonic()
+        """When the engine was last heard of."""
+        self.asked = self.stepped
+        """When it was last given a sequence."""
+        self.death: str | None = None
+        """Why the engine serves no more."""
+        self.on_step: Callable[[Stepped], None] = lambda stepped: None
+
+    def start(self) -> None:
+        """Start the process, which begins to load the model."""
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", START, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+        ours.setblocking(False)
+        self._connection = ours
+
+    async def ready(self, on_loading: OnLoading) -> Ready:
+        """Wait until the model is loaded. Raises InfernumError with the reason when it cannot be."""
+        assert self._connection is not None, "start() comes first"
+        reader, self._writer = await asyncio.open_connection(sock=self._connection)
+        decoder = msgspec.msgpack.Decoder(FromEngine)
+        self._writer.write(frame(self._options))
+        while True:
+            body = await _message(reader)
+            message = None if body is None else decoder.decode(body)
+            match message:
+                case Loading(what, done, total):
+                    on_loading(what, done, total)
+                case Ready():
+                    self._reading = asyncio.create_task(self._read(reader, decoder))
+                    self.stepped = time.monotonic()
+                    return message
+                case Failed(reason):
+                    raise InfernumError(reason)
+                case _:
+                    raise InfernumError(
+                        f"the engine's process ended while it loaded the model{self._status()}"
+                    )
+
+    @property
+    def unfinished(self) -> int:
+        """Sequences that have not ended."""
+        return len(self._inboxes)
+
+    @property
+    def process_id(self) -> int | None:
+        """The process that holds the model."""
+        return None if self._process is None else self._process.pid
+
+    def add(
+        self,
+        tokens: list[int],
+        params: SamplingParams,
+        wake: asyncio.Event,
+        *,
+        priority: int = 0,
+        salt: str = "",
+    ) -> tuple[int, Inbox]:
+        """Queue a sequence. Raises EngineGone."""
+        if self.death is not None:
+            raise EngineGone(self.death)
+        number, self.asked = next(self._numbers), time.monotonic()
+        inbox = self._inboxes[number] = Inbox(wake)
+        self._send(Add(number, np.array(tokens, np.int32).tobytes(), params, priority, salt))
+        return number, inbox
+
+    def cancel(self, numbers: list[int]) -> None:
+        """Stop the sequences that have not ended, and forget them all."""
+        running = [number for number in numbers if self._inboxes.pop(number, None) is not None]
+        if running and self.death is None:
+            self._send(Cancel(running))
+
+    def stop(self, reason: str) -> None:
+        """End every sequence with an error, and take no more."""
+        self._die(reason)
+
+    async def close(self) -> None:
+        """End the process. Sequences that have not ended, end with an error."""
+        self._die("the server is shutting down")
+        if self._writer is not None:
+            self._writer.close()
+        elif self._connection is not None:
+            self._connection.close()
+        if self._reading is not None:
+            self._reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reading
+        if self._process is not None:
+            try:
+                await asyncio.to_thread(self._process.wait, 10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                await asyncio.to_thread(self._process.wait)
+
+    def _send(self, message: Add | Cancel) -> None:
+        assert self._writer is not None, "the engine is not ready"
+        self._writer.write(frame(message))
+
+    async def _read(self, reader: asyncio.StreamReader, decoder: msgspec.msgpack.Decoder[FromEngine]) -> None:
+        try:
+            while (body := await _message(reader)) is not None:
+                self._deliver(decoder.decode(body))
+        finally:
+            if self.death is None:
+                self._die(f"the engine's process has ended{self._status()}")
+
+    def _deliver(self, message: FromEngine) -> None:
+        now = self.stepped = time.monotonic()
+        match message:
+            case Stepped(advances, load):
+                self.load = load
+                for advance in advances:
+                    inbox = self._inboxes.get(advance.number)
+                    if inbox is None:
+                        continue
+                    inbox.tokens += advance.tokens
+                    inbox.finish_reason = advance.finish_reason
+                    inbox.first, inbox.last = inbox.first or now, now
+                    inbox.wake.set()
+                    if advance.finish_reason is not None:
+                        del self._inboxes[advance.number]
+                self.on_step(message)
+            case Refused(number, reason, ours):
+                inbox = self._inboxes.pop(number, None)
+                if inbox is not None:
+                    inbox.error, inbox.ours = reason, ours
+                    inbox.wake.set()
+            case Failed(reason):
+                self._die(f"the engine has failed: {reason}")
+            case _:
+                raise AssertionError(f"the engine sends {message} while it serves")
+
+    def _die(self, reason: str) -> None:
+        self.death = self.death or reason
+        inboxes, self._inboxes = self._inboxes, {}
+        for inbox in inboxes.values():
+            inbox.error, inbox.ours = self.death, True
+            inbox.wake.set()
+
+    def _status(self) -> str:
+        code = None if self._process is None else self._process.poll()
+        return "" if code is None else f" (exit status {code})"
+
+
+async def _message(reader: asyncio.StreamReader) -> bytes | None:
+    """The next message; None where the other side has closed."""
+    try:
+        header = await reader.readexactly(LENGTH_BYTES)
+        return await reader.readexactly(length_of(header))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None

@@ -1,0 +1,213 @@
+"""The process that holds the model: takes requests from the server, runs steps, and sends one message for each."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from dataclasses import replace
+from queue import SimpleQueue
+
+import msgspec
+import numpy as np
+
+from infernum import logs, plugins
+from infernum.engine.engine import Engine
+from infernum.engine.events import StepRecord
+from infernum.errors import InfernumError, LogitsError, RequestError
+from infernum.llm import LLM
+from infernum.serve.wire import (
+    Add,
+    Advance,
+    Cancel,
+    EngineOptions,
+    Failed,
+    Load,
+    Loading,
+    Ready,
+    Refused,
+    Stepped,
+    ToEngine,
+    frame,
+    receive,
+)
+
+START = "from infernum.serve.engine_process import main; main()"
+"""What the interpreter runs. The file descriptor of the socket is its argument."""
+
+ATTEMPTS = 3
+"""Launches in a row that may fail before the engine gives up."""
+
+
+class EngineWorker:
+    """One engine and its side of the connection.
+
+    A thread reads requests while a step runs. The process ends when the server closes the connection, or has ended.
+    """
+
+    def __init__(self, engine: Engine, connection: socket.socket) -> None:
+        self._engine = engine
+        self._connection = connection
+        self._theirs: dict[int, int] = {}
+        self._ours: dict[int, int] = {}
+        self._requests = SimpleQueue[Add | Cancel | None]()
+        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self._record: StepRecord | None = None
+        engine.on_step = self._note
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def serve(self) -> None:
+        """Run steps until the server has gone."""
+        failures = 0
+        while self._take():
+            try:
+                advances = self._step()
+                failures = 0
+            except LogitsError as error:
+                for number in error.sequences:
+                    self._refuse(self._forget(number), str(error), ours=True)
+                continue
+            except Exception as error:
+                failures += 1
+                if failures >= ATTEMPTS:
+                    raise
+                sys.stderr.write(f"error: a step failed ({error}); it is run again\n")
+                continue
+            self._send(self._stepped(advances))
+
+    def _step(self) -> list[Advance]:
+        advances: list[Advance] = []
+        for event in self._engine.step():
+            number = self._theirs.get(event.sequence)
+            if number is None:
+                continue
+            advances.append(Advance(number, event.tokens, event.finish_reason))
+            if event.finish_reason is not None:
+                self._forget(event.sequence)
+        return advances
+
+    def _stepped(self, advances: list[Advance]) -> Stepped:
+        record = self._record
+        load = (
+            Load()
+            if record is None
+            else Load(
+                record.running,
+                record.waiting,
+                record.free_pages,
+                record.number + 1,
+                record.preemptions,
+                self._engine.statistics.prompt_tokens,
+                record.cached_tokens,
+            )
+        )
+        return Stepped(advances, load)
+
+    def _note(self, record: StepRecord) -> None:
+        self._record = record
+
+    def _take(self) -> bool:
+        """Pass what has come to the engine, and wait where it has nothing to do. False: the server has gone."""
+        while not self._engine.busy or not self._requests.empty():
+            self._rest_if_idle()
+            request = self._requests.get()
+            if request is None:
+                return False
+            if isinstance(request, Add):
+                self._add(request)
+            else:
+                for number in request.numbers:
+                    if number in self._ours:
+                        self._engine.cancel(self._ours[number])
+                        self._forget(self._ours[number])
+        return True
+
+    def _rest_if_idle(self) -> None:
+        """Say once that no sequence is left."""
+        if self._record is not None and not self._engine.busy and self._requests.empty():
+            self._record = replace(
+                self._record, running=0, waiting=0, free_pages=self._engine.executor.num_pages
+            )
+            self._send(self._stepped([]))
+            self._record = None  # until the next step
+
+    def _add(self, request: Add) -> None:
+        tokens = np.frombuffer(request.tokens, np.int32).tolist()
+        try:
+            number = self._engine.add(tokens, request.params, priority=request.priority, salt=request.salt)
+        except RequestError as error:
+            self._refuse(request.number, str(error), ours=False)
+            return
+        self._theirs[number], self._ours[request.number] = request.number, number
+
+    def _forget(self, number: int) -> int:
+        theirs = self._theirs.pop(number)
+        del self._ours[theirs]
+        return theirs
+
+    def _refuse(self, number: int, message: str, *, ours: bool) -> None:
+        self._send(Refused(number, message, ours))
+
+    def _read(self) -> None:
+        while (body := receive(self._connection)) is not None:
+            self._requests.put(self._decoder.decode(body))
+        self._requests.put(None)
+        threading.Timer(5, os._exit, (0,)).start()  # a step that never ends keeps no GPU
+
+    def _send(self, message: object) -> None:
+        self._connection.sendall(frame(message))
+
+
+def main() -> None:
+    """Open the model as the first message says, and serve until the connection closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which drains
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    first = receive(connection)
+    if first is None:
+        return
+    options = msgspec.msgpack.decode(first, type=EngineOptions)
+    try:
+        with logs.on_stderr(), _opened(options, connection) as llm:
+            engine = llm.engine
+            manifest = llm.bundle.manifest
+            ready = Ready(
+                engine.longest,
+                manifest.model.vocab_size,
+                engine.executor.num_pages,
+                engine.executor.page_size,
+                llm.device,
+                manifest.dtype,
+            )
+            connection.sendall(frame(ready))
+            EngineWorker(engine, connection).serve()
+    except (BrokenPipeError, ConnectionResetError):
+        return
+    except Exception as error:
+        message = str(error) if isinstance(error, InfernumError) else f"{type(error).__name__}: {error}"
+        connection.sendall(frame(Failed(message)))
+        if not isinstance(error, InfernumError):
+            raise
+        sys.exit(2)
+
+
+def _opened(options: EngineOptions, connection: socket.socket) -> LLM:
+    plugins.load_installed()
+    for path in options.plugins:
+        plugins.load_plugin(path)
+    return LLM(
+        options.model,
+        options.device,
+        options.dtype,
+        options.fuse,
+        options.bundle,
+        load_format=options.load_format,
+        rules=options.rules,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+        max_model_len=options.max_model_len,
+        max_pages_total=options.max_pages_total,
+        seed=options.seed,
+        progress=lambda what, done, total: connection.sendall(frame(Loading(what, done, total))),
+    )

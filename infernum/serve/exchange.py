@@ -1,0 +1,122 @@
+"""One HTTP exchange whose answer is generated: as one body, or as a stream of events, until the client has gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from infernum.serve.problems import Problem, internal
+from infernum.serve.responses import DONE, event
+
+Result = TypeVar("Result")
+
+CLIENT_GONE = 499
+"""The status in the log where the client did not wait for the answer. Nobody receives it."""
+
+
+class ClientGone(Exception):
+    """The client has closed the connection, or reads nothing for too long."""
+
+
+@dataclass
+class Answer:
+    """An answer with a JSON body, for Starlette."""
+
+    body: Any
+    status: int = 200
+    headers: Mapping[str, str] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        await send_body(send, self.status, msgspec.json.encode(self.body), self.headers)
+
+
+async def send_body(
+    send: Send,
+    status: int,
+    body: bytes,
+    headers: Mapping[str, str] | None = None,
+    content_type: str = "application/json",
+) -> None:
+    """Send a whole response."""
+    pairs = {"content-type": content_type, "content-length": str(len(body)), **(headers or {})}
+    encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs.items()]
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def whole(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
+    """The result of `work`, which is cancelled when the client goes. Raises ClientGone then."""
+    return await _while_connected(work, receive)
+
+
+async def stream(events: AsyncIterator[bytes], receive: Receive, send: Send, patience: float) -> None:
+    """Send events as they come, and [DONE] behind them. An error on the way is the last event.
+
+    The first event is awaited before the response begins, so that a request that fails at once has its status.
+    Raises ClientGone when the client goes, or reads nothing for `patience` seconds.
+    """
+    await _while_connected(_send_events(events, send, patience), receive)
+
+
+async def _send_events(events: AsyncIterator[bytes], send: Send, patience: float) -> None:
+    first = await anext(events, b"")
+    headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+    headers += [(b"x-accel-buffering", b"no")]
+    await _sent(send({"type": "http.response.start", "status": 200, "headers": headers}), patience)
+    await _sent(send({"type": "http.response.body", "body": first, "more_body": True}), patience)
+    try:
+        async for body in events:
+            await _sent(send({"type": "http.response.body", "body": body, "more_body": True}), patience)
+        last = DONE
+    except Problem as problem:
+        last = event(problem.body) + DONE
+    except (asyncio.CancelledError, ClientGone):
+        raise
+    except Exception as error:
+        await _sent(
+            send(
+                {
+                    "type": "http.response.body",
+                    "body": event(internal("the server failed").body) + DONE,
+                    "more_body": False,
+                }
+            ),
+            patience,
+        )
+        raise error
+    await _sent(send({"type": "http.response.body", "body": last, "more_body": False}), patience)
+
+
+async def _sent(sending: Awaitable[None], patience: float) -> None:
+    try:
+        await asyncio.wait_for(sending, patience)
+    except TimeoutError:
+        raise ClientGone from None
+
+
+async def _while_connected(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait([working, gone], return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientGone
+    finally:
+        for task in (working, gone):
+            if not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,89 @@
+"""uvicorn's HTTP protocol, with limits on the head of a request and errors of OpenAI's form."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from infernum.serve.problems import Problem
+
+LONGEST_HEAD = 64 << 10
+"""Bytes of a request line and its headers."""
+
+MOST_HEADERS = 100
+
+HEAD_SECONDS = 30.0
+"""How long a client may take to send them."""
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection of a client."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._head_bytes: int | None = 0
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_has_come()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the client; the connection is closed when a head is too long."""
+        if self._head_bytes is not None:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if (
+            self._head_bytes is not None
+            and self._head_bytes > LONGEST_HEAD
+            and not self.transport.is_closing()
+        ):
+            self._refuse(431, f"the headers are longer than {LONGEST_HEAD} bytes; send less")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._head_has_come()
+        if len(self.headers) > MOST_HEADERS:
+            self._refuse(431, f"the request has more than {MOST_HEADERS} headers; send less")
+        else:
+            super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what the parser has not understood."""
+        if not self.transport.is_closing():
+            self._refuse(400, f"this is no HTTP request that the server understands ({msg})")
+
+    def _await_head(self) -> None:
+        if self._deadline is None:
+            self._head_bytes = 0
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self._time_out)
+
+    def _head_has_come(self) -> None:
+        self._head_bytes = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _time_out(self) -> None:
+        self._deadline = None
+        if not self.transport.is_closing():
+            self._refuse(408, f"the headers did not come within {HEAD_SECONDS:.0f} seconds")
+
+    def _refuse(self, status: int, message: str) -> None:
+        body = Problem(status, message).json
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()

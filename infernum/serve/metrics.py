@@ -1,0 +1,97 @@
+"""What the server counts, under the names that dashboards of vLLM know, in the text format of Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from infernum.serve.wire import Load, Ready
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+GAPS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5)
+TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """All metrics of one server, each with the label `model_name`."""
+
+    def __init__(self, prefix: str, model: str) -> None:
+        self._registry = CollectorRegistry()
+        self._prefix = prefix
+        self._model = model
+        self.running = self._gauge("num_requests_running", "Sequences that are computed.")
+        self.waiting = self._gauge("num_requests_waiting", "Sequences that wait to be admitted.")
+        self.cache_usage = self._gauge("kv_cache_usage_perc", "Share of the KV cache that is in use, 0 to 1.")
+        self.preemptions = self._counter("num_preemptions", "Times that a sequence gave back its pages.")
+        self.cache_queries = self._counter(
+            "prefix_cache_queries", "Tokens of prompts that were sought in the cache."
+        )
+        self.cache_hits = self._counter("prefix_cache_hits", "Tokens of prompts that the cache had.")
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
+        self.prompt_tokens_cached = self._counter(
+            "prompt_tokens_cached", "Tokens of prompts that the cache had."
+        )
+        self.generation_tokens = self._counter("generation_tokens", "Generated tokens.")
+        self.iteration_tokens = self._histogram("iteration_tokens_total", "Tokens of a step.", TOKENS)
+        self.first_token = self._histogram(
+            "time_to_first_token_seconds", "From request to first token.", SECONDS
+        )
+        self.gap = self._histogram("inter_token_latency_seconds", "From one token to the next.", GAPS)
+        self.per_token = self._histogram(
+            "request_time_per_output_token_seconds", "Mean gap of a request.", GAPS
+        )
+        self.whole = self._histogram("e2e_request_latency_seconds", "From request to last token.", SECONDS)
+        self.queued = self._histogram("request_queue_time_seconds", "From request to admission.", SECONDS)
+        self.prefill = self._histogram(
+            "request_prefill_time_seconds", "From admission to first token.", SECONDS
+        )
+        self.decode = self._histogram("request_decode_time_seconds", "From first to last token.", SECONDS)
+        self.request_prompt = self._histogram("request_prompt_tokens", "Tokens of a prompt.", TOKENS)
+        self.request_output = self._histogram("request_generation_tokens", "Tokens of an answer.", TOKENS)
+        self.request_n = self._histogram("request_params_n", "n of a request.", (1, 2, 5, 10, 20, 50, 128))
+        self.request_most = self._histogram("request_params_max_tokens", "max_tokens of a request.", TOKENS)
+        self._success = Counter(
+            f"{prefix}:request_success",
+            "Sequences that have ended, by reason.",
+            ("model_name", "finished_reason"),
+            registry=self._registry,
+        )
+        self._last = Load()
+
+    def text(self) -> bytes:
+        """The metrics as Prometheus reads them."""
+        return generate_latest(self._registry)
+
+    def ended(self, reason: str) -> None:
+        """Count a sequence that has ended."""
+        self._success.labels(self._model, reason).inc()
+
+    def stepped(self, load: Load, ready: Ready, output: int) -> None:
+        """Take over the engine's own sums after a step, in which it sampled `output` tokens."""
+        last, self._last = self._last, load
+        self.running.set(load.running)
+        self.waiting.set(load.waiting)
+        self.cache_usage.set(1 - load.free_pages / ready.pages)
+        self.preemptions.inc(load.preempted - last.preempted)
+        computed, cached = load.prompt_tokens - last.prompt_tokens, load.cached_tokens - last.cached_tokens
+        self.prompt_tokens.inc(computed + cached)
+        self.cache_queries.inc(computed + cached)
+        self.cache_hits.inc(cached)
+        self.prompt_tokens_cached.inc(cached)
+        self.generation_tokens.inc(output)
+        self.iteration_tokens.observe(computed + output)
+
+    def _gauge(self, name: str, help: str) -> Gauge:
+        return Gauge(f"{self._prefix}:{name}", help, ("model_name",), registry=self._registry).labels(
+            self._model
+        )
+
+    def _counter(self, name: str, help: str) -> Counter:
+        return Counter(f"{self._prefix}:{name}", help, ("model_name",), registry=self._registry).labels(
+            self._model
+        )
+
+    def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(
+            f"{self._prefix}:{name}", help, ("model_name",), registry=self._registry, buckets=buckets
+        ).labels(self._model)

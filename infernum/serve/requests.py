@@ -1,0 +1,152 @@
+"""The bodies of requests, as msgspec decodes them.
+
+Fields that are not here are ignored, as all servers of this kind do. What is known and not supported yet is in
+`UNSUPPORTED` of each request: asked for, it is refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+
+MOST_CHOICES = 128
+"""Largest n, and largest number of prompts of a request."""
+
+MOST_STOPS = 16
+LONGEST_STOP = 256
+"""Number of stop strings of a request, and characters of each."""
+
+MOST_BIASES = 1024
+MOST_LOGPROBS = 20
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Choices = Annotated[int, Meta(ge=1, le=MOST_CHOICES)]
+Logprobs = Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)]
+StopText = Annotated[str, Meta(min_length=1, max_length=LONGEST_STOP)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Name = Annotated[str, Meta(max_length=256)]
+
+
+class StreamOptions(msgspec.Struct, kw_only=True):
+    """What a stream has besides its text."""
+
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
+
+
+class ResponseFormat(msgspec.Struct, kw_only=True):
+    """The form of an answer; "text" is the only one so far."""
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
+
+
+class Generating(msgspec.Struct, kw_only=True):
+    """The fields that completions and chats have in common. None: the model's default, or off."""
+
+    model: Name | None = None
+    temperature: Annotated[float, Meta(ge=0, le=1000)] | None = None
+    top_p: Share | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Share | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    seed: Seed | None = None
+    n: Choices | None = None
+    best_of: Choices | None = None
+    max_tokens: Count | None = None
+    min_tokens: Count | None = None
+    stop: StopText | Annotated[list[StopText], Meta(max_length=MOST_STOPS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MOST_STOPS)] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    prompt_logprobs: Logprobs | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: Any = None
+    logits_processors: Any = None
+    use_beam_search: bool | None = None
+    chat_template: Any = None
+
+    UNSUPPORTED: ClassVar[dict[str, str]] = {
+        "structured_outputs": "structured output is not supported yet",
+        "logits_processors": "a request may not bring code",
+        "use_beam_search": "beam search is not supported",
+        "chat_template": "a request may not bring a template; start the server with --chat-template FILE",
+    }
+
+
+class CompletionRequest(Generating, kw_only=True):
+    """The body of /v1/completions."""
+
+    prompt: str | list[str | TokenId | list[TokenId]] | None = None
+    suffix: Any = None
+    echo: bool | None = None
+    logprobs: Logprobs | None = None
+
+    UNSUPPORTED: ClassVar[dict[str, str]] = {
+        **Generating.UNSUPPORTED,
+        "suffix": "text is continued only at its end",
+    }
+
+
+class ChatRequest(Generating, kw_only=True):
+    """The body of /v1/chat/completions."""
+
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=65536)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Logprobs | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    functions: Any = None
+    function_call: Any = None
+    audio: Any = None
+    modalities: list[str] | None = None
+
+    UNSUPPORTED: ClassVar[dict[str, str]] = {
+        **Generating.UNSUPPORTED,
+        "tools": "tools are not supported yet",
+        "functions": "functions are not supported; and tools not yet",
+        "function_call": "functions are not supported; and tools not yet",
+        "audio": "answers are text",
+    }
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    """The body of /tokenize: `prompt` (or `content`), or `messages`."""
+
+    model: Name | None = None
+    prompt: str | None = None
+    content: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool | None = None
+    add_special: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    return_token_strs: bool | None = None
+    with_pieces: bool | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    """The body of /detokenize."""
+
+    tokens: list[TokenId]
+    model: Name | None = None

@@ -1,0 +1,202 @@
+"""The bodies of responses. A field that is UNSET is left out; one that is None is written as null."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+FinishReason = Literal["stop", "length"]
+
+
+class PromptDetails(msgspec.Struct, kw_only=True):
+    """Of the tokens of a prompt, those that the cache had."""
+
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    """Numbers of tokens. Those of a prompt count once, however many choices it has."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class CompletionLogprobs(msgspec.Struct, kw_only=True):
+    """Log-probabilities of the tokens of a text; null for the first token of a prompt, which nothing predicts."""
+
+    text_offset: list[int]
+    token_logprobs: list[float | None]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class CompletionChoice(msgspec.Struct, kw_only=True):
+    """A text of a completion, or what a stream adds to it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None
+
+
+class CompletionResponse(msgspec.Struct, kw_only=True):
+    """The body of an answer of /v1/completions, or an event of its stream."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | UnsetType | None = UNSET
+
+
+class TopLogprob(msgspec.Struct, kw_only=True):
+    """A token that might have come, with its raw bytes."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(msgspec.Struct, kw_only=True):
+    """A token of an answer, and the most likely ones in its place."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, kw_only=True):
+    """Log-probabilities of the tokens of an answer."""
+
+    content: list[TokenLogprob]
+
+
+class ChatMessage(msgspec.Struct, kw_only=True):
+    """The answer of a chat."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None = None
+
+
+class ChatDelta(msgspec.Struct, kw_only=True):
+    """What an event of a stream adds to an answer."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChoice(msgspec.Struct, kw_only=True):
+    """One answer of a chat."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+
+
+class ChatStreamChoice(msgspec.Struct, kw_only=True):
+    """What an event adds to one answer."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | UnsetType | None = UNSET
+
+
+class ChatResponse(msgspec.Struct, kw_only=True):
+    """The body of an answer of /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatChunk(msgspec.Struct, kw_only=True):
+    """An event of a stream of /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatStreamChoice]
+    usage: Usage | UnsetType | None = UNSET
+
+
+class Model(msgspec.Struct, kw_only=True):
+    """A name that the model is served under."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: Literal["infernum"]
+    root: str
+    parent: None
+    max_model_len: int
+
+
+class ModelList(msgspec.Struct, kw_only=True):
+    """All names of the model."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Tokens(msgspec.Struct, kw_only=True):
+    """The tokens of a text."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+    token_strs: list[str] | UnsetType = UNSET
+
+
+class Text(msgspec.Struct, kw_only=True):
+    """The text of tokens."""
+
+    prompt: str
+    content: str
+
+
+class TokenizerInfo(msgspec.Struct, kw_only=True):
+    """What a client needs to know to tokenize by itself."""
+
+    tokenizer_class: str
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None
+    max_model_len: int
+
+
+class Version(msgspec.Struct):
+    """The version of the program."""
+
+    version: str
+
+
+class Health(msgspec.Struct):
+    """That the engine works."""
+
+    status: Literal["ok"]
+
+
+def event(body: Any) -> bytes:
+    """An event of a stream, as bytes."""
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"

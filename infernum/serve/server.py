@@ -1,0 +1,164 @@
+"""Starts the engine and the HTTP server, and stops them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from infernum.errors import InfernumError
+from infernum.models.presets import ModelSource
+from infernum.serve.app import App
+from infernum.serve.engine_client import EngineClient, OnLoading
+from infernum.serve.guards import Exchanged, Guard, hashed_keys, local_hosts
+from infernum.serve.http_protocol import HttpProtocol
+from infernum.serve.metrics import Metrics
+from infernum.serve.served import Limits, Served
+from infernum.serve.wire import EngineOptions, Ready, Stepped
+
+POLL_SECONDS = 0.05
+"""How often a server that shuts down looks whether the last sequence has ended."""
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a server is reached, and what it defends.
+
+    uds                path of a Unix socket, in place of host and port
+    keys               keys, one of which a request must carry; none: no key is needed
+    origins            pages of other sites that may read answers
+    shutdown_seconds   how long running answers may take once the server is to stop
+    stall_seconds      how long the engine may work on a step before /health says so
+    """
+
+    names: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 8000
+    uds: str | None = None
+    keys: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    root_path: str = ""
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    metrics_prefix: str = "infernum"
+    chat_template: Path | None = None
+    shutdown_seconds: float = 30.0
+    stall_seconds: float = 60.0
+    limits: Limits = field(default_factory=Limits)
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn, which on the first signal drains: running answers go on, new requests are refused."""
+
+    def __init__(self, config: uvicorn.Config, app: App, served: Served, seconds: float) -> None:
+        super().__init__(config)
+        self._app = app
+        self._served = served
+        self._seconds = seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)  # pyright: ignore[reportArgumentType]
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second ends at once."""
+        if self._loop is None or self._app.draining:
+            self.should_exit = True
+            self._served.engine.stop("the server is shutting down")
+            return
+        self._app.draining = True
+        self._draining = self._loop.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        deadline = time.monotonic() + self._seconds
+        while self._served.engine.unfinished and time.monotonic() < deadline and not self.should_exit:
+            await asyncio.sleep(POLL_SECONDS)
+        self._served.engine.stop("the server is shutting down")
+        await asyncio.sleep(POLL_SECONDS)
+        self.should_exit = True
+
+
+async def serve(
+    source: ModelSource,
+    engine_options: EngineOptions,
+    options: ServerOptions,
+    *,
+    on_loading: OnLoading,
+    on_ready: Callable[[Served, str], None],
+    on_end: Callable[[Exchanged], None],
+) -> int:
+    """Load the model, serve until a signal comes, and return the exit code. Raises InfernumError."""
+    engine = EngineClient(engine_options)
+    engine.start()
+    try:
+        ready = await engine.ready(on_loading)
+        served = Served(
+            source, options.names or (source.name,), engine, ready, options.limits, options.chat_template
+        )
+        metrics = Metrics(options.metrics_prefix, served.names[0])
+        engine.on_step = lambda stepped: _count(metrics, ready, stepped)
+        app = App(served, metrics, stall_seconds=options.stall_seconds)
+        server = HttpServer(_config(app, options, on_end), app, served, options.shutdown_seconds)
+        told = asyncio.create_task(_told(server, served, on_ready))
+        await server.serve()
+        told.cancel()
+        return 0 if server.started else 1
+    finally:
+        await engine.close()
+
+
+def _config(app: App, options: ServerOptions, on_end: Callable[[Exchanged], None]) -> uvicorn.Config:
+    guard = Guard(
+        app.asgi(),
+        keys=hashed_keys(options.keys),
+        hosts=None if options.uds else local_hosts(options.host),
+        origins=options.origins,
+        on_end=on_end,
+    )
+    try:
+        config = uvicorn.Config(
+            guard,
+            host=options.host,
+            port=options.port,
+            uds=options.uds,
+            root_path=options.root_path,
+            ssl_certfile=options.ssl_certfile,
+            ssl_keyfile=options.ssl_keyfile,
+            http=HttpProtocol,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            server_header=False,
+            log_config=None,
+            timeout_graceful_shutdown=5,
+        )
+        config.load()
+    except (OSError, ValueError) as error:
+        raise InfernumError(f"the server cannot start: {error}") from error
+    return config
+
+
+async def _told(server: HttpServer, served: Served, on_ready: Callable[[Served, str], None]) -> None:
+    while not server.started:
+        await asyncio.sleep(POLL_SECONDS)
+    on_ready(served, _address(server))
+
+
+def _address(server: HttpServer) -> str:
+    """Where the server can be reached; the port is the real one where the options have 0."""
+    config = server.config
+    if config.uds:
+        return f"unix:{config.uds}"
+    host, port, *_ = server.servers[0].sockets[0].getsockname()
+    return f"{'https' if config.is_ssl else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _count(metrics: Metrics, ready: Ready, stepped: Stepped) -> None:
+    metrics.stepped(stepped.load, ready, sum(len(advance.tokens) for advance in stepped.advances))

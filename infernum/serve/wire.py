@@ -1,0 +1,151 @@
+"""What the server and the engine's process say to each other: messages in MessagePack, each behind its length.
+
+Both ends are one program in one version, on an inherited pair of sockets that nobody else can reach.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+import msgspec
+
+from infernum.sampling_params import SamplingParams
+
+_LENGTH = struct.Struct("<I")
+
+LENGTH_BYTES = _LENGTH.size
+
+
+class EngineOptions(msgspec.Struct, kw_only=True, frozen=True):
+    """How the engine's process opens the model: arguments of `LLM`, and files of plugins."""
+
+    model: str
+    device: str = "auto"
+    dtype: str = "auto"
+    fuse: bool = True
+    bundle: str | None = None
+    rules: tuple[str, ...] = ()
+    load_format: str = "auto"
+    gpu_memory_utilization: float = 0.9
+    max_model_len: int | None = None
+    max_pages_total: int | None = None
+    seed: int = 0
+    plugins: tuple[str, ...] = ()
+
+
+class Add(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Generate for a prompt. `tokens` are int32; results carry `number`."""
+
+    number: int
+    tokens: bytes
+    params: SamplingParams
+    priority: int
+    salt: str
+
+
+class Cancel(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Stop these sequences, of which no more is to be heard."""
+
+    numbers: list[int]
+
+
+class Ready(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """The model is loaded.
+
+    longest  most tokens of a sequence, prompt and output
+    pages    pages of the KV cache
+    """
+
+    longest: int
+    vocab_size: int
+    pages: int
+    page_size: int
+    device: str
+    dtype: str
+
+
+class Loading(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """How far some work of the start is: the amounts done and in all."""
+
+    what: str
+    done: int
+    total: int
+
+
+class Refused(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """The engine does not take a sequence, or has ended it with an error."""
+
+    number: int
+    message: str
+    ours: bool
+    """True where the fault is not the request's."""
+
+
+class Failed(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """The engine ends: it could not start, or a step failed for good."""
+
+    message: str
+
+
+class Advance(msgspec.Struct, array_like=True, frozen=True):
+    """The new tokens of a sequence; `finish_reason` with the last ones."""
+
+    number: int
+    tokens: tuple[int, ...]
+    finish_reason: str | None
+
+
+class Load(msgspec.Struct, array_like=True, frozen=True):
+    """What the engine is doing: sequences and pages now, and sums since its start.
+
+    prompt_tokens  tokens of prompts that were computed
+    cached_tokens  tokens of prompts that the cache had
+    """
+
+    running: int = 0
+    waiting: int = 0
+    free_pages: int = 0
+    steps: int = 0
+    preempted: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Stepped(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """The results of a step, and the state of the engine after it."""
+
+    advances: list[Advance]
+    load: Load
+
+
+ToEngine = Add | Cancel
+FromEngine = Ready | Loading | Refused | Failed | Stepped
+
+
+def frame(message: Any) -> bytes:
+    """A message as it is sent."""
+    body = msgspec.msgpack.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+def length_of(header: bytes) -> int:
+    """The bytes of the message behind a header of `LENGTH_BYTES` bytes."""
+    return int(_LENGTH.unpack(header)[0])
+
+
+def receive(connection: socket.socket) -> bytes | None:
+    """The next message, or None where the other side has closed."""
+    header = _exactly(connection, LENGTH_BYTES)
+    return None if header is None else _exactly(connection, length_of(header))
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes | None:
+    parts = bytearray()
+    while len(parts) < count:
+        part = connection.recv(count - len(parts))
+        if not part:
+            return None
+        parts += part
+    return bytes(parts)

@@ -1,0 +1,149 @@
+"""`infernum serve` as clients see it: endpoints, fields, forms of answers and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from serving import RunningServer, running
+
+from infernum import LLM, SamplingParams
+
+QUESTION = "Who guides Dante through Hell?"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    yield from running()
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[LLM]:
+    with LLM("dante-chat", device="cpu") as llm:
+        yield llm
+
+
+def test_a_chat_is_answered_as_in_python(server: RunningServer, model: LLM) -> None:
+    expected = model.chat([{"role": "user", "content": QUESTION}], SamplingParams(temperature=0))
+    reply = server.chat(QUESTION)
+    assert reply.status == 200
+    choice = reply.json["choices"][0]
+    assert choice["message"] == {"role": "assistant", "content": expected.text, "refusal": None}
+    assert choice["finish_reason"] == "stop" and choice["stop_reason"] is None
+    usage = reply.json["usage"]
+    assert usage["completion_tokens"] == len(expected.tokens)
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_a_stream_is_the_answer_in_pieces(server: RunningServer) -> None:
+    whole = server.chat(QUESTION).json
+    events = server.chat(QUESTION, stream=True, stream_options={"include_usage": True}).events
+    assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert len({event["id"] for event in events}) == len({event["created"] for event in events}) == 1
+    texts = [choice["delta"].get("content", "") for event in events for choice in event["choices"]]
+    assert "".join(texts) == whole["choices"][0]["message"]["content"]
+    reasons = [choice["finish_reason"] for event in events for choice in event["choices"]]
+    assert [reason for reason in reasons if reason] == ["stop"] and reasons[-1] == "stop"
+    assert events[-1]["choices"] == [] and events[-1]["usage"] == whole["usage"]
+    assert all("usage" not in event for event in events[:-1])
+
+
+@pytest.mark.parametrize("form", ["text", "texts", "ids", "lists"])
+def test_a_prompt_may_have_any_of_four_forms(form: str, server: RunningServer, model: LLM) -> None:
+    texts = ["In the middle of", "The gate of Hell"]
+    ids = model.encode(texts)
+    prompts: dict[str, Any] = {"text": texts[0], "texts": texts, "ids": ids[0], "lists": ids}
+    count = 2 if form in ("texts", "lists") else 1
+    expected = model.generate(ids[:count], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True))
+    reply = server.complete(prompts[form], max_tokens=8, ignore_eos=True).json
+    assert [choice["text"] for choice in reply["choices"]] == [completion.text for completion in expected]
+    assert [choice["index"] for choice in reply["choices"]] == list(range(count))
+    assert reply["usage"]["prompt_tokens"] == sum(map(len, ids[:count]))
+
+
+def test_a_seed_and_n_give_choices_that_differ_and_repeat(server: RunningServer) -> None:
+    fields: dict[str, Any] = {"temperature": 1.5, "seed": -7, "n": 3, "max_tokens": 12, "ignore_eos": True}
+    first, again = (server.complete("Then I", **fields).json["choices"] for _ in range(2))
+    texts = [choice["text"] for choice in first]
+    assert len(set(texts)) > 1 and texts == [choice["text"] for choice in again]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_ends_an_answer_and_is_named(stream: bool, server: RunningServer) -> None:
+    text = server.complete("In the middle of", max_tokens=40, ignore_eos=True).json["choices"][0]["text"]
+    stop = text[20:24]
+    for includes in (False, True):
+        fields = {"max_tokens": 40, "ignore_eos": True, "stop": stop, "include_stop_str_in_output": includes}
+        reply = server.complete("In the middle of", stream=stream, **fields)
+        choices = [event["choices"][0] for event in (reply.events if stream else [reply.json])]
+        cut = text[: text.index(stop) + (len(stop) if includes else 0)]
+        assert "".join(choice["text"] for choice in choices) == cut
+        assert choices[-1]["finish_reason"] == "stop" and choices[-1]["stop_reason"] == stop
+
+
+def test_models_are_listed_and_found_by_name(server: RunningServer) -> None:
+    listed = server.ask("/v1/models").json
+    assert [entry["id"] for entry in listed["data"]] == ["dante-chat"] and listed["object"] == "list"
+    assert server.ask("/v1/models/dante-chat").json == listed["data"][0]
+    assert server.ask("/v1/models/other").error["code"] == "model_not_found"
+
+
+def test_text_becomes_tokens_and_tokens_become_text(server: RunningServer, model: LLM) -> None:
+    text = "Midway upon the journey"
+    tokens = server.ask("/tokenize", {"prompt": text, "return_token_strs": True}).json
+    assert tokens["tokens"] == model.encode(text)[0] and tokens["count"] == len(tokens["tokens"])
+    assert len(tokens["token_strs"]) == tokens["count"] and tokens["max_model_len"] == 2048
+    assert text in server.ask("/detokenize", {"tokens": tokens["tokens"]}).json["prompt"]
+    messages = [{"role": "user", "content": QUESTION}]
+    assert server.ask("/tokenize", {"messages": messages}).json["tokens"] == model.encode_chat(messages)
+    info = server.ask("/tokenizer_info").json
+    assert info["eos_token"] and "<|im_start|>" in info["chat_template"]
+
+
+def test_what_the_server_counts_agrees_with_what_a_client_counts(server: RunningServer) -> None:
+    before = server.metric("generation_tokens_total"), server.metric("prompt_tokens_total")
+    usages = [server.complete("Canto", max_tokens=5, ignore_eos=True).json["usage"] for _ in range(4)]
+    server.wait_until_idle()
+    after = server.metric("generation_tokens_total"), server.metric("prompt_tokens_total")
+    assert after[0] - before[0] == sum(usage["completion_tokens"] for usage in usages)
+    assert after[1] - before[1] == sum(usage["prompt_tokens"] for usage in usages)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"prompt": None}, "prompt", "missing"),
+        ({"prompt": []}, "prompt", "missing"),
+        ({"prompt": [1, "a"]}, "prompt", "mixes"),
+        ({"prompt": [[]]}, "prompt", "empty"),
+        ({"prompt": [99999]}, "prompt", "99999"),
+        ({"prompt": [-1]}, "prompt", ">= 0"),
+        ({"prompt": "a", "max_tokens": 100_000}, "prompt", "2048"),
+        ({"prompt": "a", "max_tokens": -1}, "max_tokens", ">= 0"),
+        ({"prompt": "a", "temperature": -1}, "temperature", ">= 0"),
+        ({"prompt": "a", "temperature": "hot"}, "temperature", "str"),
+        ({"prompt": "a", "n": 129}, "n", "<= 128"),
+        ({"prompt": "a", "n": 2, "best_of": 3}, "best_of", "equal n"),
+        ({"prompt": "a", "stop": ["x"] * 17}, "stop", "16"),
+        ({"prompt": "a", "stop": ""}, "stop", "length >= 1"),
+        ({"prompt": "a", "logit_bias": {"99999": 1}}, "logit_bias", "99999"),
+        ({"prompt": "a", "stream_options": {}}, "stream_options", "stream"),
+        ({"prompt": "a", "suffix": "b"}, "suffix", "end"),
+        ({"prompt": "a", "structured_outputs": {"regex": "a*"}}, "structured_outputs", "not supported yet"),
+        ({"prompt": "a", "response_format": {"type": "json_object"}}, "response_format", "not supported yet"),
+        ({"prompt": "a", "chat_template": "{{ 1 }}"}, "chat_template", "template"),
+    ],
+)
+def test_a_wrong_field_is_named(
+    fields: dict[str, Any], param: str, words: str, server: RunningServer
+) -> None:
+    reply = server.ask("/v1/completions", fields)
+    assert reply.status == 400
+    assert reply.error["param"] == param and words in reply.error["message"], reply.error
+
+
+def test_openapi_describes_what_is_served(server: RunningServer) -> None:
+    document = server.ask("/openapi.json").json
+    assert {"/v1/completions", "/v1/chat/completions", "/tokenize"} <= set(document["paths"])
+    assert document["components"]["schemas"]["CompletionRequest"]["properties"]["temperature"]

@@ -1,0 +1,207 @@
+"""What the server does with requests that are wrong, hostile or abandoned."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from serving import Reply, RunningServer, running, start
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    yield from running()
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[RunningServer]:
+    yield from running(
+        "--api-key", "first", "--api-key", "second", "--allowed-origins", "https://page.example"
+    )
+
+
+def test_numbers_that_json_has_not_are_refused(server: RunningServer) -> None:
+    for number in (b"NaN", b"Infinity", b"1e999"):
+        reply = server.ask("/v1/completions", raw=b'{"prompt":"a","temperature":%s}' % number)
+        assert reply.status == 400 and reply.error["message"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"a"', b"\xff\xfe", b'{"prompt": "\\ud800"}'])
+def test_a_body_that_is_no_object_is_refused(body: bytes, server: RunningServer) -> None:
+    assert server.ask("/v1/completions", raw=body).status == 400
+
+
+def test_brackets_without_end_are_refused_at_once(server: RunningServer) -> None:
+    begin = time.monotonic()
+    for body in (b"[" * 100_000, b'{"messages":' + b'[{"a":' * 100_000, b'{"a":"' + b"[" * 100_000 + b'"}'):
+        assert server.ask("/v1/chat/completions", raw=body).status == 400
+    assert time.monotonic() - begin < 2
+
+
+def test_a_long_body_is_refused_before_it_is_read(server: RunningServer) -> None:
+    place = urlsplit(server.url)
+    with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 104857600\r\n\r\n{{".encode())
+        answer = connection.recv(65536)
+    assert b" 413 " in answer.split(b"\r\n")[0] and b"body_too_long" in answer
+
+
+def spoken(server: RunningServer, text: bytes) -> bytes:
+    """What the server answers to these bytes before it closes the connection."""
+    place = urlsplit(server.url)
+    answer = b""
+    with socket.create_connection((place.hostname, place.port), timeout=20) as connection:
+        try:
+            connection.sendall(text)
+            while part := connection.recv(65536):
+                answer += part
+        except ConnectionError:
+            pass
+    return answer
+
+
+def test_headers_that_are_too_long_or_too_many_are_refused(server: RunningServer) -> None:
+    line = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+    for headers in (b"X: " + b"a" * 100_000, b"X: a\r\n" * 101 + b"\r\n", b"X-" + b"a" * 100_000):
+        assert b" 431 " in spoken(server, line + headers).split(b"\r\n")[0]
+    assert b" 400 " in spoken(server, b"hello\r\n\r\n").split(b"\r\n")[0]
+    assert server.ask("/health").status == 200
+
+
+def test_a_body_that_is_not_said_to_be_json_is_refused(server: RunningServer) -> None:
+    reply = server.ask("/v1/completions", raw=b"{}", headers={"content-type": "text/plain"})
+    assert reply.status == 415 and "application/json" in reply.error["message"]
+
+
+def test_a_wrong_path_and_a_wrong_method_are_told(server: RunningServer) -> None:
+    assert server.ask("/v1/nothing").status == 404
+    assert "/v1/completions" in server.ask("/v1/nothing").error["message"]
+    reply = server.ask("/v1/completions")
+    assert reply.status == 405 and "POST" in reply.error["message"]
+
+
+def test_a_host_name_that_is_not_this_machine_is_refused(server: RunningServer) -> None:
+    reply = server.ask("/v1/models", headers={"host": "evil.example"})
+    assert reply.status == 403 and reply.error["code"] == "wrong_host"
+
+
+def test_every_path_but_the_open_ones_needs_a_key(locked: RunningServer) -> None:
+    paths = json.loads(locked.ask("/openapi.json", headers={"x-api-key": "first"}).body)["paths"]
+    for path in [*paths, "/metrics", "/openapi.json", "/nothing", "/"]:
+        method = "POST" if "post" in paths.get(path, {}) else "GET"
+        status = locked.ask(path, method=method).status
+        assert (status == 401) != (path in {"/health", "/ping", "/version"}), path
+        wrong = locked.ask(path, method=method, headers={"authorization": "Bearer firs"})
+        assert (wrong.status == 401) != (path in {"/health", "/ping", "/version"}), path
+    for headers in ({"authorization": "Bearer second"}, {"x-api-key": "first"}):
+        assert locked.ask("/v1/models", headers=headers).status == 200
+    assert locked.ask("/v1/models").error["type"] == "authentication_error"
+
+
+def test_pages_of_other_sites_read_answers_only_where_they_are_allowed(locked: RunningServer) -> None:
+    for origin, allowed in (("https://page.example", True), ("https://other.example", False)):
+        reply = locked.ask("/health", headers={"origin": origin})
+        assert (reply.headers.get("access-control-allow-origin") == origin) == allowed
+        preflight = locked.ask("/v1/models", method="OPTIONS", headers={"origin": origin})
+        assert preflight.status == 200
+        assert ("access-control-allow-methods" in preflight.headers) == allowed
+
+
+def test_a_request_has_an_id_which_its_answer_carries(server: RunningServer) -> None:
+    reply = server.complete("a", max_tokens=1)
+    assert reply.json["id"] == f"cmpl-{reply.headers['x-request-id']}"
+    assert server.ask("/health", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    assert "\n" not in server.ask("/health", headers={"x-request-id": "a b"}).headers["x-request-id"]
+
+
+def test_a_client_that_goes_frees_its_sequences(server: RunningServer) -> None:
+    place = urlsplit(server.url)
+    for streaming in (True, False):
+        body = json.dumps(
+            {"prompt": "a", "max_tokens": 2000, "ignore_eos": True, "stream": streaming, "n": 4}
+        )
+        with socket.create_connection((place.hostname, place.port)) as connection:
+            head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+            end = time.monotonic() + 10
+            while server.metric("num_requests_running") < 4:
+                assert time.monotonic() < end
+        server.wait_until_idle()
+
+
+def test_logs_hold_no_prompts(server: RunningServer) -> None:
+    server.complete("a secret that nobody may see", max_tokens=1)
+    server.ask("/v1/completions", {"prompt": "a secret that nobody may see", "temperature": -1})
+    assert not [line for line in server.lines if "secret" in line]
+    assert any("POST /v1/completions 200" in line for line in server.lines)
+
+
+def test_a_server_that_is_to_stop_finishes_what_it_answers() -> None:
+    server = start()
+    asking, replies = asked_in_background(server, 400)
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    refused = server.ask("/v1/completions", {"prompt": "a"})
+    assert refused.status == 503 and refused.headers["retry-after"]
+    asking.join(60)
+    assert server.process.wait(10) == 0
+    assert replies[0].events[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_server_that_must_stop_ends_streams_with_an_error() -> None:
+    server = start("--shutdown-timeout", "0.3")
+    asking, replies = asked_in_background(server, 2000)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(10) == 0
+    asking.join(10)
+    assert "shutting down" in replies[0].events[-1]["error"]["message"]
+
+
+def engine_of(server: RunningServer) -> int:
+    """The process that holds the model."""
+    command = ["pgrep", "-P", str(server.process.pid), "-f", "engine_process"]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0])
+
+
+def asked_in_background(server: RunningServer, tokens: int) -> tuple[threading.Thread, list[Reply]]:
+    """A thread that asks for a stream of `tokens` tokens, of which the first have come, and where it puts the reply."""
+    replies: list[Reply] = []
+    fields = {"max_tokens": tokens, "ignore_eos": True, "stream": True}
+    asking = threading.Thread(target=lambda: replies.append(server.complete("a", **fields)))
+    asking.start()
+    end = time.monotonic() + 20
+    while server.metric("generation_tokens_total") < 3:
+        assert time.monotonic() < end
+    return asking, replies
+
+
+def test_when_the_engine_dies_streams_end_with_an_error_and_health_says_so() -> None:
+    server = start()
+    asking, replies = asked_in_background(server, 2000)
+    os.kill(engine_of(server), signal.SIGKILL)
+    asking.join(5)
+    assert "has ended" in replies[0].events[-1]["error"]["message"]
+    assert server.ask("/health").status == 503
+    assert server.complete("a").status == 503
+    assert server.stop() == 0
+
+
+def test_when_the_server_is_killed_the_engine_ends_too() -> None:
+    server = start()
+    engine = engine_of(server)
+    server.process.kill()
+    server.process.wait()
+    end = time.monotonic() + 10
+    while Path(f"/proc/{engine}").exists():
+        assert time.monotonic() < end, "the engine goes on"
+        time.sleep(0.05)
