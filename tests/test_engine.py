@@ -306,11 +306,10 @@ def test_seen_holds_prompt_and_output_and_only_where_there_is_a_penalty():
     def planned(**params):
         sequence = Sequence(
             len(scheduler.running),
-            [0, 33, 33, 64],
+            np.array([0, 33, 33, 64], np.int32),
             SamplingParams(**params),
             max_tokens=4,
             seed=2**32 - 1,
-            text=None,
         )
         scheduler.add(sequence)
         return sampling_of(scheduler.plan(unread=False), scheduler.slots, VOCAB)

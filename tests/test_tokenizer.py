@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as Backend
 from toy_executor import ToyExecutor, scripted
 
 from infernum.engine.engine import Engine
+from infernum.engine.events import FINISH_REASONS
 from infernum.engine.tokenizer import BROKEN, TextStream, Tokenizer, load_tokenizer
 from infernum.errors import ConfigError, RequestError
 from infernum.sampling_params import SamplingParams
@@ -184,14 +185,62 @@ def test_text_that_may_begin_a_stop_string_is_held_back_until_it_does_not():
     assert stream.flush() == "ab"
 
 
-def _generate(text, prompt="a", *, cut=None, **params):
+def _engine(text, prompt="a", *, cut=None):
+    """An engine whose model says `text` after `prompt`, and the tokens of the prompt."""
     tokenizer = Tokenizer(byte_level(), bos="<bos>")
     before = tokenizer.encode(prompt)
     vocab = tokenizer.vocab_size
     script = [*tokenizer.encode(text)[1:cut], tokenizer.encode("<eos>")[1]]
     executor = ToyExecutor(scripted(vocab, len(before), script), vocab, pages=40)
-    engine = Engine(executor, model_info(100, vocab), [script[-1]], tokenizer)
+    return Engine(executor, model_info(100, vocab), [script[-1]], tokenizer), before
+
+
+def _generate(text, prompt="a", *, cut=None, **params):
+    engine, before = _engine(text, prompt, cut=cut)
     return engine.generate([before], SamplingParams(temperature=0, **params))[0]
+
+
+@pytest.mark.parametrize("stop", [("STOP",), ("never",), ()])
+def test_events_of_a_stream_and_of_steps_add_up_to_what_is_generated_at_once(stop):
+    params = SamplingParams(temperature=0, stop=stop)
+    completion = _generate("é你 and then STOP here", stop=stop)
+    engine, before = _engine("é你 and then STOP here")
+    streamed = list(engine.stream([before], params))
+    number, stepped = engine.add(before, params), []
+    while engine.busy:
+        stepped += engine.step()
+    for events, sequence in ((streamed, 0), (stepped, number)):
+        assert {event.sequence for event in events} == {sequence}
+        assert "".join(event.text for event in events) == completion.text
+        assert tuple(token for event in events for token in event.tokens) == completion.tokens
+        ends = [event.finish_reason for event in events]
+        assert ends[-1] == completion.finish_reason and set(ends[:-1]) == {None}
+    assert engine._pool.free_pages == 40
+
+
+def test_a_stop_string_is_a_cancel_and_tokens_computed_after_it_are_dropped():
+    engine, before = _engine("and STOP then")
+    engine.add(before, SamplingParams(temperature=0, stop=("STOP",)))
+    events = []
+    while engine.busy:
+        events += engine.step()
+    assert sum(len(event.tokens) for event in events) == 7  # an, d, space, S, T, O, P
+    assert engine.statistics.output_tokens >= 7
+    assert engine._sequences == {} == engine._transcripts
+
+
+def test_no_text_is_made_by_the_thread_that_makes_the_step(monkeypatch):
+    engine, before = _engine("and then")
+    engine.add(before, SamplingParams(temperature=0, stop=("never",)))
+    monkeypatch.setattr(Tokenizer, "decode", lambda *_: pytest.fail("text is made in the step"))
+    tokens, ends = [], []
+    while engine.busy:
+        events = engine.step_events()
+        tokens += events.tokens.tolist()
+        ends += events.ends.tolist()
+    assert engine.tokenizer.bos_id not in tokens and len(tokens) == 7
+    assert [FINISH_REASONS[end] for end in ends] == [None] * 6 + ["stop"]
+    assert engine._transcripts == {}
 
 
 def test_a_stop_string_across_tokens_ends_a_sequence():

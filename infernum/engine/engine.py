@@ -5,28 +5,31 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from collections.abc import Sequence as Ordered
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from itertools import count
 from queue import SimpleQueue
 from threading import Lock
 
 import numpy as np
 
-from infernum.engine.events import Completion, Event, Statistics, StepRecord
+from infernum.engine.events import FINISH_REASONS, Completion, Event, Statistics, StepEvents, StepRecord
 from infernum.engine.page_pool import PagePool
-from infernum.engine.request import read_params, read_token_ids
+from infernum.engine.request import read_params, read_token_array
 from infernum.engine.scheduler import Scheduler, StepPlan
-from infernum.engine.sequence import FinishReason, Sequence
-from infernum.engine.slots import integers
+from infernum.engine.sequence import Sequence
+from infernum.engine.slots import Int64, integers
 from infernum.engine.step_inputs import batch_of, is_penalised, prompt_logits, sampling_of
-from infernum.engine.tokenizer import TextStream, Tokenizer
+from infernum.engine.tokenizer import Tokenizer
+from infernum.engine.transcript import Transcript
 from infernum.errors import LogitsError, RequestError
 from infernum.manifest import ModelInfo
 from infernum.sampling_params import SamplingParams, derived_seed
-from infernum.step import NO_TOKEN, Executor, Float32, Pending
+from infernum.step import NO_TOKEN, Executor, Float32, Int32, Pending
+
+_STOP, _LENGTH = FINISH_REASONS.index("stop"), FINISH_REASONS.index("length")
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,10 @@ class Flight:
 
 @dataclass
 class _Stream:
-    """The events of an open stream that nobody has taken yet, and the index of each of its sequences."""
+    """The events of an open stream that its reader has not taken yet, and the sequences that have failed."""
 
-    index: dict[int, int]
-    events: deque[Event] = field(default_factory=deque[Event])
+    numbers: list[int]
+    events: deque[StepEvents] = field(default_factory=deque[StepEvents])
     failed: list[int] = field(default_factory=list[int])
 
 
@@ -58,8 +61,9 @@ class Engine:
                    engine
     closed         True once `close` was called; methods that need the executor then raise RequestError
 
-    Servers call `add` and `step`; other callers use `stream` or `generate`, several at once. `add` and `cancel` may be
-    called at any time and by any thread; steps are made by one thread at a time.
+    Servers call `add` and `step_events`, or `step`; other callers use `stream` or `generate`, several at once. `add`
+    and `cancel` may be called at any time and by any thread; steps are made by one thread at a time. Whoever reads
+    events makes their text.
     """
 
     executor: Executor
@@ -72,7 +76,8 @@ class Engine:
     closed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self._end = frozenset(self.end_tokens)
+        self._is_end = np.zeros(self.model.vocab_size, np.bool_)
+        self._is_end[[token for token in self.end_tokens if 0 <= token < self.model.vocab_size]] = True
         self._context = min(self.model.context, self.max_model_len or self.model.context)
         self._pool = PagePool(self.executor.num_pages, self.executor.page_size)
         self._scheduler = Scheduler(
@@ -83,11 +88,13 @@ class Engine:
             short_context=self.model.short_context,
         )
         self._sequences: dict[int, Sequence] = {}
+        self._transcripts: dict[int, Transcript] = {}
         self._streams: dict[int, _Stream] = {}
         self._in_flight: Flight | None = None
-        self._pending_events: list[Event] = []
+        self._unread_events: list[StepEvents] = []
         self._failed: list[int] = []
         self._numbers = count()
+        self._stream_numbers = count(1)
         self._inbox = SimpleQueue[Sequence | int]()
         self._stepping = Lock()
         self._mark = 0.0
@@ -109,9 +116,27 @@ class Engine:
     def busy(self) -> bool:
         """True while `step` has work or events left."""
         waiting = not self._inbox.empty() or self._scheduler.busy or self._in_flight is not None
-        return waiting or bool(self._pending_events or self._failed)
+        return waiting or bool(self._unread_events or self._failed)
 
     def step(self) -> list[Event]:
+        """Make a step as `step_events` does, and return its events with their text.
+
+        A stop string ends a sequence here, which is then cancelled. A few more of its tokens may have been computed.
+        """
+        events: list[Event] = []
+        for number, token, end in self._next_step():
+            transcript = self._transcripts.get(number)
+            if transcript is None:  # cancelled, or ended by a stop string
+                continue
+            text, reason = transcript.read((token,), end)
+            events.append(Event(number, (token,), text, reason))
+            if reason is not None:
+                del self._transcripts[number]
+                if end is None:
+                    self.cancel(number)
+        return events
+
+    def step_events(self) -> StepEvents:
         """Launch the next step, and return the events of the step before it, of sequences of `add`.
 
         A step is launched before the host reads the tokens of the last: the lengths of sequences are known, and a token
@@ -125,16 +150,15 @@ class Engine:
         When a launch fails, its error is raised once. The next call returns the events of the step before, and
         launches from the tokens that the host has read. Tokens that cannot be read are computed again.
         """
-        with self._stepping:
-            self._step()
-            if self._failed:
-                failed, self._failed = self._failed, []
-                raise LogitsError(failed, self.executor.dtype)
-            events, self._pending_events = self._pending_events, []
-            return events
+        events = self._next_step()
+        for number in integers(events.sequences[events.ends > 0]):
+            self._transcripts.pop(number, None)
+        return events
 
-    def add(self, prompt: Ordered[int], params: SamplingParams, *, priority: int = 0, salt: str = "") -> int:
-        """Queue a prompt of token ids; its events carry the number returned. Raises RequestError.
+    def add(
+        self, prompt: Ordered[int] | Int32, params: SamplingParams, *, priority: int = 0, salt: str = ""
+    ) -> int:
+        """Queue a prompt of token ids, a list or an array; its events carry the number returned. Raises RequestError.
 
         Sequences of a higher priority are admitted first and preempted last. Only sequences of one salt share what the
         cache holds.
@@ -142,10 +166,15 @@ class Engine:
         self.require_open()
         sequence = self._sequence(prompt, *read_params(params, 1), index=0)
         sequence.priority, sequence.salt = priority, salt
-        return self._enqueue(sequence)
+        number = sequence.number = next(self._numbers)
+        self._transcripts[number] = Transcript(self.tokenizer, sequence.tokens, sequence.params)
+        self._inbox.put(sequence)
+        self._take_requests_unless_stepping()
+        return number
 
     def cancel(self, number: int) -> None:
         """Stop a sequence of `add` and drop its events. Does nothing when the sequence has ended."""
+        self._transcripts.pop(number, None)
         self._inbox.put(number)
         self._take_requests_unless_stepping()
 
@@ -160,21 +189,36 @@ class Engine:
         ends all sequences, when the logits of a prompt are not finite.
         """
         self.require_open()
-        pairs = zip(prompts, read_params(params, len(prompts)), strict=True)
-        return self._stream([self._sequence(prompt, own, index) for index, (prompt, own) in enumerate(pairs)])
+        return self._stream(self._sequences_of(prompts, params))
 
     def generate(
         self, prompts: Ordered[Ordered[int]], params: SamplingParams | Ordered[SamplingParams]
     ) -> list[Completion]:
         """Generate for several prompts at once, as `stream` does, and return when all are done."""
-        tokens: list[list[int]] = [[] for _ in prompts]
-        texts: list[list[str]] = [[] for _ in prompts]
-        reasons: list[FinishReason] = ["stop" for _ in prompts]
-        for event in self.stream(prompts, params):
-            tokens[event.sequence].extend(event.tokens)
-            texts[event.sequence].append(event.text)
-            reasons[event.sequence] = event.finish_reason or reasons[event.sequence]
-        return [Completion(tuple(t), "".join(x), r) for t, x, r in zip(tokens, texts, reasons, strict=True)]
+        sequences = self._sequences_of(prompts, params)
+        completions: dict[int, Completion] = {}
+        with self._opened(sequences) as stream:
+            outputs = dict(zip(stream.numbers, self._transcripts_of(sequences), strict=True))
+            tokens: dict[int, list[int]] = {number: [] for number in stream.numbers}
+            texts: dict[int, str] = dict.fromkeys(stream.numbers, "")
+            while outputs:
+                for number, token, end in self._next_events(stream):
+                    transcript = outputs.get(number)
+                    if transcript is None:
+                        continue
+                    tokens[number].append(token)
+                    reason = end
+                    if transcript.has_stops:
+                        text, reason = transcript.read((token,), end)
+                        texts[number] += text
+                    elif end is not None:
+                        texts[number], _ = transcript.read(tokens[number], end)
+                    if reason is not None:
+                        completions[number] = Completion(tuple(tokens[number]), texts[number], reason)
+                        del outputs[number]
+                        if end is None:
+                            self.cancel(number)
+            return [completions[number] for number in stream.numbers]
 
     def logits(self, token_ids: Ordered[int]) -> Float32:
         """The logits after each of the given tokens, float32 [tokens, vocab]: row t predicts token t + 1.
@@ -183,8 +227,8 @@ class Engine:
         for more tokens than fit the context or the cache.
         """
         self._require_idle()
-        token_ids = self._checked(token_ids)
-        count = len(token_ids)
+        tokens = self._checked(token_ids)
+        count = len(tokens)
         if count > self.longest:
             raise RequestError(
                 f"{count} tokens are more than the {self._limit_name} of {self.longest} tokens"
@@ -192,44 +236,83 @@ class Engine:
         pages = self._pool.allocate(self._pool.pages_for(count))
         assert pages is not None, "an idle engine owns all its pages"
         try:
-            return prompt_logits(self.executor, token_ids, pages)
+            return prompt_logits(self.executor, tokens, pages)
         finally:
             self._pool.release(pages)
 
+    def _sequences_of(
+        self, prompts: Ordered[Ordered[int]], params: SamplingParams | Ordered[SamplingParams]
+    ) -> list[Sequence]:
+        self.require_open()
+        pairs = zip(prompts, read_params(params, len(prompts)), strict=True)
+        return [self._sequence(prompt, own, index) for index, (prompt, own) in enumerate(pairs)]
+
+    def _transcripts_of(self, sequences: list[Sequence]) -> list[Transcript]:
+        return [Transcript(self.tokenizer, sequence.tokens, sequence.params) for sequence in sequences]
+
     def _stream(self, sequences: list[Sequence]) -> Iterator[Event]:
-        stream = _Stream({})
-        for index, sequence in enumerate(sequences):
-            sequence.number = next(self._numbers)
-            stream.index[sequence.number] = index
-            self._streams[sequence.number] = stream
-        unfinished = len(sequences)
+        with self._opened(sequences) as stream:
+            transcripts = self._transcripts_of(sequences)
+            unfinished = dict(zip(stream.numbers, enumerate(transcripts), strict=True))
+            while unfinished:
+                for number, token, end in self._next_events(stream):
+                    if number not in unfinished:
+                        continue
+                    index, transcript = unfinished[number]
+                    text, reason = transcript.read((token,), end)
+                    if reason is not None:
+                        del unfinished[number]
+                        if end is None:
+                            self.cancel(number)
+                    yield Event(index, (token,), text, reason)
+
+    @contextmanager
+    def _opened(self, sequences: list[Sequence]) -> Generator[_Stream]:
+        """A stream of these sequences, which are queued. At the end, those that have not ended are cancelled."""
+        stream_number = next(self._stream_numbers)
+        for sequence in sequences:
+            sequence.number, sequence.stream = next(self._numbers), stream_number
+        stream = self._streams[stream_number] = _Stream([sequence.number for sequence in sequences])
         try:
             for sequence in sequences:
                 self._inbox.put(sequence)
-            while unfinished:
-                while not stream.events and not stream.failed:
-                    self.require_open()
-                    with self._stepping:
-                        if not stream.events and not stream.failed:
-                            self._step()
-                if stream.failed:
-                    raise LogitsError(stream.failed, self.executor.dtype)
-                event = stream.events.popleft()
-                unfinished -= event.finish_reason is not None
-                yield event
+            yield stream
         finally:
-            for number in stream.index:
+            for number in stream.numbers:
                 self.cancel(number)
-                self._streams.pop(number, None)
+            del self._streams[stream_number]
             self._rest()
 
-    def _sequence(self, prompt: Ordered[int], params: SamplingParams, index: int) -> Sequence:
+    def _next_events(self, stream: _Stream) -> StepEvents:
+        """Events of a stream that its reader has not taken; without any, make steps. Raises LogitsError."""
+        while not stream.events and not stream.failed:
+            self.require_open()
+            with self._stepping:
+                if not stream.events and not stream.failed:
+                    self._step()
+        if stream.failed:
+            raise LogitsError(stream.failed, self.executor.dtype)
+        return stream.events.popleft()
+
+    def _next_step(self) -> StepEvents:
+        """Make a step, and return the unread events of sequences of `add`. Raises LogitsError."""
+        with self._stepping:
+            self._step()
+            if self._failed:
+                failed, self._failed = self._failed, []
+                for number in failed:
+                    self._transcripts.pop(number, None)
+                raise LogitsError(failed, self.executor.dtype)
+            events, self._unread_events = self._unread_events, []
+            return StepEvents.joined(events)
+
+    def _sequence(self, prompt: Ordered[int] | Int32, params: SamplingParams, index: int) -> Sequence:
         """A sequence that can be served. Raises RequestError."""
-        prompt = self._checked(prompt)
+        tokens = self._checked(prompt)
         room = self.longest
-        if len(prompt) >= room:
+        if len(tokens) >= room:
             raise RequestError(
-                f"the prompt has {len(prompt)} tokens, which leaves no room for a new one in the "
+                f"the prompt has {len(tokens)} tokens, which leaves no room for a new one in the "
                 f"{self._limit_name} of {room} tokens; shorten it"
             )
         if params.stop and self.tokenizer is None:
@@ -242,24 +325,23 @@ class Engine:
                     f"stop_token_ids holds {token}; the model's tokens are 0 to {self.model.vocab_size - 1}"
                 )
         seed = secrets.randbits(32) if params.seed is None else derived_seed(params.seed, index)
-        text = TextStream(self.tokenizer, prompt, params.stop) if self.tokenizer else None
-        max_tokens = min(params.max_tokens, room - len(prompt))
-        return Sequence(-1, prompt, params, max_tokens=max_tokens, seed=seed, text=text)
+        max_tokens = min(params.max_tokens, room - len(tokens))
+        return Sequence(-1, tokens, params, max_tokens=max_tokens, seed=seed)
 
-    def _checked(self, token_ids: Ordered[int]) -> list[int]:
+    def _checked(self, token_ids: Ordered[int] | Int32) -> Int32:
         """The tokens of a prompt. Raises RequestError when it is empty or has tokens outside the vocabulary."""
-        read = read_token_ids(token_ids)
-        if not read:
+        read = read_token_array(token_ids)
+        if not len(read):
             raise RequestError(
                 "the prompt is empty, and this model has no token to begin with; give at least one token"
             )
-        for place, token in enumerate(read):
-            if not 0 <= token < self.model.vocab_size:
-                raise RequestError(
-                    f"token {place} of the prompt is {token}; "
-                    f"the model's tokens are 0 to {self.model.vocab_size - 1}"
-                )
-        return read
+        if read.min() < 0 or read.max() >= self.model.vocab_size:
+            place = int(np.flatnonzero((read < 0) | (read >= self.model.vocab_size))[0])
+            raise RequestError(
+                f"token {place} of the prompt is {read[place]}; "
+                f"the model's tokens are 0 to {self.model.vocab_size - 1}"
+            )
+        return read.astype(np.int32)
 
     @property
     def longest(self) -> int:
@@ -296,7 +378,7 @@ class Engine:
         scheduler = self._scheduler
         return StepRecord(
             number=self._steps,
-            sequences=np.array([sequence.number for sequence in plan.sequences], np.int32),
+            sequences=plan.numbers,
             starts=plan.starts,
             lengths=plan.lengths,
             sampled=plan.sampled,
@@ -320,9 +402,9 @@ class Engine:
                 continue
             sequence = self._sequences.get(request)
             if sequence is not None:
-                sequence.finish_reason = "stop"
                 self._remove(sequence)
-            self._pending_events = [event for event in self._pending_events if event.sequence != request]
+            others = [part.where(part.sequences != request) for part in self._unread_events]
+            self._unread_events = [part for part in others if len(part)]
             self._failed = [failed for failed in self._failed if failed != request]
 
     def _take_requests_unless_stepping(self) -> None:
@@ -340,12 +422,6 @@ class Engine:
                     self._in_flight = None
             finally:
                 self._stepping.release()
-
-    def _enqueue(self, sequence: Sequence) -> int:
-        sequence.number = next(self._numbers)
-        self._inbox.put(sequence)
-        self._take_requests_unless_stepping()
-        return sequence.number
 
     def _require_idle(self) -> None:
         self.require_open()
@@ -396,33 +472,48 @@ class Engine:
         if launched is None:
             slots.row[:] = -1
         self._scheduler.keep_pages(plan)
-        events: list[Event] = []
-        for place, token in zip(integers(plan.sampled), integers(sampled), strict=False):
-            sequence = plan.sequences[place]
-            if sequence.finished:
-                continue
-            if token == NO_TOKEN:
-                sequence.finish_reason = "stop"
-                stream = self._streams.get(sequence.number)
-                (self._failed if stream is None else stream.failed).append(
-                    sequence.number if stream is None else stream.index[sequence.number]
-                )
-                self._remove(sequence)
-                continue
-            slots.newest[sequence.slot] = token
-            text = sequence.append(token, self._end)
-            events.append(Event(sequence.number, (token,), text, sequence.finish_reason))
-            if sequence.finished:
-                self._remove(sequence)
+        places = plan.sampled
+        current = self._scheduler.is_current(plan)[places] & (sampled[: len(places)] != NO_TOKEN)
+        if not current.all():
+            self._fail(plan.numbers[places[sampled[: len(places)] == NO_TOKEN]])
+            places, sampled = places[current], sampled[: len(places)][current]
+        rows, numbers = plan.slots[places], plan.numbers[places]
+        positions = plan.starts[places] + plan.lengths[places]
+        stopped, full = slots.append(rows, positions, sampled[: len(places)], self._is_end)
+        ends = np.where(stopped, _STOP, np.where(full, _LENGTH, 0)).astype(np.int8)
+        self._deliver(StepEvents(numbers, sampled[: len(places)], ends), slots.stream[rows])
+        for number in integers(numbers[ends > 0]):
+            self._remove(self._sequences[number])
         now = time.perf_counter()
-        self.statistics = self.statistics.plus(plan.prompt_tokens, len(events), now - self._mark)
+        self.statistics = self.statistics.plus(plan.prompt_tokens, len(places), now - self._mark)
         self._mark = now
-        for event in events:
-            stream = self._streams.get(event.sequence)
-            if stream is None:
-                self._pending_events.append(event)
-            else:
-                stream.events.append(replace(event, sequence=stream.index[event.sequence]))
+
+    def _deliver(self, events: StepEvents, streams: Int32) -> None:
+        """Give each stream its events; number 0 stands for the events of sequences of `add`."""
+        if not streams.any():
+            if len(events):
+                self._unread_events.append(events)
+            return
+        for number in set(integers(streams)):
+            part = events.where(streams == number)
+            stream = self._streams.get(number)
+            if number == 0:
+                self._unread_events.append(part)
+            elif stream is not None:
+                stream.events.append(part)
+
+    def _fail(self, numbers: Int64) -> None:
+        """End the sequences for which no token could be drawn, if they have not ended before."""
+        for number in integers(numbers):
+            sequence = self._sequences.get(number)
+            if sequence is None:
+                continue
+            stream = self._streams.get(sequence.stream)
+            if stream is not None:
+                stream.failed.append(stream.numbers.index(number))
+            elif sequence.stream == 0:
+                self._failed.append(number)
+            self._remove(sequence)
 
     def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.number]

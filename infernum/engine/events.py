@@ -2,10 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, cast
 
-from infernum.engine.sequence import FinishReason
+import numpy as np
+from numpy.typing import NDArray
+
 from infernum.step import Int32
+
+FinishReason = Literal["stop", "length"]
+"""`stop`: an end token, a stop token or a stop string ended the sequence; `length`: the sequence reached max_tokens,
+the context or the end of the KV cache.
+"""
+
+FINISH_REASONS: tuple[FinishReason | None, ...] = (None, "stop", "length")
+"""What the elements of `StepEvents.ends` mean."""
+
+
+@dataclass(frozen=True)
+class StepEvents:
+    """The advances of one or more steps: a token for each of some sequences, in order.
+
+    sequences  int64 [events]: numbers of the sequences
+    tokens     int32 [events]
+    ends       int8 [events]: places in `FINISH_REASONS`. Stop strings are found where text is made, and end no sequence
+               here
+    """
+
+    sequences: NDArray[np.int64]
+    tokens: Int32
+    ends: NDArray[np.int8]
+
+    @classmethod
+    def joined(cls, parts: Sequence[StepEvents]) -> StepEvents:
+        """All events of `parts`."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            np.concatenate([np.empty(0, np.int64), *(part.sequences for part in parts)]),
+            np.concatenate([np.empty(0, np.int32), *(part.tokens for part in parts)]),
+            np.concatenate([np.empty(0, np.int8), *(part.ends for part in parts)]),
+        )
+
+    def where(self, chosen: NDArray[np.bool_]) -> StepEvents:
+        """The events that `chosen` marks."""
+        return StepEvents(self.sequences[chosen], self.tokens[chosen], self.ends[chosen])
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __iter__(self) -> Iterator[tuple[int, int, FinishReason | None]]:
+        """Number, token, and why the sequence has ended, of each event."""
+        columns = (self.sequences.tolist(), self.tokens.tolist(), self.ends.tolist())
+        for number, token, end in zip(*cast("tuple[list[int], ...]", columns), strict=True):
+            yield number, token, FINISH_REASONS[end]
 
 
 @dataclass(frozen=True)
@@ -32,13 +83,13 @@ class Completion:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one launched step did, for measurements and logs. Arrays are int32.
+    """What one launched step did, for measurements and logs. Arrays are int32, but for the numbers.
 
     A step computes the tokens `starts[i]` … `starts[i] + lengths[i] − 1` of the sequence `sequences[i]`. The records of
     a run hold where every prompt was cut, which is all that is needed to replay the run.
 
     number         of the step, from 0
-    sequences      [seqs]  numbers of the sequences
+    sequences      [seqs]  numbers of the sequences, int64
     starts         [seqs]
     lengths        [seqs]
     sampled        [rows]  indices into `sequences`: those whose next token the step samples
@@ -54,7 +105,7 @@ class StepRecord:
     """
 
     number: int
-    sequences: Int32
+    sequences: NDArray[np.int64]
     starts: Int32
     lengths: Int32
     sampled: Int32

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from infernum.step import Int32
+
 Parent = int | str
 """The page before a page; of a first page, the salt: only sequences of one salt share pages."""
 
@@ -61,7 +63,7 @@ class PagePool:
             return None
         return [self._take() for _ in range(count)]
 
-    def find(self, tokens: Sequence[int], salt: str = "") -> list[int]:
+    def find(self, tokens: Sequence[int] | Int32, salt: str = "") -> list[int]:
         """The kept pages of the longest beginning of `tokens`, each with an owner more.
 
         At least one token is left over, so that there is one to compute.

@@ -10,6 +10,9 @@ from collections.abc import Iterable, Mapping, Set
 from numbers import Integral
 from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from infernum.errors import RequestError
 from infernum.sampling_params import SamplingParams
 
@@ -40,10 +43,25 @@ def read_token_ids(token_ids: object, name: str = "the prompt") -> list[int]:
     items = _items(token_ids)
     if items is None:
         raise RequestError(f"{name} is {shown(token_ids)}; give a list of token ids")
+    if set(map(type, items)) <= {int}:
+        return items
     for place, item in enumerate(items):
         if isinstance(item, bool) or not isinstance(item, Integral):
             raise RequestError(f"token {place} of {name} is {shown(item)}; token ids are integers")
     return [int(item) for item in items]
+
+
+def read_token_array(token_ids: object) -> NDArray[Any]:
+    """The token ids of one prompt as an array of integers, of any size that holds them."""
+    if isinstance(token_ids, np.ndarray):
+        array = cast("NDArray[Any]", token_ids)
+        if array.ndim == 1 and array.dtype.kind in "iu":
+            return array
+    read = read_token_ids(cast("object", token_ids))
+    try:
+        return np.array(read, np.int64)
+    except OverflowError:
+        return np.array(read, object)
 
 
 def read_params(params: object, count: int) -> list[SamplingParams]:

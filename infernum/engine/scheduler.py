@@ -10,7 +10,7 @@ import numpy as np
 
 from infernum.engine.page_pool import PagePool
 from infernum.engine.sequence import Sequence
-from infernum.engine.slots import Slots, integers
+from infernum.engine.slots import Bools, Int64, Slots, integers
 from infernum.step import Int32
 
 LEAST_RESERVE = 0.1
@@ -28,11 +28,12 @@ class StepPlan:
     """A step: of sequence i the tokens from `starts[i]` on, `lengths[i]` of them. Arrays are int32.
 
     slots    [seqs]  slots of the sequences
+    numbers  [seqs]  numbers of the sequences, int64
     sampled  [rows]  the sequences whose last token is among them, so that the step samples the next one
     """
 
-    sequences: tuple[Sequence, ...]
     slots: Int32
+    numbers: Int64
     starts: Int32
     lengths: Int32
     sampled: Int32
@@ -41,7 +42,7 @@ class StepPlan:
     @property
     def rows(self) -> Int32:
         """The sequences that have a row of logits. A step that samples nothing has its last sequence as its row."""
-        return self.sampled if len(self.sampled) else np.array([len(self.sequences) - 1], np.int32)
+        return self.sampled if len(self.sampled) else np.array([len(self.slots) - 1], np.int32)
 
     @property
     def is_decode(self) -> bool:
@@ -71,8 +72,7 @@ class Scheduler:
         self.max_tokens = max_tokens
         self.short_context = short_context
         self.waiting: list[Sequence] = []
-        self.running: list[Sequence] = []
-        self.slots = Slots(min(max_sequences, max_tokens), pool.pages_for(max_length))
+        self.slots = Slots(min(max_sequences, max_tokens), pool.pages_for(max_length), pool.page_size)
         self.reserve = LEAST_RESERVE
         self.table_version = 0
         """Grows whenever a page table changes."""
@@ -83,7 +83,12 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.waiting) or len(self.slots.active) > 0
+
+    @property
+    def running(self) -> list[Sequence]:
+        """The sequences that have been admitted, in this order."""
+        return self.slots.running
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence, which must fit an empty cache."""
@@ -98,7 +103,6 @@ class Scheduler:
         if sequence.slot < 0:
             self.waiting.remove(sequence)
             return
-        self.running.remove(sequence)
         self._take_pages(sequence)
 
     def plan(self, *, unread: bool) -> StepPlan | None:
@@ -106,29 +110,31 @@ class Scheduler:
 
         They must be when the tokens of a sequence are to be computed again.
         """
+        slots = self.slots
         if self.short_context is not None:
-            outgrown = [
-                s for s in self.running if not s.is_long and self._is_long(int(self.slots.total[s.slot]))
-            ]
+            outgrown = [s for s in self.running if not s.is_long and self._is_long(int(slots.total[s.slot]))]
             if outgrown and unread:
                 return None
             for sequence in outgrown:
                 self._wait_again(sequence)
         self._admit()
-        slots = self.slots
-        active = np.array([sequence.slot for sequence in self.running], np.int32)
-        active = active[slots.total[active] < slots.limit[active]]
-        lengths = slots.total[active] - slots.computed[active]
-        decodes = active[lengths == 1][: self.max_tokens]
+        total = slots.total[slots.active]
+        lengths = total - slots.computed[slots.active]
+        lengths[total >= slots.limit[slots.active]] = 0
+        decodes, prompts = slots.active[lengths == 1][: self.max_tokens], slots.active[lengths > 1]
+        preempted = self.preempted
         for slot in integers(decodes[slots.computed[decodes] >= slots.held[decodes]]):
             sequence = slots.sequences[slot]  # None: it was preempted a moment ago
             if sequence is not None and not self._grow(sequence, unread):
                 return None
+        if self.preempted > preempted:
+            decodes, prompts = decodes[slots.number[decodes] >= 0], prompts[slots.number[prompts] >= 0]
         self.reserve = max(LEAST_RESERVE, self.reserve * _FORGETTING)
-        alive = np.array([slots.sequences[slot] is not None for slot in integers(decodes)], bool)
-        decodes = decodes[alive] if not alive.all() else decodes
-        chunks = self._prompts(active[lengths > 1], self.max_tokens - len(decodes))
-        return self._step(decodes, chunks)
+        return self._step(decodes, self._prompts(prompts, self.max_tokens - len(decodes)))
+
+    def is_current(self, plan: StepPlan) -> Bools:
+        """For each sequence of a plan, whether it still has the slot that it had."""
+        return self.slots.number[plan.slots] == plan.numbers
 
     def launched(self, plan: StepPlan) -> None:
         """Note a step that was launched: its positions are computed, and one token of each row is to be read."""
@@ -140,21 +146,19 @@ class Scheduler:
 
     def take_back(self, plan: StepPlan) -> None:
         """Undo `launched`: the step has come to nothing."""
+        current = self.is_current(plan)
         self.slots.row[:] = -1
-        sampled = set(integers(plan.sampled))
-        for place, sequence in enumerate(plan.sequences):
-            if sequence.slot == plan.slots[place] >= 0:
-                self.slots.computed[sequence.slot] = plan.starts[place]
-                self.slots.total[sequence.slot] -= place in sampled
+        self.slots.computed[plan.slots[current]] = plan.starts[current]
+        self.slots.total[plan.slots[plan.sampled[current[plan.sampled]]]] -= 1
 
     def keep_pages(self, plan: StepPlan) -> None:
         """Keep the pages that a step has filled, whose tokens are all known."""
         size = self.pool.page_size
         before, after = plan.starts // size, (plan.starts + plan.lengths) // size
-        for place in integers(np.flatnonzero(after > before)):
-            sequence = plan.sequences[place]
-            if sequence.slot != plan.slots[place]:
-                continue
+        for place in integers(np.flatnonzero((after > before) & self.is_current(plan))):
+            sequence = self.slots.sequences[int(plan.slots[place])]
+            assert sequence is not None, "the slot of a sequence that runs is not free"
+            self.slots.flush(sequence, int(after[place]) * size)
             for number in range(int(before[place]), int(after[place])):
                 page = self.pool.keep(sequence.pages[number], sequence.content(number, size))
                 if page != sequence.pages[number]:
@@ -162,22 +166,24 @@ class Scheduler:
                     self.table_version += 1
 
     def _admit(self) -> None:
+        if not self.waiting or not self.slots.free:
+            return
+        growth = self._growth()
         while self.waiting and self.slots.free:
             sequence = self.waiting[0]
             sequence.is_long = self._is_long(len(sequence.tokens))
-            if self.running and self._reserved(sequence) + 1 > self.pool.free_pages:
+            own = self.pool.pages_for(sequence.limit) - self.pool.pages_for(len(sequence.tokens))
+            reserved = math.ceil(self.reserve * (growth + own)) if len(self.slots.active) else 0
+            if len(self.slots.active) and reserved + 1 > self.pool.free_pages:
                 return
             shared = self.pool.find(sequence.tokens, sequence.first_parent)
             count = self.pool.pages_for(len(sequence.tokens)) - len(shared)
-            pages = (
-                self.pool.allocate(count)
-                if not self.running or count + self._reserved(sequence) <= self.pool.free_pages
-                else None
-            )
+            pages = self.pool.allocate(count) if count + reserved <= self.pool.free_pages else None
             if pages is None:
                 self.pool.release(shared)
                 return
             self.waiting.pop(0)
+            growth += own
             sequence.pages = shared + pages
             sequence.shared = len(shared)
             self.cached_tokens += min(len(shared) * self.pool.page_size, sequence.prompt_length)
@@ -186,15 +192,11 @@ class Scheduler:
             self.slots.held[slot] = len(sequence.pages) * self.pool.page_size
             self.slots.pages[slot, : len(sequence.pages)] = sequence.pages
             self.table_version += 1
-            self.running.append(sequence)
 
-    def _reserved(self, sequence: Sequence) -> int:
-        """Pages that stay free for what running sequences, and this one, may yet need."""
-        slots = [each.slot for each in self.running]
-        size = self.pool.page_size
-        growth = int((-(-self.slots.limit[slots] // size) - self.slots.held[slots] // size).sum())
-        own = self.pool.pages_for(sequence.limit) - self.pool.pages_for(len(sequence.tokens))
-        return math.ceil(self.reserve * (growth + own))
+    def _growth(self) -> int:
+        """Number of further pages that running sequences may come to need."""
+        active, size = self.slots.active, self.pool.page_size
+        return int((-(-self.slots.limit[active] // size) - self.slots.held[active] // size).sum())
 
     def _grow(self, sequence: Sequence, unread: bool) -> bool:
         """Give a sequence one more page; False where a sequence must be preempted first and tokens are `unread`."""
@@ -216,12 +218,12 @@ class Scheduler:
         return self.short_context is not None and length > self.short_context
 
     def _wait_again(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
+        self.slots.tokens_of(sequence)
         self._take_pages(sequence)
         bisect.insort(self.waiting, sequence, key=_order)
 
     def _preempt(self, sequence: Sequence) -> None:
-        assert len(self.running) > 1, "a sequence that fits alone never lacks pages alone"
+        assert len(self.slots.active) > 1, "a sequence that fits alone never lacks pages alone"
         self._wait_again(sequence)
         self.preempted += 1
         self.reserve = min(1.0, 1.5 * self.reserve + 0.05)
@@ -237,7 +239,7 @@ class Scheduler:
         chunks: list[tuple[int, int]] = []
         for slot in integers(slots):
             length = min(room, int(self.slots.total[slot] - self.slots.computed[slot]))
-            if length > 0 and self.slots.sequences[slot] is not None:
+            if length > 0:
                 chunks.append((slot, length))
                 room -= length
         return chunks
@@ -245,14 +247,14 @@ class Scheduler:
     def _step(self, decodes: Int32, chunks: list[tuple[int, int]]) -> StepPlan | None:
         if not len(decodes) and not chunks:
             return None
-        slots = np.concatenate([decodes, np.array([slot for slot, _ in chunks], np.int32)])
-        lengths = np.ones(len(slots), np.int32)
-        lengths[len(decodes) :] = [length for _, length in chunks]
+        slots, lengths = decodes, np.ones(len(decodes) + len(chunks), np.int32)
+        if chunks:
+            slots = np.concatenate([decodes, np.array([slot for slot, _ in chunks], np.int32)])
+            lengths[len(decodes) :] = [length for _, length in chunks]
         starts = self.slots.computed[slots]
-        sequences = tuple(s for slot in integers(slots) if (s := self.slots.sequences[slot]) is not None)
         sampled = np.flatnonzero(starts + lengths == self.slots.total[slots]).astype(np.int32)
-        prompt_tokens = int(np.clip(self.slots.prompt[slots] - starts, 0, lengths).sum())
-        return StepPlan(sequences, slots, starts, lengths, sampled, prompt_tokens)
+        prompt_tokens = int(np.minimum(np.maximum(self.slots.prompt[slots] - starts, 0), lengths).sum())
+        return StepPlan(slots, self.slots.number[slots], starts, lengths, sampled, prompt_tokens)
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infernum.engine.sequence import Sequence
 from infernum.step import PARAMETER_INPUTS, Array, Int32
+
+Int64 = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 
 def integers(values: Array) -> list[int]:
@@ -18,21 +22,33 @@ def integers(values: Array) -> list[int]:
 class Slots:
     """`count` slots, each free or of one sequence that runs. Arrays are [count]; `pages` is [count, columns].
 
-    computed  positions whose keys and values are in the cache, or will be once the launched steps have run
-    prompt    tokens of the prompt
-    total     tokens of the sequence, with the one that a launched step samples and the host has not read
-    limit     most tokens that it may come to
-    newest    its last token; of no use while that is unread
-    row       the row of the last launched step that samples its newest token; −1: the host has read the token
-    pages     its pages in order, then −1; `held` positions lie in them
+    number       int64: number of the sequence; −1: the slot is free
+    computed     positions whose keys and values are in the cache, or will be once the launched steps have run
+    prompt       tokens of the prompt
+    total        tokens of the sequence, with the one that a launched step samples and the host has not read
+    limit        most tokens that it may come to
+    newest       its last token; of no use while that is unread
+    row          the row of the last launched step that samples its newest token; −1: the host has read the token
+    pages        its pages in order, then −1; `held` positions lie in them
+    recent       [count, page_size]: the token at position p of a sequence stands at p % page_size, until `flush`
+                 appends it to `Sequence.tokens`
+    ends         True where the model's end tokens end the sequence
+    has_stops    True where the sequence has end tokens of its own
+    stream       `Sequence.stream`
+    active       [running]: the slots that are not free, in the order in which sequences were admitted
     """
 
-    def __init__(self, count: int, columns: int) -> None:
+    def __init__(self, count: int, columns: int, page_size: int) -> None:
+        self.page_size = page_size
         self.sequences: list[Sequence | None] = [None] * count
+        self.number: Int64 = np.full(count, -1, np.int64)
         self.computed, self.prompt, self.total, self.limit = np.zeros((4, count), np.int32)
-        self.held, self.newest = np.zeros((2, count), np.int32)
+        self.held, self.newest, self.stream = np.zeros((3, count), np.int32)
         self.row = np.full(count, -1, np.int32)
         self.pages = np.full((count, columns), -1, np.int32)
+        self.recent = np.zeros((count, page_size), np.int32)
+        self.ends, self.has_stops = np.zeros((2, count), np.bool_)
+        self.active = np.empty(0, np.int32)
         self.parameters: dict[str, Array] = {
             item.name: np.zeros(count, item.dtype.numpy) for item in PARAMETER_INPUTS
         }
@@ -43,14 +59,24 @@ class Slots:
         """Number of free slots."""
         return len(self._free)
 
+    @property
+    def running(self) -> list[Sequence]:
+        """The sequences that have slots, in the order in which they were admitted."""
+        return [sequence for slot in integers(self.active) if (sequence := self.sequences[slot]) is not None]
+
     def take(self, sequence: Sequence) -> int:
         """A slot for a sequence, whose `pages` hold the first of its tokens already."""
         slot = sequence.slot = self._free.pop()
         self.sequences[slot] = sequence
+        self.number[slot] = sequence.number
+        self.active = np.append(self.active, np.int32(slot))
         self.prompt[slot] = sequence.prompt_length
         self.total[slot] = len(sequence.tokens)
         self.limit[slot] = sequence.limit
         self.newest[slot] = sequence.tokens[-1]
+        self.ends[slot] = not sequence.params.ignore_eos
+        self.has_stops[slot] = bool(sequence.params.stop_token_ids)
+        self.stream[slot] = sequence.stream
         for name, values in self.parameters.items():
             own = (
                 np.uint32(sequence.seed).view(np.int32) if name == "seed" else getattr(sequence.params, name)
@@ -62,12 +88,41 @@ class Slots:
         """Free the slot of a sequence."""
         slot, sequence.slot = sequence.slot, -1
         self.sequences[slot] = None
+        self.number[slot] = -1
+        self.active = self.active[self.active != slot]
         self.row[slot] = -1
         self.pages[slot] = -1
         self.held[slot] = 0
         self._free.append(slot)
 
-    def tokens(self, slots: Int32) -> Int32:
+    def newest_or_row(self, slots: Int32) -> Int32:
         """The newest token of each slot, or where the host has not read it, −1 less its row (`Batch.token_ids`)."""
         row = self.row[slots]
         return np.where(row >= 0, -1 - row, self.newest[slots])
+
+    def append(self, slots: Int32, positions: Int32, tokens: Int32, is_end: Bools) -> tuple[Bools, Bools]:
+        """Append a token to the sequence of each slot, at the given position.
+
+        `is_end` [vocab] marks the model's end tokens. Returns where a token ends its sequence, and where a sequence has
+        come to its limit.
+        """
+        self.newest[slots] = tokens
+        self.recent[slots, positions % self.page_size] = tokens
+        stopped = is_end[tokens] & self.ends[slots]
+        for place in integers(np.flatnonzero(self.has_stops[slots])):
+            sequence = self.sequences[int(slots[place])]
+            assert sequence is not None, "a free slot gets no token"
+            stopped[place] |= int(tokens[place]) in sequence.params.stop_token_ids
+        return stopped, positions + 1 >= self.limit[slots]
+
+    def flush(self, sequence: Sequence, count: int) -> None:
+        """Bring `Sequence.tokens` to `count` tokens, which the host must have read."""
+        missing = np.arange(len(sequence.tokens), count)
+        if len(missing):
+            newest = self.recent[sequence.slot, missing % self.page_size]
+            sequence.tokens = np.concatenate([sequence.tokens, newest])
+
+    def tokens_of(self, sequence: Sequence) -> Int32:
+        """Prompt and output of a running sequence whose newest token the host has read."""
+        self.flush(sequence, int(self.total[sequence.slot]))
+        return sequence.tokens

@@ -22,12 +22,13 @@ def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
     np.cumsum(lengths, out=query_start[1:])
     sequence = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     positions = np.arange(query_start[-1], dtype=np.int32) + (starts - query_start[:-1])[sequence]
-    token_ids = slots.tokens(plan.slots)[sequence]
-    for place in integers(np.flatnonzero((lengths > 1) | (starts + lengths < slots.total[plan.slots]))):
+    total = slots.total[plan.slots]
+    token_ids = slots.newest_or_row(plan.slots)[sequence]
+    for place in integers(np.flatnonzero((lengths > 1) | (starts + lengths < total))):
         start, length = int(starts[place]), int(lengths[place])
-        token_ids[query_start[place] : query_start[place + 1]] = plan.sequences[place].tokens[
-            start : start + length
-        ]
+        running = slots.sequences[int(plan.slots[place])]
+        assert running is not None, "a sequence that is planned has its slot"
+        token_ids[query_start[place] : query_start[place + 1]] = running.tokens[start : start + length]
     columns = int(slots.held[plan.slots].max()) // page_size
     return Batch(
         token_ids,
@@ -36,7 +37,7 @@ def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
         query_start,
         slots.pages[plan.slots, :columns],
         query_start[plan.rows + 1] - 1,
-        slots.total[plan.slots][sequence],
+        total[sequence],
     )
 
 
@@ -60,28 +61,28 @@ def sampling_of(plan: StepPlan, slots: Slots, vocab_size: int) -> Sampling:
     if not is_penalised(plan, slots):
         return Sampling(parameters)
     return Sampling(
-        parameters, np.stack([_seen(plan.sequences[row], vocab_size) for row in integers(plan.rows)])
+        parameters, np.stack([_seen(slots, slots.sequences[slot], vocab_size) for slot in integers(rows)])
     )
 
 
-def _seen(sequence: Sequence, vocab_size: int) -> Int32:
+def _seen(slots: Slots, sequence: Sequence | None, vocab_size: int) -> Int32:
     """The bit set of a sequence's tokens, prompt and output: int32 [ceil(vocab_size / 32)]."""
     words = SEEN.filled({"rows": 1, "vocab": vocab_size})[0].view(np.uint32)
-    if sequence.params.repetition_penalty != 1:
-        tokens = np.unique(np.array(sequence.tokens, np.int64))
+    if sequence is not None and sequence.params.repetition_penalty != 1:
+        tokens = np.unique(slots.tokens_of(sequence))
         np.bitwise_or.at(words, tokens // 32, np.uint32(1) << (tokens % 32).astype(np.uint32))
     return words.view(np.int32)
 
 
-def prompt_logits(executor: Executor, token_ids: Ordered[int], pages: Ordered[int]) -> Float32:
-    """The logits after each token of a prompt, float32 [tokens, vocab], in as many steps as needed.
+def prompt_logits(executor: Executor, token_ids: Int32, pages: Ordered[int]) -> Float32:
+    """The logits after each token of a prompt, int32 [tokens], as float32 [tokens, vocab], in as many steps as needed.
 
     `pages` must have room for the whole prompt, and are overwritten.
     """
     size = min(executor.max_rows, executor.max_batch_tokens)
     parts: list[Float32] = []
     for start in range(0, len(token_ids), size):
-        chunk = np.array(token_ids[start : start + size], np.int32)
+        chunk = token_ids[start : start + size]
         rows = np.arange(len(chunk), dtype=np.int32)
         batch = Batch(
             token_ids=chunk,

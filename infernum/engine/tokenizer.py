@@ -225,19 +225,31 @@ class TextStream:
         """True once a stop string has ended the text."""
         return self.stop_text is not None
 
+    @property
+    def stops(self) -> bool:
+        """True when there is a stop string to look for."""
+        return bool(self._spelled_stops or self._shown_stops)
+
     def push(self, token: int) -> str:
         """Add a token, and return the text that is complete now. A stop string ends it (`stop_text`)."""
         if self.stopped:
             return ""
-        if self.hides(token):
-            return self._push_special(self._tokenizer.special[token]) if self._spelled_stops else ""
-        self._tokens.append(token)
+        if self.hides(token) and self._spelled_stops:
+            return self._push_special(self._tokenizer.special[token])
+        return self.push_all((token,))
+
+    def push_all(self, tokens: Iterable[int]) -> str:
+        """Add tokens at once, and return the text that is complete now."""
+        shown = [token for token in tokens if not self.hides(token)]
+        if not shown:
+            return ""
+        self._tokens += shown
         before, text = self._decoded()
         unfinished = text.endswith(BROKEN) and len(self._tokens) - self._unread_from < PATIENCE
         if unfinished or len(text) <= len(before):
             return ""
         self._shown_from, self._unread_from = self._unread_from, len(self._tokens)
-        return self._without_stop(_characters(text[len(before) :]))
+        return self._without_stop(_characters(text[len(before) :])) if self.stops else text[len(before) :]
 
     def hides(self, token: int) -> bool:
         """True for a special token."""

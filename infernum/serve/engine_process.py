@@ -79,13 +79,13 @@ class EngineWorker:
 
     def _step(self) -> list[Advance]:
         advances: list[Advance] = []
-        for event in self._engine.step():
-            number = self._theirs.get(event.sequence)
+        for sequence, token, finish_reason in self._engine.step_events():
+            number = self._theirs.get(sequence)
             if number is None:
                 continue
-            advances.append(Advance(number, event.tokens, event.finish_reason))
-            if event.finish_reason is not None:
-                self._forget(event.sequence)
+            advances.append(Advance(number, (token,), finish_reason))
+            if finish_reason is not None:
+                self._forget(sequence)
         return advances
 
     def _stepped(self, advances: list[Advance]) -> Stepped:
@@ -134,7 +134,7 @@ class EngineWorker:
             self._record = None  # until the next step
 
     def _add(self, request: Add) -> None:
-        tokens = np.frombuffer(request.tokens, np.int32).tolist()
+        tokens = np.frombuffer(request.tokens, np.int32)
         try:
             number = self._engine.add(tokens, request.params, priority=request.priority, salt=request.salt)
         except RequestError as error:

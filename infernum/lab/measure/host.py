@@ -185,23 +185,23 @@ class _Load:
         began = time.thread_time()
         for prompt, params in arriving:
             self.engine.add(prompt, params)
-        events = self.engine.step()
+        events = self.engine.step_events()
         seconds = time.thread_time() - began
         self.arrived += len(arriving)
-        self._missing = sum(event.finish_reason is not None for event in events)
+        self._missing = int(np.count_nonzero(events.ends))
         return seconds
 
 
-def _prompts(seed: int) -> Generator[list[int]]:
+def _prompts(seed: int) -> Generator[Int32]:
     """Random prompts without end; every other one has a beginning in common with some of the others."""
     rng = np.random.default_rng(seed)
     fewest, most = PROMPT_TOKENS
     beginnings: Int32 = rng.integers(0, VOCAB, (BEGINNINGS, fewest), np.int32)
     while True:
         for beginning in beginnings:
-            yield rng.integers(0, VOCAB, int(rng.integers(fewest, most + 1))).tolist()
-            rest: list[int] = rng.integers(0, VOCAB, int(rng.integers(1, most - fewest + 1))).tolist()
-            yield [*beginning.tolist(), *rest]
+            yield rng.integers(0, VOCAB, int(rng.integers(fewest, most + 1)), np.int32)
+            rest = rng.integers(0, VOCAB, int(rng.integers(1, most - fewest + 1)), np.int32)
+            yield np.concatenate([beginning, rest])
 
 
 def cpu_name() -> str:
