@@ -46,7 +46,10 @@ class TensorSpec(Record, frozen=True):
 
 
 class State(TensorSpec, frozen=True):
-    """A tensor that outlives the step, the KV cache. A step reads the last `window` positions of it; 0: all of them."""
+    """A tensor that outlives the step, the KV cache. A step reads the last `window` positions of it; 0: all of them.
+
+    The block's `page_table` is that of the cache group of this window (`infernum.cache_groups`).
+    """
 
     window: int = 0
 

@@ -104,6 +104,9 @@ class Batch:
     output_rows  [rows]              tokens whose logits the step computes, ascending
     lengths      [tokens]            length of the token's sequence, for LongRoPE: the same for all chunks of a prompt.
                                      Default: the length after the step
+    windowed     [groups − 1, seqs, max_pages]
+                                     the page tables of the other cache groups, where −1 also stands for pages that lie
+                                     behind the window. Default: all groups have the pages of `page_table`
     """
 
     token_ids: Int32
@@ -113,6 +116,7 @@ class Batch:
     page_table: Int32
     output_rows: Int32
     lengths: Int32 = field(default_factory=lambda: np.empty(0, np.int32))
+    windowed: Int32 | None = None
 
     def __post_init__(self) -> None:
         if len(self.lengths) == 0:
@@ -135,6 +139,16 @@ class Batch:
     def longest(self) -> int:
         """Number of positions of the longest sequence after the step."""
         return int(self.positions.max(initial=-1)) + 1
+
+    def page_table_of(self, group: int) -> Int32:
+        """The page table of a cache group, int32 [seqs, max_pages]."""
+        return self.page_table if group == 0 or self.windowed is None else self.windowed[group - 1]
+
+    def room(self, page_size: int) -> int:
+        """Number of further positions for which every sequence of a decode has pages."""
+        numbers = np.arange(1, self.page_table.shape[1] + 1, dtype=np.int32)
+        columns = ((self.page_table >= 0) * numbers).max(axis=1, initial=0)
+        return int((columns[self.sequence] * page_size - 1 - self.positions).min())
 
     def arrays(self) -> dict[str, Array]:
         """The inputs of the step that a batch fills, by name."""

@@ -83,7 +83,7 @@ def test_blocks_may_read_every_input_by_its_type() -> None:
 
 
 def test_batch_and_sampling_hold_every_input() -> None:
-    assert [field.name for field in fields(Batch)] == [item.name for item in BATCH_INPUTS]
+    assert [field.name for field in fields(Batch)] == [*(item.name for item in BATCH_INPUTS), "windowed"]
     batch = toy.step([[1, 2]], [2], [[0]])
     held = batch.arrays() | toy.greedy(1).parameters
     assert {*held, SEEN.name} == {item.name for item in INPUTS}
@@ -106,6 +106,21 @@ def test_an_upload_puts_every_input_where_its_address_says() -> None:
         for item in INPUTS:
             uploaded = at(inputs.addresses[item.name], item.dtype.numpy, *item.shape(sizes))
             np.testing.assert_array_equal(uploaded, values[item.name], item.name)
+
+
+def test_an_upload_puts_the_page_table_of_each_cache_group_where_its_address_says() -> None:
+    gpu: Any = FakeGpu({})
+    stream = gpu.stream()
+    batch = toy.step([[1, 2], [3]], [2, 1], [[0, 5, 6, -1], [7, -1, -1, -1]])
+    behind = np.array([[[-1, 8, 9, -1], [3, -1, -1, -1]], [[-1, -1, 2, -1], [1, -1, -1, -1]]], np.int32)
+    with ExitStack() as stack:
+        inputs = Inputs(gpu, stream, Limits(3, 2, 2, 4, 40), stack, groups=3)
+        for windowed in (behind, None):
+            inputs.upload(replace(batch, windowed=windowed), None)
+            stream.synchronize()
+            tables = [at(inputs.page_table(group), np.int32, 2, 4) for group in range(3)]
+            own = [batch.page_table] * 2 if windowed is None else windowed
+            np.testing.assert_array_equal(tables, [batch.page_table, *own])
 
 
 def test_verify_draws_every_input_in_its_shape_and_type() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import infernum.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers the ops that graphs name
 from infernum import dims, dtypes
 from infernum.bundle import Bundle
+from infernum.cache_groups import group_windows, stage_windows
 from infernum.cpu.routine import Routine
 from infernum.cpu.weights import HostWeights
 from infernum.dtypes import F32
@@ -43,11 +44,15 @@ class HostTokens:
 
 @dataclass(frozen=True)
 class _Bound:
-    """A block in one stage of the program: its routine, and the weights and KV cache of the stage by name."""
+    """A block in one stage of the program: its routine, and the weights and KV cache of the stage by name.
+
+    Its page table is that of cache group number `group`.
+    """
 
     routine: Routine
     streams: tuple[str, ...]
     arrays: dict[str, Array]
+    group: int
 
 
 @dataclass
@@ -57,17 +62,23 @@ class _LastStep:
     variant: str
     sampler: str
     inputs: dict[str, Array]
+    page_tables: tuple[Int32, ...]
     steps_left: int
 
 
 class CpuExecutor:
     """One model in host memory. Not for use by several threads at the same time."""
 
-    def __init__(self, bundle: Bundle, weights: HostWeights, pages: int) -> None:
+    def __init__(
+        self, bundle: Bundle, weights: HostWeights, pages: int, max_model_len: int | None = None
+    ) -> None:
         self._bundle = bundle
         self._pages = pages
         self._caches = _allocate(bundle.manifest, pages)
-        binder = _RoutineBinder(bundle, weights, self._caches)
+        windows = stage_windows(bundle.manifest, max_model_len or bundle.manifest.model.context)
+        self._windows = group_windows(windows)
+        groups = {stage: self._windows.index(window) for stage, window in windows.items()}
+        binder = _RoutineBinder(bundle, weights, self._caches, groups)
         stages = list(enumerate(bundle.manifest.program))
         names = [variant.name for variant in bundle.manifest.variants]
         self._programs = {
@@ -98,7 +109,7 @@ class CpuExecutor:
         pages = _count_pages(bundle.manifest, max_model_len)
         pages = pages if max_pages_total is None else min(pages, max_pages_total)
         weights = HostWeights.load(bundle.manifest, checkpoint, seed=seed, progress=progress)
-        return cls(bundle, weights, pages)
+        return cls(bundle, weights, pages, max_model_len)
 
     @property
     def page_size(self) -> int:
@@ -128,7 +139,7 @@ class CpuExecutor:
     def logits(self, batch: Batch) -> Float32:
         """Run a step and return its logits, float32 [rows, vocab]."""
         self._last = None
-        return self._forward(self._variant(batch), _inputs(batch))
+        return self._forward(self._variant(batch), _inputs(batch), self._page_tables(batch))
 
     def run(self, batch: Batch, sampling: Sampling) -> HostTokens:
         """Run a step and sample one token for each row. Raises BundleError when the bundle lacks the sampler."""
@@ -145,8 +156,8 @@ class CpuExecutor:
             symbols = {"rows": batch.rows, "vocab": self._bundle.manifest.model.vocab_size}
             inputs[SEEN.name] = SEEN.filled(symbols) if sampling.seen is None else sampling.seen.copy()
         decode = batch.tokens == batch.seqs == batch.rows
-        room = _room(batch, self.page_size) if decode else 0
-        return self._step(_LastStep(self._variant(batch), sampler, inputs, room))
+        room = batch.room(self.page_size) if decode else 0
+        return self._step(_LastStep(self._variant(batch), sampler, inputs, self._page_tables(batch), room))
 
     def advance(self) -> HostTokens:
         """Run the next step of the last batch. The input of each sequence is the token that it sampled last.
@@ -178,19 +189,24 @@ class CpuExecutor:
 
     def _step(self, step: _LastStep) -> HostTokens:
         self._last = None
-        logits = self._forward(step.variant, step.inputs)
+        logits = self._forward(step.variant, step.inputs, step.page_tables)
         bound = self._samplers[step.sampler]
         next_tokens, *_ = bound.routine.run(step.inputs | dict(zip(bound.streams, [logits], strict=True)))
         self._last = step
         self._sampled = np.maximum(next_tokens, 0)
         return HostTokens(next_tokens)
 
-    def _forward(self, variant: str, inputs: dict[str, Array]) -> Float32:
+    def _page_tables(self, batch: Batch) -> tuple[Int32, ...]:
+        """The page table of each cache group."""
+        return tuple(batch.page_table_of(group) for group in range(len(self._windows)))
+
+    def _forward(self, variant: str, inputs: dict[str, Array], page_tables: tuple[Int32, ...]) -> Float32:
         """Run the stages of the program, each on the outputs of the stage before it; the last outputs the logits."""
         flowing: list[Array] = []
         for bound in self._programs[variant]:
             streams = dict(zip(bound.streams, flowing, strict=True))
-            flowing = bound.routine.run(inputs | bound.arrays | streams)
+            table = {"page_table": page_tables[bound.group]}
+            flowing = bound.routine.run(inputs | table | bound.arrays | streams)
         return flowing[0]
 
     def _variant(self, batch: Batch) -> str:
@@ -204,10 +220,13 @@ class CpuExecutor:
 class _RoutineBinder:
     """Binds each stage to its routine and arrays. A block's graph is read once for all its layers."""
 
-    def __init__(self, bundle: Bundle, weights: HostWeights, caches: dict[int, Array]) -> None:
+    def __init__(
+        self, bundle: Bundle, weights: HostWeights, caches: dict[int, Array], groups: dict[int, int]
+    ) -> None:
         self._bundle = bundle
         self._weights = weights
         self._caches = caches
+        self._groups = groups
         self._routines: dict[str, Routine] = {}
 
     def bind(self, stage: Stage, variant: str, index: int | None) -> _Bound:
@@ -221,7 +240,9 @@ class _RoutineBinder:
             arrays[state.name] = self._caches[index]
         if block.graph not in self._routines:
             self._routines[block.graph] = _read_routine(self._bundle, block.graph)
-        return _Bound(self._routines[block.graph], tuple(spec.name for spec in block.stream_in), arrays)
+        streams = tuple(spec.name for spec in block.stream_in)
+        group = self._groups.get(index, 0) if index is not None else 0
+        return _Bound(self._routines[block.graph], streams, arrays, group)
 
 
 def _read_routine(bundle: Bundle, file: str) -> Routine:
@@ -235,12 +256,6 @@ def _inputs(batch: Batch) -> dict[str, Array]:
     """The arrays of a step, with copies of the arrays that a sampler updates in place."""
     arrays = batch.arrays()
     return arrays | {item.name: arrays[item.name].copy() for item in BATCH_INPUTS if item.updated}
-
-
-def _room(batch: Batch, page_size: int) -> int:
-    """Number of further positions for which every sequence of a decode has pages."""
-    capacity = (batch.page_table >= 0).sum(axis=1) * page_size
-    return int((capacity[batch.sequence] - 1 - batch.positions).min())
 
 
 def _cache_shapes(manifest: Manifest) -> dict[int, tuple[int, ...]]:

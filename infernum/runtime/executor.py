@@ -184,7 +184,7 @@ class CudaExecutor:
         sampled = self._step(shape)
         self._last = shape
         self._longest = batch.longest
-        self._advances_left = _room(batch, self.page_size) if shape.is_decode else 0
+        self._advances_left = batch.room(self.page_size) if shape.is_decode else 0
         return sampled
 
     def advance(self) -> SampledTokens:
@@ -370,9 +370,3 @@ def _close_graphs(stream: Stream, decode: _DecodeGraphs) -> None:
         stream.synchronize()
     for graph in decode.graphs.values():
         graph.close()
-
-
-def _room(batch: Batch, page_size: int) -> int:
-    """Number of further positions for which every sequence of a decode has pages."""
-    capacity = (batch.page_table >= 0).sum(axis=1) * page_size
-    return int((capacity[batch.sequence] - 1 - batch.positions).min())

@@ -28,6 +28,8 @@ _PACKED = tuple(item for item in INPUTS if len(item.dims) == 1)
 """Inputs of one dim, which are uploaded together in one copy. Each input of two dims has a copy of its own."""
 
 
+_PAGE_TABLE = "page_table"
+
 _SAMPLED = "sampled"
 """The tokens that the last step has sampled, while the input of the next is uploaded."""
 
@@ -46,7 +48,7 @@ class _UploadBuffers:
     """Pinned memory of one upload. It may be written again once the GPU has passed `sent`."""
 
     packed: PinnedMemory
-    page_table: PinnedMemory
+    page_tables: list[PinnedMemory]
     arrays: dict[str, np.ndarray[Any, Any]]
     sent: CudaEvent
 
@@ -54,12 +56,19 @@ class _UploadBuffers:
 class Inputs:
     """Input arrays at their largest sizes and fixed addresses, so that captured CUDA graphs stay valid."""
 
-    def __init__(self, device: Device, stream: Stream, limits: Limits, stack: ExitStack) -> None:
-        """Allocate the arrays on `device`; `stack` frees them. Raises DeviceError when they do not fit."""
+    def __init__(
+        self, device: Device, stream: Stream, limits: Limits, stack: ExitStack, *, groups: int = 1
+    ) -> None:
+        """Allocate the arrays on `device`, with a page table for each of `groups` cache groups; `stack` frees them.
+
+        Raises DeviceError when they do not fit.
+        """
         self._stream = stream
         self._limits = limits
+        self._groups = groups
         self._arrays, packed_bytes = _pack_arrays(limits)
         others = {item.name: _nbytes(item, limits) for item in INPUTS if item not in _PACKED}
+        others |= {_table_name(group): others[_PAGE_TABLE] for group in range(1, groups)}
         others |= {f"next_tokens.{turn}": limits.rows * _BYTES for turn in range(TURNS)}
         others[_SAMPLED] = limits.rows * _BYTES
         offsets, self.nbytes = pack([packed_bytes, *others.values()], at=0)
@@ -76,17 +85,23 @@ class Inputs:
     def _allocate_buffers(self, device: Device, stack: ExitStack) -> _UploadBuffers:
         packed = device.alloc_pinned(self._packed_bytes)
         stack.callback(packed.free)
-        page_table = device.alloc_pinned(self._limits.seqs * self._limits.max_pages * _BYTES)
-        stack.callback(page_table.free)
+        page_tables: list[PinnedMemory] = []
+        for _ in range(self._groups):
+            page_tables.append(device.alloc_pinned(self._limits.seqs * self._limits.max_pages * _BYTES))
+            stack.callback(page_tables[-1].free)
         sent = device.event()
         stack.callback(sent.close)
         packed.array(I32.numpy, packed.nbytes // _BYTES)[:] = 0
         arrays = {name: packed.array(a.dtype.numpy, a.count, a.offset) for name, a in self._arrays.items()}
-        return _UploadBuffers(packed, page_table, arrays, sent)
+        return _UploadBuffers(packed, page_tables, arrays, sent)
 
     def next_tokens(self, turn: int) -> int:
         """Address where the sampler of a step writes its tokens; `turn` alternates between steps."""
         return self.addresses[f"next_tokens.{turn}"]
+
+    def page_table(self, group: int) -> int:
+        """Address of the page table of a cache group."""
+        return self.addresses[_table_name(group)]
 
     def check(self, specs: Iterable[TensorSpec], block: str) -> None:
         """Raises BundleError when `block` reads an unknown input, or reads an input with another type of element."""
@@ -114,7 +129,7 @@ class Inputs:
         self._stream.upload(self._base, buffers.packed.address, self._packed_bytes)
         for first, row, count in _runs(unread, rows):
             self._stream.copy(tokens + first * _BYTES, sampled + row * _BYTES, count * _BYTES)
-        self._upload_page_table(batch, buffers)
+        self._upload_page_tables(batch, buffers)
         self._stream.record(buffers.sent)
         if sampling is not None and sampling.seen is not None:
             seen = np.ascontiguousarray(sampling.seen, np.int32)
@@ -122,15 +137,20 @@ class Inputs:
                 self.addresses[SEEN.name], seen.ctypes.data, seen.nbytes
             )  # pageable: copied before it returns
 
-    def _upload_page_table(self, batch: Batch, buffers: _UploadBuffers) -> None:
+    def _upload_page_tables(self, batch: Batch, buffers: _UploadBuffers) -> None:
         seqs, columns = batch.page_table.shape
         if seqs * columns == 0:
             return
-        buffers.page_table.array(I32.numpy, seqs * columns).reshape(seqs, columns)[:] = batch.page_table
         width, pitch = columns * _BYTES, self._limits.max_pages * _BYTES
-        self._stream.upload_rows(
-            self.addresses["page_table"], pitch, buffers.page_table.address, width, width, seqs
-        )
+        for group, pinned in enumerate(buffers.page_tables):
+            table = batch.page_table_of(group)
+            pinned.array(I32.numpy, seqs * columns).reshape(seqs, columns)[:] = table
+            self._stream.upload_rows(self.page_table(group), pitch, pinned.address, width, width, seqs)
+
+
+def _table_name(group: int) -> str:
+    """The key of a cache group's page table among the addresses of the inputs."""
+    return f"{_PAGE_TABLE}.{group}" if group else _PAGE_TABLE
 
 
 def _runs(places: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> Iterator[tuple[int, int, int]]:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from infernum.bundle import Bundle
+from infernum.cache_groups import group_windows, stage_windows
 from infernum.errors import BundleError
 from infernum.manifest import BlockVariant, Gemm, Launch, Manifest, VariantSpec
 from infernum.runtime.binding import BoundProgram, ProductLibrary, Symbols
@@ -101,7 +102,9 @@ def load_bundle(
     arena_bytes = max(variant.arena_bytes for variant in _variants(manifest))
     arena = loader.poisoned(arena_bytes, "intermediate tensors")
     streams = loader.poisoned(stream_plan.total_bytes, "tensors between blocks")
-    inputs = Inputs(device, stream, limits, stack)
+    windows = stage_windows(manifest, options.max_model_len or manifest.model.context)
+    in_order = group_windows(windows)
+    inputs = Inputs(device, stream, limits, stack, groups=len(in_order))
     modules = loader.modules()
     products = loader.products(open_library)
 
@@ -129,6 +132,7 @@ def load_bundle(
         streams=streams.address,
         inputs=inputs,
         cache=cache,
+        groups={stage: in_order.index(window) for stage, window in windows.items()},
         modules=modules,
     )
     programs: dict[str, BoundProgram] = {}
@@ -229,6 +233,7 @@ class _AddressBinder:
     streams: int
     inputs: Inputs
     cache: KvCache
+    groups: dict[int, int]
     modules: dict[tuple[str, str], Module]
 
     def program(self, spec: VariantSpec, bound: BoundProgram) -> BoundProgram:
@@ -244,6 +249,7 @@ class _AddressBinder:
                 addresses[tensor.name] = self.streams + offset
             if block.state:
                 addresses[KV] = self.cache.address(index)
+                addresses["page_table"] = self.inputs.page_table(self.groups[index])
             bound.append(block, self.modules.get((block.block, block.variant)), addresses, stage.layer)
         return bound
 

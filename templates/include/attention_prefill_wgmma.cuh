@@ -44,35 +44,39 @@ template <int SLOTS, int BYTES> struct Ring {
     }
 };
 
-// The pages of a block of keys; past the context, where there are none, any page will do.
-template <int KEYS> struct Pages {
+// The pages of a block of keys; past the context, where there are none, any page will do. Where attention is WINDOWED, a
+// block may begin with pages behind the window, which are -1.
+template <int KEYS, bool WINDOWED> struct Pages {
     int page[KEYS / PAGE];
 
     __device__ __forceinline__ void load(const int* table, int block, int context) {
 #pragma unroll
         for (int i = 0; i < KEYS / PAGE; i++) {
             const int index = block * (KEYS / PAGE) + i;
-            page[i] = index >= 0 && index * PAGE < context ? max(table[index], 0) : 0;
+            page[i] = index >= 0 && index * PAGE < context ? max(table[index], WINDOWED ? -1 : 0) : 0;
         }
     }
+    __device__ __forceinline__ bool has(int i) const { return !WINDOWED || page[i] >= 0; }
+    __device__ __forceinline__ int of(int i) const { return WINDOWED ? max(page[i], 0) : page[i]; }
 };
 
 // Start copying a block of keys or values, from `cached` on, to HEAD_DIM / 64 tiles of KEYS rows; rows from `rows` on
-// become zeros. Of each tile eight threads share a row; `thread` is one of 128.
-template <int KEYS, int HEAD_DIM, typename T>
-__device__ __forceinline__ void copy_block(unsigned to, const T* cached, size_t page_stride, const Pages<KEYS>& pages,
-                                           int rows, int thread) {
+// become zeros, as rows behind the window do. Of each tile eight threads share a row; `thread` is one of 128.
+template <int KEYS, int HEAD_DIM, bool WINDOWED, typename T>
+__device__ __forceinline__ void copy_block(unsigned to, const T* cached, size_t page_stride,
+                                           const Pages<KEYS, WINDOWED>& pages, int rows, int thread) {
     const int row = thread / 8, unit = thread % 8;
     to += in_tile(row, unit);
 #pragma unroll
     for (int p = 0; p < KEYS / PAGE; p++) {
-        const T* from = cached + pages.page[p] * page_stride + row * HEAD_DIM + unit * 8;
+        const T* from = cached + pages.of(p) * page_stride + row * HEAD_DIM + unit * 8;
 #pragma unroll
         for (int r = 0; r < PAGE; r += 16) {
 #pragma unroll
             for (int column = 0; column < HEAD_DIM; column += TILE_COLUMNS) {
                 const int offset = column / TILE_COLUMNS * KEYS + p * PAGE + r;
-                copy_async(to + offset * TILE_ROW_BYTES, from + r * HEAD_DIM + column, p * PAGE + r + row < rows);
+                copy_async(to + offset * TILE_ROW_BYTES, from + r * HEAD_DIM + column,
+                           pages.has(p) && p * PAGE + r + row < rows);
             }
         }
     }

@@ -1,0 +1,119 @@
+"""Cache groups: layers with a window have pages of their own, and need none behind the window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from oracle.checkpoints import write_checkpoint
+from oracle.configs import case
+from oracle.weights import random_weights
+
+from infernum.bundle import Bundle
+from infernum.cache_groups import first_page, group_windows, most_pages, stage_windows
+from infernum.checkpoint import Checkpoint
+from infernum.cpu.executor import CpuExecutor
+from infernum.graph_bundle import trace_model
+from infernum.models.presets import resolve
+from infernum.step import Batch
+
+PAGE = 64
+PROMPT, LENGTH = 300, 420
+
+Opened = tuple[int, Bundle, Checkpoint]
+"""The window of a model, its bundle and its weights."""
+
+
+@pytest.fixture(scope="module", params=[24, 64, 100])
+def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """A Gemma 3 of four layers, every other one with a window of so many tokens."""
+    config = case("gemma3_text").config | {"sliding_window": request.param}
+    folder = tmp_path_factory.mktemp("gemma")
+    write_checkpoint(folder / "model", config, random_weights(config))
+    bundle = trace_model(resolve(str(folder / "model")), folder / "bundle", dtype="float32")
+    return request.param, bundle, Checkpoint.open(folder / "model")
+
+
+def test_the_groups_of_a_model_are_its_windows_the_whole_context_first(opened: Opened) -> None:
+    window, bundle, _ = opened
+    windows = stage_windows(bundle.manifest, 512)
+    assert list(windows.values()) == [window, 0, window, 0]
+    assert group_windows(windows) == (0, window)
+
+
+def test_a_window_that_no_sequence_fills_is_none(opened: Opened) -> None:
+    window, bundle, _ = opened
+    assert group_windows(stage_windows(bundle.manifest, window)) == (0,)
+    assert group_windows(stage_windows(bundle.manifest, window + 1)) == (0, window)
+
+
+def chunks(cut: int) -> Iterator[tuple[int, int]]:
+    """First and last position, exclusive, of the steps of a sequence: chunks of a prompt, then single tokens."""
+    for start in range(0, PROMPT, cut):
+        yield start, min(start + cut, PROMPT)
+    for position in range(PROMPT, LENGTH):
+        yield position, position + 1
+
+
+def run(
+    opened: Opened, cut: int, windowed: Callable[[int, int, CpuExecutor], np.ndarray | None]
+) -> list[np.ndarray]:
+    """The logits of each step of a sequence, whose page table for the windowed group `windowed` gives."""
+    _, bundle, checkpoint = opened
+    tokens = np.random.default_rng(5).integers(0, bundle.manifest.model.vocab_size, LENGTH, np.int32)
+    rows: list[np.ndarray] = []
+    with CpuExecutor.open(bundle, checkpoint) as executor:
+        for start, end in chunks(cut):
+            length = end - start
+            batch = Batch(
+                token_ids=tokens[start:end],
+                positions=np.arange(start, end, dtype=np.int32),
+                sequence=np.zeros(length, np.int32),
+                query_start=np.array([0, length], np.int32),
+                page_table=np.arange(-(-LENGTH // PAGE), dtype=np.int32)[None],
+                output_rows=np.array([length - 1], np.int32),
+                windowed=windowed(start, end, executor),
+            )
+            rows.append(executor.logits(batch))
+    return rows
+
+
+@pytest.mark.parametrize("cut", [1, 63, 64, 130])
+def test_a_step_reads_no_page_behind_its_window_and_few_pages_serve_a_sequence_in_turn(
+    opened: Opened, cut: int
+) -> None:
+    window, bundle, _ = opened
+    count = most_pages(window, LENGTH, cut, PAGE)
+
+    def in_turn(start: int, end: int, executor: CpuExecutor) -> np.ndarray:
+        columns = np.arange(-(-LENGTH // PAGE))
+        table = (columns % count).astype(np.int32)
+        table[: first_page(start, window, PAGE)] = -1
+        table[-(-end // PAGE) :] = -1
+        unread = np.setdiff1d(np.arange(100), table[table >= 0])
+        for stage, own in stage_windows(bundle.manifest, 512).items():
+            if own:
+                executor._caches[stage][unread] = np.nan  # pyright: ignore[reportPrivateUsage]
+        return table[None, None]
+
+    whole = run(opened, cut, lambda start, end, executor: None)
+    assert np.isfinite(whole).all()
+    np.testing.assert_array_equal(run(opened, cut, in_turn), whole)
+
+
+def test_a_group_that_lacks_a_page_within_the_window_computes_something_else(opened: Opened) -> None:
+    window, _, _ = opened
+
+    def one_missing(start: int, end: int, executor: CpuExecutor) -> np.ndarray:
+        table = np.arange(-(-LENGTH // PAGE), dtype=np.int32)
+        table[: first_page(start, window, PAGE) + 1] = -1
+        table[start // PAGE] = start // PAGE
+        return table[None, None]
+
+    whole = run(opened, 130, lambda start, end, executor: None)
+    with np.errstate(invalid="ignore"):
+        differ = [
+            not np.array_equal(*pair) for pair in zip(whole, run(opened, 130, one_missing), strict=True)
+        ]
+    assert any(differ[-100:])
