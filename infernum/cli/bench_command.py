@@ -13,6 +13,7 @@ from infernum.cli.bench_engine import engine
 from infernum.cli.bench_latency import latency
 from infernum.cli.bench_plot import plot
 from infernum.cli.bench_results import title_of, write_results
+from infernum.cli.bench_throughput import throughput
 
 if TYPE_CHECKING:
     from infernum.bundle import Bundle
@@ -27,7 +28,7 @@ BURSTS = (
 
 
 @click.group(
-    "bench", short_help="Measure latency or single kernels on the GPU, next to their bounds; plot results."
+    "bench", short_help="Measure latency, throughput or single kernels, next to their bounds; plot results."
 )
 def command() -> None:
     """Measure a model on the GPU, next to the bound that its memory sets."""
@@ -191,4 +192,5 @@ def _print_kernels(results: dict[str, Any], *, whole: bool) -> None:
 
 command.add_command(engine)
 command.add_command(latency)
+command.add_command(throughput)
 command.add_command(plot)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +12,7 @@ import numpy as np
 from infernum import dims
 from infernum.engine.engine import Engine
 from infernum.engine.events import StepRecord
-from infernum.lab.measure.origin import versions
+from infernum.lab.measure.origin import cpu_name, versions
 from infernum.manifest import ModelInfo
 from infernum.sampling_params import SamplingParams
 from infernum.step import Batch, Float32, Int32, Sampling
@@ -202,12 +199,3 @@ def _prompts(seed: int) -> Generator[Int32]:
             yield rng.integers(0, VOCAB, int(rng.integers(fewest, most + 1)), np.int32)
             rest = rng.integers(0, VOCAB, int(rng.integers(1, most - fewest + 1)), np.int32)
             yield np.concatenate([beginning, rest])
-
-
-def cpu_name() -> str:
-    """The name of the CPU, as the system gives it."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

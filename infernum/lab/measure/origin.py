@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from infernum import __version__
+from infernum.machine import Device
 from infernum.runtime.driver import describe
 
 PACKAGES = (
@@ -27,16 +28,32 @@ PACKAGES = (
 """Distributions whose versions a benchmark or a bug report names; some exclude each other."""
 
 
-def origin(nvrtc: str | None) -> dict[str, Any]:
-    """Date, GPU, driver, versions and commit; `nvrtc`: the version that compiled the bundle. Raises DeviceError."""
-    facts = describe()
+def origin(nvrtc: str | None, device: Device = "cuda") -> dict[str, Any]:
+    """Date, GPU, driver, versions and commit; `nvrtc`: the version that compiled the bundle. Raises DeviceError.
+
+    On the CPU, its name stands in place of the GPU's, and there is no driver.
+    """
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "gpu": facts.gpus[0].name,
-        "driver": _driver_version() or f"CUDA {facts.cuda_version}",
+        **(_gpu() if device == "cuda" else {"gpu": cpu_name(), "driver": None}),
         "versions": versions() | {"nvrtc": nvrtc},
         "commit": _commit(),
     }
+
+
+def cpu_name() -> str:
+    """The processor's name, as Linux gives it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpu() -> dict[str, str]:
+    facts = describe()
+    driver = _driver_version() or f"CUDA {facts.cuda_version}"
+    return {"gpu": facts.gpus[0].name, "driver": driver}
 
 
 def versions() -> dict[str, str]:

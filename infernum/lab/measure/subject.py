@@ -9,6 +9,7 @@ from infernum.bundle import Bundle, open_bundle
 from infernum.checkpoint import Checkpoint
 from infernum.errors import DeviceError, RequestError
 from infernum.llm import Progress, check_bundle, check_checkpoint, check_claims, compile_for, open_checkpoint
+from infernum.machine import Device
 from infernum.models.presets import ModelSource, resolve
 from infernum.runtime.driver import GpuFacts, describe
 from infernum.runtime.layout import check_arch
@@ -25,7 +26,7 @@ def require_gpu(command: str) -> GpuFacts:
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """A model that is compiled for the GPU at hand and measured there.
+    """A model that is compiled for the GPU at hand, or traced for NumPy, and measured there.
 
     load_format  "auto": the model's weights; "dummy": random ones
     seed         of random weights, of prompts, and of sampling
@@ -37,6 +38,7 @@ class ModelRequest:
     fuse: bool = True
     rules: tuple[str, ...] = ()
     seed: int = 0
+    device: Device = "cuda"
 
     def checkpoint(self) -> Checkpoint | None:
         """The weights, which have the tensors that config.json claims; None: random ones. Raises CheckpointError."""
@@ -47,7 +49,7 @@ class ModelRequest:
 
     def bundle(self, progress: Progress | None) -> Bundle:
         """The bundle, from the cache or compiled now. Raises CompileError."""
-        return compile_for(self.source, "cuda", self.dtype, self.fuse, self.rules, progress)
+        return compile_for(self.source, self.device, self.dtype, self.fuse, self.rules, progress)
 
 
 @dataclass(frozen=True)
