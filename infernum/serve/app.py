@@ -18,7 +18,7 @@ from infernum.serve import bodies, information
 from infernum.serve.chats import ChatTask
 from infernum.serve.completions import CompletionTask
 from infernum.serve.exchange import Answer
-from infernum.serve.metrics import CONTENT_TYPE, Metrics
+from infernum.serve.metrics import CONTENT_TYPE
 from infernum.serve.openapi import document
 from infernum.serve.problems import Problem, unavailable
 from infernum.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
@@ -30,9 +30,8 @@ Endpoint = Callable[[Request], Awaitable[Any]]
 class App:
     """The endpoints of a server. Once `draining` is set, no request that generates is taken any more."""
 
-    def __init__(self, served: Served, metrics: Metrics, *, stall_seconds: float = 60.0) -> None:
+    def __init__(self, served: Served, *, stall_seconds: float = 60.0) -> None:
         self._served = served
-        self._metrics = metrics
         self._stall_seconds = stall_seconds
         self.draining = False
         self.paths: dict[str, tuple[str, Endpoint]] = {
@@ -89,7 +88,7 @@ class App:
         return Answer(information.detokenize(self._served, body))
 
     async def _measure(self, request: Request) -> Response:
-        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
+        return Response(self._served.metrics.text(), media_type=CONTENT_TYPE)
 
     def _health(self) -> Any:
         self._check_open()

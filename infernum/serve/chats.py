@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from infernum.serve.completions import usage_of
 from infernum.serve.exchange import Answer, stream, whole
-from infernum.serve.generation import Generation, Piece, Wish
+from infernum.serve.generation import Piece, Wish
 from infernum.serve.problems import invalid
 from infernum.serve.requests import ChatRequest
 from infernum.serve.responses import (
@@ -64,7 +64,7 @@ class ChatTask:
     async def _whole(self) -> ChatResponse:
         parts: list[list[str]] = [[] for _ in self.wishes]
         last: dict[int, Piece] = {}
-        with closing(Generation(self.served.engine, self.served.tokenizer, self.wishes)) as generation:
+        with closing(self.served.generate(self.wishes)) as generation:
             async for pieces in generation.pieces():
                 for piece in pieces:
                     parts[piece.index].append(piece.text)
@@ -93,7 +93,7 @@ class ChatTask:
     async def _events(self) -> AsyncIterator[bytes]:
         options = self.request.stream_options
         always = bool(options and options.continuous_usage_stats)
-        with closing(Generation(self.served.engine, self.served.tokenizer, self.wishes)) as generation:
+        with closing(self.served.generate(self.wishes)) as generation:
             begun = ChatDelta(role="assistant", content="")
             pieces_of = generation.pieces()
             pieces = await anext(pieces_of)

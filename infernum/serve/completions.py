@@ -70,7 +70,7 @@ class CompletionTask:
 
     async def _whole(self) -> CompletionResponse:
         texts = [_Text([text]) for text in self.echoed]
-        with closing(Generation(self.served.engine, self.served.tokenizer, self.wishes)) as generation:
+        with closing(self.served.generate(self.wishes)) as generation:
             async for pieces in generation.pieces():
                 for piece in pieces:
                     texts[piece.index].parts.append(piece.text)
@@ -83,7 +83,7 @@ class CompletionTask:
     async def _events(self) -> AsyncIterator[bytes]:
         options = self.request.stream_options
         always = bool(options and options.continuous_usage_stats)
-        with closing(Generation(self.served.engine, self.served.tokenizer, self.wishes)) as generation:
+        with closing(self.served.generate(self.wishes)) as generation:
             for index, text in enumerate(self.echoed):
                 if text:
                     yield event(self._response([self._choice(index, text, None)], None))

@@ -54,7 +54,8 @@ class Inbox:
     finish_reason  "stop" or "length" once the sequence has ended
     error          why the engine did not take the sequence, or ended it; `ours` where the request is not to blame
     cached_tokens  tokens of the prompt that the cache had
-    first, last    times at which its first and its last tokens came
+    asked          when the engine was given it; `begun`: when it was first computed
+    first, last    when its first and its last tokens came
     """
 
     wake: asyncio.Event
@@ -63,6 +64,8 @@ class Inbox:
     error: str | None = None
     ours: bool = False
     cached_tokens: int = 0
+    asked: float = field(default_factory=time.monotonic)
+    begun: float | None = None
     first: float | None = None
     last: float | None = None
 
@@ -199,8 +202,12 @@ class EngineClient:
     def _deliver(self, message: FromEngine) -> None:
         now = self.stepped = time.monotonic()
         match message:
-            case Stepped(advances, load):
+            case Stepped(advances, begun, load):
                 self.load = load
+                for sequence in begun:
+                    inbox = self._inboxes.get(sequence.number)
+                    if inbox is not None:
+                        inbox.begun, inbox.cached_tokens = now, sequence.cached_tokens
                 for advance in advances:
                     inbox = self._inboxes.get(advance.number)
                     if inbox is None:

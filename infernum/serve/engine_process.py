@@ -21,6 +21,7 @@ from infernum.llm import LLM
 from infernum.serve.wire import (
     Add,
     Advance,
+    Begun,
     Cancel,
     EngineOptions,
     Failed,
@@ -55,6 +56,8 @@ class EngineWorker:
         self._requests = SimpleQueue[Add | Cancel | None]()
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._record: StepRecord | None = None
+        self._waiting: set[int] = set()
+        self._begun: list[Begun] = []
         engine.on_step = self._note
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -103,10 +106,17 @@ class EngineWorker:
                 record.cached_tokens,
             )
         )
-        return Stepped(advances, load)
+        begun, self._begun = self._begun, []
+        return Stepped(advances, begun, load)
 
     def _note(self, record: StepRecord) -> None:
         self._record = record
+        if not self._waiting:
+            return
+        for number, start in zip(record.sequences.tolist(), record.starts.tolist(), strict=True):
+            if number in self._waiting:
+                self._waiting.remove(number)
+                self._begun.append(Begun(self._theirs[number], start))
 
     def _take(self) -> bool:
         """Pass what has come to the engine, and wait where it has nothing to do. False: the server has gone."""
@@ -141,9 +151,11 @@ class EngineWorker:
             self._refuse(request.number, str(error), ours=False)
             return
         self._theirs[number], self._ours[request.number] = request.number, number
+        self._waiting.add(number)
 
     def _forget(self, number: int) -> int:
         theirs = self._theirs.pop(number)
+        self._waiting.discard(number)
         del self._ours[theirs]
         return theirs
 

@@ -10,6 +10,7 @@ from typing import Literal, cast
 from infernum.engine.tokenizer import TextStream, Tokenizer
 from infernum.sampling_params import SamplingParams
 from infernum.serve.engine_client import EngineClient, EngineGone, Inbox
+from infernum.serve.metrics import Ended, Metrics
 from infernum.serve.problems import Problem, internal, invalid, unavailable
 
 FinishReason = Literal["stop", "length"]
@@ -47,21 +48,25 @@ class Piece:
 
 @dataclass
 class _Choice:
-    """A sequence of a request: its number in the engine, and the text of it that has not ended."""
+    """A sequence of a request. `read` is when the last of its tokens that were read had come."""
 
     wish: Wish
     number: int
     inbox: Inbox
     text: TextStream | None
     output: list[int] = field(default_factory=list[int])
+    read: float | None = None
     finished: bool = False
 
 
 class Generation:
     """The sequences of a request. Leaving the context stops those that have not ended."""
 
-    def __init__(self, engine: EngineClient, tokenizer: Tokenizer | None, wishes: list[Wish]) -> None:
+    def __init__(
+        self, engine: EngineClient, tokenizer: Tokenizer | None, wishes: list[Wish], metrics: Metrics
+    ) -> None:
         self._engine = engine
+        self._metrics = metrics
         self._wake = asyncio.Event()
         self._choices: list[_Choice] = []
         try:
@@ -111,12 +116,33 @@ class Generation:
         if not inbox.tokens and inbox.finish_reason is None:
             return []
         tokens, inbox.tokens = inbox.tokens, []
+        if choice.read is not None and inbox.last is not None and tokens:
+            for _ in tokens:
+                self._metrics.gap.observe((inbox.last - choice.read) / len(tokens))
+        choice.read = inbox.last
         piece = self._spelled(index, choice, tokens, cast("FinishReason | None", inbox.finish_reason))
         choice.output += piece.tokens
         if piece.finish_reason is not None:
             choice.finished = True
+            self._count(choice, piece.finish_reason)
             self._engine.cancel([choice.number])
         return [piece]
+
+    def _count(self, choice: _Choice, reason: str) -> None:
+        inbox, params = choice.inbox, choice.wish.params
+        first, last = inbox.first or inbox.asked, inbox.last or inbox.asked
+        begun = min(first, inbox.begun or first)
+        ended = Ended(
+            reason,
+            len(choice.wish.prompt),
+            len(choice.output),
+            params.max_tokens,
+            inbox.asked,
+            begun,
+            first,
+            last,
+        )
+        self._metrics.ended(ended)
 
     def _spelled(self, index: int, choice: _Choice, tokens: list[int], reason: FinishReason | None) -> Piece:
         """The piece of these tokens. A stop string ends the choice with the token that completes it."""

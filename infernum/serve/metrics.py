@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from infernum.serve.wire import Load, Ready
@@ -10,6 +12,20 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 1
 GAPS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A sequence that has ended, and when it came how far, in seconds of one clock."""
+
+    reason: str
+    prompt_tokens: int
+    output_tokens: int
+    max_tokens: int
+    asked: float
+    begun: float
+    first: float
+    last: float
 
 
 class Metrics:
@@ -62,9 +78,19 @@ class Metrics:
         """The metrics as Prometheus reads them."""
         return generate_latest(self._registry)
 
-    def ended(self, reason: str) -> None:
+    def ended(self, sequence: Ended) -> None:
         """Count a sequence that has ended."""
-        self._success.labels(self._model, reason).inc()
+        self._success.labels(self._model, sequence.reason).inc()
+        self.request_prompt.observe(sequence.prompt_tokens)
+        self.request_output.observe(sequence.output_tokens)
+        self.request_most.observe(sequence.max_tokens)
+        self.first_token.observe(sequence.first - sequence.asked)
+        self.whole.observe(sequence.last - sequence.asked)
+        self.queued.observe(sequence.begun - sequence.asked)
+        self.prefill.observe(sequence.first - sequence.begun)
+        self.decode.observe(sequence.last - sequence.first)
+        if sequence.output_tokens > 1:
+            self.per_token.observe((sequence.last - sequence.first) / (sequence.output_tokens - 1))
 
     def stepped(self, load: Load, ready: Ready, output: int) -> None:
         """Take over the engine's own sums after a step, in which it sampled `output` tokens."""

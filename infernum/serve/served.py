@@ -16,7 +16,8 @@ from infernum.errors import InfernumError, RequestError
 from infernum.models.presets import ModelSource
 from infernum.sampling_params import LARGEST_SEED, SamplingParams, derived_seed
 from infernum.serve.engine_client import EngineClient
-from infernum.serve.generation import Wish
+from infernum.serve.generation import Generation, Wish
+from infernum.serve.metrics import Metrics
 from infernum.serve.problems import Problem, invalid, too_long
 from infernum.serve.requests import MOST_BIASES, ChatRequest, Generating
 from infernum.serve.wire import Ready
@@ -53,6 +54,7 @@ class Served:
     engine: EngineClient
     ready: Ready
     limits: Limits
+    metrics: Metrics
     chat_template: Path | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -163,6 +165,11 @@ class Served:
                     )
                 )
         return wishes
+
+    def generate(self, wishes: list[Wish]) -> Generation:
+        """Queue the sequences of a request. Raises Problem."""
+        self.metrics.request_n.observe(len(wishes))
+        return Generation(self.engine, self.tokenizer, wishes, self.metrics)
 
     def check_ids(self, ids: list[int]) -> list[int]:
         """The token ids of a prompt, as they are. Raises Problem for an empty prompt and unknown tokens."""

@@ -99,12 +99,11 @@ async def serve(
     engine.start()
     try:
         ready = await engine.ready(on_loading)
-        served = Served(
-            source, options.names or (source.name,), engine, ready, options.limits, options.chat_template
-        )
-        metrics = Metrics(options.metrics_prefix, served.names[0])
+        names = options.names or (source.name,)
+        metrics = Metrics(options.metrics_prefix, names[0])
+        served = Served(source, names, engine, ready, options.limits, metrics, options.chat_template)
         engine.on_step = lambda stepped: _count(metrics, ready, stepped)
-        app = App(served, metrics, stall_seconds=options.stall_seconds)
+        app = App(served, stall_seconds=options.stall_seconds)
         server = HttpServer(_config(app, options, on_end), app, served, options.shutdown_seconds)
         told = asyncio.create_task(_told(server, served, on_ready))
         await server.serve()

@@ -97,6 +97,13 @@ class Advance(msgspec.Struct, array_like=True, frozen=True):
     finish_reason: str | None
 
 
+class Begun(msgspec.Struct, array_like=True, frozen=True):
+    """A sequence is computed for the first time; the cache had so many tokens of its prompt."""
+
+    number: int
+    cached_tokens: int
+
+
 class Load(msgspec.Struct, array_like=True, frozen=True):
     """What the engine is doing: sequences and pages now, and sums since its start.
 
@@ -114,9 +121,10 @@ class Load(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Stepped(msgspec.Struct, tag=True, array_like=True, frozen=True):
-    """The results of a step, and the state of the engine after it."""
+    """The results of a step, what was launched since, and the state of the engine."""
 
     advances: list[Advance]
+    begun: list[Begun]
     load: Load
 
 
