@@ -4,7 +4,7 @@ PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python3
 CUDA := $(shell { nvidia-smi -L || test -e /dev/nvidia0; } >/dev/null 2>&1 && echo ,cuda)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
-.PHONY: setup check test test-gpu golden demo bench clean
+.PHONY: setup check test test-gpu golden demo demo-serve bench clean
 
 setup: .venv/for-dev$(CUDA)
 check: setup
@@ -22,6 +22,11 @@ demo: .venv/for-demo$(CUDA)
 	$(BIN)/infernum compile llama --fuse -o build/llama
 	$(BIN)/infernum run "Midway upon the journey of our life" -n 60 --greedy
 	echo "Who guides Dante?" | $(BIN)/infernum chat
+demo-serve: .venv/for-serve$(CUDA)
+	$(BIN)/infernum serve dante-chat --port 8000 & server=$$!; trap "kill $$server" EXIT; \
+	  curl --silent --show-error --retry 60 --retry-delay 1 --retry-connrefused http://127.0.0.1:8000/health && \
+	  curl --silent --show-error http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" \
+	    -d '{"messages": [{"role": "user", "content": "Who guides Dante through Hell?"}], "temperature": 0}' && echo
 bench: .venv/for-demo$(CUDA)
 	$(BIN)/infernum bench latency --model llama --load-format dummy --prompt 512 --tokens 256
 clean:
@@ -32,5 +37,7 @@ clean:
 	$(PYTHON) -m venv .venv
 .venv/for-demo$(CUDA): pyproject.toml | .venv/bin/python
 	$(INSTALL) ".$(if $(CUDA),[cuda])" && touch $@
+.venv/for-serve$(CUDA): pyproject.toml | .venv/bin/python
+	$(INSTALL) ".[serve$(CUDA)]" && touch $@
 .venv/for-dev$(CUDA): pyproject.toml | .venv/bin/python
 	$(INSTALL) ".[dev$(CUDA)]" && touch $@ .venv/for-demo$(CUDA)
