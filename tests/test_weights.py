@@ -44,7 +44,7 @@ from infernum.recipes import (
 from infernum.runtime import weights as gpu_weights
 from infernum.runtime.weights import fill_weights
 from infernum.weights import dummy, values
-from infernum.weights.dummy import POOL, DummyTensors, mean_of, pool_of, pool_runs, settle
+from infernum.weights.dummy import POOL, DummyTensors, Normal, distribution_of, pool_of, pool_runs, settle
 from infernum.weights.plan import WeightPlan, plan_weights
 from infernum.weights.source import TensorSource
 
@@ -404,16 +404,19 @@ def test_the_pool_is_what_it_is_said_to_be() -> None:
     assert dummy._hash(1234567, 0, 3).tolist() == published  # pyright: ignore[reportPrivateUsage]
     words = published[0].to_bytes(8, "little")
     total = sum(int.from_bytes(words[i : i + 2], "little") for i in range(0, 8, 2))
-    assert pool_of(1234567, F32)[0] == pytest.approx(0.02 * (total - 131_070) / 37_837.2, rel=1e-6)
+    assert pool_of(1234567, F32, Normal(0.0, 0.02))[0] == pytest.approx(
+        0.02 * (total - 131_070) / 37_837.2, rel=1e-6
+    )
 
 
 def test_the_pool_has_the_mean_and_the_deviation_of_weights() -> None:
-    for mean, deviation in ((None, 0.02), (1.0, 0.1), (0.0, 0.1)):
-        pool = pool_of(0, F32, mean)
-        assert pool.mean() == pytest.approx(mean or 0.0, abs=deviation / 500)
+    for mean, deviation in ((0.0, 0.02), (1.0, 0.1), (0.0, 0.1)):
+        pool = pool_of(0, F32, Normal(mean, deviation))
+        assert pool.mean() == pytest.approx(mean, abs=deviation / 500)
         assert pool.std() == pytest.approx(deviation, rel=2e-3)
-    assert np.array_equal(pool_of(0, F16), pool_of(0, F32).astype(np.float16))
-    bits = pool_of(0, I32)
+    bias = Normal(0.0, 0.02)
+    assert np.array_equal(pool_of(0, F16, bias), pool_of(0, F32, bias).astype(np.float16))
+    bits = pool_of(0, I32, bias)
     assert (bits < 0).mean() == pytest.approx(0.5, abs=2e-3)
 
 
@@ -433,11 +436,13 @@ def test_no_two_rows_of_a_dummy_matrix_are_alike() -> None:
     assert np.array_equal(source.rows("table", 100, 101), source.rows("table", 0, 200)[100:101])
 
 
-def test_random_norms_are_near_one_and_other_weights_near_zero() -> None:
-    assert mean_of("model.norm.weight", (64,)) == 1
-    assert mean_of("model.norm.weight", (64,), added=1.0) == 0
-    assert mean_of("q_proj.bias", (64,)) is None
-    assert mean_of("q_proj.weight", (64, 64)) is None
+def test_random_norms_are_near_one_and_a_product_keeps_the_size_of_its_input() -> None:
+    assert distribution_of("model.norm.weight", (64,)) == Normal(1.0, 0.1)
+    assert distribution_of("model.norm.weight", (64,), added=1.0) == Normal(0.0, 0.1)
+    assert distribution_of("q_proj.bias", (64,)) == Normal(0.0, 0.02)
+    source = DummyTensors({"q_proj.weight": read("q_proj.weight", 500, 3600)}, 0)
+    x = np.random.default_rng(0).standard_normal((20, 3600), np.float32)
+    assert (x @ source.rows("q_proj.weight", 0, 500).T).std() == pytest.approx(0.6, rel=0.02)
 
 
 def test_the_random_norms_of_gemma_are_near_one_with_what_the_norm_adds() -> None:

@@ -17,7 +17,7 @@ from infernum.dtypes import DType
 from infernum.recipes import Rank, Recipe, size_of
 from infernum.runtime.device import Device, PinnedMemory
 from infernum.runtime.stream import CudaEvent, Stream
-from infernum.weights.dummy import mean_of, pool_of, pool_runs, settle
+from infernum.weights.dummy import Normal, distribution_of, pool_of, pool_runs, settle
 from infernum.weights.plan import StoredWeight, WeightPlan
 from infernum.weights.source import Array, Progress, TensorSource
 from infernum.weights.values import pieces, run_of, sections
@@ -115,7 +115,7 @@ class _Pools:
     def __init__(self, device: Device, stream: Stream, staging: Staging, seed: int, stack: ExitStack) -> None:
         self._device, self._stream, self._staging = device, stream, staging
         self._seed, self._stack = seed, stack
-        self._addresses: dict[tuple[str, float | None], int] = {}
+        self._addresses: dict[tuple[str, Normal], int] = {}
 
     def copy(self, section: Recipe, rank: Rank, dtype: DType, added: float, to: int) -> bool:
         """Queue the copy of a section that is a run of one tensor stored in `dtype`; False for other sections."""
@@ -127,16 +127,16 @@ class _Pools:
         is_stored_so = tensor.dtype == dtype.name if tensor.dtype else dtype.is_float
         if not is_stored_so:
             return False
-        pool = self._address(dtype, mean_of(name, tensor.shape, added))
+        pool = self._address(dtype, distribution_of(name, tensor.shape, added))
         for start, count in pool_runs(name, first, size_of(section, rank.count)):
             self._stream.copy(to, pool + start * dtype.bytes, count * dtype.bytes)
             to += count * dtype.bytes
         return True
 
-    def _address(self, dtype: DType, mean: float | None) -> int:
-        key = (dtype.name, mean)
+    def _address(self, dtype: DType, distribution: Normal) -> int:
+        key = (dtype.name, distribution)
         if key not in self._addresses:
-            pool = pool_of(self._seed, dtype, mean)
+            pool = pool_of(self._seed, dtype, distribution)
             memory = self._device.alloc(pool.nbytes, "random weights")
             self._stack.callback(memory.free)
             self._stack.callback(self._stream.synchronize)
