@@ -45,10 +45,13 @@ class Bundle:
     manifest: Manifest
     checksums: Mapping[str, str]
 
-    def variant_for(self, tokens: int) -> VariantSpec:
-        """The variant that serves a step of `tokens` tokens. Raises BundleError when there is none."""
+    def variant_for(self, tokens: int, decodes: bool = False) -> VariantSpec:
+        """The first variant that serves a step of `tokens` tokens. Raises BundleError when there is none.
+
+        `decodes`: every sequence of the step has one token.
+        """
         for variant in self.manifest.variants:
-            if variant.min_tokens <= tokens <= variant.max_tokens:
+            if variant.serves(tokens, decodes):
                 return variant
         raise BundleError(f"{self.folder}: no variant serves {tokens} tokens in one step")
 

@@ -27,10 +27,13 @@ from infernum.models import sampler
 from infernum.models.presets import ModelSource
 from infernum.passes import Passes, record_passes
 from infernum.program import MAX_BATCH_TOKENS, Program, describe_program, read_program
-from infernum.roofline import MAX_ROWS
+from infernum.roofline import MAX_ROWS, MOST_DECODES
 from infernum.rule_phrases import fired, refusal
 
 kernel_log = logs.channel("kernels")
+
+DECODE = "decode"
+"""The variant of steps in which more than 64 sequences have one token each."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -155,6 +158,7 @@ def emit_blocks(sources: Sources) -> Iterator[CompiledBlock]:
                 variant.max_tokens,
                 program.dtype,
                 options.tuned,
+                variant.decodes,
             )
             sources.blocks.append(compile_block(traced, target, sources.rules, sources))
             yield sources.blocks[-1]
@@ -180,13 +184,23 @@ def compile_block(traced: Graph, target: Target, rules: Sequence[Rule], sources:
 
 
 def variants_for(largest: int) -> list[VariantSpec]:
-    """The classes of token counts up to `largest`: one token, a few (GEMV), decoding many sequences, and prompts."""
-    classes = [("t1", 1, 1), ("t8", 2, 8), ("t64", 9, 64), ("prefill", 65, largest)]
+    """The classes of steps up to `largest` tokens: one, a few (GEMV), tens, decodes of hundreds, and prompts."""
+    classes = [
+        ("t1", 1, 1),
+        ("t8", 2, 8),
+        ("t64", 9, 64),
+        (DECODE, 65, MOST_DECODES),
+        ("prefill", 65, largest),
+    ]
     return [
         VariantSpec(
-            name=n, min_tokens=low, max_tokens=min(high, largest), max_rows=min(high, largest, MAX_ROWS)
+            name=name,
+            min_tokens=low,
+            max_tokens=min(high, largest),
+            max_rows=min(high, largest, MAX_ROWS),
+            decodes=name == DECODE,
         )
-        for n, low, high in classes
+        for name, low, high in classes
         if low <= largest
     ]
 

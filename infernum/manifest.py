@@ -8,7 +8,7 @@ import msgspec
 
 from infernum.recipes import Recipe
 
-SCHEMA = 9
+SCHEMA = 10
 """Raised with every change that an older version could not read."""
 
 Formula = int | str
@@ -278,12 +278,20 @@ class BlockVariant(Record, frozen=True):
 
 
 class VariantSpec(Record, frozen=True):
-    """A class of steps: of `min_tokens` to `max_tokens` tokens, and up to `max_rows` rows of logits."""
+    """A class of steps: of `min_tokens` to `max_tokens` tokens, and up to `max_rows` rows of logits.
+
+    `decodes`: only of steps in which every sequence has one token. Other classes serve such steps too.
+    """
 
     name: str
     min_tokens: int
     max_tokens: int
     max_rows: int
+    decodes: bool = False
+
+    def serves(self, tokens: int, decodes: bool) -> bool:
+        """Whether steps of `tokens` tokens belong to the class. `decodes`: every sequence has one token."""
+        return self.min_tokens <= tokens <= self.max_tokens and (decodes or not self.decodes)
 
 
 def any_step(variants: Sequence[VariantSpec]) -> VariantSpec:

@@ -12,8 +12,11 @@ CONTEXT = 1024
 MAX_DECODES = 64
 """Steps of up to so many tokens are taken for decodes, one token of each sequence; larger ones for one prompt."""
 
+MOST_DECODES = 1024
+"""Most sequences that decode in one step."""
+
 MAX_ROWS = 256
-"""Largest number of logit rows, and of sequences that costs reckon with, in one step."""
+"""Most rows of logits that are computed at once. More rows are computed in several parts."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,15 @@ def gpu_of(arch: str) -> Gpu:
     return GPUS[int(arch.removeprefix("sm_").rstrip("af"))]
 
 
-def step_symbols(tokens: int, *, context: int = CONTEXT, sms: int = 1) -> dict[str, int]:
+def step_symbols(
+    tokens: int, *, context: int = CONTEXT, sms: int = 1, decodes: bool = False
+) -> dict[str, int]:
     """Values of all symbols, those of costs too, in a step of `tokens` tokens.
 
-    Up to MAX_DECODES tokens: one of each sequence, which has `context` positions with it. More: a chunk of one prompt
-    that ends at position `context`, or at its own length where that is longer.
+    With `decodes`, and up to MAX_DECODES tokens: one of each sequence, which has `context` positions with it.
+    Otherwise: a chunk of one prompt that ends at position `context`, or at its own length where that is longer.
     """
-    decodes = tokens <= MAX_DECODES
+    decodes = decodes or tokens <= MAX_DECODES
     sequences = tokens if decodes else 1
     behind = max(context - 1, 0) if decodes else max(context - tokens, 0)
     each = behind + (1 if decodes else tokens)
@@ -67,7 +72,7 @@ def step_symbols(tokens: int, *, context: int = CONTEXT, sms: int = 1) -> dict[s
     return {
         "tokens": tokens,
         "seqs": sequences,
-        "rows": sequences,
+        "rows": min(sequences, MAX_ROWS),
         "max_pages": pages,
         "context_pages": round_pages(pages),
         "pages": sequences * pages,

@@ -136,6 +136,11 @@ class Batch:
         return len(self.output_rows)
 
     @property
+    def decodes(self) -> bool:
+        """True when every sequence has one token."""
+        return self.tokens == self.seqs
+
+    @property
     def longest(self) -> int:
         """Number of positions of the longest sequence after the step."""
         return int(self.positions.max(initial=-1)) + 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +15,8 @@ from infernum.codegen.emit import emit_block
 from infernum.codegen.nvrtc import compile_cuda, supported_archs
 from infernum.codegen.plan import plan_block
 from infernum.codegen.steps import KernelStep
-from infernum.dtypes import DType, dtype
+from infernum.dims import ceildiv, evaluate, round_pages
+from infernum.dtypes import BF16, DType, dtype
 from infernum.errors import ShapeError
 from infernum.fusion import attend as attend_rule
 from infernum.fusion import rope_append
@@ -24,6 +27,7 @@ from infernum.ir.kernel import Choice, Target, choose
 from infernum.ir.op import OPS
 from infernum.ir.trace import Trace
 from infernum.ops import append, attention, embedding, rope, select_rows
+from infernum.roofline import GPUS
 from infernum.rope import Rope
 
 KNOWN = supported_archs()
@@ -93,6 +97,29 @@ def kernels(
     for name, found in cubin.kernels.items():
         assert found.spill_bytes == 0 and found.stack_bytes == 0, f"{name} spills: {found}"
     return [step.template.name for step in plan.steps if isinstance(step, KernelStep)]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("kv_heads", [1, 2, 8])
+def test_a_decode_of_hundreds_splits_long_contexts_alone(arch: str, kv_heads: int) -> None:
+    goal = replace(target(arch, 1024, BF16), decodes=True)
+    inputs = Inputs(BF16)
+    out = attend(inputs, 8 * kv_heads, kv_heads, 128)
+    plan = plan_block(Graph.build("test", inputs.trace.entries.values(), [out.value]), goal)
+    cubin = compile_cuda(emit_block(plan, "test"), name="test.cu", arch=arch, cache=None)
+    assert all(found.spill_bytes == 0 for found in cubin.kernels.values())
+    split, combine = (step for step in plan.steps if isinstance(step, KernelStep))
+    assert (split.template.name, combine.template.name) == ("attention_split", "attention_combine")
+    sms = GPUS[goal.arch].sms
+
+    def blocks(tokens: int, context: int) -> int:
+        symbols = {"tokens": tokens, "context_pages": round_pages(ceildiv(context, 64))}
+        return math.prod(evaluate(size, symbols) for size in split.grid)
+
+    assert blocks(65, 4096) >= 2 * sms, "every SM has two blocks"
+    if 65 * kv_heads >= 2 * sms:
+        assert blocks(256, 640) == blocks(256, 4096) == 256 * kv_heads, "one block for each context"
+    assert blocks(256, 100_000) == 8 * 256 * kv_heads, "a long context would keep others waiting"
 
 
 @pytest.mark.parametrize("arch", ARCHS)

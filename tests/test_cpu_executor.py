@@ -218,7 +218,7 @@ def test_a_weight_is_held_once_for_all_variants(tiny: Callable[[str], Tiny], che
     weights = HostWeights.load(manifest, checkpoint)
     stage = manifest.program[1]
     arrays = [weights.array(v.weights["o_proj"], stage) for v in manifest.blocks[stage.block].values()]
-    assert len(arrays) == 4
+    assert len(arrays) == len(manifest.variants)
     assert all(np.shares_memory(arrays[0], other) for other in arrays[1:])
 
 

@@ -35,6 +35,7 @@ TARGETS = {
     "t1": Target(90, "t1", 1, 1, BF16),
     "t8": Target(90, "t8", 2, 8, BF16),
     "t64": Target(90, "t64", 9, 64, BF16),
+    "decode": Target(90, "decode", 65, 512, BF16, decodes=True),
     "prefill": Target(90, "prefill", 65, 512, BF16),
     "f32": Target(90, "t1", 1, 1, F32),
 }

@@ -232,6 +232,13 @@ def test_chunks_begin_and_end_at_pages_and_counts_are_odd_and_even(name: str) ->
     assert {count_tokens(step) % 2 for step in steps} == {0, 1}
 
 
+def test_a_class_of_decodes_is_tried_on_single_tokens_alone() -> None:
+    decode = changed(spec("decode", 65, 1024), decodes=True)
+    steps = steps_for(decode, 2048)
+    assert {count_tokens(step) for step in steps} == {65, 70}
+    assert all(new == 1 for step in steps for _, new in step)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "context"), [(1, 1, 8), (2, 3, 3), (2, 8, 40), (9, 11, 12), (65, 65, 65), (65, 300, 4096)]
 )

@@ -41,7 +41,8 @@ def command() -> None:
     help="The bundle's model; without BUNDLE, the model to compile and measure: a preset or a folder.",
 )
 @click.option(
-    "--variant", help="Variant to measure, a class of token counts: t1, t8, t64 or prefill.  [default: t1]"
+    "--variant",
+    help="Variant to measure, a class of token counts: t1, t8, t64, decode or prefill.  [default: t1]",
 )
 @click.option("--tokens", type=int, help="Number of tokens in the step, instead of --variant.")
 @click.option(

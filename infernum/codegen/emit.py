@@ -51,10 +51,11 @@ def _comment(kernel: KernelStep, target: Target) -> str:
     op = kernel.node.op
     ops = [n.op.name for n in op.body.calls] if isinstance(op, Fused) else [op.name]
     rules = f", by {', '.join(made_by(kernel.node))}" if made_by(kernel.node) else ""
-    symbols = step_symbols(target.max_tokens)
+    symbols = step_symbols(target.max_tokens, decodes=target.decodes)
     moved, computed = evaluate(kernel.bytes, symbols), evaluate(kernel.flops, symbols)
     cached = any(symbol in f"{kernel.bytes} {kernel.flops}" for symbol in COSTS)
-    behind = f" at context {max(CONTEXT, target.max_tokens)}" if cached else ""
+    context = CONTEXT if target.decodes else max(CONTEXT, target.max_tokens)
+    behind = f" at context {context}" if cached else ""
     floor = floor_seconds(f"sm_{target.arch}", moved, computed) * 1e6
     return (
         f"// {' -> '.join(ops)}{rules}\n"

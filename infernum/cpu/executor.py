@@ -210,7 +210,7 @@ class CpuExecutor:
         return flowing[0]
 
     def _variant(self, batch: Batch) -> str:
-        variant = self._bundle.variant_for(batch.tokens)
+        variant = self._bundle.variant_for(batch.tokens, batch.decodes)
         assert batch.rows <= variant.max_rows, (
             f"{batch.rows} rows in a step of variant {variant.name}: {variant.max_rows}"
         )

@@ -37,7 +37,8 @@ class Target:
     """What a graph is compiled for.
 
     `arch` is the compute capability as an int (80, 86, 89, 90, 100); a variant serves steps of `min_tokens` to
-    `max_tokens` tokens. `tuned` holds tuned parameters of kernels by key (`infernum.ir.parameters`).
+    `max_tokens` tokens. `tuned` holds tuned parameters of kernels by key (`infernum.ir.parameters`). With `decodes`,
+    every sequence of a step has one token.
     """
 
     arch: int
@@ -46,6 +47,7 @@ class Target:
     max_tokens: int
     dtype: DType
     tuned: Mapping[str, Tuned] = field(default_factory=dict[str, Tuned], hash=False, repr=False)
+    decodes: bool = False
 
     @property
     def programmatic(self) -> bool:

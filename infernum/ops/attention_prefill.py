@@ -13,6 +13,8 @@ from infernum.roofline import GPUS
 def _prefill_refusal(call: Call, target: Target) -> Refusal | None:
     heads, kv_heads, dim = heads_of(call)
     dtype = call.operands["q"].dtype
+    if target.decodes:
+        return Refusal("every sequence has one token, and would fill a tile of queries alone")
     if target.max_tokens <= 64:
         return Refusal(
             f"with at most {target.max_tokens} tokens, splitting the context keeps more of the GPU busy"

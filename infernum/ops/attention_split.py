@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from infernum.ir.block import PAGE
 from infernum.ir.kernel import Call, Layout, Refusal, Target, Template, Workspace, alternatives
 from infernum.ops.rope import head_slots_refusal, rotation_constants, rotation_of
 from infernum.roofline import GPUS
@@ -17,6 +18,9 @@ MOST_HEADS = 8
 
 HEAD_SLOTS = {"q": ("norm", "rotation"), "k": ("norm", "rotation")}
 """What a kernel that stores keys and attends computes while it reads queries and keys."""
+
+_WHOLE = 4096
+"""Positions of a context that one block attends to, where there are two such blocks for each SM."""
 
 _LEAST_THREADS = 128
 """Threads of the smallest block: four warps."""
@@ -47,9 +51,15 @@ def _split_parameters(call: Call, target: Target) -> Iterator[dict[str, int]]:
     """Warps of a block, splits of a context, and positions that a split has at least.
 
     A few tokens: as was fastest on an H200. More: as many splits as give every SM of the architecture a block.
+    Decodes of hundreds: a context is split only beyond so many positions that its blocks would outlast the others.
     """
     heads, kv_heads, dim = heads_of(call)
     warps = (8, 4) if dim <= 128 else (4,)
+    if target.decodes:
+        blocks = kv_heads * -(-heads // kv_heads // MOST_HEADS) * target.min_tokens
+        least = max(256, _WHOLE // -(-2 * GPUS[target.arch].sms // blocks))
+        others = (each for each in (256, 1024, 4096) if each != least)
+        return alternatives(WARPS=warps, SPLITS=(8,), LEAST=(least, *others))
     if target.max_tokens > 64:
         return alternatives(WARPS=warps, SPLITS=(1,))
     if target.max_tokens <= FEW_TOKENS:
@@ -78,12 +88,15 @@ def _split_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
         "CHUNKS": -(-dim // (lanes * vector)),
         "COMBINE_WARPS": -(-dim // 32),
     }
+    context = f"{'context_pages' if target.decodes else 'max_pages'} * {PAGE}"
     for values in _split_parameters(call, target):
         warps, splits = values["WARPS"], values["SPLITS"]
+        least = values.get("LEAST", warps * (32 // lanes))
         of_values = {
             "THREADS": 32 * warps,
-            "SPLIT_MIN": values.get("LEAST", warps * (32 // lanes)),
-            "COMBINE_GROUPS": min(4, splits),
+            "SPLIT_MIN": least,
+            "COMBINE_GROUPS": 1 if target.decodes else min(4, splits),
+            "Z": f"min({splits}, ceildiv({context}, {least}))",
         }
         yield Layout(constants | of_values, values)
 
@@ -129,7 +142,7 @@ _WORKSPACES = (
     Workspace("partial_stats", ("tokens", "HEADS", "SPLITS", 2)),
 )
 
-_SPLIT_GRID = ("tokens", "KV_HEADS * HEAD_TILES", "min(SPLITS, ceildiv(max_pages * 64, SPLIT_MIN))")
+_SPLIT_GRID = ("tokens", "KV_HEADS * HEAD_TILES", "Z")
 
 _COMBINE = Template(
     "attention_combine",

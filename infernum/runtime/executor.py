@@ -283,7 +283,7 @@ class CudaExecutor:
             self.close()
 
     def _shape(self, batch: Batch, sampler: str) -> StepShape:
-        variant, limits = self._bundle.variant_for(batch.tokens), self._loaded.limits
+        variant, limits = self._bundle.variant_for(batch.tokens, batch.decodes), self._loaded.limits
         assert batch.rows <= variant.max_rows, (
             f"{batch.rows} rows in a step of variant {variant.name}: {variant.max_rows}"
         )

@@ -57,11 +57,11 @@ def facts_of(
     `tokens`: new tokens in the step, by default as many as the variant is for; `context`: positions of each sequence.
     Raises InfernumError for a formula that cannot be evaluated.
     """
-    if tokens is None:
-        tokens = spec_of(bundle.manifest.variants, variant.variant).max_tokens
+    spec = spec_of(bundle.manifest.variants, variant.variant)
+    tokens = spec.max_tokens if tokens is None else tokens
     arch = bundle.arch
     gpu = gpu_of(arch)
-    symbols = step_symbols(tokens, context=context, sms=gpu.sms)
+    symbols = step_symbols(tokens, context=context, sms=gpu.sms, decodes=spec.decodes)
     return [
         _facts(arch, gpu, kernel, step, tokens, symbols)
         for kernel, step in zip(variant.kernels, variant.steps, strict=True)

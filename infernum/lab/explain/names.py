@@ -76,7 +76,7 @@ def choose_variant(bundle: Bundle, variant: str | None, tokens: int | None) -> V
         raise BundleError(f"{bundle.folder}: has no variant {variant!r}; {hint}")
     spec = specs[variant]
     if tokens is not None and not spec.min_tokens <= tokens <= spec.max_tokens:
-        served = bundle.variant_for(tokens).name
+        served = bundle.variant_for(tokens, spec.decodes).name
         raise BundleError(
             f"{variant} serves {spec.min_tokens} to {spec.max_tokens} tokens, not {tokens}; take --variant {served}"
         )

@@ -64,11 +64,11 @@ class CandidateBundle(Bundle):
         finally:
             self.serving[:] = outer
 
-    def variant_for(self, tokens: int) -> VariantSpec:
+    def variant_for(self, tokens: int, decodes: bool = False) -> VariantSpec:
         for spec in self.manifest.variants:
-            if spec.name in self.serving and spec.min_tokens <= tokens <= spec.max_tokens:
+            if spec.name in self.serving and spec.serves(tokens, decodes):
                 return spec
-        return super().variant_for(tokens)
+        return super().variant_for(tokens, decodes)
 
 
 def tunables(sources: Sources, variant: str, blocks: Iterable[str]) -> list[Tunable]:

@@ -190,7 +190,7 @@ def bytes_per_token(bundle: Bundle, batch: int, mean_context: float) -> dict[str
     Of a layer whose attention has a window, the cache within the window.
     """
     manifest = bundle.manifest
-    variant = bundle.variant_for(batch).name
+    variant = bundle.variant_for(batch, decodes=True).name
     weights: dict[object, int] = {}
     gathered = kv = 0
     for index, stage in enumerate(manifest.program):

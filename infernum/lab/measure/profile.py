@@ -151,7 +151,7 @@ def _timed(
         marks_us, ahead = _marked(step, launches, head_start, factor * (3 * queueing + 1e-3), ranges)
         if ahead:
             break
-    variant = bundle.variant_for(batch.tokens).name
+    variant = bundle.variant_for(batch.tokens, batch.decodes).name
     symbols = cost_symbols(step.symbols, batch)
     kernels: list[TracedKernel] = []
     for number, start, end in zip(launches, marks_us, marks_us[1:], strict=False):

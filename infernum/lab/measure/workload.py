@@ -132,6 +132,8 @@ def workload(
 ) -> Workload:
     """A step of `tokens` tokens, by default one; or of `variant`: its most decodes, or a prompt of `context` tokens.
 
+    As many decodes at most as logits are computed for at once.
+
     `room`: positions that the sequences should have beyond `context`. Raises RequestError when the bundle has no such
     step.
     """
@@ -143,17 +145,21 @@ def workload(
     if variant is not None and tokens is not None:
         raise RequestError("--variant and --tokens exclude each other: a number of tokens has its variant")
     if variant is not None:
-        specs = {spec.name: spec for spec in manifest.variants}
+        specs = {each.name: each for each in manifest.variants}
         if variant not in specs:
             raise RequestError(f"--variant is {variant!r}; this bundle has {', '.join(specs)}")
-        fewest, most = specs[variant].min_tokens, specs[variant].max_tokens
-        tokens = most if _decodes(specs[variant], most) else max(fewest, min(context, most))
+        spec = specs[variant]
+        fewest, most = spec.min_tokens, spec.max_tokens
+        tokens = min(most, spec.max_rows) if _decodes(spec, most) else max(fewest, min(context, most))
+        spec = bundle.variant_for(tokens, spec.decodes)
     elif tokens is None:
+        spec = bundle.variant_for(1)
         tokens = 1
-    elif not any(spec.min_tokens <= tokens <= spec.max_tokens for spec in manifest.variants):
-        most = max(spec.max_tokens for spec in manifest.variants)
+    elif any(each.serves(tokens, decodes=False) for each in manifest.variants):
+        spec = bundle.variant_for(tokens)
+    else:
+        most = max(each.max_tokens for each in manifest.variants)
         raise RequestError(f"--tokens is {tokens}; this bundle serves steps of 1 to {most} tokens")
-    spec = bundle.variant_for(tokens)
     decodes = _decodes(spec, tokens)
     context = context if decodes else max(context, tokens)
     sequences = tokens if decodes else 1
@@ -165,4 +171,4 @@ def workload(
 
 def _decodes(spec: VariantSpec, tokens: int) -> bool:
     """True when a step of so many tokens decodes: one token of each sequence, as far as the variant has rows."""
-    return tokens <= min(MAX_DECODES, spec.max_rows)
+    return spec.decodes or tokens <= min(MAX_DECODES, spec.max_rows)

@@ -34,6 +34,7 @@ STEPS: tuple[Chunks, ...] = (
     ((211, 1), (64, 17), (0, 1), (130, 13), (63, 1)),
     ((64, 64),),
     (*((start, 1) for start in (211, 64, 0, 130, 63, 37, 255, 5, 100, 127) * 6), (61, 4)),
+    tuple((start, 1) for start in (211, 64, 0, 130, 63, 37, 255, 5, 100, 127) * 7),
     ((64, 65),),
     ((0, 128),),
     ((211, 1), (64, 70), (0, 58), (130, 1)),
@@ -96,11 +97,11 @@ def steps_for(variant: VariantSpec, context: int, steps: Iterable[Chunks] = STEP
     """
     largest = max(count_tokens(chunks) for chunks in steps)
     edges = (variant.min_tokens, variant.max_tokens if variant.max_tokens <= largest else variant.min_tokens)
-    every = [*steps, *(((0, tokens),) for tokens in edges)]
+    every = [*steps, *(((0, 1),) * tokens if variant.decodes else ((0, tokens),) for tokens in edges)]
     served = [
         chunks
         for chunks in dict.fromkeys(every)
-        if variant.min_tokens <= count_tokens(chunks) <= variant.max_tokens
+        if variant.serves(count_tokens(chunks), decodes=all(new == 1 for _, new in chunks))
         and all(start + new <= context for start, new in chunks)
     ]
     return sorted(served, key=count_tokens)

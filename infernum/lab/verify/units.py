@@ -179,5 +179,10 @@ def target_of(bundle: Bundle, spec: VariantSpec) -> Target:
     """The target for which blocks of the bundle were compiled, for one class of steps."""
     manifest = bundle.manifest
     return Target(
-        parse_arch(bundle.arch), spec.name, spec.min_tokens, spec.max_tokens, dtype_named(manifest.dtype)
+        parse_arch(bundle.arch),
+        spec.name,
+        spec.min_tokens,
+        spec.max_tokens,
+        dtype_named(manifest.dtype),
+        decodes=spec.decodes,
     )
