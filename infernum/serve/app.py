@@ -20,7 +20,7 @@ from infernum.serve.completions import CompletionTask
 from infernum.serve.exchange import Answer
 from infernum.serve.metrics import CONTENT_TYPE
 from infernum.serve.openapi import document
-from infernum.serve.problems import Problem, unavailable
+from infernum.serve.problems import Problem, internal, unavailable
 from infernum.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from infernum.serve.served import Served
 
@@ -39,7 +39,6 @@ class App:
             "/v1/chat/completions": ("POST", self._posted(ChatRequest, self._chat)),
             "/v1/models": ("GET", self._got(lambda request: information.models(served))),
             "/v1/models/{id:path}": ("GET", self._got(lambda request: information.model(served, request))),
-            "/models": ("GET", self._got(lambda request: information.models(served))),
             "/tokenize": ("POST", self._posted(TokenizeRequest, self._tokenize)),
             "/detokenize": ("POST", self._posted(DetokenizeRequest, self._detokenize)),
             "/tokenizer_info": ("GET", self._got(lambda request: information.tokenizer_info(served))),
@@ -51,11 +50,15 @@ class App:
         }
 
     def asgi(self) -> ASGIApp:
-        """The application without its guard."""
-        routes = [Route(path, endpoint, methods=[method]) for path, (method, endpoint) in self.paths.items()]
+        """The application without its guard. Paths of /v1 are there without it too: some clients leave it out."""
+        routes = [
+            Route(name, endpoint, methods=[method])
+            for path, (method, endpoint) in self.paths.items()
+            for name in dict.fromkeys([path, path.removeprefix("/v1")])
+        ]
         return Starlette(
             routes=routes,
-            exception_handlers={HTTPException: self._refused, Problem: _told},  # pyright: ignore[reportArgumentType]
+            exception_handlers={HTTPException: self._refused, Problem: _told, Exception: _failed},  # pyright: ignore[reportArgumentType]
         )
 
     def _posted(self, kind: type[Any], serve: Callable[[Any, Request], Awaitable[Any]]) -> Endpoint:
@@ -108,6 +111,11 @@ class App:
             known = ", ".join(path for path in self.paths if "{" not in path)
             problem = Problem(404, f"there is no {path} here; there are {known}", code="not_found")
         return await _told(request, problem)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    del error  # Starlette raises it again, and the log has it
+    return await _told(request, internal("the server failed; its log says why"))
 
 
 async def _told(request: Request, problem: Problem) -> Response:

@@ -1,0 +1,157 @@
+"""Failures of other servers, each with the row of the list that it is number of, that this one must not have.
+
+Those of structured output and tools (11 to 14) come with these. 9, 10, 17, 18 and 19 are in test_serve_defences and
+test_chat_template too.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from serving import RunningServer, running
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    yield from running("--max-queue", "64")
+
+
+@pytest.fixture(autouse=True)
+def alive(server: RunningServer) -> Iterator[None]:
+    """Whatever a test has asked, the server answers afterwards."""
+    yield
+    assert server.ask("/health").status == 200
+    assert server.complete("Then", max_tokens=2).status == 200
+
+
+def test_1_a_temperature_that_is_no_number(server: RunningServer) -> None:
+    for number in ("NaN", "-Infinity", "1e400", '"NaN"'):
+        body = f'{{"prompt": "a", "temperature": {number}}}'.encode()
+        assert server.ask("/v1/completions", raw=body).status == 400
+
+
+@pytest.mark.parametrize("key", ["4100", "-1", "x", "1.0", "9" * 5000, "٣"])
+def test_2_a_bias_for_a_token_that_is_not_there(key: str, server: RunningServer) -> None:
+    reply = server.complete("a", logit_bias={key: 1})
+    assert reply.status == 400 and reply.error["param"] == "logit_bias"
+
+
+def test_3_a_negative_token(server: RunningServer) -> None:
+    for prompt in ([-1], [[1, -1]], [2**31]):
+        assert server.complete(prompt).status == 400
+
+
+def test_4_an_empty_prompt(server: RunningServer) -> None:
+    for prompt in ([], [[]], [[5], []], None):
+        assert server.complete(prompt).status == 400
+    assert server.complete("", max_tokens=2).status == 200  # the model has a token to begin with
+
+
+def test_7_very_many_choices(server: RunningServer) -> None:
+    assert server.complete("a", n=10**9).status == 400
+    assert server.complete(["a"] * 10_000).status == 400
+    reply = server.complete(["a"] * 8, n=100)
+    assert reply.status == 429 and reply.headers["retry-after"]
+
+
+def test_8_a_prompt_that_does_not_fit(server: RunningServer) -> None:
+    begin = time.monotonic()
+    reply = server.complete([5] * 3000)
+    assert reply.status == 400 and time.monotonic() - begin < 5
+    assert reply.error["code"] == "context_length_exceeded"
+    assert "2048" in reply.error["message"] and "3000" in reply.error["message"]
+
+
+def test_9_a_template_of_the_request(server: RunningServer) -> None:
+    bomb = "{% for a in range(9999999) %}{% for b in range(9999999) %}x{% endfor %}{% endfor %}"
+    for fields in ({"chat_template": bomb}, {"chat_template_kwargs": {"chat_template": bomb}}):
+        assert server.chat("Hello", **fields).status == 400
+
+
+@pytest.mark.parametrize("length", range(1, 12))
+def test_15_a_stop_string_wherever_the_tokens_part(length: int, server: RunningServer) -> None:
+    text = server.complete("In the middle of", max_tokens=30, ignore_eos=True).json["choices"][0]["text"]
+    stop = text[9 : 9 + length]
+    fields: dict[str, Any] = {"max_tokens": 30, "ignore_eos": True, "stop": [stop, "never there"]}
+    whole = server.complete("In the middle of", **fields).json["choices"][0]
+    events = server.complete("In the middle of", stream=True, **fields).events
+    assert (
+        whole["text"] == "".join(event["choices"][0]["text"] for event in events) == text[: text.index(stop)]
+    )
+
+
+def test_16_half_a_character(server: RunningServer) -> None:
+    for body in (
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": "\xf0\x9f"}',
+        b'{"messages": [{"role": "user", "content": "\\udfff"}]}',
+    ):
+        path = "/v1/chat/completions" if b"messages" in body else "/v1/completions"
+        assert server.ask(path, raw=body).status == 400
+    ids = server.ask("/tokenize", {"prompt": "🜚", "add_special_tokens": False}).json["tokens"]
+    assert server.complete(ids[:-1], max_tokens=1, echo=True).status == 200
+
+
+def test_20_a_reader_that_does_not_read(server: RunningServer) -> None:
+    """Its tokens wait for it, in one piece, and others are served meanwhile."""
+    import socket
+    from urllib.parse import urlsplit
+
+    place = urlsplit(server.url)
+    body = json.dumps({"prompt": "a", "max_tokens": 300, "ignore_eos": True, "stream": True})
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        slow.connect((place.hostname, place.port))
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        slow.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        time.sleep(0.2)
+        assert server.complete("Then", max_tokens=8).status == 200
+        answer = b""
+        while b"[DONE]" not in answer:
+            answer += slow.recv(4096)
+    assert answer.count(b'"finish_reason":"length"') == 1
+
+
+def test_21_a_long_prompt_while_others_ask(server: RunningServer) -> None:
+    text = "the gate of Hell " * 20_000
+    asking = threading.Thread(target=lambda: server.ask("/tokenize", {"prompt": text}))
+    asking.start()
+    slowest = 0.0
+    while asking.is_alive():
+        begin = time.monotonic()
+        assert server.ask("/health").status == 200
+        slowest = max(slowest, time.monotonic() - begin)
+    asking.join()
+    assert slowest < 1.5
+
+
+def test_23_the_cache_of_another_salt(server: RunningServer) -> None:
+    prompt = list(range(10, 210))
+
+    def cached(salt: str) -> int:
+        usage = server.complete(prompt, max_tokens=1, cache_salt=salt).json["usage"]
+        return usage["prompt_tokens_details"]["cached_tokens"]
+
+    assert [cached("one"), cached("one"), cached("other")] == [0, 192, 0]
+
+
+def test_24_answers_do_not_depend_on_neighbours_or_the_cache(server: RunningServer) -> None:
+    fields: dict[str, Any] = {"max_tokens": 12, "temperature": 1.0, "seed": 11, "ignore_eos": True}
+    prompt = "The gate of Hell was high, and over it were words " * 8
+    alone = server.complete(prompt, **fields).json["choices"][0]["text"]
+    texts: list[str] = []
+
+    def ask() -> None:
+        texts.append(server.complete(prompt, **fields).json["choices"][0]["text"])
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert texts == [alone] * 8
