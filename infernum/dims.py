@@ -10,6 +10,10 @@ Symbols get their values when a step is launched:
     pages          pages in the KV cache
     sms            multiprocessors of the GPU
 
+One more only occurs in shapes of what outlives a step:
+
+    table_rows     rows of logits of the largest step
+
 Two more only occur in costs, since no kernel needs them:
 
     cached         positions in the KV cache of all sequences together, after the step

@@ -121,6 +121,26 @@ PARAMETERS = (
         tried=(1.0, 1.3, 0.7),
     ),
     SamplingParameter(
+        "presence_penalty",
+        float,
+        off=0.0,
+        allows=lambda value: is_number(value, -2, 2),
+        allowed="a number from -2 to 2",
+        help="Subtracted from the logits of tokens that the output already has; 0: off.",
+        in_generation_config=False,
+        tried=(0.0, 1.5, 0.0, -2.0, 0.25),
+    ),
+    SamplingParameter(
+        "frequency_penalty",
+        float,
+        off=0.0,
+        allows=lambda value: is_number(value, -2, 2),
+        allowed="a number from -2 to 2",
+        help="Subtracted from a token's logit once for every time that the output has it; 0: off.",
+        in_generation_config=False,
+        tried=(0.0, 0.3, 2.0, 0.0, 0.0, -0.7, 0.0),
+    ),
+    SamplingParameter(
         "seed",
         int,
         off=0,
@@ -135,7 +155,14 @@ PARAMETERS = (
 
 EXCLUDING = tuple(parameter for parameter in PARAMETERS if parameter.excludes)
 
-GREEDY: Mapping[str, float] = {"temperature": 0.0, "repetition_penalty": 1.0}
+PENALTIES: Mapping[str, float] = {
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""The parameters that need to know how often each token occurred, and the values that switch them off."""
+
+GREEDY: Mapping[str, float] = {"temperature": 0.0, **PENALTIES}
 """With these values every token is the most likely one, whatever the other parameters are."""
 
 
@@ -152,6 +179,8 @@ class SamplingParams:
     top_p               keep the most likely tokens that together reach this probability; 1: all
     min_p               keep tokens at least so many times as likely as the most likely one; 0: all
     repetition_penalty  divides positive logits of tokens seen before, multiplies negative ones; 1: off
+    presence_penalty    subtracted from the logits of tokens in the output; 0: off
+    frequency_penalty   subtracted from a token's logit for every time that it is in the output; 0: off
     seed                same seed, same prompt, same device: same text; None: a fresh one for each sequence
     stop                generation ends before the first of these strings; it is not part of the text. Special tokens,
                         which are not shown, count where a string holds the text of one: ("<|eot_id|>",)
@@ -165,6 +194,8 @@ class SamplingParams:
     top_p: float = 0.95
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -186,6 +217,11 @@ class SamplingParams:
     def greedy(self) -> bool:
         """True when every token is simply the most likely one."""
         return all(getattr(self, name) == value for name, value in GREEDY.items())
+
+    @property
+    def penalised(self) -> bool:
+        """True when a token's logit depends on how often the token occurred."""
+        return any(getattr(self, name) != value for name, value in PENALTIES.items())
 
 
 def derived_seed(seed: int, index: int) -> int:

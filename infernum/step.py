@@ -34,6 +34,7 @@ class StepInput:
     updated    True when a sampler overwrites the input in place, for the next step
     ahead      True when a kernel may read the input before the kernel in front of it has ended; a kernel that writes
                the input lets no other start before its own end
+    resident   True for a table that outlives the step: the host writes single rows of it (`TableRow`)
     """
 
     name: str
@@ -42,6 +43,7 @@ class StepInput:
     default: float | None = None
     updated: bool = False
     ahead: bool = False
+    resident: bool = False
 
     def shape(self, symbols: Mapping[str, int]) -> tuple[int, ...]:
         """The shape in numbers, under the given values of symbols."""
@@ -73,10 +75,22 @@ PARAMETER_INPUTS = tuple(
 )
 """One input for each sampling parameter."""
 
-SEEN = StepInput("seen", I32, ("rows", "ceildiv(vocab, 32)"), default=0, updated=True)
-"""The bit set of the tokens in each row's context. The only input whose shape depends on the model."""
+TABLES = (
+    StepInput("counts", I32, ("min(table_rows, 256)", "vocab"), updated=True, resident=True),
+    StepInput("logit_bias", F32, ("min(table_rows, 64)", "vocab"), resident=True),
+    StepInput("allowed", I32, ("table_rows", "ceildiv(vocab, 32)"), resident=True),
+)
+"""What few sequences need of every token, on the device. They are the inputs whose shapes depend on the model.
 
-INPUTS = (*BATCH_INPUTS, *PARAMETER_INPUTS, SEEN)
+counts      twice the number of times that a token is in the output, and 1 more where it is in the prompt
+logit_bias  what is added to the token's logit
+allowed     bit t % 32 of word t // 32: token t may be sampled
+"""
+
+TABLE_ROW_INPUTS = tuple(StepInput(f"{table.name}_row", I32, ("rows",), default=-1) for table in TABLES)
+"""The row of each table that holds for a row of logits; −1: none does."""
+
+INPUTS = (*BATCH_INPUTS, *PARAMETER_INPUTS, *TABLE_ROW_INPUTS, *TABLES)
 """Every input of a step."""
 
 _BY_NAME = {item.name: item for item in INPUTS}
@@ -161,24 +175,35 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class TableRow:
+    """New values of row `row` of the table of that name. An executor writes them before its next step reads the row."""
+
+    table: str
+    row: int
+    values: Array
+
+
+@dataclass(frozen=True)
 class Sampling:
     """The sampling of each row of logits.
 
     parameters  an array [rows], float32 or int32, for each sampling parameter
-    seen        int32 [rows, ceil(vocab / 32)], bit t % 32 of word t // 32: token t is in the row's context.
-                None when no row has a repetition penalty
+    table_rows  an array [rows], int32, for each of `TABLE_ROW_INPUTS`. Tables without one hold for no row
+    writes      rows of tables that have changed since the last step
     """
 
     parameters: Mapping[str, Array]
-    seen: Int32 | None = None
+    table_rows: Mapping[str, Int32] = field(default_factory=dict[str, Int32])
+    writes: tuple[TableRow, ...] = ()
 
     def __post_init__(self) -> None:
         names = {item.name for item in PARAMETER_INPUTS}
         assert self.parameters.keys() == names, f"sampling by {sorted(self.parameters)}, not {sorted(names)}"
+        assert self.table_rows.keys() <= {item.name for item in TABLE_ROW_INPUTS}, sorted(self.table_rows)
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[SamplingParams, int]], seen: Int32 | None = None) -> Sampling:
-        """The sampling of rows with these parameters and seeds. The seed of the parameters is not used."""
+    def of(cls, rows: Iterable[tuple[SamplingParams, int]]) -> Sampling:
+        """The sampling of rows with these parameters and seeds, by no table. The parameters' own seed is not used."""
         chosen = list(rows)
         parameters: dict[str, Array] = {
             item.name: np.array([getattr(params, item.name) for params, _ in chosen], item.dtype.numpy)
@@ -186,7 +211,7 @@ class Sampling:
             if item.name != "seed"
         }
         seeds = np.array([seed for _, seed in chosen], np.uint32)
-        return cls(parameters | {"seed": seeds.view(np.int32)}, seen)
+        return cls(parameters | {"seed": seeds.view(np.int32)})
 
     @classmethod
     def off(cls, rows: int) -> Sampling:
@@ -196,7 +221,15 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         """True when every row takes its most likely token."""
-        return all(bool(np.all(self.parameters[name] == value)) for name, value in GREEDY.items())
+        plain = all(bool(np.all(self.parameters[name] == value)) for name, value in GREEDY.items())
+        return plain and all(bool(np.all(rows < 0)) for rows in self.table_rows.values())
+
+    def arrays(self) -> dict[str, Array]:
+        """The inputs of the step that a sampling fills, by name."""
+        rows = {"rows": len(self.parameters["seed"])}
+        tables = {item.name: self.table_rows.get(item.name) for item in TABLE_ROW_INPUTS}
+        default = TABLE_ROW_INPUTS[0].filled(rows)
+        return {**self.parameters, **{name: default if own is None else own for name, own in tables.items()}}
 
 
 class Pending(Protocol):

@@ -55,9 +55,10 @@ def tokens_of(bundle: Bundle, count: int, seed: int = 0) -> list[int]:
 
 
 def penalised(rows: int, vocab: int, seed: int) -> Sampling:
-    plain = sampling(rows, temperature=0.8, seed=seed, seen=np.zeros((rows, -(-vocab // 32)), np.int32))
+    plain = sampling(rows, temperature=0.8, seed=seed, counts=np.zeros(vocab, np.int32))
     changed = {
         "repetition_penalty": np.full(rows, 1.3, np.float32),
+        "frequency_penalty": np.full(rows, 1.5, np.float32),
         "top_k": np.full(rows, 20, np.int32),
     }
     return replace(plain, parameters={**plain.parameters, **changed})
@@ -125,9 +126,8 @@ def test_advancing_gives_what_running_each_step_gives(
         assert np.array_equal(found, expected)
         for tokens, token in zip(grown, found.tolist(), strict=True):
             tokens.append(token)
-        if parameters.seen is not None:
-            bits = parameters.seen.view(np.uint32)
-            bits[[0, 1], found // 32] |= np.uint32(1) << (found % 32).astype(np.uint32)
+        for write, token in zip(parameters.writes, found.tolist(), strict=False):
+            write.values[token] += 2
 
 
 def test_a_step_leaves_the_callers_arrays_as_they_were(executor: CpuExecutor, bundle: Bundle) -> None:
@@ -138,7 +138,7 @@ def test_a_step_leaves_the_callers_arrays_as_they_were(executor: CpuExecutor, bu
     executor.advance()
     assert np.array_equal(batch.token_ids, kept[0])
     assert np.array_equal(batch.positions, kept[1])
-    assert parameters.seen is not None and not parameters.seen.any()
+    assert not any(write.values.any() for write in parameters.writes)
 
 
 def test_advancing_past_the_last_page_is_refused(executor: CpuExecutor, bundle: Bundle) -> None:

@@ -48,17 +48,23 @@ def alone(prompt, params, index=0, model=None):
     seed = np.array([derived_seed(params.seed or 0, index)], np.uint32).view(np.int32)
     one = lambda value, dtype: np.array([value], dtype)  # noqa: E731
     for _ in range(params.max_tokens):
-        words = np.zeros((1, -(-VOCAB // 32)), np.int32)
-        for token in context:
-            sampling.mark_seen.meaning(words, np.array([token], np.int32))
+        counts = np.bincount(prompt, minlength=VOCAB).clip(max=1)
+        counts += 2 * np.bincount(context[len(prompt) :], minlength=VOCAB)
         token = sampling.sample.meaning(
             model(context)[None],
-            words,
+            counts[None],
+            np.zeros((1, VOCAB), np.float32),
+            np.zeros((1, -(-VOCAB // 32)), np.int32),
+            one(0, np.int32),
+            one(-1, np.int32),
+            one(-1, np.int32),
             one(params.temperature, np.float32),
             one(params.top_k, np.int32),
             one(params.top_p, np.float32),
             one(params.min_p, np.float32),
             one(params.repetition_penalty, np.float32),
+            one(params.presence_penalty, np.float32),
+            one(params.frequency_penalty, np.float32),
             seed,
             one(len(context) - 1, np.int32),
             one(0, np.int32),
@@ -90,7 +96,17 @@ def test_every_prompt_gets_the_text_it_would_get_alone(max_rows, max_batch_token
 def test_any_mixture_of_requests_is_served_as_if_each_were_alone(
     prompts, lengths, max_rows, max_batch_tokens, pages, end
 ):
-    params = [SamplingParams(max_tokens=n, temperature=0.9, seed=5, repetition_penalty=1.2) for n in lengths]
+    params = [
+        SamplingParams(
+            max_tokens=n,
+            temperature=0.9,
+            seed=5,
+            repetition_penalty=1.2,
+            presence_penalty=0.5,
+            frequency_penalty=0.7,
+        )
+        for n in lengths
+    ]
     engine, _ = make(max_rows=max_rows, max_batch_tokens=max_batch_tokens, pages=pages, end_tokens=end)
     found = engine.generate(prompts, params[: len(prompts)])
     for index, (prompt, one, completion) in enumerate(zip(prompts, params, found, strict=False)):
@@ -300,7 +316,18 @@ def test_prompts_with_and_without_randomness_share_a_step():
     assert {b.seqs for b in toy.batches} == {2}
 
 
-def test_seen_holds_prompt_and_output_and_only_where_there_is_a_penalty():
+def test_a_sequence_waits_for_a_row_of_counts_and_those_behind_it_wait_too():
+    engine, toy = make(pages=200, max_rows=4, max_batch_tokens=8)
+    engine._scheduler.slots.tables._free = [1]
+    penalised = SamplingParams(max_tokens=6, temperature=0, presence_penalty=2)
+    found = engine.generate([[1], [2], [3]], [penalised, penalised, GREEDY])
+    assert [c.tokens for c in found] == [alone([1], penalised), alone([2], penalised), alone([3], GREEDY)]
+    assert max(batch.seqs for batch in toy.batches) == 2
+    assert {write.row for sampled in toy.samplings for write in sampled.writes} == {1}
+    assert engine._scheduler.slots.tables._free == [1]
+
+
+def test_counts_hold_prompt_and_output_and_only_where_there_is_a_penalty():
     scheduler = Scheduler(PagePool(8, 4), max_tokens=32, max_sequences=4, max_length=16)
 
     def planned(**params):
@@ -314,9 +341,16 @@ def test_seen_holds_prompt_and_output_and_only_where_there_is_a_penalty():
         scheduler.add(sequence)
         return sampling_of(scheduler.plan(unread=False), scheduler.slots, VOCAB)
 
-    assert planned().seen is None
-    both = planned(repetition_penalty=1.1)
-    assert both.seen.tolist() == [[0, 0, 0, 0], [1, 2, 1, 0]]
+    plain = planned()
+    assert not plain.writes and plain.table_rows["counts_row"].tolist() == [-1]
+    both = planned(frequency_penalty=1.1)
+    (write,) = both.writes
+    assert both.table_rows["counts_row"].tolist() == [-1, write.row]
+    assert {token: count for token, count in enumerate(write.values.tolist()) if count} == {
+        0: 1,
+        33: 1,
+        64: 1,
+    }
     assert both.parameters["seed"].tolist() == [-1, -1]
 
 

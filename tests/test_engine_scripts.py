@@ -19,6 +19,8 @@ PARAMS = st.builds(
     max_tokens=st.integers(1, 14),
     temperature=st.sampled_from([0.0, 0.9]),
     repetition_penalty=st.sampled_from([1.0, 1.0, 1.0, 1.3]),
+    presence_penalty=st.sampled_from([0.0, 0.0, 0.5]),
+    frequency_penalty=st.sampled_from([0.0, 0.0, 0.0, 0.7]),
     seed=st.integers(0, 5),
 )
 PROMPT = st.lists(st.integers(0, 3), min_size=1, max_size=14)  # few tokens, so that prefixes are shared
@@ -26,7 +28,7 @@ ACTION = st.one_of(
     st.tuples(st.just("add"), PROMPT, PARAMS, st.integers(0, 2)),
     st.tuples(st.just("cancel"), st.integers(0, 30)),
     st.tuples(st.just("steps"), st.integers(1, 6)),
-    st.tuples(st.just("fail"), st.sampled_from(["run", "advance"])),
+    st.tuples(st.just("fail"), st.sampled_from(["run", "advance"]), st.booleans()),
 )
 
 
@@ -62,10 +64,12 @@ def test_whatever_happens_each_sequence_gets_its_own_tokens_and_no_page_is_lost(
         method = getattr(toy, name)
 
         def call(*arguments, method=method, name=name):
-            if name in failing:
-                failing.remove(name)
+            fails = dict(failing).get(name)
+            pending = None if fails == "at once" else method(*arguments)
+            if fails is not None:
+                failing.clear()
                 raise DeviceError("the GPU is out of memory")
-            return method(*arguments)
+            return pending
 
         setattr(toy, name, call)
 
@@ -89,8 +93,8 @@ def test_whatever_happens_each_sequence_gets_its_own_tokens_and_no_page_is_lost(
             case ("steps", count):
                 for _ in range(count):
                     step()
-            case ("fail", name):
-                failing[:] = [name]
+            case ("fail", name, at_once):
+                failing[:] = [(name, "at once" if at_once else "when it has run")]
             case _:
                 pass
     bound = 40 + 4 * sum(len(prompt) + params.max_tokens for prompt, params in asked.values())
@@ -113,7 +117,7 @@ def test_every_step_is_launched_before_the_tokens_of_the_last_are_read_while_seq
     rng = np.random.default_rng(0)
     for step in range(200):
         if step < 150 and step % 2 == 0:
-            params = SamplingParams(max_tokens=int(rng.integers(2, 12)), temperature=0)
+            params = SamplingParams(max_tokens=int(rng.integers(2, 12)), temperature=0, frequency_penalty=0.5)
             engine.add(rng.integers(0, VOCAB, 5).tolist(), params)
         engine.step()
     launches = [i for i, line in enumerate(toy.log) if not line.startswith("read")]

@@ -37,7 +37,11 @@ TOKENS, PER_ROW, TABLE = (TensorType(s, I32) for s in (("tokens",), ("rows",), (
 STARTS = TensorType(("seqs + 1",), I32)
 FACTOR = TensorType(("rows",), F32)
 LOGITS = TensorType(("rows", 131), F32)
-SEEN = TensorType(("rows", 5), I32)
+COUNTS, BIAS, ALLOWED = (
+    TensorType(("min(table_rows, 256)", 131), I32),
+    TensorType(("min(table_rows, 64)", 131), F32),
+    TensorType(("table_rows", 5), I32),
+)
 
 Example = tuple[tuple[TensorType, ...], dict[str, Any], tuple[TensorType, ...]]
 EXAMPLES: dict[str, Example] = {
@@ -48,6 +52,7 @@ EXAMPLES: dict[str, Example] = {
     "attention": ((HEADS, CACHE, TOKENS, TOKENS, STARTS, TABLE), {"scale": 0.25}, (HEADS,)),
     "cast": ((ROWS,), {"to": "float32"}, (TensorType(("tokens", 64), F32),)),
     "clip": ((ROWS,), {"low": -2.0, "high": 2.0}, (ROWS,)),
+    "count_tokens": ((COUNTS, PER_ROW, PER_ROW), {}, (COUNTS,)),
     "columns": ((ROWS,), {"start": 8, "stop": 40}, (TensorType(("tokens", 32), BF16),)),
     "embedding": ((TOKENS, MATRIX), {}, (ROWS,)),
     "flatten": ((HEADS,), {}, (ROWS,)),
@@ -57,14 +62,16 @@ EXAMPLES: dict[str, Example] = {
     "heads": ((ROWS,), {"dim": 16}, (HEADS,)),
     "laplace": ((ROWS,), {}, (ROWS,)),
     "linear": ((ROWS, MATRIX), {"out": "f32"}, (TensorType(("tokens", 96), F32),)),
-    "mark_seen": ((SEEN, PER_ROW), {}, (SEEN,)),
     "mul": ((VECTOR, ROWS), {}, (ROWS,)),
     "relu": ((ROWS,), {}, (ROWS,)),
     "rms_norm": ((ROWS, VECTOR), {"eps": 1e-5}, (ROWS,)),
     "rope": ((HEADS, TOKENS), {"rope": Rope()}, (HEADS,)),
     "rope_by_length": ((HEADS, TOKENS, TOKENS), {"rope": LONG}, (HEADS,)),
     "sample": (
-        (LOGITS, SEEN, FACTOR, PER_ROW, FACTOR, FACTOR, FACTOR, PER_ROW, TOKENS, PER_ROW),
+        (
+            *(LOGITS, COUNTS, BIAS, ALLOWED, PER_ROW, PER_ROW, PER_ROW),
+            *(FACTOR, PER_ROW, FACTOR, FACTOR, FACTOR, FACTOR, FACTOR, PER_ROW, TOKENS, PER_ROW),
+        ),
         {},
         (PER_ROW,),
     ),
@@ -81,6 +88,7 @@ EXAMPLES: dict[str, Example] = {
 """Operand types, attributes and result types of one call of each op."""
 
 SIZES = {"tokens": 3, "rows": 3, "pages": 2, "seqs": 1, "max_pages": 1, "seqs + 1": 2}
+SIZES |= {"table_rows": 4, "min(table_rows, 256)": 4, "min(table_rows, 64)": 4}
 REGISTERED = {
     name: found for name, found in OPS.items() if found.meaning.__module__.startswith("infernum.ops.")
 }

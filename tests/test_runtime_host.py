@@ -234,15 +234,28 @@ def test_a_step_may_ask_for_no_logits_at_all(open_toy: Open) -> None:
     np.testing.assert_allclose(logits, toy.ToyCheckpoint().logits([8, 8, 1])[-1:], rtol=1e-4, atol=1e-4)
 
 
-def test_sampling_parameters_and_seen_tokens_reach_the_sampler(open_toy: Open) -> None:
+def test_sampling_parameters_and_counts_reach_the_sampler(open_toy: Open) -> None:
     best = np.argsort(-toy.ToyCheckpoint().logits([5, 7])[-1])
-    seen = np.zeros((1, toy.WORDS), np.int32)
-    seen.view(np.uint32)[0, best[0] // 32] |= np.uint32(1 << best[0] % 32)
+    counts = np.zeros(toy.VOCAB, np.int32)
+    counts[best[0]] = 1
     with open_toy() as executor:
-        chosen = toy.sampling(1, temperature=2.0, seed=11, seen=seen)
+        chosen = toy.sampling(1, temperature=2.0, seed=11, counts=counts)
         pending = executor.run(toy.step([[5, 7]], [2], [[3]]), chosen)
-        seen[:] = 0  # the caller's arrays are his own again
+        chosen.writes[0].values[:] = 0  # the caller's arrays are his own again
         assert pending.tokens().tolist() == [(best[1] + 13) % toy.VOCAB]
+
+
+def test_rows_of_tables_outlive_the_step_and_more_may_be_written_than_are_staged(open_toy: Open) -> None:
+    best = np.argsort(-toy.ToyCheckpoint().logits([5, 7])[-1])
+    counts = np.zeros(toy.VOCAB, np.int32)
+    counts[best[0]] = 1
+    batch = toy.step([[5, 7]], [2], [[3]])
+    with open_toy() as executor:
+        chosen = toy.sampling(1, temperature=2.0, seed=11, counts=counts)
+        many = replace(chosen, writes=chosen.writes * 20)
+        assert executor.run(batch, many).tokens().tolist() == [(best[1] + 13) % toy.VOCAB]
+        token = executor.run(batch, replace(chosen, writes=())).tokens()[0]
+        assert token == (next(t for t in best[1:] if t != (best[1] + 13) % toy.VOCAB) + 13) % toy.VOCAB
 
 
 def test_a_sampler_is_loaded_once_and_serves_the_steps_of_every_variant(

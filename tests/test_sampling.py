@@ -28,22 +28,53 @@ def fractions(least, most):
     return st.floats(least, most).map(np.float32)
 
 
+def words_of(tokens, vocab):
+    words = np.zeros(-(-vocab // 32), np.uint32)
+    for token in tokens:
+        words[token // 32] |= np.uint32(1 << token % 32)
+    return words.view(np.int32)
+
+
+def counts_of(prompt, output, vocab):
+    return np.array([2 * list(output).count(t) + (t in prompt) for t in range(vocab)], np.int32)
+
+
 def draw(
-    logits, seeds, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, penalty=1.0, seen=None, positions=None
+    logits,
+    seeds,
+    *,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    penalty=1.0,
+    presence=0.0,
+    frequency=0.0,
+    prompt=None,
+    output=(),
+    bias=None,
+    allowed=None,
+    positions=None,
 ):
-    """`sample` for the same row of logits with many seeds."""
+    """`sample` for the same row of logits with many seeds. The last row of each table holds, where there is one."""
     n, vocab = len(seeds), len(logits)
-    words = np.zeros((n, -(-vocab // 32)), np.uint32)
-    for token in seen or ():
-        words[:, token // 32] |= np.uint32(1 << token % 32)
+    last = lambda values: np.full(n, -1 if values is None else 1, np.int32)  # noqa: E731
+    ones = np.ones(vocab, np.int32)
     return sampling.sample.meaning(
         np.tile(logits.astype(np.float32), (n, 1)),
-        words.view(np.int32),
+        np.stack([ones, ones if prompt is None else counts_of(prompt, output, vocab)]),
+        np.stack([np.full(vocab, np.nan, np.float32), np.zeros(vocab, np.float32) if bias is None else bias]),
+        np.stack([0 * words_of([], vocab), words_of(range(vocab) if allowed is None else allowed, vocab)]),
+        last(prompt),
+        last(bias),
+        last(allowed),
         np.full(n, temperature, np.float32),
         np.full(n, top_k, np.int32),
         np.full(n, top_p, np.float32),
         np.full(n, min_p, np.float32),
         np.full(n, penalty, np.float32),
+        np.full(n, presence, np.float32),
+        np.full(n, frequency, np.float32),
         np.asarray(seeds, np.int64).astype(np.int32),
         np.zeros(n, np.int32) if positions is None else np.asarray(positions, np.int32),
         np.arange(n, dtype=np.int32),
@@ -154,13 +185,59 @@ def test_the_penalty_is_that_of_transformers(logits, penalty, data):
     expected = logits.copy()
     for token in tokens:  # RepetitionPenaltyLogitsProcessor
         expected[token] = expected[token] * penalty if expected[token] < 0 else expected[token] / penalty
-    words = np.zeros(-(-len(logits) // 32), np.uint32)
-    for token in tokens:
-        words[token // 32] |= np.uint32(1 << token % 32)
-    found = sampling.adjusted(logits, words.view(np.int32), np.float32(0), penalty)
-    np.testing.assert_array_equal(found, expected)
-    greedy = draw(logits, [0], temperature=0, penalty=penalty, seen=tokens)
+    some = data.draw(st.sets(st.sampled_from(sorted(tokens)))) if tokens else set()
+    counts = counts_of(some, tokens - some, len(logits))
+    penalised = sampling.adjusted(logits, counts=counts, repetition_penalty=penalty)
+    np.testing.assert_array_equal(penalised, expected)
+    greedy = draw(logits, [0], temperature=0, penalty=penalty, prompt=some, output=tokens - some)
     assert greedy[0] == np.argmax(expected)
+
+
+@given(rows_of_logits(), fractions(-2, 2), fractions(-2, 2), fractions(0.5, 2), st.data())
+def test_scores_are_adjusted_as_a_plain_loop_over_the_tokens_does(
+    logits, presence, frequency, repetition, data
+):
+    tokens = st.integers(0, len(logits) - 1)
+    prompt, output = data.draw(st.lists(tokens, max_size=9)), data.draw(st.lists(tokens, max_size=9))
+    bias = np.array(
+        data.draw(st.lists(st.floats(-100, 100, width=32), min_size=len(logits), max_size=len(logits)))
+    )
+    allowed = data.draw(st.sets(tokens))
+    heat = data.draw(fractions(0.1, 3))
+    expected = []
+    for token, score in enumerate(logits):
+        score = score + np.float32(bias[token])
+        if token in prompt or token in output:
+            score = score / repetition if score > 0 else score * repetition
+        score = score - frequency * np.float32(output.count(token))
+        if token in output:
+            score = score - presence
+        expected.append(score / heat if token in allowed else -np.inf)
+    adjusted = sampling.adjusted(
+        logits,
+        counts=counts_of(prompt, output, len(logits)),
+        bias=bias.astype(np.float32),
+        allowed=words_of(allowed, len(logits)),
+        repetition_penalty=repetition,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        temperature=heat,
+    )
+    np.testing.assert_array_equal(adjusted, np.array(expected, np.float32))
+
+
+def test_only_allowed_tokens_are_drawn_even_where_the_others_are_not_numbers():
+    logits = np.array([np.nan, 1.0, np.inf, 2.0, 50.0], np.float32)
+    assert set(draw(logits, range(200), allowed=[1, 3]).tolist()) == {1, 3}
+    assert draw(logits, [1], allowed=[1, 3], temperature=0)[0] == 3
+    assert draw(logits, [1], allowed=[])[0] == NO_TOKEN
+
+
+def test_a_bias_shifts_the_draw_and_minus_a_hundred_ends_it():
+    logits = np.zeros(4, np.float32)
+    bias = np.array([0, -100, 100, -100], np.float32)
+    assert set(draw(logits, range(200), bias=bias).tolist()) == {2}
+    assert set(draw(logits, range(400), bias=-bias / 100).tolist()) == {0, 1, 2, 3}
 
 
 @given(rows_of_logits())
@@ -178,7 +255,8 @@ def test_a_row_with_a_logit_that_is_nan_or_infinite_has_no_token(bad, place, tem
     logits[place] = bad
     assert draw(logits, [1, 2], temperature=temperature).tolist() == [NO_TOKEN] * 2
     assert (
-        draw(logits, [1], temperature=temperature, top_k=2, top_p=0.5, penalty=1.3, seen=[place]) == NO_TOKEN
+        draw(logits, [1], temperature=temperature, top_k=2, top_p=0.5, penalty=1.3, prompt=[place])
+        == NO_TOKEN
     )
     both = np.stack([logits, np.array([0.5, 1.0, -np.inf, 2.0], np.float32)])
     assert sampling.argmax.meaning(both).tolist() == [NO_TOKEN, 3]
@@ -191,13 +269,13 @@ def test_a_row_of_minus_infinity_has_no_token_and_a_single_one_is_never_drawn():
     assert set(draw(some, range(200)).tolist()) == {0, 2}
 
 
-def test_what_follows_a_row_without_a_token_goes_on_with_token_zero_and_marks_none():
+def test_what_follows_a_row_without_a_token_goes_on_with_token_zero_and_counts_none():
     token_ids, positions = np.array([1, 2], np.int32), np.array([4, 5], np.int32)
     sampling.advance.meaning(np.array([NO_TOKEN, 8], np.int32), token_ids, positions)
     assert (token_ids.tolist(), positions.tolist()) == ([0, 8], [5, 6])
-    seen = np.zeros((2, 2), np.int32)
-    sampling.mark_seen.meaning(seen, np.array([NO_TOKEN, 33], np.int32))
-    assert seen.tolist() == [[0, 0], [0, 2]]
+    counts = np.zeros((2, 40), np.int32)
+    sampling.count_tokens.meaning(counts, np.array([0, 1], np.int32), np.array([NO_TOKEN, 33], np.int32))
+    assert np.argwhere(counts).tolist() == [[1, 33]]
 
 
 def test_advance_feeds_the_next_step_in_place():
@@ -207,10 +285,10 @@ def test_advance_feeds_the_next_step_in_place():
     assert positions.tolist() == [5, 6, 6]
 
 
-def test_mark_seen_sets_one_bit_a_row_in_place():
-    seen = np.array([[0, 1], [0, 0], [0, 0]], np.int32)
-    sampling.mark_seen.meaning(seen, np.array([33, 0, 31], np.int32))
-    assert seen.view(np.uint32).tolist() == [[0, 3], [1, 0], [2**31, 0]]
+def test_count_tokens_counts_in_place_the_tokens_of_rows_that_have_counts():
+    counts = np.array([[0, 1, 4], [0, 0, 1], [7, 7, 7]], np.int32)
+    sampling.count_tokens.meaning(counts, np.array([1, -1, 0], np.int32), np.array([2, 0, 1], np.int32))
+    assert counts.tolist() == [[0, 3, 4], [0, 0, 3], [7, 7, 7]]
 
 
 @pytest.mark.parametrize("block", [sampler.greedy, sampler.sample])
@@ -218,4 +296,4 @@ def test_a_sampler_gives_the_tokens_and_the_inputs_of_the_next_step(block):
     graph = block.trace(SimpleNamespace(vocab_size=VOCAB), BF16)
     shapes = [graph.type(value).shape for value in graph.outputs]
     assert shapes[:3] == [("rows",), ("tokens",), ("tokens",)]
-    assert shapes[3:] == ([("rows", 2)] if block is sampler.sample else [])
+    assert shapes[3:] == ([("min(table_rows, 256)", VOCAB)] if block is sampler.sample else [])

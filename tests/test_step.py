@@ -24,8 +24,9 @@ from infernum.cli import options
 from infernum.cpu.executor import CpuExecutor
 from infernum.dtypes import F32, I32
 from infernum.errors import BundleError
-from infernum.ir.block import BATCH, RESERVED
+from infernum.ir.block import BATCH, RESERVED, BatchInputs
 from infernum.ir.graph import TensorType
+from infernum.ir.trace import Trace
 from infernum.lab.verify.facts import ragged_step
 from infernum.lab.verify.rule_values import InputValues, RuleTrial
 from infernum.manifest import TensorSpec
@@ -39,10 +40,12 @@ from infernum.step import (
     BATCH_INPUTS,
     INPUTS,
     PARAMETER_INPUTS,
-    SEEN,
+    TABLE_ROW_INPUTS,
+    TABLES,
     Batch,
     Sampling,
     StepInput,
+    TableRow,
     check_input,
 )
 
@@ -50,7 +53,7 @@ NAMES = [parameter.name for parameter in PARAMETERS]
 
 MOST_FILES = {
     # Decoding is greedy at temperature 0: commands and measurements that offer both have to name it.
-    "temperature": 10,
+    "temperature": 12,
 }
 """Files that may name a sampling parameter, where five are not enough."""
 
@@ -65,6 +68,9 @@ def test_a_sampling_parameter_is_named_in_few_files(name: str) -> None:
         *package.rglob("*.html"),
         *templates_folder().rglob("*.cu*"),
     ]
+    sources = [
+        path for path in sources if path.parent != package / "serve"
+    ]  # it names what requests may hold
     naming = sorted({path.as_posix() for path in sources if word.search(path.read_text(encoding="utf-8"))})
     assert naming, f"nothing names {name}"
     assert len(naming) <= MOST_FILES.get(name, 5), f"{name} is named in {', '.join(naming)}"
@@ -77,7 +83,14 @@ def test_every_input_has_a_name_of_its_own_that_no_weight_may_have() -> None:
 
 
 def test_blocks_may_read_every_input_by_its_type() -> None:
-    assert set(BATCH) | {SEEN.name} == {item.name for item in INPUTS}
+    tables = {table.name for table in TABLES}
+    assert set(BATCH) | tables == {item.name for item in INPUTS}
+    read = BatchInputs(Trace(), F32).tables(40)
+    assert {name: str(tensor.type) for name, tensor in read.items()} == {
+        "counts": "i32[min(table_rows, 256), 40]",
+        "logit_bias": "f32[min(table_rows, 64), 40]",
+        "allowed": "i32[table_rows, 2]",
+    }
     assert BATCH["query_start"] == TensorType(("seqs + 1",), I32)
     assert BATCH["temperature"] == TensorType(("rows",), F32)
 
@@ -85,8 +98,9 @@ def test_blocks_may_read_every_input_by_its_type() -> None:
 def test_batch_and_sampling_hold_every_input() -> None:
     assert [field.name for field in fields(Batch)] == [*(item.name for item in BATCH_INPUTS), "windowed"]
     batch = toy.step([[1, 2]], [2], [[0]])
-    held = batch.arrays() | toy.greedy(1).parameters
-    assert {*held, SEEN.name} == {item.name for item in INPUTS}
+    held = batch.arrays() | toy.greedy(1).arrays()
+    assert {*held, *(table.name for table in TABLES)} == {item.name for item in INPUTS}
+    assert all(held[item.name].tolist() == [-1] for item in TABLE_ROW_INPUTS)
     for item in BATCH_INPUTS:
         assert held[item.name] is getattr(batch, item.name)
 
@@ -96,15 +110,22 @@ def test_an_upload_puts_every_input_where_its_address_says() -> None:
     stream = gpu.stream()
     sizes = {"tokens": 3, "seqs": 2, "rows": 2, "max_pages": 4, "vocab": 40}
     batch = toy.step([[1, 2], [3]], [2, 1], [[0, 5, -1, -1], [7, -1, -1, -1]])
-    seen = np.array([[1, 2], [3, 4]], np.int32)
-    sampling = Sampling.of([(SamplingParams(top_k=5, repetition_penalty=1.5), 6)] * 2, seen)
+    rng = np.random.default_rng(0)
+    tables = {
+        table.name: rng.integers(0, 9, table.shape({"table_rows": 2, "vocab": 40})).astype(table.dtype.numpy)
+        for table in TABLES
+    }
+    writes = tuple(TableRow(name, row, values[row]) for name, values in tables.items() for row in (1, 0))
+    rows = {item.name: np.array([1, -1], np.int32) for item in TABLE_ROW_INPUTS}
+    sampling = replace(Sampling.of([(SamplingParams(top_k=5), 6)] * 2), table_rows=rows, writes=writes)
     with ExitStack() as stack:
         inputs = Inputs(gpu, stream, Limits(**sizes), stack)
         inputs.upload(batch, sampling)
         stream.synchronize()
-        values = batch.arrays() | sampling.parameters | {SEEN.name: seen}
+        values = batch.arrays() | sampling.arrays() | tables
         for item in INPUTS:
-            uploaded = at(inputs.addresses[item.name], item.dtype.numpy, *item.shape(sizes))
+            shape = item.shape({**sizes, "table_rows": sizes["rows"]})
+            uploaded = at(inputs.addresses[item.name], item.dtype.numpy, *shape)
             np.testing.assert_array_equal(uploaded, values[item.name], item.name)
 
 
@@ -194,7 +215,7 @@ def test_sampling_has_the_values_of_each_row_and_its_own_seed() -> None:
     assert sampling.parameters["seed"].tolist() == [-1, 7]
     assert all(sampling.parameters[i.name].dtype == i.dtype.numpy for i in PARAMETER_INPUTS)
     assert not sampling.greedy
-    assert sampling.seen is None
+    assert not sampling.writes and not sampling.table_rows
 
 
 def test_a_step_without_rows_samples_nothing() -> None:
@@ -219,15 +240,23 @@ def test_sampling_by_other_parameters_than_those_of_the_table_is_refused(
         Sampling(change(dict(Sampling.off(1).parameters)))
 
 
-def test_the_set_of_seen_tokens_has_a_bit_for_each_token() -> None:
-    assert SEEN.filled({"rows": 2, "vocab": 33}).tolist() == [[0, 0], [0, 0]]
+def test_a_row_that_has_a_bias_or_forbidden_tokens_is_not_greedy() -> None:
+    for item in TABLE_ROW_INPUTS:
+        rows = {item.name: np.array([-1, 0], np.int32)}
+        assert not replace(Sampling.off(2), table_rows=rows).greedy
+    with pytest.raises(AssertionError, match="logit_bias"):
+        replace(Sampling.off(2), table_rows={"logit_bias": np.zeros(2, np.int32)})
+
+
+def test_only_an_input_with_a_default_can_be_filled() -> None:
+    assert TABLE_ROW_INPUTS[0].filled({"rows": 2}).tolist() == [-1, -1]
     with pytest.raises(AssertionError, match="positions has no default"):
         next(item for item in INPUTS if item.name == "positions").filled({"tokens": 1})
 
 
 def test_a_bundle_that_reads_an_unknown_input_is_refused_by_name() -> None:
     with pytest.raises(
-        BundleError, match=r"decoder: no batch array 'alibi'; this runtime has \['lengths', 'min"
+        BundleError, match=r"decoder: no batch array 'alibi'; this runtime has \['allowed', 'all"
     ):
         check_input("alibi", F32, "decoder")
     with pytest.raises(BundleError, match="decoder: batch array 'positions' is i32, not f32"):

@@ -5,6 +5,7 @@ Each layer caches its input and adds the mean of all cached ones, scaled; logits
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +33,13 @@ from infernum.manifest import (
 )
 from infernum.ops.sampling import argmax
 from infernum.recipes import read, stack
-from infernum.step import Batch, Sampling
+from infernum.step import Batch, Sampling, TableRow
 
 WIDTH, VOCAB, LAYERS, PAGE, CONTEXT = 8, 40, 3, 4, 24
 VARIANTS = [
     VariantSpec(name="t1", min_tokens=1, max_tokens=1, max_rows=1),
     VariantSpec(name="prefill", min_tokens=2, max_tokens=12, max_rows=4),
 ]
-WORDS = -(-VOCAB // 32)
 
 
 def spec(name: str, *shape: int | str, dtype: str = "f32") -> TensorSpec:
@@ -164,10 +164,21 @@ def samplers() -> list[BlockVariant]:
     greedy = launch("greedy", "argmax", "logits", "token_ids", "positions", "output_rows", grid="rows")
     sample = launch(
         "sample",
-        *("next_tokens", "logits", "token_ids", "positions", "output_rows", "seed", "seen", "temperature"),
+        *(
+            "next_tokens",
+            "logits",
+            "token_ids",
+            "positions",
+            "output_rows",
+            "seed",
+            "counts",
+            "counts_row",
+            "temperature",
+        ),
         grid="rows",
     )
-    more = [rows_of("seed"), spec("seen", "rows", WORDS, dtype="i32"), rows_of("temperature", "f32")]
+    counts = spec("counts", "min(table_rows, 256)", VOCAB, dtype="i32")
+    more = [rows_of("seed"), counts, rows_of("counts_row"), rows_of("temperature", "f32")]
     return [
         block("greedy", ANY, [greedy], stream_in=[LOGITS], stream_out=[rows_of("argmax")], batch=sampled),
         block("sample", ANY, [sample], stream_in=[LOGITS], stream_out=[NEXT], batch=[*sampled, *more]),
@@ -304,14 +315,15 @@ def _greedy(
 
 
 def _sample(grid: tuple[int, ...], *pointers: int) -> None:
-    next_tokens, logits, ids, positions, _output_rows, seed, seen, temperature = pointers
+    next_tokens, logits, ids, positions, _output_rows, seed, counts, counts_row, temperature = pointers
     for row in range(grid[0]):
         scores = at(logits, np.float32, grid[0], VOCAB)[row].copy()
-        bits = at(seen, np.uint32, grid[0], WORDS)[row]
-        scores[[t for t in range(VOCAB) if bits[t // 32] >> (t % 32) & 1]] = -np.inf
+        counted = int(at(counts_row, np.int32, grid[0])[row])
+        own = np.zeros(VOCAB, np.int32) if counted < 0 else at(counts, np.int32, counted + 1, VOCAB)[counted]
+        scores[own > 0] = -np.inf
         shift = int(at(seed, np.int32, grid[0])[row]) + int(at(temperature, np.float32, grid[0])[row])
         token = (int(np.argmax(scores)) + shift) % VOCAB
-        bits[token // 32] |= np.uint32(1 << token % 32)
+        own[token] += 2
         _emit(row, token, next_tokens, ids, positions)
 
 
@@ -322,7 +334,7 @@ KERNELS = {
     "scale_add": ("ppppi", _scale_add),
     "gather": ("pppi", _gather),
     "greedy": ("ppppp", _greedy),
-    "sample": ("pppppppp", _sample),
+    "sample": ("ppppppppp", _sample),
 }
 
 
@@ -342,9 +354,14 @@ def greedy(rows: int) -> Sampling:
     return sampling(rows, temperature=0.0, seed=0)
 
 
-def sampling(rows: int, *, temperature: float, seed: int, seen: np.ndarray | None = None) -> Sampling:
+def sampling(rows: int, *, temperature: float, seed: int, counts: np.ndarray | None = None) -> Sampling:
+    """Rows of one temperature and seed; with `counts`, int32 [vocab], each has these in a row of its own."""
     chosen = {
         "temperature": np.full(rows, temperature, np.float32),
         "seed": np.full(rows, seed, np.int32),
     }
-    return Sampling({**Sampling.off(rows).parameters, **chosen}, seen)
+    plain = Sampling({**Sampling.off(rows).parameters, **chosen})
+    if counts is None:
+        return plain
+    writes = tuple(TableRow("counts", row, counts.copy()) for row in range(rows))
+    return replace(plain, table_rows={"counts_row": np.arange(rows, dtype=np.int32)}, writes=writes)

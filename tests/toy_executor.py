@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from infernum.ops import sampling
-from infernum.step import PARAMETER_INPUTS, Batch, Sampling
+from infernum.step import PARAMETER_INPUTS, TABLE_ROW_INPUTS, TABLES, Batch, Sampling
 
 Model = Callable[[list[int]], np.ndarray]
 """Logits of the token after a context."""
@@ -84,6 +84,8 @@ class ToyExecutor:
         self.references = 0
         self._next: tuple[Batch, Sampling] | None = None
         self._sampled = np.zeros(0, np.int32)
+        sizes = {"table_rows": max_rows, "vocab": vocab}
+        self.tables = {table.name: np.full(table.shape(sizes), 99, table.dtype.numpy) for table in TABLES}
 
     def logits(self, batch: Batch) -> np.ndarray:
         self._next = None
@@ -100,6 +102,8 @@ class ToyExecutor:
             token_ids[unread] = known
             batch = replace(batch, token_ids=token_ids)
         self.samplings.append(sampling_)
+        for write in sampling_.writes:
+            self.tables[write.table][write.row] = write.values
         return self._step(batch, sampling_)
 
     def advance(self) -> ToyPending:
@@ -117,16 +121,15 @@ class ToyExecutor:
         if s.greedy:
             tokens = sampling.argmax.meaning(logits)
         else:
-            seen = np.zeros((batch.rows, -(-self.vocab // 32)), np.int32) if s.seen is None else s.seen
+            arrays = s.arrays()
             tokens = sampling.sample.meaning(
                 logits,
-                seen,
-                *(s.parameters[item.name] for item in PARAMETER_INPUTS),
+                *self.tables.values(),
+                *(arrays[item.name] for item in (*TABLE_ROW_INPUTS, *PARAMETER_INPUTS)),
                 batch.positions,
                 batch.output_rows,
             )
-            sampling.mark_seen.meaning(seen, tokens)
-            s = Sampling(s.parameters, seen)
+            sampling.count_tokens.meaning(self.tables["counts"], arrays["counts_row"], tokens)
         self._next = None
         if batch.tokens == batch.seqs == batch.rows:
             ids, positions = sampling.advance.meaning(tokens, batch.token_ids.copy(), batch.positions.copy())

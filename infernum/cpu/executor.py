@@ -19,7 +19,7 @@ from infernum.dtypes import F32
 from infernum.errors import BundleError, CompileError, DeviceError
 from infernum.ir.text import parse_graph
 from infernum.manifest import ANY, Manifest, Stage
-from infernum.step import BATCH_INPUTS, SEEN, Batch, Float32, Int32, Sampling, check_input
+from infernum.step import BATCH_INPUTS, TABLES, Batch, Float32, Int32, Sampling, check_input
 from infernum.weights.source import Progress, TensorSource
 
 Array = np.ndarray[Any, Any]
@@ -89,6 +89,10 @@ class CpuExecutor:
         }
         self._last: _LastStep | None = None
         self._sampled = np.zeros(0, np.int32)
+        sizes = {"table_rows": self.max_rows, "vocab": bundle.manifest.model.vocab_size}
+        self._tables: dict[str, Array] = {
+            table.name: np.zeros(table.shape(sizes), table.dtype.numpy) for table in TABLES
+        }
 
     @classmethod
     def open(
@@ -148,13 +152,11 @@ class CpuExecutor:
             raise BundleError(
                 f"{self._bundle.folder}: compiled without the sampler {sampler!r}; compile the model again"
             )
-        inputs = _inputs(batch)
+        inputs = _inputs(batch) | sampling.arrays() | self._tables
         unread = batch.token_ids < 0
         inputs["token_ids"][unread] = self._sampled[-1 - batch.token_ids[unread]]
-        if sampler == "sample":
-            inputs |= sampling.parameters
-            symbols = {"rows": batch.rows, "vocab": self._bundle.manifest.model.vocab_size}
-            inputs[SEEN.name] = SEEN.filled(symbols) if sampling.seen is None else sampling.seen.copy()
+        for write in sampling.writes:
+            self._tables[write.table][write.row] = write.values
         decode = batch.tokens == batch.seqs == batch.rows
         room = batch.room(self.page_size) if decode else 0
         return self._step(_LastStep(self._variant(batch), sampler, inputs, self._page_tables(batch), room))

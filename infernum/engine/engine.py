@@ -21,7 +21,7 @@ from infernum.engine.request import read_params, read_token_array
 from infernum.engine.scheduler import Scheduler, StepPlan
 from infernum.engine.sequence import Sequence
 from infernum.engine.slots import Int64, integers
-from infernum.engine.step_inputs import batch_of, is_penalised, prompt_logits, sampling_of
+from infernum.engine.step_inputs import batch_of, prompt_logits, sampling_of
 from infernum.engine.tokenizer import Tokenizer
 from infernum.engine.transcript import Transcript
 from infernum.errors import LogitsError, RequestError
@@ -141,8 +141,7 @@ class Engine:
 
         A step is launched before the host reads the tokens of the last: the lengths of sequences are known, and a token
         that is not is a reference to the row that samples it. A sequence that has ended then takes part in one extra
-        step, whose token is dropped. Tokens are read first only where a sequence has a repetition penalty, or is
-        preempted.
+        step, whose token is dropped. Tokens are read first only where a sequence is preempted.
 
         A sequence whose logits are not finite ends with a LogitsError that has its number. The error is raised after
         the next step is launched. The other sequences go on, and the next call returns their events.
@@ -433,6 +432,7 @@ class Engine:
 
         None: there is nothing to launch, or `flight` must be read first.
         """
+        plan = None
         try:
             plan = self._scheduler.plan(unread=flight is not None)
             if plan is None:
@@ -440,13 +440,13 @@ class Engine:
             version = self._scheduler.table_version
             if flight is not None and flight.table_version == version and _follows(plan, flight.plan):
                 pending = self.executor.advance()
-            elif flight is not None and is_penalised(plan, self._scheduler.slots):
-                return None
             else:
                 batch = batch_of(plan, self._scheduler.slots, self.executor.page_size)
                 sampling = sampling_of(plan, self._scheduler.slots, self.model.vocab_size)
                 pending = self.executor.run(batch, sampling)
         except BaseException:
+            if plan is not None:
+                self._scheduler.slots.tables.write_again(plan.slots)
             if flight is not None:
                 with suppress(Exception):  # the first error is the one to report
                     self._read(flight, None)

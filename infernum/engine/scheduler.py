@@ -54,9 +54,10 @@ class Scheduler:
     """Admits sequences by priority and arrival, gives them pages as they need them, and plans the steps.
 
     A sequence is admitted when the pages of its tokens fit, and a reserve for what those that run may yet need; alone,
-    it always is. When pages run out, the newest sequence of the lowest priority is preempted: it gives back its pages,
-    waits, and its tokens are computed again. Pages that were kept are found again. So is a sequence that grows beyond
-    `short_context` tokens, from where on LongRoPE turns all of them otherwise.
+    it always is. A sequence with penalties also needs a row of counts (`TableRows`). When pages run out, the newest
+    sequence of the lowest priority is preempted: it gives back its pages, waits, and its tokens are computed again.
+    Pages that were kept are found again. So is a sequence that grows beyond `short_context` tokens, from where on
+    LongRoPE turns all of them otherwise.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class Scheduler:
         slots.row[:] = -1
         slots.row[sampling] = np.arange(len(sampling))
         slots.total[sampling] += 1
+        slots.tables.written(plan.slots)
 
     def take_back(self, plan: StepPlan) -> None:
         """Undo `launched`: the step has come to nothing."""
@@ -150,6 +152,7 @@ class Scheduler:
         self.slots.row[:] = -1
         self.slots.computed[plan.slots[current]] = plan.starts[current]
         self.slots.total[plan.slots[plan.sampled[current[plan.sampled]]]] -= 1
+        self.slots.tables.write_again(plan.slots[current])
 
     def keep_pages(self, plan: StepPlan) -> None:
         """Keep the pages that a step has filled, whose tokens are all known."""
@@ -171,6 +174,8 @@ class Scheduler:
         growth = self._growth()
         while self.waiting and self.slots.free:
             sequence = self.waiting[0]
+            if not self.slots.tables.has_room(sequence.params):
+                return
             sequence.is_long = self._is_long(len(sequence.tokens))
             own = self.pool.pages_for(sequence.limit) - self.pool.pages_for(len(sequence.tokens))
             reserved = math.ceil(self.reserve * (growth + own)) if len(self.slots.active) else 0

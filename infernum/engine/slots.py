@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infernum.engine.sequence import Sequence
+from infernum.engine.table_rows import TableRows
 from infernum.step import PARAMETER_INPUTS, Array, Int32
 
 Int64 = NDArray[np.int64]
@@ -35,6 +36,7 @@ class Slots:
     ends         True where the model's end tokens end the sequence
     has_stops    True where the sequence has end tokens of its own
     stream       `Sequence.stream`
+    tables       the rows of the executor's tables that it owns
     active       [running]: the slots that are not free, in the order in which sequences were admitted
     """
 
@@ -52,6 +54,7 @@ class Slots:
         self.parameters: dict[str, Array] = {
             item.name: np.zeros(count, item.dtype.numpy) for item in PARAMETER_INPUTS
         }
+        self.tables = TableRows(count)
         self._free = list(range(count - 1, -1, -1))
 
     @property
@@ -82,6 +85,7 @@ class Slots:
                 np.uint32(sequence.seed).view(np.int32) if name == "seed" else getattr(sequence.params, name)
             )
             values[slot] = own
+        self.tables.take(slot, sequence.params)
         return slot
 
     def give_back(self, sequence: Sequence) -> None:
@@ -93,6 +97,7 @@ class Slots:
         self.row[slot] = -1
         self.pages[slot] = -1
         self.held[slot] = 0
+        self.tables.give_back(slot)
         self._free.append(slot)
 
     def newest_or_row(self, slots: Int32) -> Int32:

@@ -7,9 +7,8 @@ from collections.abc import Sequence as Ordered
 import numpy as np
 
 from infernum.engine.scheduler import StepPlan
-from infernum.engine.sequence import Sequence
 from infernum.engine.slots import Slots, integers
-from infernum.step import SEEN, Batch, Executor, Float32, Int32, Sampling
+from infernum.step import Batch, Executor, Float32, Int32, Sampling
 
 
 def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
@@ -49,29 +48,17 @@ def page_table(pages: Ordered[Ordered[int]]) -> Int32:
     return table
 
 
-def is_penalised(plan: StepPlan, slots: Slots) -> bool:
-    """True when a row has a repetition penalty, which needs all tokens of its sequence."""
-    return bool(np.any(slots.parameters["repetition_penalty"][plan.slots[plan.rows]] != 1))
-
-
 def sampling_of(plan: StepPlan, slots: Slots, vocab_size: int) -> Sampling:
-    """The sampling parameters of each row of a plan. Where there is a penalty, the host must know all tokens."""
+    """The sampling of each row of a plan. The row of a step that samples nothing has no rows of tables."""
     rows = plan.slots[plan.rows]
     parameters = {name: values[rows] for name, values in slots.parameters.items()}
-    if not is_penalised(plan, slots):
-        return Sampling(parameters)
-    return Sampling(
-        parameters, np.stack([_seen(slots, slots.sequences[slot], vocab_size) for slot in integers(rows)])
-    )
-
-
-def _seen(slots: Slots, sequence: Sequence | None, vocab_size: int) -> Int32:
-    """The bit set of a sequence's tokens, prompt and output: int32 [ceil(vocab_size / 32)]."""
-    words = SEEN.filled({"rows": 1, "vocab": vocab_size})[0].view(np.uint32)
-    if sequence is not None and sequence.params.repetition_penalty != 1:
-        tokens = np.unique(slots.tokens_of(sequence))
-        np.bitwise_or.at(words, tokens // 32, np.uint32(1) << (tokens % 32).astype(np.uint32))
-    return words.view(np.int32)
+    writes = [
+        write
+        for slot in integers(slots.tables.unwritten(plan.slots))
+        if (sequence := slots.sequences[slot]) is not None
+        for write in slots.tables.writes(slot, slots.tokens_of(sequence), sequence.prompt_length, vocab_size)
+    ]
+    return Sampling(parameters, slots.tables.rows(rows) if len(plan.sampled) else {}, tuple(writes))
 
 
 def prompt_logits(executor: Executor, token_ids: Int32, pages: Ordered[int]) -> Float32:

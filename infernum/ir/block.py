@@ -23,18 +23,18 @@ from infernum.ir.op import as_tuple
 from infernum.ir.settings import is_plain, suffix
 from infernum.ir.trace import Tensor, Trace, caller, shown_path
 from infernum.recipes import Read, Recipe, Rows, prefixed, shape_of, spelled
-from infernum.step import INPUTS, SEEN
+from infernum.step import INPUTS, TABLES
 
 PAGE = 64
 """Positions in one page of the KV cache."""
 
 BATCH: dict[str, TensorType] = {
-    item.name: TensorType(item.dims, item.dtype) for item in INPUTS if item is not SEEN
+    item.name: TensorType(item.dims, item.dtype) for item in INPUTS if item not in TABLES
 }
-"""The inputs of a step whose shapes are the same for all models; a block reads `seen` by a method of its own."""
+"""The inputs of a step whose shapes are the same for all models; a block reads the others by `BatchInputs.tables`."""
 
 
-RESERVED = frozenset((*BATCH, *SYMBOLS, "kv", SEEN.name, "out"))
+RESERVED = frozenset((*(item.name for item in INPUTS), *SYMBOLS, "kv", "out"))
 """Names that no weight may have: inputs of the step and parameters of kernels."""
 
 
@@ -126,11 +126,14 @@ class BatchInputs:
             "kv", Input("state"), TensorType(("pages", 2, num_kv_heads, PAGE, head_dim), self.dtype)
         )
 
-    def seen(self, vocab_size: int) -> Tensor:
-        """Which tokens are in each row's context: a bit set, [rows, ceil(vocab_size / 32)]."""
-        rows, words = SEEN.dims
-        type_ = TensorType((rows, evaluate(words, {"vocab": vocab_size})), SEEN.dtype)
-        return self.trace.input(SEEN.name, Input("batch"), type_)
+    def tables(self, vocab_size: int) -> dict[str, Tensor]:
+        """The tables of a model with that vocabulary, by name (`infernum.step.TABLES`)."""
+        read: dict[str, Tensor] = {}
+        for table in TABLES:
+            rows, columns = table.dims
+            type_ = TensorType((rows, evaluate(columns, {"vocab": vocab_size})), table.dtype)
+            read[table.name] = self.trace.input(table.name, Input("batch"), type_)
+        return read
 
 
 @dataclass(frozen=True)

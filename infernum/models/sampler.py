@@ -1,6 +1,6 @@
 """The samplers: blocks that turn logits into the next token, which is the input of the next step.
 
-A result that aliases an input of the step (token_ids, positions, seen) is returned to keep its update in place.
+A result that aliases an input of the step (token_ids, positions, counts) is returned to keep its update in place.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 from infernum.ir.block import BatchInputs, Tensor, Weights, block
 from infernum.ops import sampling
-from infernum.step import PARAMETER_INPUTS
+from infernum.step import PARAMETER_INPUTS, TABLE_ROW_INPUTS
 
 
 @block(logits="f32 rows vocab_size")
@@ -22,18 +22,18 @@ def greedy(logits: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> tuple
 
 @block(logits="f32 rows vocab_size")
 def sample(logits: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> tuple[Tensor, ...]:
-    """Draw a token for each row, with the sampling parameters of the row."""
+    """Draw a token for each row, with the sampling parameters of the row and its rows of the tables."""
     del w
-    seen = batch.seen(cfg.vocab_size)
+    tables = batch.tables(cfg.vocab_size)
     next_tokens = sampling.sample(
         logits,
-        seen,
-        *(getattr(batch, item.name) for item in PARAMETER_INPUTS),
+        *tables.values(),
+        *(getattr(batch, item.name) for item in (*TABLE_ROW_INPUTS, *PARAMETER_INPUTS)),
         batch.positions,
         batch.output_rows,
     )
     advanced = sampling.advance(next_tokens, batch.token_ids, batch.positions)
-    return next_tokens, *advanced, sampling.mark_seen(seen, next_tokens)
+    return next_tokens, *advanced, sampling.count_tokens(tables["counts"], batch.counts_row, next_tokens)
 
 
 SAMPLERS = (greedy, sample)

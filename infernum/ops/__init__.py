@@ -23,7 +23,7 @@ from infernum.ops.pointwise import (
     tanh,
 )
 from infernum.ops.rope import append, rope, rope_by_length, turn
-from infernum.ops.sampling import advance, argmax, mark_seen, sample
+from infernum.ops.sampling import advance, argmax, count_tokens, sample
 from infernum.ops.shape import columns, flatten, heads, stack_rows
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "cast",
     "clip",
     "columns",
+    "count_tokens",
     "dense",
     "embedding",
     "flatten",
@@ -44,7 +45,6 @@ __all__ = [
     "heads",
     "laplace",
     "linear",
-    "mark_seen",
     "mul",
     "relu",
     "rms_norm",

@@ -106,8 +106,9 @@ def argmax(logits: np.ndarray) -> np.ndarray:
 
 
 @op(
-    "f32 rows vocab, i32 rows words, f32 rows, i32 rows, f32 rows, f32 rows, f32 rows, i32 rows, i32 tokens, "
-    "i32 rows -> i32 rows",
+    "f32 rows vocab, i32 counted vocab, f32 biased vocab, i32 masked words, i32 rows, i32 rows, i32 rows, "
+    "f32 rows, i32 rows, f32 rows, f32 rows, f32 rows, f32 rows, f32 rows, i32 rows, i32 tokens, i32 rows "
+    "-> i32 rows",
     kernels=[
         Template(
             "sample_keys",
@@ -122,8 +123,9 @@ def argmax(logits: np.ndarray) -> np.ndarray:
                 Workspace("level_weights", ("rows", "BINS"), "u64"),
             ),
             arguments=(
-                *("logits", "seen", "temperature", "repetition_penalty", "keys", "chunk_keys"),
-                "level_weights",
+                *("logits", "counts", "logit_bias", "allowed", "counts_row", "logit_bias_row", "allowed_row"),
+                *("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+                *("keys", "chunk_keys", "level_weights"),
             ),
             symbols=(),
             next_kernel=Template(
@@ -153,32 +155,52 @@ def argmax(logits: np.ndarray) -> np.ndarray:
     ],
     results=("next_tokens",),
     flops=lambda call: f"20 * {elements(call.operands['logits'])}",
+    moved_bytes=lambda call: dict.fromkeys(
+        ("counts", "logit_bias", "allowed"), 0
+    ),  # most rows read none of them
 )
 def sample(
     logits: np.ndarray,
-    seen: np.ndarray,
+    counts: np.ndarray,
+    logit_bias: np.ndarray,
+    allowed: np.ndarray,
+    counts_row: np.ndarray,
+    logit_bias_row: np.ndarray,
+    allowed_row: np.ndarray,
     temperature: np.ndarray,
     top_k: np.ndarray,
     top_p: np.ndarray,
     min_p: np.ndarray,
     repetition_penalty: np.ndarray,
+    presence_penalty: np.ndarray,
+    frequency_penalty: np.ndarray,
     seed: np.ndarray,
     positions: np.ndarray,
     output_rows: np.ndarray,
 ) -> np.ndarray:
     """Draw one token for each row of logits [rows, vocab]; parameters are [rows] -> next_tokens int32 [rows].
 
-    In this order: repetition penalty for the tokens set in `seen` (bit t % 32 of word t // 32; read only
-    where the penalty is not 1), temperature (0: take the most likely token and be done), top-k (0: off),
-    top-p (1: off), min-p (0: off), then a draw by inverse cumulative distribution in vocabulary order. Its
-    randomness is a hash of the row's seed and the position of the row's token, `positions[output_rows[row]]`,
-    so that it does not depend on what else is in the batch. Where the largest score after penalty and temperature is
-    not finite, the row has `NO_TOKEN`.
+    In this order, which is that of vLLM: tokens that are not allowed score −∞, bias, the penalties (`adjusted`),
+    temperature (0: take the most likely token and be done), top-k (0: off), top-p (1: off), min-p (0: off), then a draw
+    by inverse cumulative distribution in vocabulary order. (vLLM applies min-p before top-k.) The tables are those of
+    `infernum.step.TABLES`: row r of the logits has row `counts_row[r]` of `counts`, and so on; −1: none, and then there
+    are no penalties, no bias, and no token is forbidden. The randomness of the draw is a hash of the row's seed and the
+    position of the row's token, `positions[output_rows[row]]`, so that it does not depend on what else is in the batch.
+    Where the largest score after all this is not finite, the row has `NO_TOKEN`.
     """
     bits = random_bits(seed, positions[output_rows])
     tokens = np.full(len(logits), NO_TOKEN, np.int32)
     for row in range(len(logits)):
-        scores = adjusted(logits[row], seen[row], temperature[row], repetition_penalty[row])
+        scores = adjusted(
+            logits[row],
+            counts=counts[counts_row[row]] if counts_row[row] >= 0 else None,
+            bias=logit_bias[logit_bias_row[row]] if logit_bias_row[row] >= 0 else None,
+            allowed=allowed[allowed_row[row]] if allowed_row[row] >= 0 else None,
+            repetition_penalty=repetition_penalty[row],
+            presence_penalty=presence_penalty[row],
+            frequency_penalty=frequency_penalty[row],
+            temperature=temperature[row],
+        )
         if not has_token(scores):
             continue
         if temperature[row] <= 0:
@@ -222,10 +244,10 @@ def advance(
 
 
 @op(
-    "i32 rows words, i32 rows -> i32 rows words",
+    "i32 counted vocab, i32 rows, i32 rows -> i32 counted vocab",
     kernels=[
         Template(
-            "mark_seen",
+            "count_tokens",
             grid=("ceildiv(rows, THREADS)", 1, 1),
             threads="THREADS",
             layouts=_row_layouts,
@@ -233,16 +255,19 @@ def advance(
             symbols=("rows",),
         )
     ],
-    results=("marked",),
+    results=("counted",),
     in_place={0: 0},
-    moved_bytes=lambda call: {"seen": "8 * rows"},
+    moved_bytes=lambda call: {"counts": "8 * rows"},
 )
-def mark_seen(seen: np.ndarray, next_tokens: np.ndarray) -> np.ndarray:
-    """Set the bit of each row's sampled token, if it has one, in place: seen [rows, words], next_tokens [rows]."""
-    rows = np.flatnonzero(next_tokens >= 0)
-    tokens = next_tokens[rows]
-    seen.view(np.uint32)[rows, tokens // 32] |= np.uint32(1) << (tokens % 32).astype(np.uint32)
-    return seen
+def count_tokens(counts: np.ndarray, counts_row: np.ndarray, next_tokens: np.ndarray) -> np.ndarray:
+    """Count each row's sampled token, if it has one, as one more of the output, in place.
+
+    counts [.., vocab] (`infernum.step.TABLES`), counts_row and next_tokens [rows]. A row of `counts` belongs to at most
+    one row of the step.
+    """
+    rows = np.flatnonzero((next_tokens >= 0) & (counts_row >= 0))
+    counts[counts_row[rows], next_tokens[rows]] += 2
+    return counts
 
 
 def has_token(scores: np.ndarray) -> np.ndarray:
@@ -251,18 +276,35 @@ def has_token(scores: np.ndarray) -> np.ndarray:
 
 
 def adjusted(
-    scores: np.ndarray, seen: np.ndarray, temperature: np.float32, penalty: np.float32
+    scores: np.ndarray,
+    *,
+    counts: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+    allowed: np.ndarray | None = None,
+    repetition_penalty: float | np.float32 = 1.0,
+    presence_penalty: float | np.float32 = 0.0,
+    frequency_penalty: float | np.float32 = 0.0,
+    temperature: float | np.float32 = 0.0,
 ) -> np.ndarray:
-    """One row of logits [vocab] after repetition penalty and temperature.
+    """One row of logits [vocab] after bias, penalties, temperature and the set of allowed tokens; rows of the tables.
 
-    The penalty is that of Keskar et al. 2019 (arXiv:1909.05858), as transformers applies it.
+    The repetition penalty, for tokens of prompt and output, is that of Keskar et al. 2019 (arXiv:1909.05858), as
+    transformers applies it. Frequency and presence penalty, for tokens of the output, are OpenAI's.
     """
-    if penalty != 1:
-        marked = np.unpackbits(seen.view(np.uint8), count=len(scores), bitorder="little").astype(bool)
-        scores = np.where(marked, np.where(scores > 0, scores / penalty, scores * penalty), scores)
-    if temperature > 0:
-        with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        if bias is not None:
+            scores = scores + bias
+        if counts is not None:
+            times = counts >> 1
+            repeated = np.where(scores > 0, scores / repetition_penalty, scores * repetition_penalty)
+            scores = np.where(counts > 0, repeated, scores)
+            scores = scores - frequency_penalty * times.astype(np.float32)
+            scores = np.where(times > 0, scores - presence_penalty, scores)
+        if temperature > 0:
             scores = scores / temperature
+    if allowed is not None:
+        bits = np.unpackbits(allowed.view(np.uint8), count=len(scores), bitorder="little")
+        scores = np.where(bits, scores, np.float32(-np.inf))
     return scores
 
 

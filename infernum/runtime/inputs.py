@@ -19,7 +19,8 @@ from infernum.runtime.kv_cache import POISON
 from infernum.runtime.layout import Limits, pack
 from infernum.runtime.sampled import TURNS
 from infernum.runtime.stream import CudaEvent, Stream
-from infernum.step import INPUTS, SEEN, Batch, Sampling, StepInput, check_input
+from infernum.runtime.tables import Tables
+from infernum.step import INPUTS, TABLES, Batch, Sampling, StepInput, check_input
 
 _BYTES = 4
 """Bytes of an element: every input is an array of 32-bit integers or floats."""
@@ -67,7 +68,8 @@ class Inputs:
         self._limits = limits
         self._groups = groups
         self._arrays, packed_bytes = _pack_arrays(limits)
-        others = {item.name: _nbytes(item, limits) for item in INPUTS if item not in _PACKED}
+        alone = [item for item in INPUTS if item not in _PACKED and item not in TABLES]
+        others = {item.name: _nbytes(item, limits) for item in alone}
         others |= {_table_name(group): others[_PAGE_TABLE] for group in range(1, groups)}
         others |= {f"next_tokens.{turn}": limits.rows * _BYTES for turn in range(TURNS)}
         others[_SAMPLED] = limits.rows * _BYTES
@@ -75,10 +77,13 @@ class Inputs:
         memory = device.alloc(self.nbytes, "the arrays of a step")
         stack.callback(memory.free)
         stream.fill(memory.address, POISON, self.nbytes)
+        self._tables = Tables(device, stream, limits, stack)
+        self.nbytes += self._tables.nbytes
         self._base = memory.address
         self._packed_bytes = packed_bytes
         self.addresses = {name: memory.address + array.offset for name, array in self._arrays.items()}
         self.addresses |= {name: memory.address + at for name, at in zip(others, offsets[1:], strict=True)}
+        self.addresses |= self._tables.addresses
         self._buffers = [self._allocate_buffers(device, stack) for _ in range(2)]
         self._turn = 0
 
@@ -122,7 +127,7 @@ class Inputs:
             self._stream.copy(sampled, tokens, (int(rows.max()) + 1) * _BYTES)
             values["token_ids"] = np.maximum(batch.token_ids, 0)
         if sampling is not None and not sampling.greedy:
-            values |= sampling.parameters
+            values |= sampling.arrays()
         for name, array in buffers.arrays.items():
             if name in values:
                 _put(array, values[name])
@@ -131,11 +136,8 @@ class Inputs:
             self._stream.copy(tokens + first * _BYTES, sampled + row * _BYTES, count * _BYTES)
         self._upload_page_tables(batch, buffers)
         self._stream.record(buffers.sent)
-        if sampling is not None and sampling.seen is not None:
-            seen = np.ascontiguousarray(sampling.seen, np.int32)
-            self._stream.upload(
-                self.addresses[SEEN.name], seen.ctypes.data, seen.nbytes
-            )  # pageable: copied before it returns
+        if sampling is not None:
+            self._tables.write(sampling.writes)
 
     def _upload_page_tables(self, batch: Batch, buffers: _UploadBuffers) -> None:
         seqs, columns = batch.page_table.shape

@@ -90,8 +90,7 @@ def check_tokens(logits: Float32, output: Int32, places: Sequence[int], params: 
 
 def drawable_weights(logits: Float32, params: SamplingParams) -> np.ndarray:
     """The weights by which the sampler draws from logits [vocab], uint64; zero for tokens that `params` exclude."""
-    none, one = np.zeros(0, np.int32), np.float32(1)
-    scores = adjusted(logits, none, np.float32(params.temperature), one)
+    scores = adjusted(logits, temperature=np.float32(params.temperature))
     return kept_weights(scores, **{p.name: _scalar(p, params) for p in EXCLUDING})
 
 

@@ -83,7 +83,7 @@ def greedy(rows: int) -> Sampling:
 
 def drawn(params: SamplingParams, sequences: Sequence[int]) -> Sampling:
     """A row for each of `sequences`, all sampled by `params`, each with the seed derived for its number."""
-    assert params.repetition_penalty == 1, "measured steps have no set of the tokens seen"
+    assert not params.penalised, "measured steps have no counts of tokens"
     return Sampling.of((params, derived_seed(params.seed or 0, sequence)) for sequence in sequences)
 
 

@@ -13,7 +13,7 @@ from infernum.ir.graph import TensorType
 from infernum.lab.verify.values import Array
 from infernum.manifest import VariantSpec
 from infernum.sampling_params import PARAMETERS, SamplingParameter
-from infernum.step import BATCH_INPUTS, PARAMETER_INPUTS, SEEN, StepInput
+from infernum.step import BATCH_INPUTS, PARAMETER_INPUTS, TABLE_ROW_INPUTS, TABLES, StepInput
 
 Chunk = tuple[int, int]
 """One sequence of a step: its positions in the cache before the step, and its new tokens."""
@@ -48,6 +48,8 @@ CONTEXT_PAGES = (64, 2048)
 """Values of the symbol `context_pages`, which only decides how kernels are launched; every launch must be right."""
 
 _SPARE_COLUMNS, _SPARE_PAGES = 2, 3
+_TABLE_ROWS = 6
+"""Rows of the tables of a step: fewer than a runtime has, since each is as long as the vocabulary."""
 _FAR = 1 << 20
 """Positions that a prompt may have beyond those of the step."""
 
@@ -138,6 +140,7 @@ def ragged_step(chunks: Chunks, vocab: int, rng: np.random.Generator) -> Facts:
         "max_pages": page_table.shape[1],
         "context_pages": int(rng.choice(CONTEXT_PAGES)),
         "pages": pages,
+        "table_rows": _TABLE_ROWS,
     }
     arrays = {item.name: batch[item.name].astype(item.dtype.numpy) for item in BATCH_INPUTS}
     return Facts(tuple(chunks), symbols, arrays | _sampling(len(rows), vocab, rng))
@@ -152,10 +155,29 @@ def _sampling(rows: int, vocab: int, rng: np.random.Generator) -> dict[str, Arra
         tried: Array = np.array(parameter.tried, item.dtype.numpy)
         return np.resize(np.roll(tried, -rng.integers(len(tried))), rows)
 
-    seen = rng.integers(0, 2**32, SEEN.shape({"rows": rows, "vocab": vocab}), np.uint32)
-    seen &= rng.integers(0, 2**32, seen.shape, np.uint32)  # a quarter of the tokens
-    if vocab % 32:
-        seen[:, -1] &= np.uint32((1 << vocab % 32) - 1)
     inputs = zip(PARAMETER_INPUTS, PARAMETERS, strict=True)
     parameters = {item.name: values(item, parameter) for item, parameter in inputs}
-    return parameters | {SEEN.name: seen.view(np.int32)}
+    return parameters | _tables(rows, vocab, rng)
+
+
+def _tables(rows: int, vocab: int, rng: np.random.Generator) -> dict[str, Array]:
+    """Tables, and the rows of them that hold for each row of logits, of which some have none.
+
+    No two rows of logits have one row of a table, as no two sequences have.
+    """
+    sizes = {"table_rows": _TABLE_ROWS, "vocab": vocab}
+    counts, bias, allowed = (table.shape(sizes) for table in TABLES)
+    often = rng.integers(0, 8, counts) * (rng.random(counts) < 0.25)
+    shift = np.where(rng.random(bias) < 0.1, -100, 4 * rng.standard_normal(bias)) * (rng.random(bias) < 0.3)
+    bits = rng.integers(0, 2**32, allowed, np.uint32) | rng.integers(0, 2**32, allowed, np.uint32)
+    bits[0] = 0
+    bits[0, vocab // 32 - 1] = 1 << 31  # one token alone
+    values = (often.astype(np.int32), shift.astype(np.float32), bits.view(np.int32))
+    arrays: dict[str, Array] = {table.name: array for table, array in zip(TABLES, values, strict=True)}
+    for item in TABLE_ROW_INPUTS:
+        arrays[item.name] = np.full(rows, -1, np.int32)
+        some = rng.permutation(rows)[:_TABLE_ROWS]
+        arrays[item.name][some] = rng.permutation(_TABLE_ROWS)[: len(some)]
+        if rows > 1:
+            arrays[item.name][rng.integers(rows)] = -1
+    return arrays

@@ -16,7 +16,7 @@ from infernum.ir.graph import Input, Node, TensorType
 from infernum.lab.verify.facts import Facts, ragged_step
 from infernum.lab.verify.values import Array
 from infernum.recipes import Read, Recipe, tensors_of
-from infernum.step import SEEN
+from infernum.step import TABLES
 from infernum.weights.values import choose, values
 
 KINDS = ("normal", "large", "tiny", "zeros", "equal")
@@ -40,6 +40,10 @@ class RuleTrial:
     def facts(self) -> Facts:
         """The step: one sequence, or two of which the first begins near the end of a page."""
         return _facts(self.tokens)
+
+
+_TABLES = {table.name for table in TABLES}
+"""Inputs whose width is the vocabulary of the graph at hand, and not that of `_facts`."""
 
 
 @dataclass
@@ -67,12 +71,12 @@ class InputValues:
 
     def _array(self, name: str, kind: TensorType) -> Array:
         facts = self.trial.facts
-        if name in facts.arrays and name != SEEN.name:
+        if name in facts.arrays and name not in _TABLES:
             return facts.arrays[name]
         shape = facts.sizes(kind)
         if not kind.dtype.is_float:
-            # bits for the set of seen tokens, and otherwise numbers below both the rows and the tokens
-            below = 2**31 if name == SEEN.name else min(facts.symbols["rows"], 8)
+            # bits for the sets of allowed tokens, and otherwise numbers below both the rows and the tokens
+            below = 2**31 if name == "allowed" else min(facts.symbols["rows"], 8)
             rng = np.random.default_rng(zlib.crc32(name.encode()))
             return rng.integers(0, below, shape).astype(kind.dtype.numpy)
         return round_to(self._rows(name, _normal(name, shape), kind.dtype), kind.dtype)
