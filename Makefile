@@ -15,7 +15,7 @@ check: setup
 test: setup
 	$(BIN)/pytest -n 2 --dist loadfile
 test-gpu: setup
-	OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 $(BIN)/pytest -m gpu -n 8
+	OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 $(BIN)/pytest -m gpu -n 8 --dist loadgroup
 golden: setup
 	$(BIN)/pytest --update-golden
 demo: .venv/for-demo$(CUDA)
