@@ -32,14 +32,20 @@ from typing import Any
 import numpy as np
 
 from infernum.lab.measure.origin import origin
-from infernum.lab.measure.requests import Request, Timeline, mixed_lengths, requests_of, steady_rate
+from infernum.lab.measure.requests import (
+    Request,
+    Timeline,
+    mixed_lengths,
+    requests_of,
+    steady_rate,
+    warm_up_lengths,
+)
 from infernum.machine import choose_device
 from infernum.models.presets import resolve
 
 OPEN_SECONDS, SERVE_SECONDS = 400, 120
 """Longest times to open a model, which may compile it, and to serve the requests of a scenario."""
 
-WARM_UP_TOKENS = 8
 OVERLOAD = (64, 64)
 """Tokens of the prompt and of the output of each request of the overload."""
 
@@ -166,8 +172,7 @@ def compare(
     rates: dict[str, list[float]] = {label: [] for label in trees}
     preemptions: dict[str, list[int]] = {label: [] for label in trees}
     equal = 0
-    short = [(prompt, min(out, WARM_UP_TOKENS)) for prompt, out in scenario.lengths[:256]]
-    warm_up = requests_of(short, vocab, numbers)
+    warm_up = requests_of(warm_up_lengths(scenario.lengths[:256]), vocab, numbers)
     for tree in trees.values():
         tree.serve(warm_up)
     for number in range(rounds):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
@@ -27,6 +27,7 @@ from infernum.runtime.product import MatrixProduct
 from infernum.runtime.recent import Recent
 from infernum.runtime.sampled import SampledTokens, TokenRing
 from infernum.runtime.stream import CudaGraph, Stream
+from infernum.runtime.timing import StepMarks
 from infernum.step import Batch, Float32, Sampling
 from infernum.weights.source import Progress, TensorSource
 
@@ -87,6 +88,7 @@ class CudaExecutor:
         self._use_graphs = use_graphs
         self._stack = ExitStack()
         self._last: StepShape | None = None
+        self._marks: StepMarks | None = None
         self._longest = 0
         self._advances_left = 0
         try:
@@ -227,6 +229,18 @@ class CudaExecutor:
             self._ring,
         )
 
+    @contextmanager
+    def marked(self) -> Generator[StepMarks]:
+        """Time stamps around the kernels of every step that is run until the end of the context."""
+        marks = StepMarks(self._device, self._stream)
+        self._marks = marks
+        try:
+            yield marks
+        finally:
+            self._marks = None
+            self._stream.synchronize()
+            marks.close()
+
     def tune_products(
         self, tokens: int, on_tuned: Callable[[TunedProduct], None] = lambda tuned: None
     ) -> list[TunedProduct]:
@@ -304,10 +318,14 @@ class CudaExecutor:
         turn = self._ring.next_turn()
         decode = self._decodes.get(shape)
         graph = self._graph(decode, shape, turn) if decode is not None else None
+        if self._marks is not None:
+            self._marks.mark()
         if graph is not None:
             graph.launch()
         else:
             self._queue(shape, turn)
+        if self._marks is not None:
+            self._marks.mark()
         if decode is None and self._use_graphs and shape.is_decode and shape.tokens <= MAX_GRAPH_TOKENS:
             self._decodes.put(shape, _DecodeGraphs())
         return self._ring.fetch(self._loaded.inputs.next_tokens(turn), shape.rows, self)

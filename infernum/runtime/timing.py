@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from infernum.runtime.device import Device
-from infernum.runtime.stream import Stream
+from infernum.runtime.stream import CudaEvent, Stream
 
 HEAD_START_BYTES = 256 * 2**20
 MAX_FILLS = 200
@@ -52,6 +52,36 @@ class Stopwatch:
     ) -> None:
         self._start.close()
         self._end.close()
+
+
+class StepMarks:
+    """Time stamps of the GPU before the first kernel of each step, and after the last one.
+
+    The stamp before a step follows its uploads. So the time between two steps in which the GPU waits for the host, or
+    copies inputs, is that between the stamp after one and the stamp before the next.
+    """
+
+    def __init__(self, device: Device, stream: Stream) -> None:
+        self._device, self._stream = device, stream
+        self._events: list[CudaEvent] = []
+
+    def mark(self) -> None:
+        """Queue a time stamp: called before the kernels of a step are queued, and after them."""
+        event = self._device.event(timing=True)
+        self._events.append(event)
+        self._stream.record(event)
+
+    def steps(self) -> list[tuple[float, float]]:
+        """Milliseconds since the first step began at which each step began and ended. Waits for the last one."""
+        if self._events:
+            self._events[-1].wait()
+        times = [event.milliseconds_since(self._events[0]) for event in self._events]
+        return list(zip(times[::2], times[1::2], strict=True))
+
+    def close(self) -> None:
+        for event in self._events:
+            event.close()
+        self._events.clear()
 
 
 class HeadStart:

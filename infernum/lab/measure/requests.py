@@ -20,6 +20,9 @@ MIXED_SEED = 20261123
 MIXED_PROMPT, MIXED_OUTPUT = (64, 1024), (64, 256)
 """Least and most tokens of a prompt and of an output of the mixed load."""
 
+WARM_UP_TOKENS = 8
+"""Most output tokens of a request ahead of the timed ones."""
+
 QUANTILES = (50, 90, 99)
 
 Float64 = npt.NDArray[np.float64]
@@ -77,6 +80,11 @@ def requests_of(lengths: Iterable[tuple[int, int]], vocab: int, numbers: Iterabl
         Request(prompt_tokens(number, prompt, vocab), tokens)
         for (prompt, tokens), number in zip(lengths, numbers, strict=False)
     ]
+
+
+def warm_up_lengths(lengths: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Tokens of requests ahead of the timed ones, which load kernels, choose algorithms and capture graphs."""
+    return [(prompt, min(out, WARM_UP_TOKENS)) for prompt, out in lengths]
 
 
 def poisson(count: int, rate: float, seed: int) -> Float64:

@@ -30,6 +30,7 @@ from infernum.lab.measure.requests import (
     requests_of,
     serve,
     steady_rate,
+    warm_up_lengths,
 )
 from infernum.lab.measure.subject import ModelRequest
 from infernum.llm import Progress, load_executor
@@ -40,9 +41,6 @@ CHECKED_REQUESTS = 4
 
 DEVIATIONS = 8
 """How many times the allowed error of logits a chosen token may lie below the most likely one."""
-
-WARM_UP_TOKENS = 8
-"""Output tokens of each request ahead of a timed scenario: they load kernels, choose algorithms and capture graphs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +152,7 @@ class Bench:
         return requests_of(lengths, self.bundle.manifest.model.vocab_size, self.numbers)
 
     def warm_up(self, lengths: Sequence[tuple[int, int]]) -> None:
-        serve(self.engine, self.requests([(prompt, min(out, WARM_UP_TOKENS)) for prompt, out in lengths]))
+        serve(self.engine, self.requests(warm_up_lengths(lengths)))
 
     def check(self, requests: Sequence[Request], timeline: Timeline) -> None:
         """Raises DeviceError unless every request has its tokens, and those of some are the most likely ones."""

@@ -41,39 +41,48 @@ def block_name(place: StepPlace) -> str:
 
 def trace(title: str, steps: Sequence[TracedStep], metadata: Mapping[str, object]) -> dict[str, Any]:
     """The trace as a JSON object: a track each for steps, blocks and kernels; a step begins where the last ended."""
-    events = [_metadata("process_name", {"name": title})]
+    events = [metadata_event("process_name", {"name": title})]
     for number, track in enumerate(TRACKS):
         events += [
-            _metadata("thread_name", {"name": track}, tid=number),
-            _metadata("thread_sort_index", {"sort_index": number}, tid=number),
+            metadata_event("thread_name", {"name": track}, tid=number),
+            metadata_event("thread_sort_index", {"sort_index": number}, tid=number),
         ]
     begin = 0.0
     for step in steps:
         end = begin + max((kernel.end for kernel in step.kernels), default=0.0)
         args = {"variant": step.variant, "tokens": step.tokens, "kernels": len(step.kernels), **step.facts}
-        events.append(_complete(0, step.name, "step", begin, end, args))
+        events.append(complete_event(0, step.name, "step", begin, end, args))
         for (block, layer), group in groupby(step.kernels, key=lambda k: (k.place.block, k.place.layer)):
             kernels = list(group)
             place = {"block": block, "layer": layer, "variant": step.variant}
             start, end_of_block = min(k.start for k in kernels), max(k.end for k in kernels)
             name, args = block_name(kernels[0].place), {**place, "kernels": len(kernels)}
-            events.append(_complete(1, name, "block", begin + start, begin + end_of_block, args))
+            events.append(complete_event(1, name, "block", begin + start, begin + end_of_block, args))
             events += [
-                _complete(2, k.name, "kernel", begin + k.start, begin + k.end, {**place, **k.facts})
+                complete_event(2, k.name, "kernel", begin + k.start, begin + k.end, {**place, **k.facts})
                 for k in kernels
             ]
         begin = end
     return {"traceEvents": events, "displayTimeUnit": "ns", "otherData": dict(metadata)}
 
 
-def _complete(
-    track: int, name: str, category: str, begin: float, end: float, args: Mapping[str, object]
+def complete_event(
+    track: int,
+    name: str,
+    category: str,
+    begin: float,
+    end: float,
+    args: Mapping[str, object],
+    process: int = 0,
 ) -> dict[str, Any]:
-    """A complete event. Times are rounded to nanoseconds at both ends, so that nested events stay nested."""
+    """A complete event, from `begin` to `end` in microseconds.
+
+    Times are rounded to nanoseconds at both ends, so that nested events stay nested.
+    """
     ts = round(begin, 3)
     return {
         "ph": "X",
-        "pid": 0,
+        "pid": process,
         "tid": track,
         "name": name,
         "cat": category,
@@ -83,5 +92,6 @@ def _complete(
     }
 
 
-def _metadata(name: str, args: Mapping[str, object], **thread: int) -> dict[str, Any]:
-    return {"ph": "M", "pid": 0, **thread, "name": name, "args": args}
+def metadata_event(name: str, args: Mapping[str, object], process: int = 0, **thread: int) -> dict[str, Any]:
+    """An event that names a process or one of its tracks."""
+    return {"ph": "M", "pid": process, **thread, "name": name, "args": args}
