@@ -472,24 +472,27 @@ class Engine:
         if launched is None:
             slots.row[:] = -1
         self._scheduler.keep_pages(plan)
-        places = plan.sampled
-        current = self._scheduler.is_current(plan)[places] & (sampled[: len(places)] != NO_TOKEN)
-        if not current.all():
-            self._fail(plan.numbers[places[sampled[: len(places)] == NO_TOKEN]])
-            places, sampled = places[current], sampled[: len(places)][current]
+        places, tokens = plan.sampled, sampled[: len(plan.sampled)]
+        valid = self._scheduler.is_current(plan)[places]
+        if len(tokens) and tokens.min() < 0:
+            self._fail(plan.numbers[places[tokens == NO_TOKEN]])
+            valid &= tokens != NO_TOKEN
+        if not valid.all():
+            places, tokens = places[valid], tokens[valid]
         rows, numbers = plan.slots[places], plan.numbers[places]
-        positions = plan.starts[places] + plan.lengths[places]
-        stopped, full = slots.append(rows, positions, sampled[: len(places)], self._is_end)
-        ends = np.where(stopped, _STOP, np.where(full, _LENGTH, 0)).astype(np.int8)
-        self._deliver(StepEvents(numbers, sampled[: len(places)], ends), slots.stream[rows])
+        stopped, full = slots.append(rows, plan.ends[places], tokens, self._is_end)
+        ends = full.view(np.int8) * np.int8(_LENGTH)
+        ends[stopped] = _STOP
+        self._deliver(StepEvents(numbers, tokens, ends), rows)
         for number in integers(numbers[ends > 0]):
             self._remove(self._sequences[number])
         now = time.perf_counter()
-        self.statistics = self.statistics.plus(plan.prompt_tokens, len(places), now - self._mark)
+        self.statistics = self.statistics.plus(plan.prompt_tokens, len(tokens), now - self._mark)
         self._mark = now
 
-    def _deliver(self, events: StepEvents, streams: Int32) -> None:
-        """Give each stream its events; number 0 stands for the events of sequences of `add`."""
+    def _deliver(self, events: StepEvents, slots: Int32) -> None:
+        """Give each stream its events; those of sequences of `add`, which are of no stream, wait for `_next_step`."""
+        streams = self._scheduler.slots.stream[slots]
         if not streams.any():
             if len(events):
                 self._unread_events.append(events)

@@ -27,27 +27,28 @@ _FORGETTING = 0.998
 class StepPlan:
     """A step: of sequence i the tokens from `starts[i]` on, `lengths[i]` of them. Arrays are int32.
 
-    slots    [seqs]  slots of the sequences
-    numbers  [seqs]  numbers of the sequences, int64
-    sampled  [rows]  the sequences whose last token is among them, so that the step samples the next one
+    slots     [seqs]  slots of the sequences
+    numbers   [seqs]  numbers of the sequences, int64
+    ends      [seqs]  starts + lengths
+    sampled   [rows]  the sequences whose last token is among them, so that the step samples the next one
+    sampling  [rows]  slots of these
     """
 
     slots: Int32
     numbers: Int64
     starts: Int32
     lengths: Int32
+    ends: Int32
     sampled: Int32
+    sampling: Int32
     prompt_tokens: int
+    is_decode: bool
+    """True when every sequence has one token, and samples one."""
 
     @property
     def rows(self) -> Int32:
         """The sequences that have a row of logits. A step that samples nothing has its last sequence as its row."""
         return self.sampled if len(self.sampled) else np.array([len(self.slots) - 1], np.int32)
-
-    @property
-    def is_decode(self) -> bool:
-        """True when every sequence has one token, and samples one."""
-        return len(self.sampled) == len(self.slots) == self.lengths.sum()
 
 
 class Scheduler:
@@ -119,15 +120,19 @@ class Scheduler:
             for sequence in outgrown:
                 self._wait_again(sequence)
         self._admit()
-        total = slots.total[slots.active]
-        lengths = total - slots.computed[slots.active]
-        lengths[total >= slots.limit[slots.active]] = 0
-        decodes, prompts = slots.active[lengths == 1][: self.max_tokens], slots.active[lengths > 1]
+        active = slots.active
+        computed, _, total, limit, held, _, _ = slots.state.take(active, axis=1)
+        lengths = total - computed
+        lengths[total >= limit] = 0
+        decoding = lengths == 1
+        decodes, prompts = active[decoding][: self.max_tokens], active[lengths > 1]
+        growing = active[decoding & (computed >= held)]
         preempted = self.preempted
-        for slot in integers(decodes[slots.computed[decodes] >= slots.held[decodes]]):
-            sequence = slots.sequences[slot]  # None: it was preempted a moment ago
-            if sequence is not None and not self._grow(sequence, unread):
-                return None
+        if not self._grow_all(growing):
+            for slot in integers(growing):
+                sequence = slots.sequences[slot]  # None: it was preempted a moment ago
+                if sequence is not None and not self._grow(sequence, unread):
+                    return None
         if self.preempted > preempted:
             decodes, prompts = decodes[slots.number[decodes] >= 0], prompts[slots.number[prompts] >= 0]
         self.reserve = max(LEAST_RESERVE, self.reserve * _FORGETTING)
@@ -139,11 +144,11 @@ class Scheduler:
 
     def launched(self, plan: StepPlan) -> None:
         """Note a step that was launched: its positions are computed, and one token of each row is to be read."""
-        slots, sampling = self.slots, plan.slots[plan.sampled]
-        slots.computed[plan.slots] = plan.starts + plan.lengths
+        slots = self.slots
+        slots.computed[plan.slots] = plan.ends
         slots.row[:] = -1
-        slots.row[sampling] = np.arange(len(sampling))
-        slots.total[sampling] += 1
+        slots.row[plan.sampling] = slots.places[: len(plan.sampling)]
+        slots.total[plan.sampling] += 1
         slots.tables.written(plan.slots)
 
     def take_back(self, plan: StepPlan) -> None:
@@ -157,12 +162,13 @@ class Scheduler:
     def keep_pages(self, plan: StepPlan) -> None:
         """Keep the pages that a step has filled, whose tokens are all known."""
         size = self.pool.page_size
-        before, after = plan.starts // size, (plan.starts + plan.lengths) // size
-        for place in integers(np.flatnonzero((after > before) & self.is_current(plan))):
+        for place in integers(np.flatnonzero(plan.ends % size < plan.lengths)):
             sequence = self.slots.sequences[int(plan.slots[place])]
-            assert sequence is not None, "the slot of a sequence that runs is not free"
-            self.slots.flush(sequence, int(after[place]) * size)
-            for number in range(int(before[place]), int(after[place])):
+            if sequence is None or sequence.number != plan.numbers[place]:
+                continue
+            first, last = int(plan.starts[place]) // size, int(plan.ends[place]) // size
+            self.slots.flush(sequence, last * size)
+            for number in range(first, last):
                 page = self.pool.keep(sequence.pages[number], sequence.content(number, size))
                 if page != sequence.pages[number]:
                     sequence.pages[number] = self.slots.pages[sequence.slot, number] = page
@@ -203,20 +209,30 @@ class Scheduler:
         active, size = self.slots.active, self.pool.page_size
         return int((-(-self.slots.limit[active] // size) - self.slots.held[active] // size).sum())
 
+    def _grow_all(self, slots: Int32) -> bool:
+        """Give the sequence of each slot one more page; False where there are too few for all."""
+        pages = self.pool.allocate(len(slots))
+        if pages is None:
+            return False
+        if pages:
+            self.slots.pages[slots, self.slots.held[slots] // self.pool.page_size] = pages
+            self.slots.held[slots] += self.pool.page_size
+            self.table_version += 1
+        for slot, page in zip(integers(slots), pages, strict=True):
+            sequence = self.slots.sequences[slot]
+            assert sequence is not None, "a free slot needs no page"
+            sequence.pages.append(page)
+        return True
+
     def _grow(self, sequence: Sequence, unread: bool) -> bool:
         """Give a sequence one more page; False where a sequence must be preempted first and tokens are `unread`."""
-        while (pages := self.pool.allocate(1)) is None:
+        while not self._grow_all(np.array([sequence.slot], np.int32)):
             if unread:
                 return False
             victim = max(self.running, key=_order)
             self._preempt(victim)
             if victim is sequence:
                 return True
-        slot, number = sequence.slot, len(sequence.pages)
-        sequence.pages += pages
-        self.slots.pages[slot, number] = pages[0]
-        self.slots.held[slot] += self.pool.page_size
-        self.table_version += 1
         return True
 
     def _is_long(self, length: int) -> bool:
@@ -254,12 +270,23 @@ class Scheduler:
             return None
         slots, lengths = decodes, np.ones(len(decodes) + len(chunks), np.int32)
         if chunks:
-            slots = np.concatenate([decodes, np.array([slot for slot, _ in chunks], np.int32)])
+            slots = np.concatenate((decodes, np.array([slot for slot, _ in chunks], np.int32)))
             lengths[len(decodes) :] = [length for _, length in chunks]
-        starts = self.slots.computed[slots]
-        sampled = np.flatnonzero(starts + lengths == self.slots.total[slots]).astype(np.int32)
-        prompt_tokens = int(np.minimum(np.maximum(self.slots.prompt[slots] - starts, 0), lengths).sum())
-        return StepPlan(slots, self.slots.number[slots], starts, lengths, sampled, prompt_tokens)
+        starts, prompt, total, *_ = self.slots.state.take(slots, axis=1)
+        ends = starts + lengths
+        complete = ends == total
+        sampled = np.flatnonzero(complete).astype(np.int32)
+        return StepPlan(
+            slots,
+            self.slots.number[slots],
+            starts,
+            lengths,
+            ends,
+            sampled,
+            slots if len(sampled) == len(slots) else slots[sampled],
+            prompt_tokens=int(np.minimum(np.maximum(prompt - starts, 0), lengths).sum()),
+            is_decode=not chunks,
+        )
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:

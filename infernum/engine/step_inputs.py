@@ -8,7 +8,7 @@ import numpy as np
 
 from infernum.engine.scheduler import StepPlan
 from infernum.engine.slots import Slots, integers
-from infernum.step import Batch, Executor, Float32, Int32, Sampling
+from infernum.step import PARAMETER_INPUTS, Array, Batch, Executor, Float32, Int32, Sampling
 
 
 def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
@@ -16,27 +16,26 @@ def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
 
     The token of a row that the host has not read is a reference to that row (`Batch`).
     """
-    starts, lengths = plan.starts, plan.lengths
-    query_start = np.zeros(len(lengths) + 1, np.int32)
-    np.cumsum(lengths, out=query_start[1:])
-    sequence = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-    positions = np.arange(query_start[-1], dtype=np.int32) + (starts - query_start[:-1])[sequence]
+    count = len(plan.slots)
+    columns = int(slots.held[plan.slots].max()) // page_size
+    table = slots.pages[:, :columns].take(plan.slots, axis=0)
     total = slots.total[plan.slots]
+    if plan.is_decode:
+        rows, token_ids = slots.places[:count], slots.newest_or_row(plan.slots)
+        return Batch(token_ids, plan.starts, rows, slots.places[: count + 1], table, rows, total)
+    query_start = np.zeros(count + 1, np.int32)
+    np.cumsum(plan.lengths, out=query_start[1:])
+    sequence = np.repeat(slots.places[:count], plan.lengths)
+    positions = np.arange(query_start[-1], dtype=np.int32) + (plan.starts - query_start[:-1])[sequence]
     token_ids = slots.newest_or_row(plan.slots)[sequence]
-    for place in integers(np.flatnonzero((lengths > 1) | (starts + lengths < total))):
-        start, length = int(starts[place]), int(lengths[place])
+    for place in integers(np.flatnonzero((plan.lengths > 1) | (plan.ends < total))):
         running = slots.sequences[int(plan.slots[place])]
         assert running is not None, "a sequence that is planned has its slot"
-        token_ids[query_start[place] : query_start[place + 1]] = running.tokens[start : start + length]
-    columns = int(slots.held[plan.slots].max()) // page_size
+        token_ids[query_start[place] : query_start[place + 1]] = running.tokens[
+            plan.starts[place] : plan.ends[place]
+        ]
     return Batch(
-        token_ids,
-        positions,
-        sequence,
-        query_start,
-        slots.pages[plan.slots, :columns],
-        query_start[plan.rows + 1] - 1,
-        total[sequence],
+        token_ids, positions, sequence, query_start, table, query_start[plan.rows + 1] - 1, total[sequence]
     )
 
 
@@ -51,7 +50,10 @@ def page_table(pages: Ordered[Ordered[int]]) -> Int32:
 def sampling_of(plan: StepPlan, slots: Slots, vocab_size: int) -> Sampling:
     """The sampling of each row of a plan. The row of a step that samples nothing has no rows of tables."""
     rows = plan.slots[plan.rows]
-    parameters = {name: values[rows] for name, values in slots.parameters.items()}
+    parameters: dict[str, Array] = {
+        item.name: values.view(item.dtype.numpy)
+        for item, values in zip(PARAMETER_INPUTS, slots.sampling.take(rows, axis=1), strict=True)
+    }
     writes = [
         write
         for slot in integers(slots.tables.unwritten(plan.slots))
