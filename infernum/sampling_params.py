@@ -8,7 +8,7 @@ that `infernum --help` answers at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from infernum.errors import RequestError
@@ -128,7 +128,7 @@ PARAMETERS = (
         allowed="a number from -2 to 2",
         help="Subtracted from the logits of tokens that the output already has; 0: off.",
         in_generation_config=False,
-        tried=(0.0, 1.5, 0.0, -2.0, 0.25),
+        tried=(0.25, 0.0, 1.5, -2.0),
     ),
     SamplingParameter(
         "frequency_penalty",
@@ -138,7 +138,7 @@ PARAMETERS = (
         allowed="a number from -2 to 2",
         help="Subtracted from a token's logit once for every time that the output has it; 0: off.",
         in_generation_config=False,
-        tried=(0.0, 0.3, 2.0, 0.0, 0.0, -0.7, 0.0),
+        tried=(0.3, 0.0, 2.0, -0.7, 0.0),
     ),
     SamplingParameter(
         "seed",
@@ -186,6 +186,8 @@ class SamplingParams:
                         which are not shown, count where a string holds the text of one: ("<|eot_id|>",)
     stop_token_ids      generation ends with the first of these tokens, whose text is not shown
     ignore_eos          generate on past the model's end tokens
+    min_tokens          no end token and none of `stop_token_ids` before so many new tokens
+    logit_bias          by token, a number from -100 to 100 that is added to its logit, before penalties
     """
 
     max_tokens: int = 128
@@ -200,6 +202,8 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
+    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float], hash=False)
 
     def __post_init__(self) -> None:
         rules = {
@@ -208,6 +212,12 @@ class SamplingParams:
             "stop": (_is_texts(self.stop), "a tuple of strings that are not empty"),
             "stop_token_ids": (_is_token_ids(self.stop_token_ids), "a tuple of integers of at least 0"),
             "ignore_eos": (_is_flag(self.ignore_eos), "True or False"),
+            "min_tokens": (
+                is_integer(self.min_tokens, 0)
+                and not (is_integer(self.max_tokens, 1) and self.min_tokens > self.max_tokens),
+                "an integer from 0 to max_tokens",
+            ),
+            "logit_bias": (_is_bias(self.logit_bias), "a mapping of token ids to numbers from -100 to 100"),
         }
         for name, (holds, allowed) in rules.items():
             if not holds:
@@ -216,7 +226,8 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """True when every token is simply the most likely one."""
-        return all(getattr(self, name) == value for name, value in GREEDY.items())
+        plain = not self.logit_bias and not self.min_tokens
+        return plain and all(getattr(self, name) == value for name, value in GREEDY.items())
 
     @property
     def penalised(self) -> bool:
@@ -243,3 +254,10 @@ def _is_texts(value: object) -> bool:
 
 def _is_token_ids(value: object) -> bool:
     return isinstance(value, tuple) and all(is_integer(item, 0) for item in cast("tuple[object, ...]", value))
+
+
+def _is_bias(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        is_integer(token, 0) and is_number(shift, -100, 100)
+        for token, shift in cast("Mapping[object, object]", value).items()
+    )

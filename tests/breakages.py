@@ -174,14 +174,7 @@ BREAKAGES = [
         "if (token < 0 || counted < 0) return;",
         "if (counted < 0) return;",
     ),
-    Breakage(
-        "rows without counts count",
-        "sample",
-        "any",
-        "count_tokens",
-        "if (token < 0 || counted < 0) return;",
-        "if (token < 0) return;",
-    ),
+    Breakage("half is counted", "sample", "any", "count_tokens", "] += 2;", "] += 1;"),
     Breakage(
         "the prompt is penalised like the output",
         "sample",

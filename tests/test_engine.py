@@ -13,6 +13,7 @@ from infernum.engine.page_pool import PagePool
 from infernum.engine.scheduler import Scheduler
 from infernum.engine.sequence import Sequence
 from infernum.engine.step_inputs import sampling_of
+from infernum.engine.table_rows import bits_of
 from infernum.errors import DeviceError, LogitsError, RequestError
 from infernum.manifest import ModelInfo
 from infernum.ops import sampling
@@ -42,22 +43,24 @@ def make(model=None, *, context=64, end_tokens=(), max_model_len=None, tokenizer
     return engine, toy
 
 
-def alone(prompt, params, index=0, model=None):
+def alone(prompt, params, index=0, model=None, end=()):
     """What a sequence must come to: the model applied to the whole context, token by token."""
     model, context = model or hashed_logits(VOCAB), list(prompt)
     seed = np.array([derived_seed(params.seed or 0, index)], np.uint32).view(np.int32)
     one = lambda value, dtype: np.array([value], dtype)  # noqa: E731
-    for _ in range(params.max_tokens):
+    bias = np.array([params.logit_bias.get(token, 0) for token in range(VOCAB)], np.float32)
+    for place in range(params.max_tokens):
+        forbidden = {*end, *params.stop_token_ids} if place < params.min_tokens else set()
         counts = np.bincount(prompt, minlength=VOCAB).clip(max=1)
         counts += 2 * np.bincount(context[len(prompt) :], minlength=VOCAB)
         token = sampling.sample.meaning(
             model(context)[None],
             counts[None],
-            np.zeros((1, VOCAB), np.float32),
-            np.zeros((1, -(-VOCAB // 32)), np.int32),
+            bias[None],
+            bits_of(np.array([token not in forbidden for token in range(VOCAB)]))[None],
             one(0, np.int32),
-            one(-1, np.int32),
-            one(-1, np.int32),
+            one(0, np.int32),
+            one(0, np.int32),
             one(params.temperature, np.float32),
             one(params.top_k, np.int32),
             one(params.top_p, np.float32),
@@ -318,13 +321,46 @@ def test_prompts_with_and_without_randomness_share_a_step():
 
 def test_a_sequence_waits_for_a_row_of_counts_and_those_behind_it_wait_too():
     engine, toy = make(pages=200, max_rows=4, max_batch_tokens=8)
-    engine._scheduler.slots.tables._free = [1]
+    engine._scheduler.slots.tables._free["counts"] = [1]
     penalised = SamplingParams(max_tokens=6, temperature=0, presence_penalty=2)
     found = engine.generate([[1], [2], [3]], [penalised, penalised, GREEDY])
     assert [c.tokens for c in found] == [alone([1], penalised), alone([2], penalised), alone([3], GREEDY)]
     assert max(batch.seqs for batch in toy.batches) == 2
     assert {write.row for sampled in toy.samplings for write in sampled.writes} == {1}
-    assert engine._scheduler.slots.tables._free == [1]
+    assert engine._scheduler.slots.tables._free["counts"] == [1]
+
+
+def test_a_bias_holds_for_its_own_sequence_and_counts_as_a_change_of_the_logits():
+    biased = SamplingParams(max_tokens=8, temperature=0, logit_bias={5: 100, 6: 99.5, 7: -100})
+    engine, toy = make(pages=40)
+    found = engine.generate(PROMPTS[:3], [GREEDY, biased, biased])
+    assert [c.tokens for c in found] == [
+        alone(prompt, params) for prompt, params in zip(PROMPTS[:3], [GREEDY, biased, biased], strict=True)
+    ]
+    assert set(found[1].tokens) <= {5, 6} and not biased.greedy
+    assert [write.table for sampled in toy.samplings for write in sampled.writes] == ["logit_bias"] * 2
+    with pytest.raises(RequestError, match="logit_bias holds 97; the model's tokens are 0 to 96"):
+        engine.generate([[1]], SamplingParams(logit_bias={97: 1}))
+
+
+@pytest.mark.parametrize("least", [0, 1, 5, 9, 12])
+def test_no_end_token_and_no_stop_token_comes_before_min_tokens(least):
+    end, model = (3, 4, 5), scripted(VOCAB, 2, [9, 4, 7, 8, 3] * 4)
+    params = SamplingParams(max_tokens=12, temperature=0, stop_token_ids=(7,), min_tokens=least)
+    engine, toy = make(model, end_tokens=end, pages=40)
+    found = engine.generate([[1, 2], [1, 2]], [params, GREEDY])
+    whole = alone([1, 2], params, model=model, end=end)
+    last = next((i for i, token in enumerate(whole) if token in (*end, 7)), 11)
+    assert last + 1 > least or least == 12
+    assert found[0].tokens == whole[: last + 1] and found[1].tokens == (9, 4)
+    late = toy.log.index("run 1" if "run 1" in toy.log else "advance 1") < toy.log.index("read 0")
+    assert late, "no step waits for the tokens of the last"
+
+
+def test_min_tokens_with_ignore_eos_forbids_stop_tokens_alone():
+    model = scripted(VOCAB, 1, [4, 7, 4, 4])
+    params = SamplingParams(max_tokens=4, temperature=0, stop_token_ids=(7,), min_tokens=3, ignore_eos=True)
+    assert make(model, end_tokens=(4,))[0].generate([[1]], params)[0].tokens == (4, 0, 4, 4)
 
 
 def test_counts_hold_prompt_and_output_and_only_where_there_is_a_penalty():
@@ -339,7 +375,7 @@ def test_counts_hold_prompt_and_output_and_only_where_there_is_a_penalty():
             seed=2**32 - 1,
         )
         scheduler.add(sequence)
-        return sampling_of(scheduler.plan(unread=False), scheduler.slots, VOCAB)
+        return sampling_of(scheduler.plan(unread=False), scheduler.slots, np.zeros(VOCAB, bool))
 
     plain = planned()
     assert not plain.writes and plain.table_rows["counts_row"].tolist() == [-1]
@@ -663,6 +699,14 @@ def test_statistics_count_prompt_and_output_tokens():
         ("top_p", 1.1),
         ("top_p", float("nan")),
         ("min_p", -0.1),
+        ("presence_penalty", 2.1),
+        ("frequency_penalty", float("nan")),
+        ("min_tokens", -1),
+        ("min_tokens", 129),
+        ("logit_bias", {1: 101}),
+        ("logit_bias", {-1: 0}),
+        ("logit_bias", {"1": 0}),
+        ("logit_bias", [(1, 0)]),
         ("min_p", "0.1"),
         ("repetition_penalty", 0),
         ("repetition_penalty", float("inf")),

@@ -52,6 +52,9 @@ LONGEST_ID = 10
     help="Stop after this token. May be repeated.",
 )
 @click.option("--ignore-eos", is_flag=True, help="Do not stop at the model's end-of-sequence tokens.")
+@click.option(
+    "--min-tokens", type=int, default=0, metavar="N", help="No end token before so many tokens are generated."
+)
 @options.load_format
 @options.gpu_memory_utilization
 @options.max_model_len
@@ -74,6 +77,7 @@ def command(
     stop: tuple[str, ...],
     stop_token_ids: tuple[int, ...],
     ignore_eos: bool,
+    min_tokens: int,
     load_format: str,
     gpu_memory_utilization: float,
     max_model_len: int | None,
@@ -104,6 +108,7 @@ def command(
         stop=stop,
         stop_token_ids=stop_token_ids,
         ignore_eos=ignore_eos,
+        min_tokens=min_tokens,
         **sampling,
     )
     text = read_stdin() if prompt == "-" else DEMO_PROMPT if prompt is None else prompt

@@ -323,6 +323,11 @@ class Engine:
                 raise RequestError(
                     f"stop_token_ids holds {token}; the model's tokens are 0 to {self.model.vocab_size - 1}"
                 )
+        for token in params.logit_bias:
+            if token >= self.model.vocab_size:
+                raise RequestError(
+                    f"logit_bias holds {token}; the model's tokens are 0 to {self.model.vocab_size - 1}"
+                )
         seed = secrets.randbits(32) if params.seed is None else derived_seed(params.seed, index)
         max_tokens = min(params.max_tokens, room - len(tokens))
         return Sequence(-1, tokens, params, max_tokens=max_tokens, seed=seed)
@@ -438,11 +443,17 @@ class Engine:
             if plan is None:
                 return None
             version = self._scheduler.table_version
-            if flight is not None and flight.table_version == version and _follows(plan, flight.plan):
+            slots = self._scheduler.slots
+            if (
+                flight is not None
+                and flight.table_version == version
+                and _follows(plan, flight.plan)
+                and not slots.tables.differ(plan.slots, plan.starts + 1 - slots.prompt[plan.slots])
+            ):
                 pending = self.executor.advance()
             else:
-                batch = batch_of(plan, self._scheduler.slots, self.executor.page_size)
-                sampling = sampling_of(plan, self._scheduler.slots, self.model.vocab_size)
+                batch = batch_of(plan, slots, self.executor.page_size)
+                sampling = sampling_of(plan, slots, self._is_end)
                 pending = self.executor.run(batch, sampling)
         except BaseException:
             if plan is not None:

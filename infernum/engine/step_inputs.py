@@ -7,7 +7,7 @@ from collections.abc import Sequence as Ordered
 import numpy as np
 
 from infernum.engine.scheduler import StepPlan
-from infernum.engine.slots import Slots, integers
+from infernum.engine.slots import Bools, Slots, integers
 from infernum.step import PARAMETER_INPUTS, Array, Batch, Executor, Float32, Int32, Sampling
 
 
@@ -47,8 +47,11 @@ def page_table(pages: Ordered[Ordered[int]]) -> Int32:
     return table
 
 
-def sampling_of(plan: StepPlan, slots: Slots, vocab_size: int) -> Sampling:
-    """The sampling of each row of a plan. The row of a step that samples nothing has no rows of tables."""
+def sampling_of(plan: StepPlan, slots: Slots, is_end: Bools) -> Sampling:
+    """The sampling of each row of a plan. The row of a step that samples nothing has no rows of tables.
+
+    `is_end` [vocab] marks the model's end tokens.
+    """
     rows = plan.slots[plan.rows]
     parameters: dict[str, Array] = {
         item.name: values.view(item.dtype.numpy)
@@ -58,9 +61,10 @@ def sampling_of(plan: StepPlan, slots: Slots, vocab_size: int) -> Sampling:
         write
         for slot in integers(slots.tables.unwritten(plan.slots))
         if (sequence := slots.sequences[slot]) is not None
-        for write in slots.tables.writes(slot, slots.tokens_of(sequence), sequence.prompt_length, vocab_size)
+        for write in slots.tables.writes(sequence, slots.tokens_of(sequence), is_end)
     ]
-    return Sampling(parameters, slots.tables.rows(rows) if len(plan.sampled) else {}, tuple(writes))
+    owned = slots.tables.rows(rows, slots.total[rows] - slots.prompt[rows])
+    return Sampling(parameters, owned if len(plan.sampled) else {}, tuple(writes))
 
 
 def prompt_logits(executor: Executor, token_ids: Int32, pages: Ordered[int]) -> Float32:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
+from infernum.engine.sequence import Sequence
 from infernum.sampling_params import SamplingParams
 from infernum.step import TABLES, Int32, TableRow
 
-_ROWS = {table.name: table for table in TABLES}
+_SCARCE = {table.name: table for table in TABLES if table.name != "allowed"}
+"""The tables that have fewer rows than there are slots. Slot s owns row s of the others."""
 
 
 class TableRows:
@@ -19,41 +22,67 @@ class TableRows:
     """
 
     def __init__(self, slots: int) -> None:
-        self._free = list(range(_ROWS["counts"].shape({"table_rows": slots, "vocab": 1})[0]))
-        self._counts = np.full(slots, -1, np.int32)
-        self._unwritten = np.zeros(slots, bool)
+        sizes = {"table_rows": slots, "vocab": 1}
+        self._free = {name: list(range(table.shape(sizes)[0])) for name, table in _SCARCE.items()}
+        self._rows = {name: np.full(slots, -1, np.int32) for name in _SCARCE}
+        self._min_tokens = np.zeros(slots, np.int32)
+        self._unwritten = np.zeros(slots, np.bool_)
 
     def has_room(self, params: SamplingParams) -> bool:
         """True when a sequence of these parameters gets the rows that it needs."""
-        return bool(self._free) or not params.penalised
+        return all(self._free[name] for name in _needed(params))
 
     def take(self, slot: int, params: SamplingParams) -> None:
         """Give the sequence of a slot the rows that it needs."""
-        if params.penalised:
-            self._counts[slot] = self._free.pop()
-            self._unwritten[slot] = True
+        for name in _needed(params):
+            self._rows[name][slot] = self._free[name].pop()
+        self._min_tokens[slot] = params.min_tokens
+        self._unwritten[slot] = self._owns_any(slot)
 
     def give_back(self, slot: int) -> None:
         """Free the rows of a slot."""
-        if self._counts[slot] >= 0:
-            self._free.append(int(self._counts[slot]))
-        self._counts[slot] = -1
+        for name, rows in self._rows.items():
+            if rows[slot] >= 0:
+                self._free[name].append(int(rows[slot]))
+            rows[slot] = -1
+        self._min_tokens[slot] = 0
         self._unwritten[slot] = False
 
-    def rows(self, slots: Int32) -> dict[str, Int32]:
-        """The row of each table for each of the slots, by the name of the input; −1: none."""
-        return {"counts_row": self._counts[slots]}
+    def rows(self, slots: Int32, output: Int32) -> dict[str, Int32]:
+        """The row of each table for each of the slots, by the name of the input; −1: none.
+
+        `output` is the number of new tokens that each sequence has so far, read or not.
+        """
+        rows = {f"{name}_row": rows[slots] for name, rows in self._rows.items()}
+        return rows | {"allowed_row": np.where(output < self._min_tokens[slots], slots, -1).astype(np.int32)}
+
+    def differ(self, slots: Int32, output: Int32) -> bool:
+        """True when `rows` differ from those of the step before, in which each sequence had one token less."""
+        return bool(np.any(self._min_tokens[slots] == output))
 
     def unwritten(self, slots: Int32) -> Int32:
         """The slots among these whose rows the executor needs before their next step."""
         return slots[self._unwritten[slots]]
 
-    def writes(self, slot: int, tokens: Int32, prompt_length: int, vocab_size: int) -> Iterator[TableRow]:
-        """The rows of a slot whose sequence has these tokens, prompt and output, all of which the host knows."""
-        if self._counts[slot] >= 0:
-            counts = 2 * np.bincount(tokens[prompt_length:], minlength=vocab_size)
-            counts[tokens[:prompt_length]] += 1
-            yield TableRow("counts", int(self._counts[slot]), counts.astype(np.int32))
+    def writes(self, sequence: Sequence, tokens: Int32, is_end: NDArray[np.bool_]) -> Iterator[TableRow]:
+        """The rows of a sequence that has these tokens, prompt and output, all of which the host knows.
+
+        `is_end` [vocab] marks the model's end tokens.
+        """
+        slot, params = sequence.slot, sequence.params
+        counts_row, bias_row = (int(self._rows[name][slot]) for name in ("counts", "logit_bias"))
+        if counts_row >= 0:
+            counts = 2 * np.bincount(tokens[sequence.prompt_length :], minlength=len(is_end))
+            counts[tokens[: sequence.prompt_length]] += 1
+            yield TableRow("counts", counts_row, counts.astype(np.int32))
+        if bias_row >= 0:
+            bias = np.zeros(len(is_end), np.float32)
+            bias[list(params.logit_bias)] = list(params.logit_bias.values())
+            yield TableRow("logit_bias", bias_row, bias)
+        if params.min_tokens:
+            allowed = np.ones(len(is_end), np.bool_) if params.ignore_eos else ~is_end
+            allowed[list(params.stop_token_ids)] = False
+            yield TableRow("allowed", slot, bits_of(allowed))
 
     def written(self, slots: Int32) -> None:
         """Note that the executor has the rows of these slots."""
@@ -61,4 +90,23 @@ class TableRows:
 
     def write_again(self, slots: Int32) -> None:
         """Note that a step of these slots has come to nothing: what the device has counted is unknown."""
-        self._unwritten[slots] = self._counts[slots] >= 0
+        for slot in slots.tolist():
+            self._unwritten[slot] = self._owns_any(slot)
+
+    def _owns_any(self, slot: int) -> bool:
+        return self._min_tokens[slot] > 0 or any(rows[slot] >= 0 for rows in self._rows.values())
+
+
+def bits_of(allowed: NDArray[np.bool_]) -> Int32:
+    """A row of the table `allowed` for these tokens: bool [vocab] -> int32 [ceil(vocab / 32)]."""
+    padded = np.zeros(-(-len(allowed) // 32) * 32, np.bool_)
+    padded[: len(allowed)] = allowed
+    return np.packbits(padded, bitorder="little").view(np.int32)
+
+
+def _needed(params: SamplingParams) -> Iterator[str]:
+    """The scarce tables of which a sequence needs a row."""
+    if params.penalised:
+        yield "counts"
+    if params.logit_bias:
+        yield "logit_bias"

@@ -167,7 +167,7 @@ def _tables(rows: int, vocab: int, rng: np.random.Generator) -> dict[str, Array]
     """
     sizes = {"table_rows": _TABLE_ROWS, "vocab": vocab}
     counts, bias, allowed = (table.shape(sizes) for table in TABLES)
-    often = rng.integers(0, 8, counts) * (rng.random(counts) < 0.25)
+    often = rng.choice([0, 0, 0, 0, 1, 1, 2, 3, 4, 7], counts)  # of the prompt, of the output, of both
     shift = np.where(rng.random(bias) < 0.1, -100, 4 * rng.standard_normal(bias)) * (rng.random(bias) < 0.3)
     bits = rng.integers(0, 2**32, allowed, np.uint32) | rng.integers(0, 2**32, allowed, np.uint32)
     bits[0] = 0
