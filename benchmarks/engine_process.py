@@ -1,6 +1,6 @@
 """Serves requests by the tree of Infernum on PYTHONPATH, for compare_engine.py: one JSON object a line, in and out.
 
-It uses only what the trees that are compared have in common.
+It uses only what the trees that are compared have in common, and draws random weights as the older ones do.
 """
 
 from __future__ import annotations
@@ -9,9 +9,22 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 from infernum import LLM, SamplingParams
+from infernum.weights import dummy
+
+if hasattr(
+    dummy, "distribution_of"
+):  # before the runtime imports it: older trees have one deviation for all matrices
+    distribution_of = dummy.distribution_of
+
+    def distribution_of_older_trees(name: str, shape: tuple[int, ...], added: float = 0.0) -> dummy.Normal:
+        normal = distribution_of(name, shape, added)
+        return replace(normal, deviation=0.02) if len(shape) > 1 else normal
+
+    dummy.distribution_of = distribution_of_older_trees
 
 
 def serve(llm: LLM, requests: list[tuple[list[int], int]]) -> dict[str, Any]:

@@ -51,13 +51,16 @@ def check_pages(engine: Engine) -> None:
     assert all(content.parent in pool._contents for content in pool._kept if isinstance(content.parent, int))
 
 
-@settings(max_examples=300)
-@given(
+SCRIPT = given(
     actions=st.lists(ACTION, min_size=1, max_size=14),
     pages=st.integers(7, 24),
     max_batch_tokens=st.integers(3, 24),
     max_rows=st.integers(1, 6),
 )
+
+
+@settings(max_examples=300)
+@SCRIPT
 def test_whatever_happens_each_sequence_gets_its_own_tokens_and_no_page_is_lost(
     actions, pages, max_batch_tokens, max_rows
 ):
