@@ -339,7 +339,7 @@ class Engine:
             raise RequestError(
                 "the prompt is empty, and this model has no token to begin with; give at least one token"
             )
-        if read.min() < 0 or read.max() >= self.model.vocab_size:
+        if not 0 <= read.min() <= read.max() < self.model.vocab_size:
             place = int(np.flatnonzero((read < 0) | (read >= self.model.vocab_size))[0])
             raise RequestError(
                 f"token {place} of the prompt is {read[place]}; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,7 @@ Parent = int | str
 """The page before a page; of a first page, the salt: only sequences of one salt share pages."""
 
 
-@dataclass(frozen=True)
-class Content:
+class Content(NamedTuple):
     """What a page holds: the tokens of its positions, as the bytes of an int32 array, after those of its parent.
 
     Contents are compared as they are, never by a hash alone. A dict hashes bytes with a secret of the process, so that

@@ -161,17 +161,18 @@ class Scheduler:
 
     def keep_pages(self, plan: StepPlan) -> None:
         """Keep the pages that a step has filled, whose tokens are all known."""
-        size = self.pool.page_size
-        for place in integers(np.flatnonzero(plan.ends % size < plan.lengths)):
-            sequence = self.slots.sequences[int(plan.slots[place])]
-            if sequence is None or sequence.number != plan.numbers[place]:
+        size, slots = self.pool.page_size, self.slots
+        places = np.flatnonzero(plan.ends % size < plan.lengths)
+        columns = [integers(column[places]) for column in (plan.slots, plan.numbers, plan.starts, plan.ends)]
+        for slot, sequence_number, start, end in zip(*columns, strict=True):
+            sequence = slots.sequences[slot]
+            if sequence is None or sequence.number != sequence_number:
                 continue
-            first, last = int(plan.starts[place]) // size, int(plan.ends[place]) // size
-            self.slots.flush(sequence, last * size)
-            for number in range(first, last):
+            slots.flush(sequence, end - end % size)
+            for number in range(start // size, end // size):
                 page = self.pool.keep(sequence.pages[number], sequence.content(number, size))
                 if page != sequence.pages[number]:
-                    sequence.pages[number] = self.slots.pages[sequence.slot, number] = page
+                    sequence.pages[number] = slots.pages[slot, number] = page
                     self.table_version += 1
 
     def _admit(self) -> None:

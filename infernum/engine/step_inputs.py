@@ -28,12 +28,12 @@ def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
     sequence = np.repeat(slots.places[:count], plan.lengths)
     positions = np.arange(query_start[-1], dtype=np.int32) + (plan.starts - query_start[:-1])[sequence]
     token_ids = slots.newest_or_row(plan.slots)[sequence]
-    for place in integers(np.flatnonzero((plan.lengths > 1) | (plan.ends < total))):
-        running = slots.sequences[int(plan.slots[place])]
+    places = np.flatnonzero((plan.lengths > 1) | (plan.ends < total))
+    columns = [integers(column[places]) for column in (plan.slots, plan.starts, plan.ends, query_start)]
+    for slot, start, end, at in zip(*columns, strict=True):
+        running = slots.sequences[slot]
         assert running is not None, "a sequence that is planned has its slot"
-        token_ids[query_start[place] : query_start[place + 1]] = running.tokens[
-            plan.starts[place] : plan.ends[place]
-        ]
+        token_ids[at : at + end - start] = running.tokens[start:end]
     return Batch(
         token_ids, positions, sequence, query_start, table, query_start[plan.rows + 1] - 1, total[sequence]
     )

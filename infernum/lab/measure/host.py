@@ -22,7 +22,7 @@ CONTEXT = 4096
 VOCAB = 128_256
 
 OUTPUT = 160
-"""Tokens that a sequence generates: of S sequences, S / 160 end in each step, and as many arrive."""
+"""Tokens that a sequence generates on average: of S sequences, S / 160 end in a step, and as many arrive."""
 
 PROMPT_TOKENS = (200, 520)
 """Fewest and most tokens of a prompt."""
@@ -31,7 +31,7 @@ BEGINNINGS = 8
 """Every other prompt has one of so many beginnings, each of `PROMPT_TOKENS[0]` tokens."""
 
 WARM_UP = 2 * OUTPUT
-"""Steps before the measured ones. In them the first sequences end, and the cache fills up."""
+"""Steps before the measured ones. In them all first sequences end, and the cache fills up."""
 
 
 class NullExecutor:
@@ -167,15 +167,14 @@ class _Load:
         self.arrived = 0
         self._prompts = _prompts(sequences)
         self._missing = sequences
-        self._first = [1 + index * OUTPUT // sequences for index in range(sequences)]
-        """Lengths of the outputs of the first sequences, which end one after another."""
+        self._rng = np.random.default_rng(sequences)
 
     def step(self) -> float:
         """Add a sequence for each that ended in the last step, and make a step. Returns its seconds of CPU time."""
         arriving = [
             (
                 next(self._prompts),
-                SamplingParams(max_tokens=self._first.pop() if self._first else OUTPUT, temperature=0.8),
+                SamplingParams(max_tokens=int(self._rng.integers(1, 2 * OUTPUT)), temperature=0.8),
             )
             for _ in range(self._missing)
         ]
