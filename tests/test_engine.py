@@ -378,7 +378,7 @@ def test_counts_hold_prompt_and_output_and_only_where_there_is_a_penalty():
         return sampling_of(scheduler.plan(unread=False), scheduler.slots, np.zeros(VOCAB, bool))
 
     plain = planned()
-    assert not plain.writes and plain.table_rows["counts_row"].tolist() == [-1]
+    assert not plain.writes and not plain.table_rows
     both = planned(frequency_penalty=1.1)
     (write,) = both.writes
     assert both.table_rows["counts_row"].tolist() == [-1, write.row]

@@ -385,7 +385,7 @@ class Engine:
             sequences=plan.numbers,
             starts=plan.starts,
             lengths=plan.lengths,
-            sampled=plan.sampled,
+            sampled=plan.sampled.astype(np.int32),
             prompt_tokens=plan.prompt_tokens,
             waiting=len(scheduler.waiting),
             running=len(scheduler.running),
@@ -485,13 +485,13 @@ class Engine:
         self._scheduler.keep_pages(plan)
         places, tokens = plan.sampled, sampled[: len(plan.sampled)]
         valid = self._scheduler.is_current(plan)[places]
-        if len(tokens) and tokens.min() < 0:
+        if np.count_nonzero(tokens < 0):
             self._fail(plan.numbers[places[tokens == NO_TOKEN]])
             valid &= tokens != NO_TOKEN
-        if not valid.all():
+        if np.count_nonzero(valid) < len(valid):
             places, tokens = places[valid], tokens[valid]
-        rows, numbers = plan.slots[places], plan.numbers[places]
-        stopped, full = slots.append(rows, plan.ends[places], tokens, self._is_end)
+        rows, numbers = plan.slots.take(places), plan.numbers.take(places)
+        stopped, full = slots.append(rows, plan.ends.take(places), tokens, self._is_end)
         ends = full.view(np.int8) * np.int8(_LENGTH)
         ends[stopped] = _STOP
         self._deliver(StepEvents(numbers, tokens, ends), rows)
@@ -501,10 +501,10 @@ class Engine:
         self.statistics = self.statistics.plus(plan.prompt_tokens, len(tokens), now - self._mark)
         self._mark = now
 
-    def _deliver(self, events: StepEvents, slots: Int32) -> None:
+    def _deliver(self, events: StepEvents, slots: Int64) -> None:
         """Give each stream its events; those of sequences of `add`, which are of no stream, wait for `_next_step`."""
-        streams = self._scheduler.slots.stream[slots]
-        if not streams.any():
+        streams = self._scheduler.slots.stream.take(slots)
+        if not np.count_nonzero(streams):
             if len(events):
                 self._unread_events.append(events)
             return

@@ -10,7 +10,7 @@ import numpy as np
 
 from infernum.engine.page_pool import PagePool
 from infernum.engine.sequence import Sequence
-from infernum.engine.slots import Bools, Int64, Slots, integers
+from infernum.engine.slots import Bools, Int64, Slots, integers, rows_of
 from infernum.step import Int32
 
 LEAST_RESERVE = 0.1
@@ -25,30 +25,30 @@ _FORGETTING = 0.998
 
 @dataclass(frozen=True)
 class StepPlan:
-    """A step: of sequence i the tokens from `starts[i]` on, `lengths[i]` of them. Arrays are int32.
+    """A step: of sequence i the tokens from `starts[i]` on, `lengths[i]` of them. Arrays are int32, indices int64.
 
     slots     [seqs]  slots of the sequences
-    numbers   [seqs]  numbers of the sequences, int64
+    numbers   [seqs]  numbers of the sequences
     ends      [seqs]  starts + lengths
     sampled   [rows]  the sequences whose last token is among them, so that the step samples the next one
     sampling  [rows]  slots of these
     """
 
-    slots: Int32
+    slots: Int64
     numbers: Int64
     starts: Int32
     lengths: Int32
     ends: Int32
-    sampled: Int32
-    sampling: Int32
+    sampled: Int64
+    sampling: Int64
     prompt_tokens: int
     is_decode: bool
     """True when every sequence has one token, and samples one."""
 
     @property
-    def rows(self) -> Int32:
+    def rows(self) -> Int64:
         """The sequences that have a row of logits. A step that samples nothing has its last sequence as its row."""
-        return self.sampled if len(self.sampled) else np.array([len(self.slots) - 1], np.int32)
+        return self.sampled if len(self.sampled) else np.array([len(self.slots) - 1])
 
 
 class Scheduler:
@@ -140,7 +140,7 @@ class Scheduler:
 
     def is_current(self, plan: StepPlan) -> Bools:
         """For each sequence of a plan, whether it still has the slot that it had."""
-        return self.slots.number[plan.slots] == plan.numbers
+        return self.slots.number.take(plan.slots) == plan.numbers
 
     def launched(self, plan: StepPlan) -> None:
         """Note a step that was launched: its positions are computed, and one token of each row is to be read."""
@@ -162,9 +162,9 @@ class Scheduler:
     def keep_pages(self, plan: StepPlan) -> None:
         """Keep the pages that a step has filled, whose tokens are all known."""
         size, slots = self.pool.page_size, self.slots
-        places = np.flatnonzero(plan.ends % size < plan.lengths)
-        columns = [integers(column[places]) for column in (plan.slots, plan.numbers, plan.starts, plan.ends)]
-        for slot, sequence_number, start, end in zip(*columns, strict=True):
+        (places,) = (plan.ends % size < plan.lengths).nonzero()
+        columns = (plan.slots, plan.numbers, plan.starts, plan.ends)
+        for slot, sequence_number, start, end in rows_of(*(column[places] for column in columns)):
             sequence = slots.sequences[slot]
             if sequence is None or sequence.number != sequence_number:
                 continue
@@ -210,7 +210,7 @@ class Scheduler:
         active, size = self.slots.active, self.pool.page_size
         return int((-(-self.slots.limit[active] // size) - self.slots.held[active] // size).sum())
 
-    def _grow_all(self, slots: Int32) -> bool:
+    def _grow_all(self, slots: Int64) -> bool:
         """Give the sequence of each slot one more page; False where there are too few for all."""
         pages = self.pool.allocate(len(slots))
         if pages is None:
@@ -227,7 +227,7 @@ class Scheduler:
 
     def _grow(self, sequence: Sequence, unread: bool) -> bool:
         """Give a sequence one more page; False where a sequence must be preempted first and tokens are `unread`."""
-        while not self._grow_all(np.array([sequence.slot], np.int32)):
+        while not self._grow_all(np.array([sequence.slot])):
             if unread:
                 return False
             victim = max(self.running, key=_order)
@@ -256,7 +256,7 @@ class Scheduler:
         self.slots.give_back(sequence)
         self.table_version += 1
 
-    def _prompts(self, slots: Int32, room: int) -> list[tuple[int, int]]:
+    def _prompts(self, slots: Int64, room: int) -> list[tuple[int, int]]:
         """Slot and length of the chunks of prompts that fit into `room` tokens."""
         chunks: list[tuple[int, int]] = []
         for slot in integers(slots):
@@ -266,20 +266,20 @@ class Scheduler:
                 room -= length
         return chunks
 
-    def _step(self, decodes: Int32, chunks: list[tuple[int, int]]) -> StepPlan | None:
+    def _step(self, decodes: Int64, chunks: list[tuple[int, int]]) -> StepPlan | None:
         if not len(decodes) and not chunks:
             return None
         slots, lengths = decodes, np.ones(len(decodes) + len(chunks), np.int32)
         if chunks:
-            slots = np.concatenate((decodes, np.array([slot for slot, _ in chunks], np.int32)))
+            slots = np.concatenate((decodes, np.array([slot for slot, _ in chunks])))
             lengths[len(decodes) :] = [length for _, length in chunks]
         starts, prompt, total, *_ = self.slots.state.take(slots, axis=1)
         ends = starts + lengths
         complete = ends == total
-        sampled = np.flatnonzero(complete).astype(np.int32)
+        (sampled,) = complete.nonzero()
         return StepPlan(
             slots,
-            self.slots.number[slots],
+            self.slots.number.take(slots),
             starts,
             lengths,
             ends,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
@@ -18,6 +19,11 @@ Bools = NDArray[np.bool_]
 def integers(values: Array) -> list[int]:
     """The elements of an array of integers."""
     return cast("list[int]", values.tolist())
+
+
+def rows_of(*columns: Array) -> Iterator[tuple[int, ...]]:
+    """The elements of several arrays of integers, side by side."""
+    return zip(*(integers(column) for column in columns), strict=True)
 
 
 class Slots:
@@ -62,12 +68,12 @@ class Slots:
             for item, row in zip(PARAMETER_INPUTS, self.sampling, strict=True)
         }
         self.tables = TableRows(count)
-        self._order = np.zeros(count, np.int32)
+        self._order = np.zeros(count, np.int64)
         self._taken = 0
         self._free = list(range(count - 1, -1, -1))
 
     @property
-    def active(self) -> Int32:
+    def active(self) -> Int64:
         """The slots that are not free, in the order in which their sequences were admitted."""
         return self._order[: self._taken]
 
@@ -118,14 +124,14 @@ class Slots:
         self.own_stops[slot] = False
         self._free.append(slot)
 
-    def newest_or_row(self, slots: Int32) -> Int32:
+    def newest_or_row(self, slots: Int64) -> Int32:
         """The newest token of each slot, or where the host has not read it, −1 less its row (`Batch.token_ids`)."""
-        row = self.row[slots]
-        tokens = self.newest[slots]
+        row = self.row.take(slots)
+        tokens = self.newest.take(slots)
         np.copyto(tokens, ~row, where=row >= 0)
         return tokens
 
-    def append(self, slots: Int32, positions: Int32, tokens: Int32, is_end: Bools) -> tuple[Bools, Bools]:
+    def append(self, slots: Int64, positions: Int32, tokens: Int32, is_end: Bools) -> tuple[Bools, Bools]:
         """Append a token to the sequence of each slot, at the given position.
 
         `is_end` [vocab] marks the model's end tokens. Returns where a token ends its sequence, and where a sequence has
@@ -133,15 +139,15 @@ class Slots:
         """
         self.newest[slots] = tokens
         self.recent.reshape(-1)[slots * self.page_size + positions % self.page_size] = tokens
-        stopped = is_end[tokens]
-        if stopped.any():
+        stopped = is_end.take(tokens)
+        if np.count_nonzero(stopped):
             stopped &= self.ends[slots]
-        if self.own_stops.any():
+        if np.count_nonzero(self.own_stops):
             for place in integers(np.flatnonzero(self.own_stops[slots])):
                 sequence = self.sequences[int(slots[place])]
                 assert sequence is not None, "a free slot gets no token"
                 stopped[place] |= int(tokens[place]) in sequence.params.stop_token_ids
-        return stopped, positions + 1 >= self.limit[slots]
+        return stopped, positions + 1 >= self.limit.take(slots)
 
     def flush(self, sequence: Sequence, count: int) -> None:
         """Bring `Sequence.tokens` to `count` tokens, which the host must have read."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Ordered
 import numpy as np
 
 from infernum.engine.scheduler import StepPlan
-from infernum.engine.slots import Bools, Slots, integers
+from infernum.engine.slots import Bools, Slots, integers, rows_of
 from infernum.step import PARAMETER_INPUTS, Array, Batch, Executor, Float32, Int32, Sampling
 
 
@@ -17,9 +17,9 @@ def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
     The token of a row that the host has not read is a reference to that row (`Batch`).
     """
     count = len(plan.slots)
-    columns = int(slots.held[plan.slots].max()) // page_size
-    table = slots.pages[:, :columns].take(plan.slots, axis=0)
-    total = slots.total[plan.slots]
+    columns = int(slots.held.take(plan.slots).max()) // page_size
+    table = slots.pages[plan.slots, :columns]
+    total = slots.total.take(plan.slots)
     if plan.is_decode:
         rows, token_ids = slots.places[:count], slots.newest_or_row(plan.slots)
         return Batch(token_ids, plan.starts, rows, slots.places[: count + 1], table, rows, total)
@@ -28,14 +28,20 @@ def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
     sequence = np.repeat(slots.places[:count], plan.lengths)
     positions = np.arange(query_start[-1], dtype=np.int32) + (plan.starts - query_start[:-1])[sequence]
     token_ids = slots.newest_or_row(plan.slots)[sequence]
-    places = np.flatnonzero((plan.lengths > 1) | (plan.ends < total))
-    columns = [integers(column[places]) for column in (plan.slots, plan.starts, plan.ends, query_start)]
-    for slot, start, end, at in zip(*columns, strict=True):
+    (places,) = ((plan.lengths > 1) | (plan.ends < total)).nonzero()
+    columns = (plan.slots, plan.starts, plan.ends, query_start)
+    for slot, start, end, at in rows_of(*(column[places] for column in columns)):
         running = slots.sequences[slot]
         assert running is not None, "a sequence that is planned has its slot"
         token_ids[at : at + end - start] = running.tokens[start:end]
     return Batch(
-        token_ids, positions, sequence, query_start, table, query_start[plan.rows + 1] - 1, total[sequence]
+        token_ids,
+        positions,
+        sequence,
+        query_start,
+        table,
+        query_start.take(plan.rows + 1) - 1,
+        total[sequence],
     )
 
 

@@ -11,6 +11,8 @@ from infernum.engine.sequence import Sequence
 from infernum.sampling_params import SamplingParams
 from infernum.step import TABLES, Int32, TableRow
 
+Slots = NDArray[np.int64]
+
 _SCARCE = {table.name: table for table in TABLES if table.name != "allowed"}
 """The tables that have fewer rows than there are slots. Slot s owns row s of the others."""
 
@@ -27,6 +29,7 @@ class TableRows:
         self._rows = {name: np.full(slots, -1, np.int32) for name in _SCARCE}
         self._min_tokens = np.zeros(slots, np.int32)
         self._unwritten = np.zeros(slots, np.bool_)
+        self._owners = set[int]()
 
     def has_room(self, params: SamplingParams) -> bool:
         """True when a sequence of these parameters gets the rows that it needs."""
@@ -37,10 +40,15 @@ class TableRows:
         for name in _needed(params):
             self._rows[name][slot] = self._free[name].pop()
         self._min_tokens[slot] = params.min_tokens
-        self._unwritten[slot] = self._owns_any(slot)
+        if self._owns_any(slot):
+            self._unwritten[slot] = True
+            self._owners.add(slot)
 
     def give_back(self, slot: int) -> None:
         """Free the rows of a slot."""
+        if slot not in self._owners:
+            return
+        self._owners.remove(slot)
         for name, rows in self._rows.items():
             if rows[slot] >= 0:
                 self._free[name].append(int(rows[slot]))
@@ -48,21 +56,23 @@ class TableRows:
         self._min_tokens[slot] = 0
         self._unwritten[slot] = False
 
-    def rows(self, slots: Int32, output: Int32) -> dict[str, Int32]:
-        """The row of each table for each of the slots, by the name of the input; −1: none.
+    def rows(self, slots: Slots, output: Int32) -> dict[str, Int32]:
+        """The row of each table for each of the slots, by the name of the input; −1: none. Empty when no slot owns any.
 
         `output` is the number of new tokens that each sequence has so far, read or not.
         """
+        if not self._owners:
+            return {}
         rows = {f"{name}_row": rows[slots] for name, rows in self._rows.items()}
         return rows | {"allowed_row": np.where(output < self._min_tokens[slots], slots, -1).astype(np.int32)}
 
-    def differ(self, slots: Int32, output: Int32) -> bool:
+    def differ(self, slots: Slots, output: Int32) -> bool:
         """True when `rows` differ from those of the step before, in which each sequence had one token less."""
-        return bool(np.any(self._min_tokens[slots] == output))
+        return bool(self._owners) and bool(np.any(self._min_tokens[slots] == output))
 
-    def unwritten(self, slots: Int32) -> Int32:
+    def unwritten(self, slots: Slots) -> Slots:
         """The slots among these whose rows the executor needs before their next step."""
-        return slots[self._unwritten[slots]]
+        return slots[self._unwritten[slots]] if self._owners else slots[:0]
 
     def writes(self, sequence: Sequence, tokens: Int32, is_end: NDArray[np.bool_]) -> Iterator[TableRow]:
         """The rows of a sequence that has these tokens, prompt and output, all of which the host knows.
@@ -84,14 +94,15 @@ class TableRows:
             allowed[list(params.stop_token_ids)] = False
             yield TableRow("allowed", slot, bits_of(allowed))
 
-    def written(self, slots: Int32) -> None:
+    def written(self, slots: Slots) -> None:
         """Note that the executor has the rows of these slots."""
-        self._unwritten[slots] = False
+        if self._owners:
+            self._unwritten[slots] = False
 
-    def write_again(self, slots: Int32) -> None:
+    def write_again(self, slots: Slots) -> None:
         """Note that a step of these slots has come to nothing: what the device has counted is unknown."""
-        for slot in slots.tolist():
-            self._unwritten[slot] = self._owns_any(slot)
+        for slot in self._owners.intersection(slots.tolist()):
+            self._unwritten[slot] = True
 
     def _owns_any(self, slot: int) -> bool:
         return self._min_tokens[slot] > 0 or any(rows[slot] >= 0 for rows in self._rows.values())
