@@ -31,6 +31,11 @@ for size in 1b 8b; do
     measure llama-$size-batch-$batch "${latency[@]}" --batch $batch
   done
 done
+for size in 1b 8b; do
+  model=llama
+  [ $size = 8b ] && model=llama-3.1-8b
+  measure llama-$size-throughput bench throughput --model $model --load-format dummy --batch 8,64,256 --mixed --rate 4,16
+done
 measure llama-1b-repeated bench latency --model llama --load-format dummy --tokens 1000 --repeats 1 --identical 18
 measure llama-1b-kernels bench kernels --model llama --load-format dummy
 measure llama-8b-kernels bench kernels --model llama-3.1-8b --load-format dummy

@@ -27,7 +27,9 @@ def main() -> int:
     number = int(sys.argv[2]) if len(sys.argv) > 2 else secrets.randbelow(LARGEST_SEED)
     sys.stdout.write(f"{scripts} scripts from seed {number}\n")
     sys.stdout.flush()
-    limits = settings(max_examples=scripts, database=None, suppress_health_check=list(HealthCheck))
+    limits = settings(
+        max_examples=scripts, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
     seed(number)(limits(SCRIPT(script.hypothesis.inner_test)))()
     sys.stdout.write("all of them passed\n")
     return 0

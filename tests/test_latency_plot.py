@@ -109,7 +109,7 @@ def test_results_in_the_repository_can_be_drawn(infernum: Run, tmp_path: Path) -
     [
         (({"benchmark": "kernels"},), "is no result of `bench latency`"),
         (("nothing",), "is no JSON"),
-        ((result(date=None),), "its date is None; give what `bench latency --output` has written"),
+        ((result(date=None),), "its date is None; give what `bench latency --output`"),
         ((result(ms_per_token="fast"),), "its ms_per_token is 'fast'"),
         ((result(), result()), "two results are of small & quick, one sequence, 512 in, 256 out, fused"),
     ],
@@ -120,3 +120,27 @@ def test_what_cannot_be_drawn_is_refused(
     done, out = plot(*results)
     assert done.code == 2 and message in done.err
     assert not out.exists()
+
+
+def test_steps_of_equal_requests_are_groups_of_their_own(plot: Callable[..., tuple[Outcome, Path]]) -> None:
+    about = {name: result()[name] for name in ("date", "gpu", "model", "dtype", "fuse")}
+    sizes = {"scenario": "equal", "prompt_tokens": 512, "output_tokens": 256, "fraction_of_bound": 0.5}
+    scenarios = [
+        {**sizes, "batch": 8, "ms_per_step": 1.0, "floor_ms_per_step": 0.5},
+        {"scenario": "mixed", "seconds": 3.0},
+        {**sizes, "batch": 64, "ms_per_step": 2.0, "floor_ms_per_step": 1.0},
+    ]
+    served = {"benchmark": "throughput", **about, "scenarios": scenarios}
+    done, out = plot(result(batch=8), served)
+    assert done.code == 0, done.err
+    titles = [text.text for text in ElementTree.parse(out).iter(f"{SVG}text") if text.get("class") == "group"]
+    assert titles == [
+        "small & quick, 8 sequences, 512 in, 256 out",
+        "small & quick, 8 requests, 512 in, 256 out",
+        "small & quick, 64 requests, 512 in, 256 out",
+    ]
+    done, _ = plot(served | {"scenarios": scenarios[1:2]})
+    assert done.code == 2 and "has no step of equal requests; measure some by --batch" in done.err
+    on_the_cpu = {**sizes, "batch": 8, "ms_per_step": 1.0, "floor_ms_per_step": None}
+    done, _ = plot(served | {"scenarios": [on_the_cpu]})
+    assert done.code == 2 and "its floor_ms_per_token is None" in done.err

@@ -1,4 +1,7 @@
-"""A picture of latencies: results of `bench latency` as bars, one group for each model and size, written as SVG."""
+"""A picture of latencies: results of `bench latency` and `bench throughput` as bars, a group for each model and size.
+
+Of `bench throughput` it has the steps of equal requests: a step gives one token of each sequence.
+"""
 
 from __future__ import annotations
 
@@ -61,12 +64,15 @@ class BarGroup:
 
 
 def read_results(paths: Sequence[Path]) -> list[Result]:
-    """The results in files of `bench latency --output`. Raises RequestError naming the file that is something else."""
-    return [_read_result(path) for path in paths]
+    """The results in files of `bench latency --output` or `bench throughput --output`, several of the latter.
+
+    Raises RequestError naming the file that is something else.
+    """
+    return [result for path in paths for result in _read_results(path)]
 
 
-def _read_result(path: Path) -> Result:
-    hint = "give what `bench latency --output` has written"
+def _read_results(path: Path) -> list[Result]:
+    hint = "give what `bench latency --output` or `bench throughput --output` has written on a GPU"
     try:
         content: object = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -74,12 +80,34 @@ def _read_result(path: Path) -> Result:
     except ValueError as error:
         raise RequestError(f"{path}: is no JSON; {hint}") from error
     result = cast("Result", content if isinstance(content, dict) else {})
-    if result.get("benchmark") != "latency":
-        raise RequestError(f"{path}: is no result of `bench latency`; nothing else can be drawn")
-    for name, kind in NEEDED.items():
-        if not isinstance(result.get(name), kind):
-            raise RequestError(f"{path}: its {name} is {result.get(name)!r}; {hint}")
-    return result
+    match result.get("benchmark"):
+        case "latency":
+            results = [result]
+        case "throughput":
+            results = _steps(result)
+        case _:
+            raise RequestError(f"{path}: is no result of `bench latency` or `bench throughput`; {hint}")
+    for each in results:
+        for name, kind in NEEDED.items():
+            if not isinstance(each.get(name), kind):
+                raise RequestError(f"{path}: its {name} is {each.get(name)!r}; {hint}")
+    if not results:
+        raise RequestError(f"{path}: has no step of equal requests; measure some by --batch")
+    return results
+
+
+def _steps(throughput: Result) -> list[Result]:
+    """The steps of equal requests as results of `bench latency`."""
+    return [
+        {
+            **throughput,
+            **scenario,
+            "ms_per_token": scenario.get("ms_per_step"),
+            "floor_ms_per_token": scenario.get("floor_ms_per_step"),
+        }
+        for scenario in throughput.get("scenarios", ())
+        if scenario.get("scenario") == "equal"
+    ]
 
 
 def groups_of(results: Sequence[Result]) -> list[BarGroup]:
@@ -94,7 +122,8 @@ def groups_of(results: Sequence[Result]) -> list[BarGroup]:
 
 
 def _title(result: Result) -> str:
-    sequences = "one sequence" if result["batch"] == 1 else f"{result['batch']} sequences"
+    unit = "request" if result["benchmark"] == "throughput" else "sequence"
+    sequences = f"one {unit}" if result["batch"] == 1 else f"{result['batch']} {unit}s"
     chosen = ", sampled" if result.get("sampling") else ""
     return (
         f"{result['model']}, {sequences}, {result['prompt_tokens']} in, {result['output_tokens']} out{chosen}"
