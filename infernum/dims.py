@@ -43,6 +43,17 @@ def round_pages(pages: int) -> int:
     return max(64, 1 << (pages - 1).bit_length())
 
 
+def round_decodes(sequences: int) -> int:
+    """The number of sequences, rounded up to one of the sizes for which decodes have CUDA graphs.
+
+    Exact up to 8, multiples of 8 up to 64, then four sizes up to each power of two: 31 sizes up to 1024.
+    """
+    if sequences <= 8:
+        return sequences
+    step = max(8, 1 << (sequences - 1).bit_length() - 3)
+    return ceildiv(sequences, step) * step
+
+
 _BINARY: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,

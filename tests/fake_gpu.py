@@ -136,6 +136,10 @@ class FakeStream:
         for row in range(rows):
             self.upload(to + row * to_pitch, host + row * host_pitch, width)
 
+    def copy_rows(self, to: int, source: int, pitch: int, width: int, rows: int) -> None:
+        for row in range(rows):
+            self.copy(to + row * pitch, source + row * pitch, width)
+
     def fill(self, to: int, byte: int, nbytes: int) -> None:
         self.put(lambda: ctypes.memset(to, byte, nbytes) and None)
 

@@ -39,6 +39,7 @@ from infernum.runtime.kv_cache import CachePlan, count_pages
 from infernum.runtime.loading import LoadOptions
 from infernum.runtime.stream import CudaGraph
 from infernum.sampling_params import SamplingParams
+from infernum.step import TableRow
 from infernum.weights.plan import plan_weights
 
 
@@ -208,6 +209,134 @@ def test_a_graph_that_cannot_be_uploaded_is_destroyed() -> None:
     with pytest.raises(DeviceError, match="uploading a CUDA graph: the GPU is out of memory"):
         CudaGraph(Api(), 1, 2)
     assert calls == ["cuGraphInstantiate", "cuGraphDestroy", "cuGraphUpload", "cuGraphExecDestroy"]
+
+
+def test_decodes_are_rounded_to_few_sizes() -> None:
+    sizes = {n: dims.round_decodes(n) for n in range(1, 1025)}
+    assert [sizes[n] for n in range(1, 10)] == [*range(1, 9), 16]
+    assert [sizes[n] for n in (33, 64, 65, 129, 257, 513, 1000, 1024)] == [
+        40,
+        64,
+        80,
+        160,
+        320,
+        640,
+        1024,
+        1024,
+    ]
+    assert len(set(sizes.values())) == 31
+    assert all(n <= size < n + max(8, n / 4) for n, size in sizes.items())
+
+
+def in_fours(sequences: int) -> int:
+    """As `dims.round_decodes`: multiples of 4, the largest number that the toy model computes at once."""
+    return -(-sequences // 4) * 4
+
+
+def prompts_of(count: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts of one or two tokens, and two pages for each."""
+    prompts = [[n + 5] if n % 2 else [n + 5, 2 * n + 1] for n in range(count)]
+    return prompts, [[n, 15 - n] for n in range(count)]
+
+
+@pytest.mark.parametrize("use_graphs", [True, False])
+def test_a_decode_that_is_padded_gives_the_same_tokens_and_touches_no_other_page(
+    open_toy: Open, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, use_graphs: bool
+) -> None:
+    monkeypatch.setattr(dims, "round_decodes", in_fours)
+    prompts, pages = prompts_of(8)
+    expected = [expected_decode(prompt, 6) for prompt in prompts]
+    with open_toy(use_graphs=use_graphs) as executor:
+        for part in (slice(0, 4), slice(4, 8)):
+            lengths = [len(prompt) for prompt in prompts[part]]
+            executor.run(toy.step(prompts[part], lengths, pages[part]), toy.greedy(4)).tokens()
+
+        def go_on(sequences: list[int], done: int, steps: int) -> None:
+            """Decode sequences whose first `done` tokens are known: a run of them, then steps without the host."""
+            known = [prompts[s] + expected[s][:done] for s in sequences]
+            batch = toy.step(known, [1] * len(known), [pages[s] for s in sequences])
+            pending = [executor.run(batch, toy.greedy(len(known)))]
+            pending += [executor.advance() for _ in range(steps - 1)]
+            found = np.stack([each.tokens() for each in pending], axis=1).tolist()
+            assert found == [expected[s][done : done + steps] for s in sequences]
+
+        go_on([0, 1, 2], 1, 3)
+        go_on([5, 6], 1, 2)
+        go_on([3, 4], 1, 5)
+        go_on([7, 1, 6], 1, 2)
+        go_on([0, 2, 1], 3, 3)
+    sizes = 3 + 2 + 5 + 2 + 3
+    assert gpu.graph_launches == (sizes - 1 if use_graphs else 0), "2 and 3 sequences share the graphs of 4"
+
+
+def test_tokens_named_by_row_are_those_of_a_padded_step(
+    open_toy: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dims, "round_decodes", in_fours)
+    prompts, pages = prompts_of(3)
+    expected = [expected_decode(prompt, 4) for prompt in prompts]
+    with open_toy() as executor:
+        pending = [executor.run(toy.step(prompts, [2, 1, 2], pages), toy.greedy(3))]
+        for step, order in enumerate([[0, 1, 2], [2, 0], [0, 2]]):
+            rows = [0, 1, 2] if step == 0 else [[0, 1, 2], [2, 0], [0, 2]][step - 1]
+            known = [prompts[s] + expected[s][: step + 1] for s in order]
+            batch = toy.step(known, [1] * len(order), [pages[s] for s in order])
+            named = np.array([-1 - rows.index(s) for s in order], np.int32)
+            pending.append(executor.run(replace(batch, token_ids=named), toy.greedy(len(order))))
+        found = [each.tokens().tolist() for each in pending]
+    assert found[0] == [tokens[0] for tokens in expected]
+    assert found[1] == [tokens[1] for tokens in expected]
+    assert found[2] == [expected[2][2], expected[0][2]] and found[3] == [expected[0][3], expected[2][3]]
+
+
+@pytest.mark.parametrize("use_graphs", [True, False])
+def test_more_rows_than_logits_at_once_are_sampled_part_by_part(
+    open_toy: Open, gpu: FakeGpu, use_graphs: bool
+) -> None:
+    prompts, pages = prompts_of(8)
+    expected = [expected_decode(prompt, 6) for prompt in prompts]
+    with open_toy(use_graphs=use_graphs) as executor:
+        assert executor.max_rows == 12 and toy.VARIANTS[-1].max_rows == 4
+        pending = [executor.run(toy.step(prompts, [len(p) for p in prompts], pages), toy.greedy(8))]
+        for step in range(1, 3):
+            known = [prompt + tokens[:step] for prompt, tokens in zip(prompts, expected, strict=True)]
+            batch = toy.step(
+                known[::-1] if step == 1 else known, [1] * 8, pages[::-1] if step == 1 else pages
+            )
+            named = -8 + np.arange(8, dtype=np.int32)  # in the order of the step before, backwards
+            pending.append(executor.run(replace(batch, token_ids=named), toy.greedy(8)))
+        pending += [executor.advance() for _ in range(3)]
+        found = [each.tokens().tolist() for each in pending]
+    found[1].reverse()
+    assert np.transpose(found).tolist() == expected
+    assert gpu.graph_launches == (4 if use_graphs else 0)
+
+
+def test_each_row_has_its_own_parameters_and_table_rows_in_every_part(open_toy: Open) -> None:
+    prompts, pages = prompts_of(7)
+    logits = [toy.ToyCheckpoint().logits(prompt)[-1] for prompt in prompts]
+    counts = np.zeros(toy.VOCAB, np.int32)
+    counts[int(np.argmax(logits[6]))] = 1
+    plain = toy.sampling(7, temperature=1.0, seed=0)
+    seeds, rows = np.arange(7, dtype=np.int32), np.array([-1] * 6 + [0], np.int32)
+    chosen = replace(
+        plain,
+        parameters={**plain.parameters, "seed": seeds},
+        table_rows={"counts_row": rows},
+        writes=(TableRow("counts", 0, counts),),
+    )
+    with open_toy() as executor:
+        found = executor.run(toy.step(prompts, [len(p) for p in prompts], pages), chosen).tokens()
+    best = [int(np.argmax(row)) for row in logits[:6]] + [int(np.argsort(-logits[6])[1])]
+    assert found.tolist() == [(token + seed + 1) % toy.VOCAB for seed, token in enumerate(best)]
+
+
+def test_logits_of_many_rows_are_those_of_each(open_toy: Open) -> None:
+    prompts, pages = prompts_of(7)
+    with open_toy() as executor:
+        found = executor.logits(toy.step(prompts, [len(p) for p in prompts], pages))
+    expected = [toy.ToyCheckpoint().logits(prompt)[-1] for prompt in prompts]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_contexts_are_rounded_to_few_sizes() -> None:
@@ -440,7 +569,7 @@ def test_a_decode_whose_step_failed_does_not_advance(open_toy: Open, monkeypatch
 
 def test_closing_gives_everything_back(open_toy: Open, gpu: FakeGpu) -> None:
     executor = open_toy()
-    assert executor.memory.kv_cache == 16 * toy.LAYERS * 2 * toy.PAGE * toy.WIDTH * 4
+    assert executor.memory.kv_cache == (16 + 1) * toy.LAYERS * 2 * toy.PAGE * toy.WIDTH * 4
     executor.close()
     assert gpu.live == [] and gpu.closed
 
@@ -802,7 +931,9 @@ def test_the_cache_takes_what_utilization_leaves() -> None:
     pages = count_pages(
         CACHE, page_size=64, free=70 * GIB, total=100 * GIB, utilization=0.9, need_tokens=1, max_pages=None
     )
-    assert pages == 60 * 512, "90 % of 100 GiB, less 30 GiB in use, in pages of 2 MiB"
+    assert pages + 1 == 60 * 512, (
+        "90 % of 100 GiB, less 30 GiB in use, in pages of 2 MiB, one of them for scratch"
+    )
 
 
 def test_the_cache_is_no_larger_than_asked_for() -> None:

@@ -19,6 +19,7 @@ from infernum.dtypes import F32
 from infernum.errors import BundleError, CompileError, DeviceError
 from infernum.ir.text import parse_graph
 from infernum.manifest import ANY, Manifest, Stage
+from infernum.roofline import MOST_DECODES
 from infernum.step import BATCH_INPUTS, TABLES, Batch, Float32, Int32, Sampling, check_input
 from infernum.weights.source import Progress, TensorSource
 
@@ -138,7 +139,7 @@ class CpuExecutor:
     @property
     def max_rows(self) -> int:
         """Most rows of logits in one step."""
-        return max(variant.max_rows for variant in self._bundle.manifest.variants)
+        return min(MOST_DECODES, self.max_batch_tokens)
 
     def logits(self, batch: Batch) -> Float32:
         """Run a step and return its logits, float32 [rows, vocab]."""
@@ -213,9 +214,7 @@ class CpuExecutor:
 
     def _variant(self, batch: Batch) -> str:
         variant = self._bundle.variant_for(batch.tokens, batch.decodes)
-        assert batch.rows <= variant.max_rows, (
-            f"{batch.rows} rows in a step of variant {variant.name}: {variant.max_rows}"
-        )
+        assert batch.rows <= self.max_rows, f"{batch.rows} rows in a step: at most {self.max_rows}"
         return variant.name
 
 

@@ -109,6 +109,7 @@ class BoundProgram:
         self._symbols = symbols
         self._products = products
         self.places: list[StepPlace] = []
+        self._last_block = 0
         self._steps: list[BoundLaunch | BoundProduct] = []
         self._configs: dict[tuple[object, ...], LaunchConfig] = {}
         self._grids: list[tuple[LaunchConfig, tuple[Formula, ...]]] = []
@@ -121,6 +122,7 @@ class BoundProgram:
         layer: int | None = None,
     ) -> None:
         """Bind and append the steps of a block. `addresses` has the address of every tensor that the steps name."""
+        self._last_block = len(self._steps)
         self.places += [StepPlace(variant.block, layer, index) for index in range(len(variant.steps))]
         where = f"{variant.block}.{variant.variant}"
         for step in variant.steps:
@@ -148,6 +150,10 @@ class BoundProgram:
             elif (m := value(step.m)) > 0:
                 assert self._products is not None, "a program with matrix products needs a library"
                 self._products.run(step.product, m)
+
+    def queue_last_block(self) -> None:
+        """Queue the steps of the block that was appended last, for the current values of the symbols."""
+        self.queue(range(self._last_block, len(self._steps)))
 
     def queued(self) -> list[int]:
         """The numbers of the steps that `queue` does not skip for the current values of the symbols."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +20,7 @@ from infernum.manifest import Gemm
 from infernum.runtime.device import Device
 from infernum.runtime.gemm import CublasLt
 from infernum.runtime.gemm_algorithms import TunedProduct
+from infernum.runtime.inputs import Padding
 from infernum.runtime.layout import block_variant
 from infernum.runtime.loading import LoadOptions, MemoryUse, OpenLibrary, load_bundle
 from infernum.runtime.prepared import PreparedStep
@@ -31,11 +32,8 @@ from infernum.runtime.timing import StepMarks
 from infernum.step import Batch, Float32, Sampling
 from infernum.weights.source import Progress, TensorSource
 
-MAX_GRAPH_TOKENS = 64
-"""Most tokens of a decode that is captured. Larger decodes run longer than their launches take the host."""
-
 MOST_DECODES = 128
-"""Most decodes whose CUDA graphs are held: batches of 1 … `MAX_GRAPH_TOKENS` tokens at two lengths of context."""
+"""Most decodes whose CUDA graphs are held: those of all sizes of `dims.round_decodes` at four lengths of context."""
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +87,9 @@ class CudaExecutor:
         self._stack = ExitStack()
         self._last: StepShape | None = None
         self._marks: StepMarks | None = None
+        self._last_rows = 0
+        self._last_step: tuple[Batch, Sampling] | None = None
+        self._rows_at_once = max(variant.max_rows for variant in bundle.manifest.variants)
         self._longest = 0
         self._advances_left = 0
         try:
@@ -181,10 +182,14 @@ class CudaExecutor:
         """
         self._device.activate()
         shape = self._shape(batch, "greedy" if sampling.greedy else "sample")
+        padding = None
+        if self._use_graphs and shape.is_decode:
+            shape, padding = self._padded(shape)
         self._last = None
-        self._loaded.inputs.upload(batch, sampling)
-        sampled = self._step(shape)
-        self._last = shape
+        self._loaded.inputs.upload(batch, sampling, padding)
+        sampled = self._step(shape, batch.rows)
+        self._last, self._last_rows = shape, batch.rows
+        self._last_step = (batch, replace(sampling, writes=())) if self._is_in_parts(shape) else None
         self._longest = batch.longest
         self._advances_left = batch.room(self.page_size) if shape.is_decode else 0
         return sampled
@@ -198,13 +203,17 @@ class CudaExecutor:
         shape, self._last = self._last, None
         assert shape is not None and shape.is_decode, "advance() follows a run() of one token per sequence"
         assert self._advances_left > 0, "advance() would go past the pages of a sequence"
+        if self._last_step is not None:
+            batch, sampling = self._last_step
+            rows = np.arange(batch.rows, dtype=np.int32)
+            return self.run(replace(batch, token_ids=-1 - rows, positions=batch.positions + 1), sampling)
         self._advances_left -= 1
         self._longest += 1
         context_pages = self._context_pages(self._longest)
         if context_pages != shape.context_pages:
             shape = replace(shape, context_pages=context_pages)
         self._device.activate()
-        sampled = self._step(shape)
+        sampled = self._step(shape, self._last_rows)
         self._last = shape
         return sampled
 
@@ -216,6 +225,7 @@ class CudaExecutor:
         self._device.activate()
         shape = self._shape(batch, "greedy" if sampling.greedy else "sample")
         self._last = None
+        assert not self._is_in_parts(shape), f"a step of at most {self._rows_at_once} rows is measured"
         samplers = self._loaded.samplers
         programs = (self._loaded.programs[shape.variant], samplers[shape.variant, shape.sampler, 0])
         return PreparedStep(
@@ -272,10 +282,11 @@ class CudaExecutor:
         shape = self._shape(batch, "")
         self._last = None
         self._loaded.inputs.upload(batch, None)
-        self._queue(shape)
         logits = np.empty((batch.rows, self._loaded.limits.vocab), np.float32)
-        if logits.size:
-            self._stream.download(logits.ctypes.data, self._loaded.logits, logits.nbytes)
+        for first, rows in self._queue_model(shape):
+            part = logits[first : first + rows]
+            if part.size:
+                self._stream.download(part.ctypes.data, self._loaded.logits, part.nbytes)
         self._stream.synchronize()
         return logits
 
@@ -298,9 +309,7 @@ class CudaExecutor:
 
     def _shape(self, batch: Batch, sampler: str) -> StepShape:
         variant, limits = self._bundle.variant_for(batch.tokens, batch.decodes), self._loaded.limits
-        assert batch.rows <= variant.max_rows, (
-            f"{batch.rows} rows in a step of variant {variant.name}: {variant.max_rows}"
-        )
+        assert batch.rows <= limits.rows, f"{batch.rows} rows in a step: at most {limits.rows}"
         assert 0 < batch.seqs <= limits.seqs, f"{batch.seqs} sequences in a step: at most {limits.seqs}"
         columns = batch.page_table.shape[1]
         assert columns <= limits.max_pages, f"{columns} columns in the page table: at most {limits.max_pages}"
@@ -314,7 +323,17 @@ class CudaExecutor:
     def _context_pages(self, longest: int) -> int:
         return dims.round_pages(dims.ceildiv(longest, self.page_size))
 
-    def _step(self, shape: StepShape) -> SampledTokens:
+    def _padded(self, shape: StepShape) -> tuple[StepShape, Padding | None]:
+        """A decode filled up to a number of sequences that few decodes have, so that their CUDA graphs are few."""
+        sequences = min(dims.round_decodes(shape.seqs), self.max_rows, self.max_batch_tokens)
+        if sequences == shape.seqs:
+            return shape, None
+        variant = self._bundle.variant_for(sequences, decodes=True).name
+        padded = replace(shape, variant=variant, tokens=sequences, seqs=sequences, rows=sequences)
+        return padded, Padding(sequences, self._loaded.scratch_page)
+
+    def _step(self, shape: StepShape, rows: int) -> SampledTokens:
+        """Launch a step and the copy of the tokens of its first `rows` rows."""
         turn = self._ring.next_turn()
         decode = self._decodes.get(shape)
         graph = self._graph(decode, shape, turn) if decode is not None else None
@@ -326,9 +345,11 @@ class CudaExecutor:
             self._queue(shape, turn)
         if self._marks is not None:
             self._marks.mark()
-        if decode is None and self._use_graphs and shape.is_decode and shape.tokens <= MAX_GRAPH_TOKENS:
+        if decode is None and self._use_graphs and shape.is_decode:
             self._decodes.put(shape, _DecodeGraphs())
-        return self._ring.fetch(self._loaded.inputs.next_tokens(turn), shape.rows, self)
+        inputs, in_parts = self._loaded.inputs, self._is_in_parts(shape)
+        inputs.note_step(collected=in_parts)
+        return self._ring.fetch(inputs.all_tokens(turn) if in_parts else inputs.next_tokens(turn), rows, self)
 
     def _products(self, library: CublasLt, tokens: int) -> list[tuple[MatrixProduct, int]]:
         """The matrix products of a step of one sequence, in order, each with its rows."""
@@ -367,11 +388,38 @@ class CudaExecutor:
         decode.graphs[turn] = capture.graph
         return capture.graph
 
-    def _queue(self, shape: StepShape, turn: int = 0) -> None:
-        self._loaded.symbols.set(shape.tokens, shape.seqs, shape.rows, shape.context_pages)
-        self._loaded.programs[shape.variant].queue()
-        if shape.sampler:
-            self._loaded.samplers[shape.variant, shape.sampler, turn].queue()
+    def _queue(self, shape: StepShape, turn: int) -> None:
+        """Queue a step that samples. Rows of many sequences are sampled part by part, as their logits are computed."""
+        sampler = self._loaded.samplers[shape.variant, shape.sampler, turn]
+        for first, rows in self._queue_model(shape):
+            sampler.queue()
+            if self._is_in_parts(shape):
+                self._loaded.inputs.collect(turn, first, rows)
+
+    def _queue_model(self, shape: StepShape) -> Iterator[tuple[int, int]]:
+        """Queue the model. Yields the first row and the number of rows whose logits are the last to be queued.
+
+        The logits of the next rows overwrite them. Samplers change the positions of the first rows, which no later row
+        reads: `output_rows` is ascending.
+        """
+        program, symbols, most = (
+            self._loaded.programs[shape.variant],
+            self._loaded.symbols,
+            self._rows_at_once,
+        )
+        for first in range(0, max(shape.rows, 1), most):
+            rows = min(most, shape.rows - first)
+            symbols.set(shape.tokens, shape.seqs, rows, shape.context_pages)
+            if first == 0:
+                program.queue()
+            else:
+                self._loaded.inputs.move_rows(first, rows)
+                program.queue_last_block()
+            yield first, rows
+
+    def _is_in_parts(self, shape: StepShape) -> bool:
+        """True when the logits of the rows are not all computed at once."""
+        return shape.rows > self._rows_at_once
 
 
 def _give_back_quietly(device: Device, stack: ExitStack) -> None:

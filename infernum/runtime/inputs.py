@@ -25,9 +25,17 @@ from infernum.step import INPUTS, TABLES, Batch, Sampling, StepInput, check_inpu
 _BYTES = 4
 """Bytes of an element: every input is an array of 32-bit integers or floats."""
 
-_PACKED = tuple(item for item in INPUTS if len(item.dims) == 1)
+_BY_ROW = tuple(item for item in INPUTS if item.dims == ("rows",))
+"""Inputs with an element for each row of logits. They lie together."""
+
+_PACKED = (*(item for item in INPUTS if len(item.dims) == 1 and item not in _BY_ROW), *_BY_ROW)
 """Inputs of one dim, which are uploaded together in one copy. Each input of two dims has a copy of its own."""
 
+
+_PADDING: dict[str, float] = {"token_ids": 0, "positions": 0, "lengths": 1} | {
+    item.name: item.default for item in _PACKED if item.default is not None
+}
+"""What a sequence that pads a decode has: token 0 at position 0, and parameters that are off."""
 
 _PAGE_TABLE = "page_table"
 
@@ -54,6 +62,20 @@ class _UploadBuffers:
     sent: CudaEvent
 
 
+@dataclass(frozen=True)
+class Padding:
+    """Sequences that fill a decode up to `sequences`: they begin, and all their positions lie in `page`."""
+
+    sequences: int
+    page: int
+
+    def fill(self, array: np.ndarray[Any, Any], name: str, used: int) -> None:
+        """Write what the input of that name has behind its first `used` elements."""
+        counted = name in ("sequence", "output_rows", "query_start")
+        end = self.sequences + (name == "query_start")
+        array[used:end] = np.arange(used, end, dtype=np.int32) if counted else _PADDING[name]
+
+
 class Inputs:
     """Input arrays at their largest sizes and fixed addresses, so that captured CUDA graphs stay valid."""
 
@@ -72,6 +94,7 @@ class Inputs:
         others = {item.name: _nbytes(item, limits) for item in alone}
         others |= {_table_name(group): others[_PAGE_TABLE] for group in range(1, groups)}
         others |= {f"next_tokens.{turn}": limits.rows * _BYTES for turn in range(TURNS)}
+        others |= {f"all_tokens.{turn}": limits.rows * _BYTES for turn in range(TURNS)}
         others[_SAMPLED] = limits.rows * _BYTES
         offsets, self.nbytes = pack([packed_bytes, *others.values()], at=0)
         memory = device.alloc(self.nbytes, "the arrays of a step")
@@ -86,6 +109,7 @@ class Inputs:
         self.addresses |= self._tables.addresses
         self._buffers = [self._allocate_buffers(device, stack) for _ in range(2)]
         self._turn = 0
+        self._is_collected = False
 
     def _allocate_buffers(self, device: Device, stack: ExitStack) -> _UploadBuffers:
         packed = device.alloc_pinned(self._packed_bytes)
@@ -104,6 +128,26 @@ class Inputs:
         """Address where the sampler of a step writes its tokens; `turn` alternates between steps."""
         return self.addresses[f"next_tokens.{turn}"]
 
+    def all_tokens(self, turn: int) -> int:
+        """Address where `collect` gathers the tokens of a step that samples its rows part by part."""
+        return self.addresses[f"all_tokens.{turn}"]
+
+    def move_rows(self, first: int, rows: int) -> None:
+        """Queue the copy of what `rows` rows of logits from `first` on have to where kernels read that of row 0 on."""
+        of_rows = [self.addresses[item.name] for item in _BY_ROW]
+        pitch = of_rows[1] - of_rows[0]
+        self._stream.copy_rows(of_rows[0], of_rows[0] + first * _BYTES, pitch, rows * _BYTES, len(of_rows))
+
+    def collect(self, turn: int, first: int, rows: int) -> None:
+        """Queue the copy of the tokens sampled for `rows` rows, for the host and for the next step."""
+        self._stream.copy(self.all_tokens(turn) + first * _BYTES, self.next_tokens(turn), rows * _BYTES)
+        sampled, tokens = self.addresses[_SAMPLED], self.addresses["token_ids"]
+        self._stream.copy(sampled + first * _BYTES, tokens, rows * _BYTES)
+
+    def note_step(self, *, collected: bool) -> None:
+        """Note whether the tokens of the step just launched are collected, to be found by the next upload."""
+        self._is_collected = collected
+
     def page_table(self, group: int) -> int:
         """Address of the page table of a cache group."""
         return self.addresses[_table_name(group)]
@@ -113,8 +157,11 @@ class Inputs:
         for spec in specs:
             check_input(spec.name, dtypes.dtype(spec.dtype), block)
 
-    def upload(self, batch: Batch, sampling: Sampling | None) -> None:
-        """Queue the upload of a step's arrays. The caller may change the arrays as soon as this returns."""
+    def upload(self, batch: Batch, sampling: Sampling | None, padding: Padding | None = None) -> None:
+        """Queue the upload of a step's arrays. The caller may change the arrays as soon as this returns.
+
+        `padding`: further sequences of one token and one row, for a step in which each sequence has that.
+        """
         self._turn = 1 - self._turn
         buffers = self._buffers[self._turn]
         buffers.sent.wait()
@@ -124,30 +171,37 @@ class Inputs:
         tokens, sampled = self.addresses["token_ids"], self.addresses[_SAMPLED]
         if len(unread):
             # The last step has left its sampled tokens, or 0 for none, where the input of this one is written now.
-            self._stream.copy(sampled, tokens, (int(rows.max()) + 1) * _BYTES)
+            if not self._is_collected:
+                self._stream.copy(sampled, tokens, (int(rows.max()) + 1) * _BYTES)
             values["token_ids"] = np.maximum(batch.token_ids, 0)
         if sampling is not None and not sampling.greedy:
             values |= sampling.arrays()
         for name, array in buffers.arrays.items():
             if name in values:
                 _put(array, values[name])
+                if padding is not None:
+                    padding.fill(array, name, len(values[name]))
         self._stream.upload(self._base, buffers.packed.address, self._packed_bytes)
         for first, row, count in _runs(unread, rows):
             self._stream.copy(tokens + first * _BYTES, sampled + row * _BYTES, count * _BYTES)
-        self._upload_page_tables(batch, buffers)
+        self._upload_page_tables(batch, buffers, padding)
         self._stream.record(buffers.sent)
         if sampling is not None:
             self._tables.write(sampling.writes)
 
-    def _upload_page_tables(self, batch: Batch, buffers: _UploadBuffers) -> None:
+    def _upload_page_tables(self, batch: Batch, buffers: _UploadBuffers, padding: Padding | None) -> None:
         seqs, columns = batch.page_table.shape
+        padded = seqs if padding is None else padding.sequences
         if seqs * columns == 0:
             return
         width, pitch = columns * _BYTES, self._limits.max_pages * _BYTES
         for group, pinned in enumerate(buffers.page_tables):
             table = batch.page_table_of(group)
-            pinned.array(I32.numpy, seqs * columns).reshape(seqs, columns)[:] = table
-            self._stream.upload_rows(self.page_table(group), pitch, pinned.address, width, width, seqs)
+            array = pinned.array(I32.numpy, padded * columns).reshape(padded, columns)
+            array[:seqs] = table
+            if padding is not None:
+                array[seqs:] = padding.page
+            self._stream.upload_rows(self.page_table(group), pitch, pinned.address, width, width, padded)
 
 
 def _table_name(group: int) -> str:

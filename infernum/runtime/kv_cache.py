@@ -78,7 +78,7 @@ def count_pages(
     if cost == 0:
         return max_pages or needed
     budget = int(total * utilization) - (total - free)
-    pages = max(0, budget) // cost
+    pages = max(0, budget) // cost - 1  # `KvCache` has a scratch page besides
     if max_pages is not None and max_pages < needed:
         raise DeviceError(
             f"KV cache: {max(need_tokens, 1)} tokens need {needed} pages, and no more than {max_pages} are allowed;"
@@ -97,18 +97,22 @@ def count_pages(
 
 
 class KvCache:
-    """One allocation of `pages` pages for each stage that keeps a cache."""
+    """One allocation of `pages` pages, and a scratch page behind them, for each stage that keeps a cache.
+
+    No sequence owns the scratch page. The rows that pad a decode write there.
+    """
 
     def __init__(self, plan: CachePlan, pages: int) -> None:
         self.pages = pages
-        self.nbytes = plan.total_page_bytes * pages
+        self.scratch_page = pages
+        self.nbytes = plan.total_page_bytes * (pages + 1)
         self._plan = plan
         self._memory: dict[int, DeviceMemory] = {}
 
     def allocate(self, device: Device, stream: Stream) -> None:
         """Allocate the pages and fill them with `POISON`: a read before a write gives NaN. Raises DeviceError."""
         for stage, page_bytes in self._plan.page_bytes.items():
-            memory = device.alloc(page_bytes * self.pages, "the KV cache")
+            memory = device.alloc(page_bytes * (self.pages + 1), "the KV cache")
             self._memory[stage] = memory
             stream.fill(memory.address, POISON, memory.nbytes)
 

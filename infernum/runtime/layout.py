@@ -10,6 +10,7 @@ from infernum import dims, dtypes
 from infernum.bundle import Bundle
 from infernum.errors import BundleError
 from infernum.manifest import ANY, BlockVariant, Manifest, TensorSpec, VariantSpec
+from infernum.roofline import MOST_DECODES
 
 ALIGNMENT = 256
 
@@ -37,7 +38,7 @@ def step_limits(manifest: Manifest, max_model_len: int | None) -> Limits:
     return Limits(
         tokens=tokens,
         seqs=tokens,
-        rows=max(variant.max_rows for variant in manifest.variants),
+        rows=min(MOST_DECODES, tokens),
         max_pages=dims.ceildiv(length, manifest.page_size),
         vocab=manifest.model.vocab_size,
     )

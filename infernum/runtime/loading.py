@@ -60,6 +60,7 @@ class LoadedBundle:
     samplers  by variant, sampler and turn (`TokenRing.next_turn`)
     products  the matrix product library; None when no step has a product
     weights   address of the weights on the GPU
+    scratch_page  the page of the KV cache that no sequence owns
     logits    address of the logits of a step
     """
 
@@ -67,6 +68,7 @@ class LoadedBundle:
     symbols: Symbols
     inputs: Inputs
     pages: int
+    scratch_page: int
     programs: dict[str, BoundProgram]
     samplers: dict[tuple[str, str, int], BoundProgram]
     products: ProductLibrary | None
@@ -153,6 +155,7 @@ def load_bundle(
         symbols=symbols,
         inputs=inputs,
         pages=pages,
+        scratch_page=cache.scratch_page,
         programs=programs,
         samplers=samplers,
         products=products,

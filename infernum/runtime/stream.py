@@ -156,6 +156,15 @@ class Stream:
         """Queue a copy within GPU memory."""
         checked(self._api.cuMemcpyDtoDAsync(to, source, nbytes, self.handle), "copying on the GPU")
 
+    def copy_rows(self, to: int, source: int, pitch: int, width: int, rows: int) -> None:
+        """Queue a copy of `rows` rows of `width` bytes within GPU memory. Rows begin `pitch` bytes apart."""
+        copy = self._api.CUDA_MEMCPY2D()
+        kinds = self._api.CUmemorytype
+        copy.srcMemoryType, copy.srcDevice, copy.srcPitch = kinds.CU_MEMORYTYPE_DEVICE, source, pitch
+        copy.dstMemoryType, copy.dstDevice, copy.dstPitch = kinds.CU_MEMORYTYPE_DEVICE, to, pitch
+        copy.WidthInBytes, copy.Height = width, rows
+        checked(self._api.cuMemcpy2DAsync(copy, self.handle), "copying rows on the GPU")
+
     def fill(self, to: int, byte: int, nbytes: int) -> None:
         """Queue setting `nbytes` bytes of GPU memory to `byte`."""
         checked(self._api.cuMemsetD8Async(to, byte, nbytes, self.handle), "filling GPU memory")
