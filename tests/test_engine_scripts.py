@@ -46,6 +46,8 @@ def check_pages(engine: Engine) -> None:
         assert slots.pages[slot, : len(sequence.pages)].tolist() == sequence.pages
         assert slots.held[slot] == len(sequence.pages) * pool.page_size >= slots.computed[slot]
     assert owners.tolist() == pool._owners
+    growth = sum(pool.pages_for(sequence.limit) - len(sequence.pages) for sequence in running)
+    assert engine._scheduler._growth == growth
     free = [*pool._empty, *pool._idle]
     assert sorted(free) == np.flatnonzero(owners == 0).tolist()
     assert all(content.parent in pool._contents for content in pool._kept if isinstance(content.parent, int))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from queue import SimpleQueue
+from random import Random
 from threading import Lock
 
 import numpy as np
@@ -94,6 +94,7 @@ class Engine:
         self._unread_events: list[StepEvents] = []
         self._failed: list[int] = []
         self._numbers = count()
+        self._seeds = Random()
         self._stream_numbers = count(1)
         self._inbox = SimpleQueue[Sequence | int]()
         self._stepping = Lock()
@@ -328,7 +329,7 @@ class Engine:
                 raise RequestError(
                     f"logit_bias holds {token}; the model's tokens are 0 to {self.model.vocab_size - 1}"
                 )
-        seed = secrets.randbits(32) if params.seed is None else derived_seed(params.seed, index)
+        seed = self._seeds.getrandbits(32) if params.seed is None else derived_seed(params.seed, index)
         max_tokens = min(params.max_tokens, room - len(tokens))
         return Sequence(-1, tokens, params, max_tokens=max_tokens, seed=seed)
 

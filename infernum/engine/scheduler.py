@@ -42,8 +42,13 @@ class StepPlan:
     sampled: Int64
     sampling: Int64
     prompt_tokens: int
-    is_decode: bool
-    """True when every sequence has one token, and samples one."""
+    decodes: int
+    """Number of the sequences that have one token and sample one; they come first. The others compute their prompts."""
+
+    @property
+    def is_decode(self) -> bool:
+        """True when every sequence has one token, and samples one."""
+        return self.decodes == len(self.slots)
 
     @property
     def rows(self) -> Int64:
@@ -76,6 +81,8 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.slots = Slots(min(max_sequences, max_tokens), pool.pages_for(max_length), pool.page_size)
         self.reserve = LEAST_RESERVE
+        self._growth = 0
+        """Number of further pages that running sequences may come to need."""
         self.table_version = 0
         """Grows whenever a page table changes."""
         self.preempted = 0
@@ -178,14 +185,13 @@ class Scheduler:
     def _admit(self) -> None:
         if not self.waiting or not self.slots.free:
             return
-        growth = self._growth()
         while self.waiting and self.slots.free:
             sequence = self.waiting[0]
             if not self.slots.tables.has_room(sequence.params):
                 return
             sequence.is_long = self._is_long(len(sequence.tokens))
             own = self.pool.pages_for(sequence.limit) - self.pool.pages_for(len(sequence.tokens))
-            reserved = math.ceil(self.reserve * (growth + own)) if len(self.slots.active) else 0
+            reserved = math.ceil(self.reserve * (self._growth + own)) if len(self.slots.active) else 0
             if len(self.slots.active) and reserved + 1 > self.pool.free_pages:
                 return
             shared = self.pool.find(sequence.tokens, sequence.first_parent)
@@ -195,7 +201,7 @@ class Scheduler:
                 self.pool.release(shared)
                 return
             self.waiting.pop(0)
-            growth += own
+            self._growth += own
             sequence.pages = shared + pages
             sequence.shared = len(shared)
             self.cached_tokens += min(len(shared) * self.pool.page_size, sequence.prompt_length)
@@ -205,17 +211,13 @@ class Scheduler:
             self.slots.pages[slot, : len(sequence.pages)] = sequence.pages
             self.table_version += 1
 
-    def _growth(self) -> int:
-        """Number of further pages that running sequences may come to need."""
-        active, size = self.slots.active, self.pool.page_size
-        return int((-(-self.slots.limit[active] // size) - self.slots.held[active] // size).sum())
-
     def _grow_all(self, slots: Int64) -> bool:
         """Give the sequence of each slot one more page; False where there are too few for all."""
         pages = self.pool.allocate(len(slots))
         if pages is None:
             return False
         if pages:
+            self._growth -= len(pages)
             self.slots.pages[slots, self.slots.held[slots] // self.pool.page_size] = pages
             self.slots.held[slots] += self.pool.page_size
             self.table_version += 1
@@ -251,6 +253,7 @@ class Scheduler:
         self.reserve = min(1.0, 1.5 * self.reserve + 0.05)
 
     def _take_pages(self, sequence: Sequence) -> None:
+        self._growth -= self.pool.pages_for(sequence.limit) - len(sequence.pages)
         self.pool.release(sequence.pages)
         sequence.pages = []
         self.slots.give_back(sequence)
@@ -286,7 +289,7 @@ class Scheduler:
             sampled,
             slots if len(sampled) == len(slots) else slots[sampled],
             prompt_tokens=int(np.minimum(np.maximum(prompt - starts, 0), lengths).sum()),
-            is_decode=not chunks,
+            decodes=len(decodes),
         )
 
 

@@ -23,26 +23,26 @@ def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
     if plan.is_decode:
         rows, token_ids = slots.places[:count], slots.newest_or_row(plan.slots)
         return Batch(token_ids, plan.starts, rows, slots.places[: count + 1], table, rows, total)
-    query_start = np.zeros(count + 1, np.int32)
-    np.cumsum(plan.lengths, out=query_start[1:])
-    sequence = np.repeat(slots.places[:count], plan.lengths)
-    positions = np.arange(query_start[-1], dtype=np.int32) + (plan.starts - query_start[:-1])[sequence]
-    token_ids = slots.newest_or_row(plan.slots)[sequence]
-    (places,) = ((plan.lengths > 1) | (plan.ends < total)).nonzero()
-    columns = (plan.slots, plan.starts, plan.ends, query_start)
-    for slot, start, end, at in rows_of(*(column[places] for column in columns)):
+    decodes, tokens = plan.decodes, int(plan.lengths.sum())
+    query_start = np.empty(count + 1, np.int32)
+    query_start[: decodes + 1] = slots.places[: decodes + 1]
+    token_ids, positions, sequence, lengths = np.empty((4, tokens), np.int32)
+    token_ids[:decodes] = slots.newest_or_row(plan.slots[:decodes])
+    positions[:decodes] = plan.starts[:decodes]
+    sequence[:decodes] = slots.places[:decodes]
+    lengths[:decodes] = total[:decodes]
+    at = decodes
+    chunks = rows_of(plan.slots[decodes:], plan.starts[decodes:], plan.ends[decodes:], total[decodes:])
+    for place, (slot, start, end, length) in enumerate(chunks, decodes):
         running = slots.sequences[slot]
         assert running is not None, "a sequence that is planned has its slot"
-        token_ids[at : at + end - start] = running.tokens[start:end]
-    return Batch(
-        token_ids,
-        positions,
-        sequence,
-        query_start,
-        table,
-        query_start.take(plan.rows + 1) - 1,
-        total[sequence],
-    )
+        chunk = slice(at, at + end - start)
+        token_ids[chunk] = running.tokens[start:end]
+        positions[chunk] = np.arange(start, end)
+        sequence[chunk], lengths[chunk] = place, length
+        at = query_start[place + 1] = chunk.stop
+    rows = query_start.take(plan.rows + 1) - 1
+    return Batch(token_ids, positions, sequence, query_start, table, rows, lengths)
 
 
 def page_table(pages: Ordered[Ordered[int]]) -> Int32:
