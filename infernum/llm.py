@@ -74,6 +74,7 @@ class LLM:
     gpu_memory_utilization  share of the GPU's memory that weights and KV cache may take
     max_model_len           longest sequence in tokens; None: the model's context, or less if memory is short
     max_pages_total         most pages of 64 tokens in the KV cache; None: as many as fit
+    warm_graphs             on a GPU, capture the CUDA graphs of decodes now, not at the second step of each size
     progress                called while the model is compiled and loaded
     chat_template           the file of a chat template, in place of those of the model
 
@@ -94,6 +95,7 @@ class LLM:
         max_model_len: int | None = None,
         max_pages_total: int | None = None,
         seed: int = 0,
+        warm_graphs: bool = False,
         progress: Progress | None = None,
         chat_template: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -141,6 +143,7 @@ class LLM:
             max_model_len=max_model_len,
             max_pages_total=max_pages_total,
             seed=seed,
+            warm_graphs=warm_graphs,
             progress=progress,
         )
         self._engine = Engine(
@@ -427,9 +430,13 @@ def load_executor(
     max_model_len: int | None = None,
     max_pages_total: int | None = None,
     seed: int = 0,
+    warm_graphs: bool = False,
     progress: Progress | None = None,
 ) -> Executor:
-    """Load a bundle and its weights (None: random). Raises CheckpointError, BundleError or DeviceError."""
+    """Load a bundle and its weights (None: random). Raises CheckpointError, BundleError or DeviceError.
+
+    `warm_graphs`: capture the CUDA graphs of decodes now, rather than at the second step of each size.
+    """
     check_limits(
         bundle.manifest.model.context,
         gpu_memory_utilization=gpu_memory_utilization,
@@ -442,7 +449,7 @@ def load_executor(
     if device == "cuda":
         from infernum.runtime.executor import CudaExecutor
 
-        return CudaExecutor.open(
+        executor = CudaExecutor.open(
             bundle,
             checkpoint,
             gpu_memory_utilization=gpu_memory_utilization,
@@ -451,6 +458,9 @@ def load_executor(
             seed=seed,
             progress=loading,
         )
+        if warm_graphs:
+            executor.warm_graphs(partial(progress, "capturing CUDA graphs") if progress else None)
+        return executor
     from infernum.cpu.executor import CpuExecutor
 
     return CpuExecutor.open(

@@ -269,6 +269,38 @@ def test_a_decode_that_is_padded_gives_the_same_tokens_and_touches_no_other_page
     assert gpu.graph_launches == (sizes - 1 if use_graphs else 0), "2 and 3 sequences share the graphs of 4"
 
 
+def test_graphs_that_are_warm_serve_the_first_decode_of_every_size_and_sampler(
+    open_toy: Open, gpu: FakeGpu
+) -> None:
+    prompts, pages = prompts_of(12)
+    done: list[tuple[int, int]] = []
+    with open_toy() as executor:
+        executor.warm_graphs(lambda number, total: done.append((number, total)))
+        assert done == [(number, 2 * 9) for number in range(1, 2 * 9 + 1)], (
+            "1 … 8 and 12 sequences, two samplers"
+        )
+        launches, graphs = gpu.eager_launches, gpu.graph_launches
+        for size in (1, 5, 9, 12):
+            batch = toy.step([prompt[:1] for prompt in prompts[:size]], [1] * size, pages[:size])
+            expected = [expected_decode(prompt[:1], 1)[0] for prompt in prompts[:size]]
+            assert executor.run(batch, toy.greedy(size)).tokens().tolist() == expected
+            executor.run(batch, toy.sampling(size, temperature=1.0, seed=0)).tokens()
+    assert gpu.eager_launches == launches and gpu.graph_launches == graphs + 8
+
+
+def test_warming_ends_where_a_graph_cannot_be_captured(
+    open_toy: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_graph(*_: Any) -> None:
+        raise DeviceError("instantiating a CUDA graph: the GPU is out of memory")
+
+    monkeypatch.setattr(fake_gpu, "FakeGraph", no_graph)
+    with open_toy() as executor:
+        executor.warm_graphs()
+        assert decode(executor, [8, 8, 1], 12, [3, 1, 6, 11]) == expected_decode([8, 8, 1], 12)
+    assert len(caplog.records) == 1
+
+
 def test_tokens_named_by_row_are_those_of_a_padded_step(
     open_toy: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

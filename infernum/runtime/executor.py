@@ -1,4 +1,4 @@
-"""Runs steps of a bundle on a GPU: upload, launch, fetch the sampled tokens. Small decodes run as CUDA graphs."""
+"""Runs steps of a bundle on a GPU: upload, launch, fetch the sampled tokens. Decodes run as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from infernum.runtime.loading import LoadOptions, MemoryUse, OpenLibrary, load_b
 from infernum.runtime.prepared import PreparedStep
 from infernum.runtime.product import MatrixProduct
 from infernum.runtime.recent import Recent
-from infernum.runtime.sampled import SampledTokens, TokenRing
+from infernum.runtime.sampled import TURNS, SampledTokens, TokenRing
 from infernum.runtime.stream import CudaGraph, Stream
 from infernum.runtime.timing import StepMarks
+from infernum.sampling_params import SamplingParams
 from infernum.step import Batch, Float32, Sampling
 from infernum.weights.source import Progress, TensorSource
 
@@ -216,6 +217,33 @@ class CudaExecutor:
         sampled = self._step(shape, self._last_rows)
         self._last = shape
         return sampled
+
+    def warm_graphs(self, progress: Progress | None = None) -> None:
+        """Capture the CUDA graphs of decodes of every size and sampler, for contexts of up to 64 pages.
+
+        Graphs of longer contexts are captured at their second step. Ends early, with a warning, when a graph cannot be
+        captured. The next step must be a `run`. Raises DeviceError.
+        """
+        most = self.max_rows
+        sizes = sorted({min(dims.round_decodes(n), most) for n in range(1, most + 1)})
+        samplings = [(SamplingParams(temperature=0), size) for size in sizes] + [
+            (SamplingParams(), size) for size in sizes
+        ]
+        for number, (params, size) in enumerate(samplings, 1):
+            rows = np.arange(size + 1, dtype=np.int32)
+            zeros = np.zeros(size, np.int32)
+            pages = np.full((size, 1), self._loaded.scratch_page, np.int32)
+            batch = Batch(zeros, zeros, rows[:-1], rows, pages, rows[:-1])
+            sampling = Sampling.of([(params, 0)] * size)
+            for _ in range(1 + TURNS):
+                self.run(batch, sampling).tokens()
+            assert self._last is not None, "a decode has run"
+            decode = self._decodes.get(self._last)
+            if decode is None or not decode.capturable:
+                break
+            if progress is not None:
+                progress(number, len(samplings))
+        self._last = None
 
     def prepare(self, batch: Batch, sampling: Sampling) -> PreparedStep:
         """A step whose kernels the caller queues, for measurements. The next step must be a `run`.

@@ -221,5 +221,6 @@ def _opened(options: EngineOptions, connection: socket.socket) -> LLM:
         max_model_len=options.max_model_len,
         max_pages_total=options.max_pages_total,
         seed=options.seed,
+        warm_graphs=True,
         progress=lambda what, done, total: connection.sendall(frame(Loading(what, done, total))),
     )
