@@ -203,7 +203,8 @@ class TextStream:
 
     Only whole characters are returned, and no text that may still begin a stop string. The text of a token can
     depend on the tokens before it (leading spaces, characters split over tokens), so each token is decoded together
-    with its predecessors, and the text of the predecessors is removed from the front.
+    with its predecessors, and the text of the predecessors is removed from the front. The `DecodeStream` of tokenizers
+    is faster, but repeats the prompt where it ends in half a character, and fails for good at bytes that are none.
 
     Special tokens are not shown. A stop string that contains the text of a special token is searched in the text with
     special tokens spelled out; any other stop string in the shown text.
