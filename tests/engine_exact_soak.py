@@ -46,21 +46,22 @@ def open_engine(folder: Path, *, max_batch_tokens: int, pages: int) -> Engine:
 
 
 def random_requests(rng: np.random.Generator, count: int) -> list[Request]:
-    """Requests of 1 to 190 tokens, most of which have a beginning in common, and of 1 to 16 tokens out; some of 70."""
+    """Requests of up to 192 tokens, most of which have a beginning in common, and 1 to 16 tokens out; some have 70."""
     common = rng.integers(0, VOCAB, 130).tolist()
     requests: list[Request] = []
     for _ in range(count):
-        own = rng.integers(0, VOCAB, int(rng.integers(1, 61))).tolist()
+        shared, length = int(rng.integers(0, 131)), int(rng.integers(1, 61))
+        if rng.random() < 0.7:  # the output begins a new page, and soon
+            length += 62 - (shared + length) % 64
+        own = rng.integers(0, VOCAB, max(1, length)).tolist()
         params = SamplingParams(
-            max_tokens=int(rng.choice([rng.integers(1, 17), 70], p=[0.85, 0.15])),
+            max_tokens=int(rng.choice([rng.integers(1, 17), 70], p=[0.95, 0.05])),
             temperature=float(rng.choice([0.0, 0.9])),
             repetition_penalty=float(rng.choice([1.0, 1.0, 1.2])),
             seed=int(rng.integers(1 << 30)),
             ignore_eos=True,
         )
-        requests.append(
-            Request([*common[: int(rng.integers(0, 131))], *own], params, int(rng.integers(0, 3)))
-        )
+        requests.append(Request([*common[:shared], *own], params, int(rng.integers(0, 3))))
     return requests
 
 
@@ -117,7 +118,7 @@ def main() -> int:
             stack.enter_context(
                 closing(open_engine(Path(folder) / str(tokens), max_batch_tokens=tokens, pages=pages))
             )
-            for tokens, pages in ((512, 400), (40, 8), (150, 12))
+            for tokens, pages in ((512, 400), (40, 8), (150, 9))
         )
         for number, start in enumerate(range(0, count, ROUND)):
             seed, engine = first + number, scarce[number % 2]

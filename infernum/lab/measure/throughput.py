@@ -129,7 +129,7 @@ def _check(request: ThroughputRequest) -> None:
 
 
 def _pages(request: ThroughputRequest, page_size: int) -> int:
-    """Pages with room for every request at once, in host memory."""
+    """Pages in host memory: room for all requests at once, but for 64 at most."""
     most = max((*request.batches, request.requests if request.mixed or request.rates else 0))
     return min(most, 64) * -(-request.longest // page_size)
 
