@@ -13,6 +13,7 @@ from infernum.cli.bench_engine import engine
 from infernum.cli.bench_latency import latency
 from infernum.cli.bench_plot import plot
 from infernum.cli.bench_results import title_of, write_results
+from infernum.cli.bench_serve import serve
 from infernum.cli.bench_throughput import throughput
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ BURSTS = (
 """Why the kernels of a step may take longer, summed, than the step."""
 
 
-@click.group(
-    "bench", short_help="Measure latency, throughput or single kernels, next to their bounds; plot results."
-)
+@click.group("bench", short_help="Measure latency, throughput, a server or single kernels; plot results.")
 def command() -> None:
     """Measure a model on the GPU, next to the bound that its memory sets."""
 
@@ -194,4 +193,5 @@ def _print_kernels(results: dict[str, Any], *, whole: bool) -> None:
 command.add_command(engine)
 command.add_command(latency)
 command.add_command(throughput)
+command.add_command(serve)
 command.add_command(plot)

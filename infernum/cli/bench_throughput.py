@@ -17,7 +17,7 @@ Number = TypeVar("Number", int, float)
 BATCHES = "8,64,256"
 
 
-def _numbers(kind: Callable[[str], Number]) -> Callable[..., tuple[Number, ...]]:
+def numbers(kind: Callable[[str], Number]) -> Callable[..., tuple[Number, ...]]:
     """A callback that reads numbers separated by commas. Raises BadParameter."""
 
     def read(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[Number, ...]:
@@ -41,7 +41,7 @@ def _numbers(kind: Callable[[str], Number]) -> Callable[..., tuple[Number, ...]]
 @click.option(
     "--batch",
     "batches",
-    callback=_numbers(int),
+    callback=numbers(int),
     metavar="N,…",
     help=f"Equal requests at once, decoded together.  [default: {BATCHES} unless --mixed or --rate is given]",
 )
@@ -55,7 +55,7 @@ def _numbers(kind: Callable[[str], Number]) -> Callable[..., tuple[Number, ...]]
 @click.option(
     "--rate",
     "rates",
-    callback=_numbers(float),
+    callback=numbers(float),
     metavar="R,…",
     help="Requests of mixed lengths that come at random, R a second on average.",
 )
@@ -167,10 +167,10 @@ def _lines(scenario: dict[str, Any]) -> list[tuple[str, str]]:
             name = f"{scenario['requests_per_second']:g} requests/s"
             return [
                 (name, f"{scenario['output_tokens_per_second']:.0f} tokens/s out"),
-                ("  first token", _quantiles(scenario["first_token_ms"])),
-                ("  gap", _quantiles(scenario["gap_ms"])),
+                ("  first token", quantiles(scenario["first_token_ms"])),
+                ("  gap", quantiles(scenario["gap_ms"])),
             ]
 
 
-def _quantiles(values: dict[str, float]) -> str:
+def quantiles(values: dict[str, float]) -> str:
     return f"{listed((f'{name} {value:.1f}' for name, value in values.items()), 'and')} ms"

@@ -77,6 +77,7 @@ from infernum.cli import options
     metavar="SECONDS",
     help="How long a step may take before /health says that the engine hangs.",
 )
+@click.option("--null-token-us", type=click.FloatRange(0), hidden=True)  # for `infernum bench serve --null`
 @click.option("--log-json", is_flag=True, help="Log each request as a line of JSON.")
 @options.bundle
 @options.device
@@ -103,6 +104,7 @@ def command(
     max_queue: int,
     shutdown_timeout: float,
     stall_seconds: float,
+    null_token_us: float | None,
     log_json: bool,
     bundle: Path | None,
     device: str,
@@ -141,6 +143,7 @@ def command(
         load_format=load_format,
         gpu_memory_utilization=gpu_memory_utilization,
         max_model_len=max_model_len,
+        null_token_us=null_token_us,
     )
     server_options = ServerOptions(
         names=names,

@@ -7,17 +7,22 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from queue import SimpleQueue
 
 import msgspec
 import numpy as np
 
-from infernum import logs, plugins
+from infernum import dims, logs, plugins
 from infernum.engine.engine import Engine
 from infernum.engine.events import StepRecord
+from infernum.engine.null_executor import NullExecutor
 from infernum.errors import InfernumError, LogitsError, RequestError
 from infernum.llm import LLM
+from infernum.manifest import ModelInfo
+from infernum.models.presets import resolve
 from infernum.serve.wire import (
     Add,
     Advance,
@@ -40,6 +45,9 @@ START = "from infernum.serve.engine_process import main; main()"
 
 ATTEMPTS = 3
 """Launches in a row that may fail before the engine gives up."""
+
+NULL_ROWS = 1024
+"""Sequences that run at once without a model."""
 
 
 class EngineWorker:
@@ -182,17 +190,7 @@ def main() -> None:
         return
     options = msgspec.msgpack.decode(first, type=EngineOptions)
     try:
-        with logs.on_stderr(), _opened(options, connection) as llm:
-            engine = llm.engine
-            manifest = llm.bundle.manifest
-            ready = Ready(
-                engine.longest,
-                manifest.model.vocab_size,
-                engine.executor.num_pages,
-                engine.executor.page_size,
-                llm.device,
-                manifest.dtype,
-            )
+        with logs.on_stderr(), _opened(options, connection) as (engine, ready):
             connection.sendall(frame(ready))
             EngineWorker(engine, connection).serve()
     except (BrokenPipeError, ConnectionResetError):
@@ -205,11 +203,16 @@ def main() -> None:
         sys.exit(2)
 
 
-def _opened(options: EngineOptions, connection: socket.socket) -> LLM:
+@contextmanager
+def _opened(options: EngineOptions, connection: socket.socket) -> Generator[tuple[Engine, Ready]]:
+    """The engine, and what the server is told of it."""
     plugins.load_installed()
     for path in options.plugins:
         plugins.load_plugin(path)
-    return LLM(
+    if options.null_token_us is not None:
+        yield _null_engine(options.model, options.null_token_us)
+        return
+    with LLM(
         options.model,
         options.device,
         options.dtype,
@@ -223,4 +226,29 @@ def _opened(options: EngineOptions, connection: socket.socket) -> LLM:
         seed=options.seed,
         warm_graphs=True,
         progress=lambda what, done, total: connection.sendall(frame(Loading(what, done, total))),
+    ) as llm:
+        manifest = llm.bundle.manifest
+        yield llm.engine, _ready(llm.engine, manifest.model.vocab_size, llm.device, manifest.dtype)
+
+
+def _null_engine(model: str, token_us: float) -> tuple[Engine, Ready]:
+    """An engine with a model's vocabulary and context, whose tokens are random and cost `token_us` µs each."""
+    config = resolve(model).config
+    rows = NULL_ROWS
+    pages = rows * dims.ceildiv(config.max_position_embeddings, NullExecutor.page_size)
+    info = ModelInfo(
+        family="null",
+        name="null",
+        config={},
+        config_hash="",
+        vocab_size=config.vocab_size,
+        context=config.max_position_embeddings,
+        num_layers=1,
     )
+    engine = Engine(NullExecutor(pages, rows, config.vocab_size, token_us / 1e6), info)
+    return engine, _ready(engine, info.vocab_size, "no device", NullExecutor.dtype)
+
+
+def _ready(engine: Engine, vocab_size: int, device: str, dtype: str) -> Ready:
+    executor = engine.executor
+    return Ready(engine.longest, vocab_size, executor.num_pages, executor.page_size, device, dtype)

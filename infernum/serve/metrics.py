@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from infernum.serve.wire import Load, Ready
 
@@ -29,10 +29,11 @@ class Ended:
 
 
 class Metrics:
-    """All metrics of one server, each with the label `model_name`."""
+    """All metrics of one server, each with the label `model_name`, and those of its process, such as its CPU time."""
 
     def __init__(self, prefix: str, model: str) -> None:
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
         self._prefix = prefix
         self._model = model
         self.running = self._gauge("num_requests_running", "Sequences that are computed.")

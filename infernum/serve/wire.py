@@ -19,7 +19,10 @@ LENGTH_BYTES = _LENGTH.size
 
 
 class EngineOptions(msgspec.Struct, kw_only=True, frozen=True):
-    """How the engine's process opens the model: arguments of `LLM`, and files of plugins."""
+    """How the engine's process opens the model: arguments of `LLM`, and files of plugins.
+
+    With `null_token_us` no model is opened: tokens are random, and a step takes so many µs for each.
+    """
 
     model: str
     device: str = "auto"
@@ -33,6 +36,7 @@ class EngineOptions(msgspec.Struct, kw_only=True, frozen=True):
     max_pages_total: int | None = None
     seed: int = 0
     plugins: tuple[str, ...] = ()
+    null_token_us: float | None = None
 
 
 class Add(msgspec.Struct, tag=True, array_like=True, frozen=True):

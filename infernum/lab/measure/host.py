@@ -12,12 +12,12 @@ import numpy as np
 from infernum import dims
 from infernum.engine.engine import Engine
 from infernum.engine.events import StepRecord
+from infernum.engine.null_executor import NullExecutor
 from infernum.lab.measure.origin import cpu_name, versions
 from infernum.manifest import ModelInfo
 from infernum.sampling_params import SamplingParams
-from infernum.step import Batch, Float32, Int32, Sampling
+from infernum.step import Int32
 
-PAGE_SIZE = 64
 CONTEXT = 4096
 VOCAB = 128_256
 
@@ -32,50 +32,6 @@ BEGINNINGS = 8
 
 WARM_UP = 2 * OUTPUT
 """Steps before the measured ones. In them all first sequences end, and the cache fills up."""
-
-
-class NullExecutor:
-    """Implements `infernum.step.Executor` without computing anything: random tokens are there at once."""
-
-    page_size = PAGE_SIZE
-    max_batch_tokens = CONTEXT
-    dtype = "bf16"
-
-    def __init__(self, num_pages: int, max_rows: int) -> None:
-        self.num_pages = num_pages
-        self.max_rows = max_rows
-        self._tokens = np.random.default_rng(0).integers(0, VOCAB - 1, 2 * max_rows, np.int32)
-        self._launches = 0
-        self._rows = 0
-
-    def run(self, batch: Batch, sampling: Sampling) -> NullTokens:
-        """Return as many tokens as the batch has rows."""
-        self._rows = batch.rows
-        return self.advance()
-
-    def advance(self) -> NullTokens:
-        """Return as many tokens as the last step had rows."""
-        self._launches += 1
-        start = self._launches % self.max_rows
-        return NullTokens(self._tokens[start : start + self._rows])
-
-    def logits(self, batch: Batch) -> Float32:
-        """Logits of zeros, float32 [rows, vocab]."""
-        return np.zeros((batch.rows, VOCAB), np.float32)
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-@dataclass(frozen=True)
-class NullTokens:
-    """The tokens of a step of `NullExecutor`."""
-
-    sampled: Int32
-
-    def tokens(self) -> Int32:
-        """The sampled token of each row, int32 [rows]."""
-        return self.sampled
 
 
 @dataclass(frozen=True)
@@ -152,8 +108,8 @@ class _Load:
     """An engine with a constant number of sequences."""
 
     def __init__(self, sequences: int) -> None:
-        pages = sequences * dims.ceildiv(PROMPT_TOKENS[1] + OUTPUT, PAGE_SIZE)
-        executor = NullExecutor(pages + pages // 4 + 16, max_rows=max(sequences, 16))
+        pages = sequences * dims.ceildiv(PROMPT_TOKENS[1] + OUTPUT, NullExecutor.page_size)
+        executor = NullExecutor(pages + pages // 4 + 16, max(sequences, 16), VOCAB)
         model = ModelInfo(
             family="null",
             name="null",

@@ -126,14 +126,15 @@ def steady_rate(timeline: Timeline) -> float | None:
 
 def first_token_ms(timeline: Timeline) -> dict[str, float]:
     """Milliseconds from when a request was due to its first token, at each of QUANTILES."""
-    return _quantiles([times[0] - due for times, due in zip(timeline.seconds, timeline.due, strict=True)])
+    return quantiles_ms([times[0] - due for times, due in zip(timeline.seconds, timeline.due, strict=True)])
 
 
 def gap_ms(timeline: Timeline) -> dict[str, float]:
     """Milliseconds between two tokens of one request, at each of QUANTILES, over all requests."""
-    return _quantiles([gap for times in timeline.seconds for gap in np.diff(times).tolist()])
+    return quantiles_ms([gap for times in timeline.seconds for gap in np.diff(times).tolist()])
 
 
-def _quantiles(seconds: Sequence[float]) -> dict[str, float]:
+def quantiles_ms(seconds: Sequence[float]) -> dict[str, float]:
+    """Seconds in milliseconds, at each of QUANTILES."""
     ranked = np.percentile(1e3 * np.array(seconds), QUANTILES, method="inverted_cdf").tolist()
     return {f"p{quantile}": value for quantile, value in zip(QUANTILES, ranked, strict=True)}
