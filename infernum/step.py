@@ -7,7 +7,7 @@ and NumPy (`infernum.cpu`), implement the protocol `Executor`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -183,6 +183,10 @@ class TableRow:
     values: Array
 
 
+LateRows = Callable[[], Iterable[TableRow]]
+"""Gives rows of tables that are made while the model runs."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """The sampling of each row of logits.
@@ -190,11 +194,13 @@ class Sampling:
     parameters  an array [rows], float32 or int32, for each sampling parameter
     table_rows  an array [rows], int32, for each of `TABLE_ROW_INPUTS`. Tables without one hold for no row
     writes      rows of tables that have changed since the last step
+    late        called once the model is launched: gives further rows, such as masks, for which the sampler waits
     """
 
     parameters: Mapping[str, Array]
     table_rows: Mapping[str, Int32] = field(default_factory=dict[str, Int32])
     writes: tuple[TableRow, ...] = ()
+    late: LateRows | None = None
 
     def __post_init__(self) -> None:
         names = {item.name for item in PARAMETER_INPUTS}

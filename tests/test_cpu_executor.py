@@ -26,7 +26,7 @@ from infernum.ir.interpret import interpret
 from infernum.ir.text import parse_graph
 from infernum.llm import LLM
 from infernum.sampling_params import SamplingParams
-from infernum.step import Sampling
+from infernum.step import Sampling, TableRow
 
 NAME = "seven_to_one"
 SAME = 1e-6
@@ -139,6 +139,14 @@ def test_a_step_leaves_the_callers_arrays_as_they_were(executor: CpuExecutor, bu
     assert np.array_equal(batch.token_ids, kept[0])
     assert np.array_equal(batch.positions, kept[1])
     assert not any(write.values.any() for write in parameters.writes)
+
+
+def test_a_mask_may_be_made_while_the_model_runs(executor: CpuExecutor, bundle: Bundle) -> None:
+    words = np.zeros(-(-bundle.manifest.model.vocab_size // 32), np.int32)
+    words[1] = 1 << 5
+    masked = replace(greedy(1), table_rows={"allowed_row": np.array([2], np.int32)})
+    chosen = replace(masked, late=lambda: [TableRow("allowed", 2, words)])
+    assert executor.run(step([tokens_of(bundle, 3)], [1], [[0]]), chosen).tokens().tolist() == [37]
 
 
 def test_advancing_past_the_last_page_is_refused(executor: CpuExecutor, bundle: Bundle) -> None:

@@ -363,6 +363,32 @@ def test_each_row_has_its_own_parameters_and_table_rows_in_every_part(open_toy: 
     assert found.tolist() == [(token + seed + 1) % toy.VOCAB for seed, token in enumerate(best)]
 
 
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_a_sampler_waits_for_rows_that_are_made_while_the_model_runs(
+    open_toy: Open, gpu: FakeGpu, count: int
+) -> None:
+    prompts, pages = prompts_of(count)
+    logits = [toy.ToyCheckpoint().logits(prompt[:1])[-1] for prompt in prompts]
+    batch = toy.step([prompt[:1] for prompt in prompts], [1] * count, pages)
+    table_rows = {"counts_row": np.arange(count, dtype=np.int32)}
+    plain = replace(toy.sampling(count, temperature=1.0, seed=0), table_rows=table_rows)
+    launched: list[int] = []
+
+    def late() -> list[TableRow]:
+        launched.append(gpu.eager_launches + gpu.graph_launches)
+        counts = np.zeros((count, toy.VOCAB), np.int32)
+        counts[np.arange(count), np.argmax(logits, axis=1)] = 1
+        return [TableRow("counts", row, counts[row]) for row in range(count)]
+
+    with open_toy() as executor:
+        for _ in range(3):
+            before = gpu.eager_launches + gpu.graph_launches
+            found = executor.run(batch, replace(plain, late=late)).tokens()
+            assert found.tolist() == [(int(np.argsort(-row)[1]) + 1) % toy.VOCAB for row in logits]
+            assert launched.pop() > before, "the model is launched first"
+    assert gpu.graph_launches == (2 if count <= 4 else 0), "the model alone has a graph"
+
+
 def test_logits_of_many_rows_are_those_of_each(open_toy: Open) -> None:
     prompts, pages = prompts_of(7)
     with open_toy() as executor:

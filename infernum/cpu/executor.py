@@ -20,7 +20,7 @@ from infernum.errors import BundleError, CompileError, DeviceError
 from infernum.ir.text import parse_graph
 from infernum.manifest import ANY, Manifest, Stage
 from infernum.roofline import MOST_DECODES
-from infernum.step import BATCH_INPUTS, TABLES, Batch, Float32, Int32, Sampling, check_input
+from infernum.step import BATCH_INPUTS, TABLES, Batch, Float32, Int32, LateRows, Sampling, check_input
 from infernum.weights.source import Progress, TensorSource
 
 Array = np.ndarray[Any, Any]
@@ -160,7 +160,8 @@ class CpuExecutor:
             self._tables[write.table][write.row] = write.values
         decode = batch.tokens == batch.seqs == batch.rows
         room = batch.room(self.page_size) if decode else 0
-        return self._step(_LastStep(self._variant(batch), sampler, inputs, self._page_tables(batch), room))
+        step = _LastStep(self._variant(batch), sampler, inputs, self._page_tables(batch), room)
+        return self._step(step, sampling.late)
 
     def advance(self) -> HostTokens:
         """Run the next step of the last batch. The input of each sequence is the token that it sampled last.
@@ -190,9 +191,11 @@ class CpuExecutor:
     ) -> None:
         self.close()
 
-    def _step(self, step: _LastStep) -> HostTokens:
+    def _step(self, step: _LastStep, late: LateRows | None = None) -> HostTokens:
         self._last = None
         logits = self._forward(step.variant, step.inputs, step.page_tables)
+        for write in late() if late is not None else ():
+            self._tables[write.table][write.row] = write.values
         bound = self._samplers[step.sampler]
         next_tokens, *_ = bound.routine.run(step.inputs | dict(zip(bound.streams, [logits], strict=True)))
         self._last = step

@@ -30,7 +30,7 @@ from infernum.runtime.sampled import TURNS, SampledTokens, TokenRing
 from infernum.runtime.stream import CudaGraph, Stream
 from infernum.runtime.timing import StepMarks
 from infernum.sampling_params import SamplingParams
-from infernum.step import Batch, Float32, Sampling
+from infernum.step import Batch, Float32, LateRows, Sampling
 from infernum.weights.source import Progress, TensorSource
 
 MOST_DECODES = 128
@@ -188,7 +188,7 @@ class CudaExecutor:
             shape, padding = self._padded(shape)
         self._last = None
         self._loaded.inputs.upload(batch, sampling, padding)
-        sampled = self._step(shape, batch.rows)
+        sampled = self._step(shape, batch.rows, sampling.late)
         self._last, self._last_rows = shape, batch.rows
         self._last_step = (batch, replace(sampling, writes=())) if self._is_in_parts(shape) else None
         self._longest = batch.longest
@@ -360,24 +360,36 @@ class CudaExecutor:
         padded = replace(shape, variant=variant, tokens=sequences, seqs=sequences, rows=sequences)
         return padded, Padding(sequences, self._loaded.scratch_page)
 
-    def _step(self, shape: StepShape, rows: int) -> SampledTokens:
+    def _step(self, shape: StepShape, rows: int, late: LateRows | None = None) -> SampledTokens:
         """Launch a step and the copy of the tokens of its first `rows` rows."""
         turn = self._ring.next_turn()
-        decode = self._decodes.get(shape)
-        graph = self._graph(decode, shape, turn) if decode is not None else None
         if self._marks is not None:
             self._marks.mark()
+        if late is None:
+            self._launch(shape, turn)
+        elif self._is_in_parts(shape):
+            self._queue(shape, turn, late)
+        else:
+            self._launch(replace(shape, sampler=""), 0)
+            self._loaded.inputs.write(late())
+            self._loaded.symbols.set(shape.tokens, shape.seqs, shape.rows, shape.context_pages)
+            self._loaded.samplers[shape.variant, shape.sampler, turn].queue()
+        if self._marks is not None:
+            self._marks.mark()
+        inputs, in_parts = self._loaded.inputs, self._is_in_parts(shape)
+        inputs.note_step(collected=in_parts)
+        return self._ring.fetch(inputs.all_tokens(turn) if in_parts else inputs.next_tokens(turn), rows, self)
+
+    def _launch(self, shape: StepShape, turn: int) -> None:
+        """Launch the model, and the sampler if there is one: by a CUDA graph where the shape has run before."""
+        decode = self._decodes.get(shape)
+        graph = self._graph(decode, shape, turn) if decode is not None else None
         if graph is not None:
             graph.launch()
         else:
             self._queue(shape, turn)
-        if self._marks is not None:
-            self._marks.mark()
         if decode is None and self._use_graphs and shape.is_decode:
             self._decodes.put(shape, _DecodeGraphs())
-        inputs, in_parts = self._loaded.inputs, self._is_in_parts(shape)
-        inputs.note_step(collected=in_parts)
-        return self._ring.fetch(inputs.all_tokens(turn) if in_parts else inputs.next_tokens(turn), rows, self)
 
     def _products(self, library: CublasLt, tokens: int) -> list[tuple[MatrixProduct, int]]:
         """The matrix products of a step of one sequence, in order, each with its rows."""
@@ -416,11 +428,14 @@ class CudaExecutor:
         decode.graphs[turn] = capture.graph
         return capture.graph
 
-    def _queue(self, shape: StepShape, turn: int) -> None:
-        """Queue a step that samples. Rows of many sequences are sampled part by part, as their logits are computed."""
-        sampler = self._loaded.samplers[shape.variant, shape.sampler, turn]
+    def _queue(self, shape: StepShape, turn: int, late: LateRows | None = None) -> None:
+        """Queue a step. Rows of many sequences are sampled part by part, as their logits are computed."""
         for first, rows in self._queue_model(shape):
-            sampler.queue()
+            if not shape.sampler:
+                continue
+            if late is not None and first == 0:
+                self._loaded.inputs.write(late())
+            self._loaded.samplers[shape.variant, shape.sampler, turn].queue()
             if self._is_in_parts(shape):
                 self._loaded.inputs.collect(turn, first, rows)
 

@@ -20,7 +20,7 @@ from infernum.runtime.layout import Limits, pack
 from infernum.runtime.sampled import TURNS
 from infernum.runtime.stream import CudaEvent, Stream
 from infernum.runtime.tables import Tables
-from infernum.step import INPUTS, TABLES, Batch, Sampling, StepInput, check_input
+from infernum.step import INPUTS, TABLES, Batch, Sampling, StepInput, TableRow, check_input
 
 _BYTES = 4
 """Bytes of an element: every input is an array of 32-bit integers or floats."""
@@ -187,7 +187,11 @@ class Inputs:
         self._upload_page_tables(batch, buffers, padding)
         self._stream.record(buffers.sent)
         if sampling is not None:
-            self._tables.write(sampling.writes)
+            self.write(sampling.writes)
+
+    def write(self, rows: Iterable[TableRow]) -> None:
+        """Queue the upload of rows of tables. The caller may change their values as soon as this returns."""
+        self._tables.write(rows)
 
     def _upload_page_tables(self, batch: Batch, buffers: _UploadBuffers, padding: Padding | None) -> None:
         seqs, columns = batch.page_table.shape
