@@ -73,7 +73,7 @@ class LLM:
     load_format             "auto": the weights of the model; "dummy": random weights, generated from `seed`
     gpu_memory_utilization  share of the GPU's memory that weights and KV cache may take
     max_model_len           longest sequence in tokens; None: the model's context, or less if memory is short
-    max_pages_total         most pages of 64 tokens in the KV cache; None: as many as fit
+    max_pages_total         most pages of 64 tokens in a group of the KV cache; None: as many as fit
     warm_graphs             on a GPU, capture the CUDA graphs of decodes now, not at the second step of each size
     progress                called while the model is compiled and loaded
     chat_template           the file of a chat template, in place of those of the model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from oracle.weights import random_weights
 from infernum.bundle import Bundle
 from infernum.cache_groups import first_page, group_windows, most_pages, stage_windows
 from infernum.checkpoint import Checkpoint
-from infernum.cpu.executor import CpuExecutor
+from infernum.cpu.executor import CpuExecutor, HostTokens
+from infernum.engine.engine import Engine
 from infernum.graph_bundle import trace_model
 from infernum.models.presets import resolve
+from infernum.sampling_params import SamplingParams, derived_seed
 from infernum.step import Batch
 
 PAGE = 64
@@ -117,3 +120,58 @@ def test_a_group_that_lacks_a_page_within_the_window_computes_something_else(ope
             not np.array_equal(*pair) for pair in zip(whole, run(opened, 130, one_missing), strict=True)
         ]
     assert any(differ[-100:])
+
+
+def engine_of(
+    source: str, out: Path, *, cut: int, pages: int, windowed: int | None
+) -> tuple[Engine, CpuExecutor]:
+    """An engine whose layers with a window have `windowed` pages; None: they have all pages of a sequence."""
+    bundle = trace_model(resolve(source), out, dtype="float32", max_batch_tokens=cut)
+    executor = CpuExecutor.open(bundle, Checkpoint.open(Path(source)), max_pages_total=pages)
+    if windowed is not None:
+        for window in executor.windowed_pages:
+            executor._pages[window] = windowed  # pyright: ignore[reportPrivateUsage]
+    engine = Engine(executor, bundle.manifest.model, max_model_len=400)
+    return engine, executor
+
+
+def poison_free_pages(engine: Engine, executor: CpuExecutor) -> None:
+    """Before each step, fill with NaN all pages of layers with a window that no sequence owns."""
+    windows = stage_windows(executor._bundle.manifest, 512)  # pyright: ignore[reportPrivateUsage]
+
+    def poisoned(step: Callable[..., HostTokens]) -> Callable[..., HostTokens]:
+        def run(*arguments: object) -> HostTokens:
+            for group in engine._scheduler.slots.windowed:  # pyright: ignore[reportPrivateUsage]
+                for stage in (stage for stage, own in windows.items() if own == group.window):
+                    executor._caches[stage][group.pool._empty] = np.nan  # pyright: ignore[reportPrivateUsage]
+            return step(*arguments)
+
+        return run
+
+    vars(executor).update(run=poisoned(executor.run), advance=poisoned(executor.advance))
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "mistral_window"])
+def test_no_token_depends_on_pages_behind_a_window(tmp_path: Path, name: str) -> None:
+    config = case(name).config | {"sliding_window": 100}
+    model = write_checkpoint(tmp_path / "model", config, random_weights(config))
+    rng = np.random.default_rng(3)
+    prompts = [rng.integers(0, 130, int(length)).tolist() for length in rng.integers(1, 230, 12)]
+    params = [SamplingParams(max_tokens=90, temperature=0.9, seed=7, ignore_eos=True)] * len(prompts)
+    ample, _ = engine_of(str(model), tmp_path / "ample", cut=512, pages=90, windowed=None)
+    scarce, executor = engine_of(str(model), tmp_path / "scarce", cut=70, pages=40, windowed=9)
+    poison_free_pages(scarce, executor)
+    together = scarce.generate(prompts, params)
+    scheduler = scarce._scheduler  # pyright: ignore[reportPrivateUsage]
+    assert scheduler.preempted > 0, "pages were scarce"
+    assert all(group.pool.free_pages == group.pool.num_pages == 9 for group in scheduler.slots.windowed)
+    for index, (prompt, completion) in enumerate(zip(prompts, together, strict=True)):
+        number = ample.add(prompt, params[index])
+        ample._sequences[number].seed = derived_seed(7, index)  # pyright: ignore[reportPrivateUsage]
+        tokens: list[int] = []
+        while ample.busy:
+            tokens += [token for event in ample.step() for token in event.tokens]
+        assert tuple(tokens) == completion.tokens
+    np.testing.assert_array_equal(scarce.logits(prompts[-1] * 2), ample.logits(prompts[-1] * 2))
+    ample.close()
+    scarce.close()

@@ -24,6 +24,7 @@ from fake_gpu import FakeGpu, FakeMemory, FakeStream, at
 from infernum import dims
 from infernum import llm as llm_module
 from infernum.bundle import Bundle
+from infernum.cache_groups import CacheGroup
 from infernum.engine.engine import Engine
 from infernum.errors import BundleError, CheckpointError, DeviceError, LogitsError
 from infernum.llm import LLM
@@ -35,7 +36,7 @@ from infernum.runtime import executor as executor_module
 from infernum.runtime.device import Device
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.gemm import MatrixProduct
-from infernum.runtime.kv_cache import CachePlan, count_pages
+from infernum.runtime.kv_cache import count_pages
 from infernum.runtime.loading import LoadOptions
 from infernum.runtime.stream import CudaGraph
 from infernum.sampling_params import SamplingParams
@@ -982,44 +983,66 @@ def test_random_weights_depend_on_name_and_seed_and_not_on_where_they_lie(gpu: F
 
 
 GIB = 2**30
-CACHE = CachePlan({1: 2**20, 2: 2**20})
+FULL, WINDOWED = CacheGroup(0, 2**21), CacheGroup(1024, 10 * 2**20)
+
+
+def counted(
+    *groups: CacheGroup, free: int = 70 * GIB, need_tokens: int = 1, max_pages: int | None = None
+) -> list[int]:
+    """The pages of each group where 90 % of 100 GiB may be in use."""
+    return count_pages(
+        groups,
+        page_size=64,
+        chunk=4096,
+        sequences=256,
+        length=2**17,
+        need_tokens=need_tokens,
+        free=free,
+        total=100 * GIB,
+        utilization=0.9,
+        max_pages=max_pages,
+    )
 
 
 def test_the_cache_takes_what_utilization_leaves() -> None:
-    pages = count_pages(
-        CACHE, page_size=64, free=70 * GIB, total=100 * GIB, utilization=0.9, need_tokens=1, max_pages=None
-    )
-    assert pages + 1 == 60 * 512, (
+    assert counted(FULL) == [60 * 512 - 1], (
         "90 % of 100 GiB, less 30 GiB in use, in pages of 2 MiB, one of them for scratch"
     )
 
 
 def test_the_cache_is_no_larger_than_asked_for() -> None:
-    pages = count_pages(
-        CACHE, page_size=64, free=70 * GIB, total=100 * GIB, utilization=0.9, need_tokens=65, max_pages=2
-    )
-    assert pages == 2
+    assert counted(FULL, need_tokens=65, max_pages=2) == [2]
+    assert counted(FULL, WINDOWED, need_tokens=65, max_pages=2) == [2, 2]
+
+
+def test_layers_with_a_window_leave_most_of_the_memory_to_those_without() -> None:
+    full, windowed = counted(FULL, WINDOWED)
+    assert 59 * GIB < full * FULL.page_bytes + windowed * WINDOWED.page_bytes <= 60 * GIB
+    sequences = full // (2**15 // 64)
+    assert sequences > 20, "sequences of a quarter of the context"
+    assert windowed >= 17 * sequences + 4096 // 64, "each has its window, and one of them computes its prompt"
+    assert full > 2 * (60 * GIB) // (64 * 12 * 2**15), "twice what fits where all layers keep whole sequences"
+
+
+def test_a_cache_for_one_long_sequence_holds_no_more_of_it_than_its_layers_read() -> None:
+    assert counted(FULL, WINDOWED, free=16 * GIB, need_tokens=2**17)[0] >= 2**17 // 64
+    with pytest.raises(DeviceError, match=r"2048 pages of 2\.00 MiB and 81 pages of 10\.00 MiB; .*4084 MiB"):
+        counted(FULL, WINDOWED, free=14 * GIB, need_tokens=2**17)
+
+
+def test_where_every_layer_has_a_window_the_pages_of_those_without_cost_nothing() -> None:
+    assert counted(CacheGroup(0, 0), WINDOWED) == [256 * 2048, 60 * GIB // WINDOWED.page_bytes - 1]
 
 
 @pytest.mark.parametrize(("free", "need_tokens"), [(2 * GIB, 1), (12 * GIB, 128 * 1024 * 10)])
 def test_a_cache_that_does_not_fit_says_what_is_needed_and_what_to_lower(free: int, need_tokens: int) -> None:
     with pytest.raises(DeviceError, match=r"tokens need \d+ pages of 2\.00 MiB.*lower --max-model-len"):
-        count_pages(
-            CACHE,
-            page_size=64,
-            free=free,
-            total=100 * GIB,
-            utilization=0.9,
-            need_tokens=need_tokens,
-            max_pages=None,
-        )
+        counted(FULL, free=free, need_tokens=need_tokens)
 
 
 def test_a_cache_that_is_asked_to_be_too_small_says_so_and_does_not_blame_the_memory() -> None:
     with pytest.raises(DeviceError, match="65 tokens need 2 pages, and no more than 1 are allowed"):
-        count_pages(
-            CACHE, page_size=64, free=70 * GIB, total=100 * GIB, utilization=0.9, need_tokens=65, max_pages=1
-        )
+        counted(FULL, need_tokens=65, max_pages=1)
 
 
 def test_a_sequence_may_not_be_longer_than_the_model_allows() -> None:

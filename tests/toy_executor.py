@@ -70,6 +70,7 @@ class ToyExecutor:
         self.model = model
         self.vocab = vocab
         self.num_pages = pages
+        self.windowed_pages: dict[int, int] = {}
         self.page_size = page_size
         self.max_batch_tokens = max_batch_tokens
         self.max_rows = max_rows

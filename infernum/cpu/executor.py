@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -10,9 +11,9 @@ from typing import Any, Self
 import numpy as np
 
 import infernum.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # registers the ops that graphs name
-from infernum import dims, dtypes
+from infernum import dtypes
 from infernum.bundle import Bundle
-from infernum.cache_groups import group_windows, stage_windows
+from infernum.cache_groups import cache_groups, divide_pages, most_pages, stage_windows
 from infernum.cpu.routine import Routine
 from infernum.cpu.weights import HostWeights
 from infernum.dtypes import F32
@@ -71,14 +72,13 @@ class CpuExecutor:
     """One model in host memory. Not for use by several threads at the same time."""
 
     def __init__(
-        self, bundle: Bundle, weights: HostWeights, pages: int, max_model_len: int | None = None
+        self, bundle: Bundle, weights: HostWeights, pages: dict[int, int], windows: dict[int, int]
     ) -> None:
+        """`pages`: of each cache group, by its window. `windows`: the window of each stage that has a cache."""
         self._bundle = bundle
         self._pages = pages
-        self._caches = _allocate(bundle.manifest, pages)
-        windows = stage_windows(bundle.manifest, max_model_len or bundle.manifest.model.context)
-        self._windows = group_windows(windows)
-        groups = {stage: self._windows.index(window) for stage, window in windows.items()}
+        self._caches = _allocate(bundle.manifest, {stage: pages[own] for stage, own in windows.items()})
+        groups = {stage: list(pages).index(window) for stage, window in windows.items()}
         binder = _RoutineBinder(bundle, weights, self._caches, groups)
         stages = list(enumerate(bundle.manifest.program))
         names = [variant.name for variant in bundle.manifest.variants]
@@ -111,10 +111,12 @@ class CpuExecutor:
         The KV cache holds a sequence of `max_model_len` tokens. By default that is the model's context, as far as it
         fits in 1 GiB. Raises BundleError, CheckpointError or DeviceError.
         """
-        pages = _count_pages(bundle.manifest, max_model_len)
-        pages = pages if max_pages_total is None else min(pages, max_pages_total)
+        windows = stage_windows(bundle.manifest, max_model_len or bundle.manifest.model.context)
+        pages = _count_pages(bundle.manifest, windows, max_model_len)
+        if max_pages_total is not None:
+            pages = {window: min(count, max_pages_total) for window, count in pages.items()}
         weights = HostWeights.load(bundle.manifest, checkpoint, seed=seed, progress=progress)
-        return cls(bundle, weights, pages, max_model_len)
+        return cls(bundle, weights, pages, windows)
 
     @property
     def page_size(self) -> int:
@@ -123,8 +125,13 @@ class CpuExecutor:
 
     @property
     def num_pages(self) -> int:
-        """Pages in the KV cache."""
-        return self._pages
+        """Pages in the KV cache, of the layers without a window."""
+        return self._pages[0]
+
+    @property
+    def windowed_pages(self) -> dict[int, int]:
+        """Pages of the cache groups of layers with a window, by the window."""
+        return {window: pages for window, pages in self._pages.items() if window}
 
     @property
     def max_batch_tokens(self) -> int:
@@ -204,7 +211,7 @@ class CpuExecutor:
 
     def _page_tables(self, batch: Batch) -> tuple[Int32, ...]:
         """The page table of each cache group."""
-        return tuple(batch.page_table_of(group) for group in range(len(self._windows)))
+        return tuple(batch.page_table_of(group) for group in range(len(self._pages)))
 
     def _forward(self, variant: str, inputs: dict[str, Array], page_tables: tuple[Int32, ...]) -> Float32:
         """Run the stages of the program, each on the outputs of the stage before it; the last outputs the logits."""
@@ -272,21 +279,44 @@ def _cache_shapes(manifest: Manifest) -> dict[int, tuple[int, ...]]:
     return shapes
 
 
-def _count_pages(manifest: Manifest, max_model_len: int | None) -> int:
-    """Pages for several sequences of full length. Without `max_model_len` it may be less than one such sequence."""
-    page_bytes = F32.bytes * sum(math.prod(shape) for shape in _cache_shapes(manifest).values())
-    needed = dims.ceildiv(max_model_len or manifest.model.context, manifest.page_size)
-    within = min(KV_BYTES // max(page_bytes, 1), SEQUENCES * needed)
-    return max(within, needed if max_model_len is not None else 1)
+def _count_pages(manifest: Manifest, windows: Mapping[int, int], max_model_len: int | None) -> dict[int, int]:
+    """Pages of each cache group, by its window, for several sequences of full length.
+
+    Without `max_model_len` it may be less than one such sequence.
+    """
+    page_bytes = {stage: F32.bytes * math.prod(shape) for stage, shape in _cache_shapes(manifest).items()}
+    groups = cache_groups(windows, page_bytes)
+    length, size = max_model_len or manifest.model.context, manifest.page_size
+    chunk = max(variant.max_tokens for variant in manifest.variants)
+    needed = [most_pages(group.window, length, chunk, size) for group in groups]
+    least = sum(count * group.page_bytes for count, group in zip(needed, groups, strict=True))
+    for longest in (length, 1):
+        pages = divide_pages(
+            groups,
+            KV_BYTES if max_model_len is None else max(KV_BYTES, least),
+            page_size=size,
+            chunk=chunk,
+            length=longest,
+            sequences=SEQUENCES,
+        )
+        if pages is not None:
+            break
+    else:
+        pages = [1] * len(groups)
+    return {
+        group.window: min(count, SEQUENCES * most)
+        for group, count, most in zip(groups, pages, needed, strict=True)
+    }
 
 
-def _allocate(manifest: Manifest, pages: int) -> dict[int, Array]:
+def _allocate(manifest: Manifest, pages: Mapping[int, int]) -> dict[int, Array]:
     """A KV cache for each stage with state. The system allocates the memory when pages are first written."""
     try:
         return {
-            index: np.zeros((pages, *shape), np.float32) for index, shape in _cache_shapes(manifest).items()
+            index: np.zeros((pages[index], *shape), np.float32)
+            for index, shape in _cache_shapes(manifest).items()
         }
     except MemoryError as error:
         raise DeviceError(
-            f"the KV cache of {pages} pages does not fit in memory; lower --max-model-len"
+            f"the KV cache of {max(pages.values())} pages does not fit in memory; lower --max-model-len"
         ) from error

@@ -24,6 +24,7 @@ from infernum.engine.slots import Int64, integers
 from infernum.engine.step_inputs import batch_of, prompt_logits, sampling_of
 from infernum.engine.tokenizer import Tokenizer
 from infernum.engine.transcript import Transcript
+from infernum.engine.windowed_pages import longest_sequence
 from infernum.errors import LogitsError, RequestError
 from infernum.manifest import ModelInfo
 from infernum.sampling_params import SamplingParams, derived_seed
@@ -80,12 +81,20 @@ class Engine:
         self._is_end[[token for token in self.end_tokens if 0 <= token < self.model.vocab_size]] = True
         self._context = min(self.model.context, self.max_model_len or self.model.context)
         self._pool = PagePool(self.executor.num_pages, self.executor.page_size)
+        windowed = {
+            window: PagePool(pages, self.executor.page_size)
+            for window, pages in self.executor.windowed_pages.items()
+        }
+        self._capacity = min(
+            [self._pool.capacity, *(longest_sequence(window, pool) for window, pool in windowed.items())]
+        )
         self._scheduler = Scheduler(
             self._pool,
             max_tokens=self.executor.max_batch_tokens,
             max_sequences=self.executor.max_rows,
             max_length=self.longest,
             short_context=self.model.short_context,
+            windowed=windowed,
         )
         self._sequences: dict[int, Sequence] = {}
         self._transcripts: dict[int, Transcript] = {}
@@ -351,11 +360,11 @@ class Engine:
     @property
     def longest(self) -> int:
         """Most tokens of one sequence, prompt and output."""
-        return min(self._context, self._pool.capacity)
+        return min(self._context, self._capacity)
 
     @property
     def _limit_name(self) -> str:
-        if self._pool.capacity < self._context:
+        if self._capacity < self._context:
             return "KV cache"
         return "model's context" if self._context == self.model.context else "limit --max-model-len"
 

@@ -26,6 +26,7 @@ class NullExecutor:
         self, num_pages: int, max_rows: int, vocab: int = 128_256, seconds_per_token: float = 0.0
     ) -> None:
         self.num_pages = num_pages
+        self.windowed_pages: dict[int, int] = {}
         self.max_rows = max_rows
         self._vocab = vocab
         self._seconds_per_token = seconds_per_token

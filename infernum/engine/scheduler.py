@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from infernum.engine.page_pool import PagePool
 from infernum.engine.sequence import Sequence
 from infernum.engine.slots import Bools, Int64, Slots, integers, rows_of
+from infernum.engine.windowed_pages import WindowedPages
 from infernum.step import Int32
 
 LEAST_RESERVE = 0.1
@@ -64,6 +66,10 @@ class Scheduler:
     sequence of the lowest priority is preempted: it gives back its pages, waits, and its tokens are computed again.
     Pages that were kept are found again. So is a sequence that grows beyond `short_context` tokens, from where on
     LongRoPE turns all of them otherwise.
+
+    `windowed` are the pools of the cache groups with a window, by the window. Their pages are given to a sequence step
+    by step, also while its prompt is computed, and come back once they lie behind the window. With such groups no pages
+    are kept.
     """
 
     def __init__(
@@ -74,12 +80,15 @@ class Scheduler:
         max_sequences: int,
         max_length: int,
         short_context: int | None = None,
+        windowed: Mapping[int, PagePool] | None = None,
     ) -> None:
         self.pool = pool
         self.max_tokens = max_tokens
         self.short_context = short_context
         self.waiting: list[Sequence] = []
-        self.slots = Slots(min(max_sequences, max_tokens), pool.pages_for(max_length), pool.page_size)
+        self.slots = Slots(
+            min(max_sequences, max_tokens), pool.pages_for(max_length), pool.page_size, windowed
+        )
         self.reserve = LEAST_RESERVE
         self._growth = 0
         """Number of further pages that running sequences may come to need."""
@@ -126,6 +135,8 @@ class Scheduler:
                 return None
             for sequence in outgrown:
                 self._wait_again(sequence)
+        for group in slots.windowed:
+            self._release_behind(group)
         self._admit()
         active = slots.active
         computed, _, total, limit, held, _, _ = slots.state.take(active, axis=1)
@@ -137,13 +148,22 @@ class Scheduler:
         preempted = self.preempted
         if not self._grow_all(growing):
             for slot in integers(growing):
-                sequence = slots.sequences[slot]  # None: it was preempted a moment ago
-                if sequence is not None and not self._grow(sequence, unread):
+                if not self._grow(slot, self._grow_all, unread):
                     return None
+        for group in slots.windowed:
+            if not self._grow_windowed(group, decodes, unread):
+                return None
         if self.preempted > preempted:
             decodes, prompts = decodes[slots.number[decodes] >= 0], prompts[slots.number[prompts] >= 0]
         self.reserve = max(LEAST_RESERVE, self.reserve * _FORGETTING)
-        return self._step(decodes, self._prompts(prompts, self.max_tokens - len(decodes)))
+        chunks = self._prompts(prompts, self.max_tokens - len(decodes))
+        while len(prompts) and not chunks and not len(decodes):  # prompts own all pages of a group
+            if unread:
+                return None
+            self._preempt(max(self.running, key=_order))
+            prompts = prompts[slots.number[prompts] >= 0]
+            chunks = self._prompts(prompts, self.max_tokens)
+        return self._step(decodes, chunks)
 
     def is_current(self, plan: StepPlan) -> Bools:
         """For each sequence of a plan, whether it still has the slot that it had."""
@@ -176,6 +196,8 @@ class Scheduler:
             if sequence is None or sequence.number != sequence_number:
                 continue
             slots.flush(sequence, end - end % size)
+            if slots.windowed:
+                continue
             for number in range(start // size, end // size):
                 page = self.pool.keep(sequence.pages[number], sequence.content(number, size))
                 if page != sequence.pages[number]:
@@ -189,12 +211,14 @@ class Scheduler:
             sequence = self.waiting[0]
             if not self.slots.tables.has_room(sequence.params):
                 return
+            if not all(self._fits(sequence, group) for group in self.slots.windowed):
+                return
             sequence.is_long = self._is_long(len(sequence.tokens))
             own = self.pool.pages_for(sequence.limit) - self.pool.pages_for(len(sequence.tokens))
             reserved = math.ceil(self.reserve * (self._growth + own)) if len(self.slots.active) else 0
             if len(self.slots.active) and reserved + 1 > self.pool.free_pages:
                 return
-            shared = self.pool.find(sequence.tokens, sequence.first_parent)
+            shared = [] if self.slots.windowed else self.pool.find(sequence.tokens, sequence.first_parent)
             count = self.pool.pages_for(len(sequence.tokens)) - len(shared)
             pages = self.pool.allocate(count) if count + reserved <= self.pool.free_pages else None
             if pages is None:
@@ -227,16 +251,45 @@ class Scheduler:
             sequence.pages.append(page)
         return True
 
-    def _grow(self, sequence: Sequence, unread: bool) -> bool:
-        """Give a sequence one more page; False where a sequence must be preempted first and tokens are `unread`."""
-        while not self._grow_all(np.array([sequence.slot])):
+    def _grow(self, slot: int, grow: Callable[[Int64], bool], unread: bool) -> bool:
+        """Give a slot one more page by `grow`; False where a sequence must be preempted first and tokens are `unread`.
+
+        The sequence of the slot may be preempted itself, or has been a moment ago.
+        """
+        while self.slots.sequences[slot] is not None and not grow(np.array([slot])):
             if unread:
                 return False
-            victim = max(self.running, key=_order)
-            self._preempt(victim)
-            if victim is sequence:
-                return True
+            self._preempt(max(self.running, key=_order))
         return True
+
+    def _grow_windowed(self, group: WindowedPages, decodes: Int64, unread: bool) -> bool:
+        """Give decodes the page of their next position, where they lack it; False as for `_grow`."""
+        decodes = decodes[self.slots.number[decodes] >= 0]  # a free slot was one of a sequence just preempted
+        growing = decodes[self.slots.computed[decodes] // self.pool.page_size >= group.end[decodes]]
+        if not len(growing):
+            return True
+        self.table_version += 1
+        return group.grow(growing) or all(self._grow(slot, group.grow, unread) for slot in integers(growing))
+
+    def _fits(self, sequence: Sequence, group: WindowedPages) -> bool:
+        """Whether a group has pages for a further sequence and a reserve, once all that run have what they need now."""
+        active = self.slots.active
+        if not len(active):
+            return True
+        now = group.needed(np.append(self.slots.total[active], len(sequence.tokens)))
+        later = group.needed(np.append(self.slots.limit[active], sequence.limit))
+        missing = int(now.sum()) - group.owned(active)
+        return missing + math.ceil(self.reserve * int((later - now).sum())) <= group.pool.free_pages
+
+    def _release_behind(self, group: WindowedPages) -> None:
+        """Give back what no step to come reads. Where that was too much, as a step came to nothing, compute anew."""
+        slots = self.slots
+        lost = group.first[slots.active] > group.first_columns(slots.computed[slots.active])
+        if lost.any():
+            for sequence in [slots.sequences[slot] for slot in integers(slots.active[lost])]:
+                assert sequence is not None, "the slot of a sequence that runs is not free"
+                self._wait_again(sequence)
+        group.release_behind(slots.active, slots.computed[slots.active])
 
     def _is_long(self, length: int) -> bool:
         return self.short_context is not None and length > self.short_context
@@ -264,10 +317,27 @@ class Scheduler:
         chunks: list[tuple[int, int]] = []
         for slot in integers(slots):
             length = min(room, int(self.slots.total[slot] - self.slots.computed[slot]))
+            for group in self.slots.windowed:
+                length = min(length, self._room(slot, group))
             if length > 0:
+                for group in self.slots.windowed:
+                    self._extend(slot, group, length)
                 chunks.append((slot, length))
                 room -= length
         return chunks
+
+    def _room(self, slot: int, group: WindowedPages) -> int:
+        """Most further positions of a slot for which a group has pages, one being left for each other sequence."""
+        others = len(self.slots.active) - 1
+        columns = int(group.end[slot]) + max(0, group.pool.free_pages - others)
+        return max(0, columns * self.pool.page_size - int(self.slots.computed[slot]))
+
+    def _extend(self, slot: int, group: WindowedPages, length: int) -> None:
+        """Give a slot pages for its next `length` positions, which are free."""
+        columns = self.pool.pages_for(int(self.slots.computed[slot]) + length)
+        enough = group.add(slot, max(0, columns - int(group.end[slot])))
+        assert enough, "the pages were free a moment ago"
+        self.table_version += 1
 
     def _step(self, decodes: Int64, chunks: list[tuple[int, int]]) -> StepPlan | None:
         if not len(decodes) and not chunks:

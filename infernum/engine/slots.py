@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infernum.engine.page_pool import PagePool
 from infernum.engine.sequence import Sequence
 from infernum.engine.table_rows import TableRows
+from infernum.engine.windowed_pages import WindowedPages
 from infernum.step import PARAMETER_INPUTS, Array, Int32
 
 Int64 = NDArray[np.int64]
@@ -42,6 +44,7 @@ class Slots:
     ends        True where the model's end tokens end the sequence
     own_stops   True where tokens end the sequence that do not end others
     stream      `Sequence.stream`
+    windowed    the pages of the cache groups with a window
     tables      the rows of the executor's tables that it owns
     state       [fields, count]: the arrays of `FIELDS`, to be read all at once
     parameters  the sampling parameters by name; all of them are rows of `sampling`, int32 [parameters, count]
@@ -49,8 +52,13 @@ class Slots:
 
     FIELDS = ("computed", "prompt", "total", "limit", "held", "newest", "row")
 
-    def __init__(self, count: int, columns: int, page_size: int) -> None:
+    def __init__(
+        self, count: int, columns: int, page_size: int, windowed: Mapping[int, PagePool] | None = None
+    ) -> None:
         self.page_size = page_size
+        self.windowed = [
+            WindowedPages(window, pool, count, columns) for window, pool in (windowed or {}).items()
+        ]
         self.sequences: list[Sequence | None] = [None] * count
         self.number: Int64 = np.full(count, -1, np.int64)
         self.state: Int32 = np.zeros((len(self.FIELDS), count), np.int32)
@@ -120,6 +128,8 @@ class Slots:
         self.row[slot] = -1
         self.pages[slot] = -1
         self.held[slot] = 0
+        for group in self.windowed:
+            group.clear(slot)
         self.tables.give_back(slot)
         self.own_stops[slot] = False
         self._free.append(slot)

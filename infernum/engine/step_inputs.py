@@ -6,8 +6,10 @@ from collections.abc import Sequence as Ordered
 
 import numpy as np
 
+from infernum.cache_groups import first_page
 from infernum.engine.scheduler import StepPlan
 from infernum.engine.slots import Bools, Slots, integers, rows_of
+from infernum.engine.windowed_pages import longest_chunk
 from infernum.step import PARAMETER_INPUTS, Array, Batch, Executor, Float32, Int32, Sampling
 
 
@@ -19,10 +21,12 @@ def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
     count = len(plan.slots)
     columns = int(slots.held.take(plan.slots).max()) // page_size
     table = slots.pages[plan.slots, :columns]
+    windowed = [group.table[plan.slots, :columns] for group in slots.windowed]
+    tables = np.stack(windowed) if windowed else None
     total = slots.total.take(plan.slots)
     if plan.is_decode:
         rows, token_ids = slots.places[:count], slots.newest_or_row(plan.slots)
-        return Batch(token_ids, plan.starts, rows, slots.places[: count + 1], table, rows, total)
+        return Batch(token_ids, plan.starts, rows, slots.places[: count + 1], table, rows, total, tables)
     decodes, tokens = plan.decodes, int(plan.lengths.sum())
     query_start = np.empty(count + 1, np.int32)
     query_start[: decodes + 1] = slots.places[: decodes + 1]
@@ -42,7 +46,7 @@ def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
         sequence[chunk], lengths[chunk] = place, length
         at = query_start[place + 1] = chunk.stop
     rows = query_start.take(plan.rows + 1) - 1
-    return Batch(token_ids, positions, sequence, query_start, table, rows, lengths)
+    return Batch(token_ids, positions, sequence, query_start, table, rows, lengths, tables)
 
 
 def page_table(pages: Ordered[Ordered[int]]) -> Int32:
@@ -76,13 +80,20 @@ def sampling_of(plan: StepPlan, slots: Slots, is_end: Bools) -> Sampling:
 def prompt_logits(executor: Executor, token_ids: Int32, pages: Ordered[int]) -> Float32:
     """The logits after each token of a prompt, int32 [tokens], as float32 [tokens, vocab], in as many steps as needed.
 
-    `pages` must have room for the whole prompt, and are overwritten.
+    `pages` must have room for the whole prompt, and are overwritten, as pages of layers with a window are.
     """
-    size = min(executor.max_rows, executor.max_batch_tokens)
+    groups, page_size = executor.windowed_pages.items(), executor.page_size
+    chunks = [longest_chunk(window, len(token_ids), count, page_size) for window, count in groups]
+    size = min([executor.max_rows, executor.max_batch_tokens, *chunks])
+    columns = np.arange(len(pages), dtype=np.int32)
     parts: list[Float32] = []
     for start in range(0, len(token_ids), size):
         chunk = token_ids[start : start + size]
         rows = np.arange(len(chunk), dtype=np.int32)
+        windowed = [
+            np.where(columns < first_page(start, window, page_size), -1, columns % count)[None]
+            for window, count in groups
+        ]
         batch = Batch(
             token_ids=chunk,
             positions=start + rows,
@@ -91,6 +102,7 @@ def prompt_logits(executor: Executor, token_ids: Int32, pages: Ordered[int]) -> 
             page_table=page_table([pages]),
             output_rows=rows,
             lengths=np.full_like(rows, len(token_ids)),
+            windowed=np.stack(windowed).astype(np.int32) if windowed else None,
         )
         parts.append(executor.logits(batch))
     return np.concatenate(parts)

@@ -143,8 +143,13 @@ class CudaExecutor:
 
     @property
     def num_pages(self) -> int:
-        """Pages in the KV cache."""
-        return self._loaded.pages
+        """Pages in the KV cache, of the layers without a window."""
+        return self._loaded.pages[0]
+
+    @property
+    def windowed_pages(self) -> dict[int, int]:
+        """Pages of the cache groups of layers with a window, by the window."""
+        return {window: pages for window, pages in self._loaded.pages.items() if window}
 
     @property
     def max_batch_tokens(self) -> int:
@@ -232,8 +237,10 @@ class CudaExecutor:
         for number, (params, size) in enumerate(samplings, 1):
             rows = np.arange(size + 1, dtype=np.int32)
             zeros = np.zeros(size, np.int32)
-            pages = np.full((size, 1), self._loaded.scratch_page, np.int32)
-            batch = Batch(zeros, zeros, rows[:-1], rows, pages, rows[:-1])
+            pages, *windowed = (np.full((size, 1), page, np.int32) for page in self._scratch_pages)
+            batch = Batch(
+                zeros, zeros, rows[:-1], rows, pages, rows[:-1], windowed=np.array(windowed, np.int32)
+            )
             sampling = Sampling.of([(params, 0)] * size)
             for _ in range(1 + TURNS):
                 self.run(batch, sampling).tokens()
@@ -351,6 +358,11 @@ class CudaExecutor:
     def _context_pages(self, longest: int) -> int:
         return dims.round_pages(dims.ceildiv(longest, self.page_size))
 
+    @property
+    def _scratch_pages(self) -> tuple[int, ...]:
+        """The page of each cache group that no sequence owns."""
+        return tuple(self._loaded.pages.values())
+
     def _padded(self, shape: StepShape) -> tuple[StepShape, Padding | None]:
         """A decode filled up to a number of sequences that few decodes have, so that their CUDA graphs are few."""
         sequences = min(dims.round_decodes(shape.seqs), self.max_rows, self.max_batch_tokens)
@@ -358,7 +370,7 @@ class CudaExecutor:
             return shape, None
         variant = self._bundle.variant_for(sequences, decodes=True).name
         padded = replace(shape, variant=variant, tokens=sequences, seqs=sequences, rows=sequences)
-        return padded, Padding(sequences, self._loaded.scratch_page)
+        return padded, Padding(sequences, self._scratch_pages)
 
     def _step(self, shape: StepShape, rows: int, late: LateRows | None = None) -> SampledTokens:
         """Launch a step and the copy of the tokens of its first `rows` rows."""

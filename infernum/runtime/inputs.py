@@ -64,10 +64,13 @@ class _UploadBuffers:
 
 @dataclass(frozen=True)
 class Padding:
-    """Sequences that fill a decode up to `sequences`: they begin, and all their positions lie in `page`."""
+    """Sequences that fill a decode up to `sequences`: they begin, and all their positions lie in one page.
+
+    `pages` has that page for each cache group.
+    """
 
     sequences: int
-    page: int
+    pages: tuple[int, ...]
 
     def fill(self, array: np.ndarray[Any, Any], name: str, used: int) -> None:
         """Write what the input of that name has behind its first `used` elements."""
@@ -204,7 +207,7 @@ class Inputs:
             array = pinned.array(I32.numpy, padded * columns).reshape(padded, columns)
             array[:seqs] = table
             if padding is not None:
-                array[seqs:] = padding.page
+                array[seqs:] = padding.pages[group]
             self._stream.upload_rows(self.page_table(group), pitch, pinned.address, width, width, padded)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from infernum import dims, dtypes
+from infernum.cache_groups import CacheGroup, divide_pages, most_pages
 from infernum.errors import BundleError, DeviceError
 from infernum.manifest import Manifest, TensorSpec
 from infernum.runtime.device import Device, DeviceMemory
@@ -59,60 +61,75 @@ def _page_bytes(spec: TensorSpec, block: str) -> int:
 
 
 def count_pages(
-    plan: CachePlan,
+    groups: Sequence[CacheGroup],
     *,
     page_size: int,
+    chunk: int,
+    sequences: int,
+    length: int,
+    need_tokens: int,
     free: int,
     total: int,
     utilization: float,
-    need_tokens: int,
     max_pages: int | None,
-) -> int:
-    """How many pages to allocate so that at most `utilization` of the GPU's memory is in use afterwards.
+) -> list[int]:
+    """How many pages each cache group gets, so that at most `utilization` of the GPU's memory is in use afterwards.
 
-    `need_tokens` is the length that one sequence must be able to reach; the result is at most `max_pages`. Raises
-    DeviceError when too few pages for that length fit.
+    `divide_pages` divides them, for a longest sequence of `length` tokens if that fits. `need_tokens` is the length
+    that one sequence must be able to reach. No group gets more than `max_pages`. Raises DeviceError when too few pages
+    for that length fit.
     """
-    needed = dims.ceildiv(max(need_tokens, 1), page_size)
-    cost = plan.total_page_bytes
-    if cost == 0:
-        return max_pages or needed
-    budget = int(total * utilization) - (total - free)
-    pages = max(0, budget) // cost - 1  # `KvCache` has a scratch page besides
-    if max_pages is not None and max_pages < needed:
+    need_tokens = max(need_tokens, 1)
+    needed = [most_pages(group.window, need_tokens, chunk, page_size) for group in groups]
+    if max_pages is not None and max_pages < max(needed):
         raise DeviceError(
-            f"KV cache: {max(need_tokens, 1)} tokens need {needed} pages, and no more than {max_pages} are allowed;"
+            f"KV cache: {need_tokens} tokens need {max(needed)} pages, and no more than {max_pages} are allowed;"
             " raise max_pages_total or lower --max-model-len"
         )
-    if max_pages is not None:
-        pages = min(pages, max_pages)
-    if pages < needed:
-        raise DeviceError(
-            f"KV cache: {max(need_tokens, 1)} tokens need {needed} pages of {cost / _MIB:.2f} MiB;"
-            f" {pages} fit in {max(0, budget) / _MIB:.0f} MiB"
-            f" ({utilization:.0%} of {total / _MIB:.0f} MiB less what is in use);"
-            " lower --max-model-len, raise --gpu-memory-utilization or free GPU memory"
+    scratch = sum(group.page_bytes for group in groups)  # `KvCache` has a page besides, of each stage
+    budget = max(0, int(total * utilization) - (total - free) - scratch)
+    for longest in (length, need_tokens):
+        pages = divide_pages(
+            groups,
+            budget,
+            page_size=page_size,
+            chunk=chunk,
+            length=longest,
+            sequences=sequences,
+            most=max_pages,
         )
-    return pages
+        if pages is not None:
+            return pages
+    parts = [
+        f"{count} pages of {group.page_bytes / _MIB:.2f} MiB"
+        for count, group in zip(needed, groups, strict=True)
+        if group.page_bytes
+    ]
+    fit = f"{budget // groups[0].page_bytes} fit in " if len(groups) == 1 else "the cache may have "
+    raise DeviceError(
+        f"KV cache: {need_tokens} tokens need {' and '.join(parts)};"
+        f" {fit}{budget / _MIB:.0f} MiB"
+        f" ({utilization:.0%} of {total / _MIB:.0f} MiB less what is in use);"
+        " lower --max-model-len, raise --gpu-memory-utilization or free GPU memory"
+    )
 
 
 class KvCache:
-    """One allocation of `pages` pages, and a scratch page behind them, for each stage that keeps a cache.
+    """For each stage that has a cache, one allocation of `pages[stage]` pages and a scratch page behind them.
 
-    No sequence owns the scratch page. The rows that pad a decode write there.
+    No sequence owns a scratch page. The rows that pad a decode write there.
     """
 
-    def __init__(self, plan: CachePlan, pages: int) -> None:
-        self.pages = pages
-        self.scratch_page = pages
-        self.nbytes = plan.total_page_bytes * (pages + 1)
+    def __init__(self, plan: CachePlan, pages: Mapping[int, int]) -> None:
+        self.nbytes = sum(page_bytes * (pages[stage] + 1) for stage, page_bytes in plan.page_bytes.items())
         self._plan = plan
+        self._pages = pages
         self._memory: dict[int, DeviceMemory] = {}
 
     def allocate(self, device: Device, stream: Stream) -> None:
         """Allocate the pages and fill them with `POISON`: a read before a write gives NaN. Raises DeviceError."""
         for stage, page_bytes in self._plan.page_bytes.items():
-            memory = device.alloc(page_bytes * (self.pages + 1), "the KV cache")
+            memory = device.alloc(page_bytes * (self._pages[stage] + 1), "the KV cache")
             self._memory[stage] = memory
             stream.fill(memory.address, POISON, memory.nbytes)
 

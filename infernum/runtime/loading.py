@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from infernum.bundle import Bundle
-from infernum.cache_groups import group_windows, stage_windows
+from infernum.cache_groups import cache_groups, stage_windows
 from infernum.errors import BundleError
 from infernum.manifest import BlockVariant, Gemm, Launch, Manifest, VariantSpec
 from infernum.runtime.binding import BoundProgram, ProductLibrary, Symbols
@@ -31,7 +31,7 @@ class LoadOptions:
 
     gpu_memory_utilization  share of the GPU's memory that may be in use once the KV cache is allocated
     max_model_len           longest sequence in tokens, which must fit the KV cache; None: the model's context
-    max_pages_total         most KV cache pages to allocate; None: as many as fit
+    max_pages_total         most KV cache pages of a cache group; None: as many as fit
     seed                    of the random weights that are used when there is no checkpoint
     """
 
@@ -56,19 +56,18 @@ class MemoryUse:
 class LoadedBundle:
     """Everything that steps need.
 
+    pages     of each cache group, by its window; no sequence owns the page behind them
     programs  by variant
     samplers  by variant, sampler and turn (`TokenRing.next_turn`)
     products  the matrix product library; None when no step has a product
     weights   address of the weights on the GPU
-    scratch_page  the page of the KV cache that no sequence owns
     logits    address of the logits of a step
     """
 
     limits: Limits
     symbols: Symbols
     inputs: Inputs
-    pages: int
-    scratch_page: int
+    pages: dict[int, int]
     programs: dict[str, BoundProgram]
     samplers: dict[tuple[str, str, int], BoundProgram]
     products: ProductLibrary | None
@@ -104,27 +103,33 @@ def load_bundle(
     arena_bytes = max(variant.arena_bytes for variant in _variants(manifest))
     arena = loader.poisoned(arena_bytes, "intermediate tensors")
     streams = loader.poisoned(stream_plan.total_bytes, "tensors between blocks")
-    windows = stage_windows(manifest, options.max_model_len or manifest.model.context)
-    in_order = group_windows(windows)
-    inputs = Inputs(device, stream, limits, stack, groups=len(in_order))
+    length = options.max_model_len or manifest.model.context
+    windows = stage_windows(manifest, length)
+    groups = cache_groups(windows, cache_plan.page_bytes)
+    in_order = [group.window for group in groups]
+    inputs = Inputs(device, stream, limits, stack, groups=len(groups))
     modules = loader.modules()
     products = loader.products(open_library)
 
     free, total = device.memory()
     pages = count_pages(
-        cache_plan,
+        groups,
         page_size=manifest.page_size,
+        chunk=limits.tokens,
+        sequences=limits.rows,
+        length=length,
         free=free,
         total=total,
         utilization=options.gpu_memory_utilization,
         need_tokens=options.max_model_len or 1,
         max_pages=options.max_pages_total,
     )
-    cache = KvCache(cache_plan, pages)
+    group_of = {stage: in_order.index(window) for stage, window in windows.items()}
+    cache = KvCache(cache_plan, {stage: pages[group] for stage, group in group_of.items()})
     stack.callback(cache.close)
     cache.allocate(device, stream)
 
-    symbols = Symbols(max_pages=limits.max_pages, pages=pages, sms=device.facts.sms)
+    symbols = Symbols(max_pages=limits.max_pages, pages=pages[0], sms=device.facts.sms)
     binder = _AddressBinder(
         manifest=manifest,
         weight_plan=weight_plan,
@@ -134,7 +139,7 @@ def load_bundle(
         streams=streams.address,
         inputs=inputs,
         cache=cache,
-        groups={stage: in_order.index(window) for stage, window in windows.items()},
+        groups=group_of,
         modules=modules,
     )
     programs: dict[str, BoundProgram] = {}
@@ -154,8 +159,7 @@ def load_bundle(
         limits=limits,
         symbols=symbols,
         inputs=inputs,
-        pages=pages,
-        scratch_page=cache.scratch_page,
+        pages=dict(zip(in_order, pages, strict=True)),
         programs=programs,
         samplers=samplers,
         products=products,
