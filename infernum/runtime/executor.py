@@ -231,17 +231,15 @@ class CudaExecutor:
         """
         most = self.max_rows
         sizes = sorted({min(dims.round_decodes(n), most) for n in range(1, most + 1)})
-        samplings = [(SamplingParams(temperature=0), size) for size in sizes] + [
-            (SamplingParams(), size) for size in sizes
-        ]
-        for number, (params, size) in enumerate(samplings, 1):
+        samplings = [Sampling.off(size) for size in sizes]
+        samplings += [Sampling.of([(SamplingParams(), 0)] * size) for size in sizes]
+        for number, (size, sampling) in enumerate(zip(2 * sizes, samplings, strict=True), 1):
             rows = np.arange(size + 1, dtype=np.int32)
             zeros = np.zeros(size, np.int32)
             pages, *windowed = (np.full((size, 1), page, np.int32) for page in self._scratch_pages)
             batch = Batch(
                 zeros, zeros, rows[:-1], rows, pages, rows[:-1], windowed=np.array(windowed, np.int32)
             )
-            sampling = Sampling.of([(params, 0)] * size)
             for _ in range(1 + TURNS):
                 self.run(batch, sampling).tokens()
             assert self._last is not None, "a decode has run"
