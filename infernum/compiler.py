@@ -143,9 +143,9 @@ def emit_blocks(sources: Sources) -> Iterator[CompiledBlock]:
     `sample` comes first: NVRTC takes longest for it, and can begin while the others are emitted.
     """
     program, options = sources.program, sources.options
-    samplers = [block for block in program.blocks if block in sampler.SAMPLERS]
+    samplers = [block for block in program.blocks if block in sampler.BEHIND_THE_MODEL]
     model = [block for block in program.blocks if block not in samplers]
-    for block in [*reversed(samplers), *model]:
+    for block in [*sorted(samplers, key=lambda block: block.name, reverse=True), *model]:
         classes = [any_step(sources.variants)] if block in samplers else sources.variants
         begin = time.perf_counter()
         traced = block.trace(program.source.config, program.dtype)

@@ -36,7 +36,7 @@ class Program:
     @property
     def blocks(self) -> list[Block]:
         """The blocks of the model and the samplers, each once, in order of first use."""
-        return distinct_blocks([*(block for block, _ in self.stages), *sampler.SAMPLERS])
+        return distinct_blocks([*(block for block, _ in self.stages), *sampler.BEHIND_THE_MODEL])
 
 
 def read_program(source: ModelSource, dtype: str, max_batch_tokens: int) -> Program:

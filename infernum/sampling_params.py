@@ -15,6 +15,9 @@ from infernum.errors import RequestError
 
 LARGEST_SEED = 2**32 - 1
 
+MOST_LOGPROBS = 20
+"""Number of most likely tokens whose log-probabilities may be asked for."""
+
 
 def is_integer(value: object, least: int, most: int = 2**31 - 1) -> bool:
     """True for an integer in this range; True and False are none."""
@@ -187,6 +190,7 @@ class SamplingParams:
     stop_token_ids      generation ends with the first of these tokens, whose text is not shown
     ignore_eos          generate on past the model's end tokens
     min_tokens          no end token and none of `stop_token_ids` before so many new tokens
+    logprobs            log-probabilities of each new token and of so many most likely ones, 0 to 20; None: none
     logit_bias          by token, a number from -100 to 100 that is added to its logit, before penalties
     """
 
@@ -203,6 +207,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
+    logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict[int, float], hash=False)
 
     def __post_init__(self) -> None:
@@ -217,6 +222,10 @@ class SamplingParams:
                 and not (is_integer(self.max_tokens, 1) and self.min_tokens > self.max_tokens),
                 "an integer from 0 to max_tokens",
             ),
+            "logprobs": (
+                self.logprobs is None or is_integer(self.logprobs, 0, MOST_LOGPROBS),
+                f"None or an integer from 0 to {MOST_LOGPROBS}",
+            ),
             "logit_bias": (_is_bias(self.logit_bias), "a mapping of token ids to numbers from -100 to 100"),
         }
         for name, (holds, allowed) in rules.items():
@@ -228,6 +237,11 @@ class SamplingParams:
         """True when every token is simply the most likely one."""
         plain = not self.logit_bias and not self.min_tokens
         return plain and all(getattr(self, name) == value for name, value in GREEDY.items())
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """True when each new token comes with log-probabilities."""
+        return self.logprobs is not None
 
     @property
     def penalised(self) -> bool:

@@ -58,6 +58,9 @@ class StepInput:
 NO_TOKEN = -2
 """The sampled token of a row whose largest logit is not finite. (−1 is the content of unwritten memory.)"""
 
+LOGPROBS = "logprobs"
+"""Name of the block that computes log-probabilities, behind a sampler."""
+
 BATCH_INPUTS = (
     StepInput("token_ids", I32, ("tokens",), updated=True),
     StepInput("positions", I32, ("tokens",), updated=True, ahead=True),
@@ -195,12 +198,14 @@ class Sampling:
     table_rows  an array [rows], int32, for each of `TABLE_ROW_INPUTS`. Tables without one hold for no row
     writes      rows of tables that have changed since the last step
     late        called once the model is launched: gives further rows, such as masks, for which the sampler waits
+    logprobs    True where the step also computes log-probabilities
     """
 
     parameters: Mapping[str, Array]
     table_rows: Mapping[str, Int32] = field(default_factory=dict[str, Int32])
     writes: tuple[TableRow, ...] = ()
     late: LateRows | None = None
+    logprobs: bool = False
 
     def __post_init__(self) -> None:
         names = {item.name for item in PARAMETER_INPUTS}
@@ -238,11 +243,27 @@ class Sampling:
         return {**self.parameters, **{name: default if own is None else own for name, own in tables.items()}}
 
 
+@dataclass(frozen=True)
+class Logprobs:
+    """Log-probabilities of a step, of raw logits (`infernum.ops.sampling.logprobs`), [rows, 1 + MOST_LOGPROBS].
+
+    tokens  int32: the sampled token, then the most likely ones; `NO_TOKEN`: none
+    values  float32: their log-probabilities
+    """
+
+    tokens: Int32
+    values: Float32
+
+
 class Pending(Protocol):
     """Tokens of a step that may still be running."""
 
     def tokens(self) -> Int32:
         """The sampled token of each row, int32 [rows], or `NO_TOKEN`; waits for the step."""
+        ...
+
+    def logprobs(self) -> Logprobs:
+        """The log-probabilities of each row, of a step whose sampling has `logprobs`; waits for the step."""
         ...
 
 

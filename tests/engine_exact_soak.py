@@ -20,6 +20,7 @@ import numpy as np
 from infernum.checkpoint import Checkpoint
 from infernum.cpu.executor import CpuExecutor
 from infernum.engine.engine import Engine
+from infernum.engine.events import Event, TokenLogprobs
 from infernum.graph_bundle import trace_model
 from infernum.models.presets import resolve
 from infernum.resources import demo_folder
@@ -59,27 +60,37 @@ def random_requests(rng: np.random.Generator, count: int) -> list[Request]:
             temperature=float(rng.choice([0.0, 0.9])),
             repetition_penalty=float(rng.choice([1.0, 1.0, 1.2])),
             seed=int(rng.integers(1 << 30)),
+            frequency_penalty=float(rng.choice([0.0, 0.0, 0.6])),
+            logprobs=None if rng.random() < 0.6 else 2,
             ignore_eos=True,
         )
         requests.append(Request([*common[:shared], *own], params, int(rng.integers(0, 3))))
     return requests
 
 
-def alone(engine: Engine, request: Request, salt: str) -> list[int]:
-    """The tokens of a request in an idle engine; under a salt of its own it finds nothing in the cache."""
+Output = list[tuple[int, TokenLogprobs | None]]
+"""The tokens of a sequence, each with its log-probabilities where the request asks for them."""
+
+
+def output_of(event: Event) -> Output:
+    return list(zip(event.tokens, event.logprobs or [None] * len(event.tokens), strict=True))
+
+
+def alone(engine: Engine, request: Request, salt: str) -> Output:
+    """The output of a request in an idle engine; under a salt of its own it finds nothing in the cache."""
     engine.add(request.prompt, request.params, salt=salt)
-    tokens: list[int] = []
+    output: Output = []
     while engine.busy:
-        tokens += [token for event in engine.step() for token in event.tokens]
-    return tokens
+        output += [each for event in engine.step() for each in output_of(event)]
+    return output
 
 
 def together(
     engine: Engine, requests: list[Request], cancelled: int, rng: np.random.Generator
-) -> list[list[int]]:
-    """The tokens of the requests in an engine that gets them bit by bit, the last `cancelled` to be cancelled."""
+) -> list[Output]:
+    """The outputs of the requests in an engine that gets them bit by bit, the last `cancelled` to be cancelled."""
     numbers: dict[int, int] = {}
-    tokens: list[list[int]] = [[] for _ in requests]
+    outputs: list[Output] = [[] for _ in requests]
     waiting = rng.permutation(len(requests)).tolist()
     doomed = {int(place) for place in range(len(requests) - cancelled, len(requests))}
     while waiting or engine.busy:
@@ -92,20 +103,20 @@ def together(
                 engine.cancel(number)
         for _ in range(int(rng.integers(1, 6))):
             for event in engine.step():
-                tokens[numbers[event.sequence]] += event.tokens
-    return tokens
+                outputs[numbers[event.sequence]] += output_of(event)
+    return outputs
 
 
 def unequal(ample: Engine, scarce: Engine, seed: int, count: int = ROUND) -> list[int]:
-    """Of `count` sequences in the engine `scarce`, those whose tokens are not those that each has alone in `ample`."""
+    """Of `count` sequences in the engine `scarce`, those whose outputs are not those that each has alone in `ample`."""
     rng = np.random.default_rng(seed)
     cancelled = count // 4
     requests = random_requests(rng, count + cancelled)
-    tokens = together(scarce, requests, cancelled, rng)
+    outputs = together(scarce, requests, cancelled, rng)
     return [
         place
         for place, request in enumerate(requests[:count])
-        if tokens[place] != alone(ample, request, f"{seed}: {place}")
+        if outputs[place] != alone(ample, request, f"{seed}: {place}")
     ]
 
 

@@ -190,6 +190,10 @@ inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __ddiv_rn(double a, double b) { return a / b; }
+inline float __double2float_rn(double x) { return float(x); }
+inline int __clzll(unsigned long long x) { return __builtin_clzll(x); }
 inline double __ull2double_rn(unsigned long long x) { return double(x); }
 inline unsigned long long __double2ull_ru(double x) { return x > 0 ? std::ceil(x) : 0; }
 inline unsigned long long __float2ull_rn(float x) { return std::rint(x); }

@@ -569,7 +569,7 @@ def test_samplers_are_emitted_first_and_listed_last() -> None:
     emitted_first = next(emit_blocks(sources))
     assert emitted_first.block == "sample"
     listed = [b.block for b in emitted().blocks]
-    assert list(dict.fromkeys(listed)) == ["embed", "decoder", "head", "greedy", "sample"]
+    assert list(dict.fromkeys(listed)) == [*("embed", "decoder", "head", "greedy", "sample", "logprobs")]
 
 
 def code_of(text: str) -> list[str]:

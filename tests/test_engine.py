@@ -330,6 +330,59 @@ def test_a_sequence_waits_for_a_row_of_counts_and_those_behind_it_wait_too():
     assert engine._scheduler.slots.tables._free["counts"] == [1]
 
 
+def expected_logprobs(prompt, tokens, count, model=None):
+    """What a plain softmax of the model's logits gives: of each token, and of the most likely ones."""
+    model, context, found = model or hashed_logits(VOCAB), list(prompt), []
+    for token in tokens:
+        logits = model(context)
+        exact = logits - logits.max() - np.log(np.exp(logits.astype(np.float64) - logits.max()).sum())
+        top = sorted(range(VOCAB), key=lambda t: (-logits[t], t))[:count]
+        found.append((token, exact[token], [(t, exact[t]) for t in top]))
+        context.append(token)
+    return found
+
+
+def assert_logprobs(found, prompt, tokens, count, model=None):
+    expected = expected_logprobs(prompt, tokens, count, model)
+    assert [each.token for each in found] == list(tokens)
+    np.testing.assert_allclose(
+        [each.logprob for each in found], [value for _, value, _ in expected], rtol=1e-5
+    )
+    for each, (_, _, top) in zip(found, expected, strict=True):
+        assert [token for token, _ in each.top] == [token for token, _ in top]
+        np.testing.assert_allclose([value for _, value in each.top], [value for _, value in top], rtol=1e-5)
+
+
+@pytest.mark.parametrize("pages", [6, 40])
+@pytest.mark.parametrize("max_batch_tokens", [3, 32])
+def test_logprobs_are_of_raw_logits_and_only_of_those_who_ask(pages, max_batch_tokens):
+    params = [
+        GREEDY,
+        SamplingParams(max_tokens=7, temperature=0, logprobs=3),
+        SamplingParams(max_tokens=9, temperature=1.2, top_k=5, frequency_penalty=0.7, seed=3, logprobs=0),
+        SamplingParams(max_tokens=4, temperature=0, logit_bias={5: 100}, min_tokens=2, logprobs=20),
+    ]
+    engine, toy = make(pages=pages, max_batch_tokens=max_batch_tokens)
+    found = engine.generate(PROMPTS, params)
+    assert found[0].logprobs is None
+    for index in range(1, 4):
+        tokens, count = found[index].tokens, params[index].logprobs
+        assert tokens == alone(PROMPTS[index], params[index], index)
+        assert_logprobs(found[index].logprobs, PROMPTS[index], tokens, count)
+    assert not toy.samplings[-1].logprobs or toy.log[-1].startswith("read")
+    events = list(make(pages=40)[0].stream([[1, 2]], params[1]))
+    assert_logprobs(
+        [each for event in events for each in event.logprobs], [1, 2], alone([1, 2], params[1]), 3
+    )
+
+
+def test_steps_of_sequences_that_ask_for_no_logprobs_compute_none():
+    engine, toy = make(pages=40)
+    engine.generate([[1], [2]], [GREEDY, SamplingParams(max_tokens=2, temperature=0, logprobs=1)])
+    asked = [sampled.logprobs for sampled in toy.samplings]
+    assert asked[0] and not asked[-1]
+
+
 def test_a_bias_holds_for_its_own_sequence_and_counts_as_a_change_of_the_logits():
     biased = SamplingParams(max_tokens=8, temperature=0, logit_bias={5: 100, 6: 99.5, 7: -100})
     engine, toy = make(pages=40)
@@ -702,6 +755,8 @@ def test_statistics_count_prompt_and_output_tokens():
         ("presence_penalty", 2.1),
         ("frequency_penalty", float("nan")),
         ("min_tokens", -1),
+        ("logprobs", 21),
+        ("logprobs", True),
         ("min_tokens", 129),
         ("logit_bias", {1: 101}),
         ("logit_bias", {-1: 0}),

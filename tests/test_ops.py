@@ -62,6 +62,11 @@ EXAMPLES: dict[str, Example] = {
     "heads": ((ROWS,), {"dim": 16}, (HEADS,)),
     "laplace": ((ROWS,), {}, (ROWS,)),
     "linear": ((ROWS, MATRIX), {"out": "f32"}, (TensorType(("tokens", 96), F32),)),
+    "logprobs": (
+        (LOGITS, PER_ROW),
+        {},
+        (TensorType(("rows", 21), I32), TensorType(("rows", 21), F32)),
+    ),
     "mul": ((VECTOR, ROWS), {}, (ROWS,)),
     "relu": ((ROWS,), {}, (ROWS,)),
     "rms_norm": ((ROWS, VECTOR), {"eps": 1e-5}, (ROWS,)),

@@ -433,6 +433,25 @@ def test_sampling_parameters_and_counts_reach_the_sampler(open_toy: Open) -> Non
         assert pending.tokens().tolist() == [(best[1] + 13) % toy.VOCAB]
 
 
+def test_logprobs_of_a_step_and_of_those_that_follow_it_arrive_with_its_tokens(open_toy: Open) -> None:
+    context, checkpoint = [5, 7], toy.ToyCheckpoint()
+    with open_toy() as executor:
+        asking = replace(toy.greedy(1), logprobs=True)
+        executor.run(toy.step([context], [2], [[3, 1]]), toy.greedy(1)).tokens()
+        pending = [executor.run(toy.step([context], [1], [[3, 1]]), asking)]
+        pending += [executor.advance() for _ in range(3)]
+        for step in pending:
+            logits = checkpoint.logits(context)[-1]
+            (token,) = step.tokens().tolist()
+            logprobs = step.logprobs()
+            assert logprobs.tokens[0].tolist() == [token, *np.argsort(-logits, kind="stable")[:20]]
+            exact = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+            np.testing.assert_allclose(logprobs.values[0], exact[logprobs.tokens[0]], rtol=1e-4, atol=1e-4)
+            context.append(token)
+        with pytest.raises(AssertionError, match="computed no log-probabilities"):
+            executor.run(toy.step([context], [1], [[3, 1]]), toy.greedy(1)).logprobs()
+
+
 def test_rows_of_tables_outlive_the_step_and_more_may_be_written_than_are_staged(open_toy: Open) -> None:
     best = np.argsort(-toy.ToyCheckpoint().logits([5, 7])[-1])
     counts = np.zeros(toy.VOCAB, np.int32)

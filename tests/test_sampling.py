@@ -291,6 +291,33 @@ def test_count_tokens_counts_in_place_the_tokens_of_rows_that_have_counts():
     assert counts.tolist() == [[0, 3, 4], [0, 0, 3], [7, 7, 7]]
 
 
+@given(st.lists(rows_of_logits(), min_size=1, max_size=1), st.data())
+def test_logprobs_are_those_of_a_plain_softmax_in_the_order_of_the_logits(rows, data):
+    (logits,) = rows
+    token = data.draw(st.integers(0, len(logits) - 1))
+    tokens, values = sampling.logprobs.meaning(logits[None], np.array([token], np.int32))
+    order = sorted(range(len(logits)), key=lambda t: (-logits[t], t))[:20]
+    assert tokens[0].tolist() == [token, *order, *[NO_TOKEN] * (20 - len(order))]
+    exact = np.log(softmax(logits))[[token, *order]]
+    np.testing.assert_allclose(values[0, : 1 + len(order)], exact, rtol=1e-6, atol=2e-6)
+    assert np.isnan(values[0, 1 + len(order) :]).all()
+
+
+def test_logprobs_of_impossible_tokens_and_of_rows_without_a_token():
+    logits = np.array([[1.0, -np.inf, 1.0], [np.nan, 1, 2], [-np.inf] * 3], np.float32)
+    tokens, values = sampling.logprobs.meaning(logits, np.array([1, 2, NO_TOKEN], np.int32))
+    assert tokens[:, :5].tolist() == [[1, 0, 2, 1, NO_TOKEN], [2, *[NO_TOKEN] * 4], [NO_TOKEN] * 5]
+    assert values[0, 0] == values[0, 3] == -np.inf and np.isnan(values[0, 4:]).all()
+    np.testing.assert_allclose(values[0, 1:3], np.log(0.5), rtol=1e-6)
+    assert np.isnan(values[1:]).all()
+
+
+@given(st.integers(1, 2**53 - 1))
+def test_the_logarithm_of_a_weight_is_right_to_the_last_digits_of_float64(weight):
+    exact = np.log(np.longdouble(weight)) - 32 * np.log(np.longdouble(2))
+    assert abs(sampling.log_of(np.uint64(weight)) - exact) < 4e-15 * max(1, abs(exact))
+
+
 @pytest.mark.parametrize("block", [sampler.greedy, sampler.sample])
 def test_a_sampler_gives_the_tokens_and_the_inputs_of_the_next_step(block):
     graph = block.trace(SimpleNamespace(vocab_size=VOCAB), BF16)

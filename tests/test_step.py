@@ -53,7 +53,7 @@ NAMES = [parameter.name for parameter in PARAMETERS]
 
 MOST_FILES = {
     # Decoding is greedy at temperature 0: commands and measurements that offer both have to name it.
-    "temperature": 12,
+    "temperature": 16,
 }
 """Files that may name a sampling parameter, where five are not enough."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from fake_gpu import at
 
+from infernum import ops
 from infernum.bundle import Bundle, write_bundle
 from infernum.dtypes import F32, DType
 from infernum.manifest import (
@@ -33,6 +34,7 @@ from infernum.manifest import (
 )
 from infernum.ops.sampling import argmax
 from infernum.recipes import read, stack
+from infernum.sampling_params import MOST_LOGPROBS
 from infernum.step import Batch, Sampling, TableRow
 
 WIDTH, VOCAB, LAYERS, PAGE, CONTEXT = 8, 40, 3, 4, 24
@@ -159,6 +161,13 @@ def model_blocks(variant: str) -> list[BlockVariant]:
     ]
 
 
+def logprobs() -> BlockVariant:
+    shape = ("rows", 1 + MOST_LOGPROBS)
+    outputs = [spec("logprob_tokens", *shape, dtype="i32"), spec("logprobs", *shape)]
+    step = launch("logprobs", "logits", "next_tokens", "logprob_tokens", "logprobs", grid="rows")
+    return block("logprobs", ANY, [step], stream_in=[LOGITS, NEXT], stream_out=outputs)
+
+
 def samplers() -> list[BlockVariant]:
     sampled = [tokens_of("token_ids"), tokens_of("positions"), rows_of("output_rows")]
     greedy = launch("greedy", "argmax", "logits", "token_ids", "positions", "output_rows", grid="rows")
@@ -187,7 +196,7 @@ def samplers() -> list[BlockVariant]:
 
 def toy_manifest(arch: str = "sm_90a") -> Manifest:
     compiled: dict[str, dict[str, BlockVariant]] = {}
-    for each in [*(b for variant in VARIANTS for b in model_blocks(variant.name)), *samplers()]:
+    for each in [*(b for variant in VARIANTS for b in model_blocks(variant.name)), *samplers(), logprobs()]:
         compiled.setdefault(each.block, {})[each.variant] = each
     model = ModelInfo(
         family="toy",
@@ -327,7 +336,14 @@ def _sample(grid: tuple[int, ...], *pointers: int) -> None:
         _emit(row, token, next_tokens, ids, positions)
 
 
+def _logprobs(grid: tuple[int, ...], logits: int, next_tokens: int, tokens: int, values: int) -> None:
+    rows, columns = grid[0], 1 + MOST_LOGPROBS
+    found = ops.logprobs.meaning(at(logits, np.float32, rows, VOCAB), at(next_tokens, np.int32, rows))
+    at(tokens, np.int32, rows, columns)[:], at(values, np.float32, rows, columns)[:] = found
+
+
 KERNELS = {
+    "logprobs": ("pppp", _logprobs),
     "embed": ("ppp", _embed),
     "append": ("pppppi", _append),
     "mean": ("pppppi", _mean),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from infernum.ops import sampling
-from infernum.step import PARAMETER_INPUTS, TABLE_ROW_INPUTS, TABLES, Batch, Sampling
+from infernum.step import PARAMETER_INPUTS, TABLE_ROW_INPUTS, TABLES, Batch, Logprobs, Sampling
 
 Model = Callable[[list[int]], np.ndarray]
 """Logits of the token after a context."""
@@ -44,10 +44,15 @@ class ToyPending:
     executor: "ToyExecutor"
     step: int
     sampled: np.ndarray
+    computed: Logprobs | None = None
 
     def tokens(self) -> np.ndarray:
         self.executor.log.append(f"read {self.step}")
         return self.sampled
+
+    def logprobs(self) -> Logprobs:
+        assert self.computed is not None, "the step computed no log-probabilities"
+        return self.computed
 
 
 class ToyExecutor:
@@ -146,7 +151,8 @@ class ToyExecutor:
             self._next = following, s
         self._sampled = tokens
         self.steps += 1
-        return ToyPending(self, self.steps - 1, tokens)
+        computed = Logprobs(*sampling.logprobs.meaning(logits, tokens)) if s.logprobs else None
+        return ToyPending(self, self.steps - 1, tokens, computed)
 
     def _forward(self, batch: Batch) -> np.ndarray:
         self._check(batch)

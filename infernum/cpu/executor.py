@@ -21,7 +21,18 @@ from infernum.errors import BundleError, CompileError, DeviceError
 from infernum.ir.text import parse_graph
 from infernum.manifest import ANY, Manifest, Stage
 from infernum.roofline import MOST_DECODES
-from infernum.step import BATCH_INPUTS, TABLES, Batch, Float32, Int32, LateRows, Sampling, check_input
+from infernum.step import (
+    BATCH_INPUTS,
+    LOGPROBS,
+    TABLES,
+    Batch,
+    Float32,
+    Int32,
+    LateRows,
+    Logprobs,
+    Sampling,
+    check_input,
+)
 from infernum.weights.source import Progress, TensorSource
 
 Array = np.ndarray[Any, Any]
@@ -38,10 +49,16 @@ class HostTokens:
     """The tokens of a finished step: in NumPy a step is done when `run` returns."""
 
     sampled: Int32
+    computed: Logprobs | None = None
 
     def tokens(self) -> Int32:
         """The sampled token of each row, int32 [rows], or `NO_TOKEN`."""
         return self.sampled
+
+    def logprobs(self) -> Logprobs:
+        """The log-probabilities of each row, of a step whose sampling has `logprobs`."""
+        assert self.computed is not None, "the step computed no log-probabilities"
+        return self.computed
 
 
 @dataclass(frozen=True)
@@ -66,6 +83,7 @@ class _LastStep:
     inputs: dict[str, Array]
     page_tables: tuple[Int32, ...]
     steps_left: int
+    logprobs: bool
 
 
 class CpuExecutor:
@@ -88,6 +106,9 @@ class CpuExecutor:
         self._samplers = {
             sampler: binder.bind(Stage(block=sampler), ANY, None) for sampler in bundle.manifest.samplers
         }
+        self._logprobs = (
+            binder.bind(Stage(block=LOGPROBS), ANY, None) if LOGPROBS in bundle.manifest.blocks else None
+        )
         self._last: _LastStep | None = None
         self._sampled = np.zeros(0, np.int32)
         sizes = {"table_rows": self.max_rows, "vocab": bundle.manifest.model.vocab_size}
@@ -167,7 +188,12 @@ class CpuExecutor:
             self._tables[write.table][write.row] = write.values
         decode = batch.tokens == batch.seqs == batch.rows
         room = batch.room(self.page_size) if decode else 0
-        step = _LastStep(self._variant(batch), sampler, inputs, self._page_tables(batch), room)
+        if sampling.logprobs and self._logprobs is None:
+            raise BundleError(
+                f"{self._bundle.folder}: compiled without log-probabilities; compile the model again"
+            )
+        tables = self._page_tables(batch)
+        step = _LastStep(self._variant(batch), sampler, inputs, tables, room, sampling.logprobs)
         return self._step(step, sampling.late)
 
     def advance(self) -> HostTokens:
@@ -205,9 +231,13 @@ class CpuExecutor:
             self._tables[write.table][write.row] = write.values
         bound = self._samplers[step.sampler]
         next_tokens, *_ = bound.routine.run(step.inputs | dict(zip(bound.streams, [logits], strict=True)))
+        computed = None
+        if step.logprobs and self._logprobs is not None:
+            streams = dict(zip(self._logprobs.streams, [logits, next_tokens], strict=True))
+            computed = Logprobs(*self._logprobs.routine.run(streams))
         self._last = step
         self._sampled = np.maximum(next_tokens, 0)
-        return HostTokens(next_tokens)
+        return HostTokens(next_tokens, computed)
 
     def _page_tables(self, batch: Batch) -> tuple[Int32, ...]:
         """The page table of each cache group."""

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator
 from collections.abc import Sequence as Ordered
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from queue import SimpleQueue
 from random import Random
@@ -15,7 +15,16 @@ from threading import Lock
 
 import numpy as np
 
-from infernum.engine.events import FINISH_REASONS, Completion, Event, Statistics, StepEvents, StepRecord
+from infernum.engine.events import (
+    FINISH_REASONS,
+    Completion,
+    Event,
+    Statistics,
+    StepEvents,
+    StepRecord,
+    TokenLogprobs,
+    logprobs_of,
+)
 from infernum.engine.page_pool import PagePool
 from infernum.engine.request import read_params, read_token_array
 from infernum.engine.scheduler import Scheduler, StepPlan
@@ -35,11 +44,15 @@ _STOP, _LENGTH = FINISH_REASONS.index("stop"), FINISH_REASONS.index("length")
 
 @dataclass(frozen=True)
 class Flight:
-    """A launched step whose tokens the host has not read. `table_version` is that of the page tables it was given."""
+    """A launched step whose tokens the host has not read. `table_version` is that of the page tables it was given.
+
+    `logprobs`: it computes log-probabilities.
+    """
 
     plan: StepPlan
     pending: Pending
     table_version: int
+    logprobs: bool
 
 
 @dataclass
@@ -134,12 +147,12 @@ class Engine:
         A stop string ends a sequence here, which is then cancelled. A few more of its tokens may have been computed.
         """
         events: list[Event] = []
-        for number, token, end in self._next_step():
+        for (number, token, end), logprobs in self._next_step().with_logprobs():
             transcript = self._transcripts.get(number)
             if transcript is None:  # cancelled, or ended by a stop string
                 continue
             text, reason = transcript.read((token,), end)
-            events.append(Event(number, (token,), text, reason))
+            events.append(Event(number, (token,), text, reason, None if logprobs is None else (logprobs,)))
             if reason is not None:
                 del self._transcripts[number]
                 if end is None:
@@ -209,13 +222,20 @@ class Engine:
         with self._opened(sequences) as stream:
             outputs = dict(zip(stream.numbers, self._transcripts_of(sequences), strict=True))
             tokens: dict[int, list[int]] = {number: [] for number in stream.numbers}
+            chosen: dict[int, list[TokenLogprobs]] = {
+                number: []
+                for number, each in zip(stream.numbers, sequences, strict=True)
+                if each.params.wants_logprobs
+            }
             texts: dict[int, str] = dict.fromkeys(stream.numbers, "")
             while outputs:
-                for number, token, end in self._next_events(stream):
+                for (number, token, end), logprobs in self._next_events(stream).with_logprobs():
                     transcript = outputs.get(number)
                     if transcript is None:
                         continue
                     tokens[number].append(token)
+                    if logprobs is not None:
+                        chosen[number].append(logprobs)
                     reason = end
                     if transcript.has_stops:
                         text, reason = transcript.read((token,), end)
@@ -223,7 +243,8 @@ class Engine:
                     elif end is not None:
                         texts[number], _ = transcript.read(tokens[number], end)
                     if reason is not None:
-                        completions[number] = Completion(tuple(tokens[number]), texts[number], reason)
+                        own = tuple(chosen[number]) if number in chosen else None
+                        completions[number] = Completion(tuple(tokens[number]), texts[number], reason, own)
                         del outputs[number]
                         if end is None:
                             self.cancel(number)
@@ -264,7 +285,7 @@ class Engine:
             transcripts = self._transcripts_of(sequences)
             unfinished = dict(zip(stream.numbers, enumerate(transcripts), strict=True))
             while unfinished:
-                for number, token, end in self._next_events(stream):
+                for (number, token, end), logprobs in self._next_events(stream).with_logprobs():
                     if number not in unfinished:
                         continue
                     index, transcript = unfinished[number]
@@ -273,7 +294,7 @@ class Engine:
                         del unfinished[number]
                         if end is None:
                             self.cancel(number)
-                    yield Event(index, (token,), text, reason)
+                    yield Event(index, (token,), text, reason, None if logprobs is None else (logprobs,))
 
     @contextmanager
     def _opened(self, sequences: list[Sequence]) -> Generator[_Stream]:
@@ -460,11 +481,11 @@ class Engine:
                 and _follows(plan, flight.plan)
                 and not slots.tables.differ(plan.slots, plan.starts + 1 - slots.prompt[plan.slots])
             ):
-                pending = self.executor.advance()
+                pending, logprobs = self.executor.advance(), flight.logprobs
             else:
                 batch = batch_of(plan, slots, self.executor.page_size)
                 sampling = sampling_of(plan, slots, self._is_end)
-                pending = self.executor.run(batch, sampling)
+                pending, logprobs = self.executor.run(batch, sampling), sampling.logprobs
         except BaseException:
             if plan is not None:
                 self._scheduler.slots.tables.write_again(plan.slots)
@@ -473,7 +494,7 @@ class Engine:
                     self._read(flight, None)
             raise
         self._scheduler.launched(plan)
-        return Flight(plan, pending, version)
+        return Flight(plan, pending, version, logprobs)
 
     def _read(self, flight: Flight, launched: Flight | None) -> None:
         """Read the tokens of a step, append each to its sequence, and remove the sequences that have ended.
@@ -484,6 +505,7 @@ class Engine:
         try:
             began = time.perf_counter()
             sampled = flight.pending.tokens()
+            logprobs = flight.pending.logprobs() if flight.logprobs else None
             self._waited = time.perf_counter() - began
         except BaseException:
             for step in (launched, flight):
@@ -495,16 +517,20 @@ class Engine:
         self._scheduler.keep_pages(plan)
         places, tokens = plan.sampled, sampled[: len(plan.sampled)]
         valid = self._scheduler.is_current(plan)[places]
+        which = np.arange(len(places))
         if np.count_nonzero(tokens < 0):
             self._fail(plan.numbers[places[tokens == NO_TOKEN]])
             valid &= tokens != NO_TOKEN
         if np.count_nonzero(valid) < len(valid):
-            places, tokens = places[valid], tokens[valid]
+            places, tokens, which = places[valid], tokens[valid], which[valid]
         rows, numbers = plan.slots.take(places), plan.numbers.take(places)
         stopped, full = slots.append(rows, plan.ends.take(places), tokens, self._is_end)
         ends = full.view(np.int8) * np.int8(_LENGTH)
         ends[stopped] = _STOP
-        self._deliver(StepEvents(numbers, tokens, ends), rows)
+        events = StepEvents(numbers, tokens, ends)
+        if logprobs is not None:
+            events = replace(events, logprobs=logprobs_of(logprobs, which, slots.logprobs[rows]))
+        self._deliver(events, rows)
         for number in integers(numbers[ends > 0]):
             self._remove(self._sequences[number])
         now = time.perf_counter()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, compress, repeat
 from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infernum.step import Int32
+from infernum.step import Array, Int32, Logprobs
 
 FinishReason = Literal["stop", "length"]
 """`stop`: an end token, a stop token or a stop string ended the sequence; `length`: the sequence reached max_tokens,
@@ -21,6 +22,18 @@ FINISH_REASONS: tuple[FinishReason | None, ...] = (None, "stop", "length")
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities of one place of an output, by the model's own logits, whatever altered them for sampling.
+
+    top  the most likely tokens and their log-probabilities, as many as `SamplingParams.logprobs` asks for
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
 class StepEvents:
     """The advances of one or more steps: a token for each of some sequences, in order.
 
@@ -28,11 +41,13 @@ class StepEvents:
     tokens     int32 [events]
     ends       int8 [events]: places in `FINISH_REASONS`. Stop strings are found where text is made, and end no sequence
                here
+    logprobs   of each event, None where its sequence does not ask for them; empty where none does
     """
 
     sequences: NDArray[np.int64]
     tokens: Int32
     ends: NDArray[np.int8]
+    logprobs: tuple[TokenLogprobs | None, ...] = ()
 
     @classmethod
     def joined(cls, parts: Sequence[StepEvents]) -> StepEvents:
@@ -43,11 +58,23 @@ class StepEvents:
             np.concatenate([np.empty(0, np.int64), *(part.sequences for part in parts)]),
             np.concatenate([np.empty(0, np.int32), *(part.tokens for part in parts)]),
             np.concatenate([np.empty(0, np.int8), *(part.ends for part in parts)]),
+            tuple(chain(*(part.logprobs_of_each() for part in parts)))
+            if any(p.logprobs for p in parts)
+            else (),
         )
 
     def where(self, chosen: NDArray[np.bool_]) -> StepEvents:
         """The events that `chosen` marks."""
-        return StepEvents(self.sequences[chosen], self.tokens[chosen], self.ends[chosen])
+        logprobs = tuple(compress(self.logprobs, chosen.tolist()))
+        return StepEvents(self.sequences[chosen], self.tokens[chosen], self.ends[chosen], logprobs)
+
+    def logprobs_of_each(self) -> Iterable[TokenLogprobs | None]:
+        """The log-probabilities of each event, or None."""
+        return self.logprobs or repeat(None, len(self))
+
+    def with_logprobs(self) -> Iterator[tuple[tuple[int, int, FinishReason | None], TokenLogprobs | None]]:
+        """Each event, as by iteration, and its log-probabilities, or None."""
+        return zip(self, self.logprobs_of_each(), strict=True)
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -59,26 +86,43 @@ class StepEvents:
             yield number, token, FINISH_REASONS[end]
 
 
+def logprobs_of(logprobs: Logprobs, rows: Array, counts: Int32) -> tuple[TokenLogprobs | None, ...]:
+    """What sequences that ask for `counts` [events] most likely tokens get of these rows of a step; −1: nothing."""
+    return tuple(
+        None
+        if count < 0
+        else TokenLogprobs(
+            tokens[0], values[0], tuple(zip(tokens[1 : 1 + count], values[1 : 1 + count], strict=True))
+        )
+        for tokens, values, count in zip(
+            logprobs.tokens[rows].tolist(), logprobs.values[rows].tolist(), counts.tolist(), strict=True
+        )
+    )
+
+
 @dataclass(frozen=True)
 class Event:
     """One advance of a sequence: its new tokens, the text that they complete, and whether the sequence has ended.
 
-    An end token or stop token is in `tokens` but not in `text`. `text` is empty without a tokenizer.
+    An end token or stop token is in `tokens` but not in `text`. `text` is empty without a tokenizer. `logprobs` has an
+    element for each token where `SamplingParams.logprobs` asks for them.
     """
 
     sequence: int
     tokens: tuple[int, ...]
     text: str
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """The generated tokens and text of one prompt."""
+    """The generated tokens and text of one prompt, and log-probabilities of the tokens where they are asked for."""
 
     tokens: tuple[int, ...]
     text: str
     finish_reason: FinishReason
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infernum.step import Batch, Float32, Int32, Sampling
+from infernum.sampling_params import MOST_LOGPROBS
+from infernum.step import Batch, Float32, Int32, Logprobs, Sampling
 
 
 class NullExecutor:
@@ -68,3 +69,8 @@ class NullTokens:
         if self.due:
             time.sleep(max(0.0, self.due - time.monotonic()))
         return self.sampled
+
+    def logprobs(self) -> Logprobs:
+        """Zeros for the sampled token of each row, which stands in every place."""
+        tokens = np.repeat(self.sampled[:, None], 1 + MOST_LOGPROBS, axis=1)
+        return Logprobs(tokens, np.zeros(tokens.shape, np.float32))

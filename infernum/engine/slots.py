@@ -45,6 +45,7 @@ class Slots:
     own_stops   True where tokens end the sequence that do not end others
     stream      `Sequence.stream`
     windowed    the pages of the cache groups with a window
+    logprobs    `SamplingParams.logprobs`; −1: it asks for none
     tables      the rows of the executor's tables that it owns
     state       [fields, count]: the arrays of `FIELDS`, to be read all at once
     parameters  the sampling parameters by name; all of them are rows of `sampling`, int32 [parameters, count]
@@ -76,6 +77,7 @@ class Slots:
             for item, row in zip(PARAMETER_INPUTS, self.sampling, strict=True)
         }
         self.tables = TableRows(count)
+        self.logprobs = np.full(count, -1, np.int32)
         self._order = np.zeros(count, np.int64)
         self._taken = 0
         self._free = list(range(count - 1, -1, -1))
@@ -109,6 +111,7 @@ class Slots:
         self.ends[slot] = not sequence.params.ignore_eos
         self.own_stops[slot] = bool(sequence.params.stop_token_ids)
         self.stream[slot] = sequence.stream
+        self.logprobs[slot] = -1 if sequence.params.logprobs is None else sequence.params.logprobs
         for name, values in self.parameters.items():
             own = (
                 np.uint32(sequence.seed).view(np.int32) if name == "seed" else getattr(sequence.params, name)

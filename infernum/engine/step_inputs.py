@@ -74,7 +74,8 @@ def sampling_of(plan: StepPlan, slots: Slots, is_end: Bools) -> Sampling:
         for write in slots.tables.writes(sequence, slots.tokens_of(sequence), is_end)
     ]
     owned = slots.tables.rows(rows, slots.total[rows] - slots.prompt[rows])
-    return Sampling(parameters, owned if len(plan.sampled) else {}, tuple(writes))
+    logprobs = len(plan.sampled) > 0 and bool(slots.logprobs[rows].max() >= 0)
+    return Sampling(parameters, owned if len(plan.sampled) else {}, tuple(writes), logprobs=logprobs)
 
 
 def prompt_logits(executor: Executor, token_ids: Int32, pages: Ordered[int]) -> Float32:

@@ -38,3 +38,16 @@ def sample(logits: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> tuple
 
 SAMPLERS = (greedy, sample)
 """A step runs one of them. Their input is rows of logits, so each is compiled once for steps of all sizes."""
+
+
+@block(logits="f32 rows vocab_size", next_tokens="i32 rows")
+def logprobs(
+    logits: Tensor, next_tokens: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any
+) -> tuple[Tensor, ...]:
+    """Log-probabilities of the sampled and the most likely tokens; runs behind a sampler, in steps that want them."""
+    del batch, w, cfg
+    return sampling.logprobs(logits, next_tokens)
+
+
+BEHIND_THE_MODEL = (*SAMPLERS, logprobs)
+"""The blocks that read rows of logits."""

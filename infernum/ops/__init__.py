@@ -23,7 +23,7 @@ from infernum.ops.pointwise import (
     tanh,
 )
 from infernum.ops.rope import append, rope, rope_by_length, turn
-from infernum.ops.sampling import advance, argmax, count_tokens, sample
+from infernum.ops.sampling import advance, argmax, count_tokens, logprobs, sample
 from infernum.ops.shape import columns, flatten, heads, stack_rows
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "heads",
     "laplace",
     "linear",
+    "logprobs",
     "mul",
     "relu",
     "rms_norm",

@@ -14,8 +14,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from infernum.dims import ceildiv
+from infernum.dtypes import F32, I32
+from infernum.errors import ShapeError
+from infernum.ir.graph import TensorType
 from infernum.ir.kernel import Call, Layout, Refusal, Target, Template, Workspace, alternatives
 from infernum.ir.op import elements, op
+from infernum.sampling_params import MOST_LOGPROBS
 from infernum.step import NO_TOKEN
 
 ONE = 1 << 32
@@ -27,6 +31,10 @@ EXP2 = tuple(
     for c in (1.5403530e-4, 1.3333558e-3, 9.6181291e-3, 5.5504109e-2, 0.24022651, 0.69314718, 1.0)
 )
 LOG2_E = np.float32(1.4426950)
+
+# ln(x) = 2 atanh((x − 1) / (x + 1)), whose series ends where float64 does, for x from √½ to √2.
+ATANH = tuple(1 / np.float64(odd) for odd in range(21, 0, -2))
+LN_2, SQRT_HALF = np.float64(0.6931471805599453), np.float64(0.7071067811865476)
 
 _BINS = 2048
 """Levels of likelihood that tokens are told apart by on the GPU, as in templates/include/sampling.cuh."""
@@ -268,6 +276,76 @@ def count_tokens(counts: np.ndarray, counts_row: np.ndarray, next_tokens: np.nda
     rows = np.flatnonzero((next_tokens >= 0) & (counts_row >= 0))
     counts[counts_row[rows], next_tokens[rows]] += 2
     return counts
+
+
+def _logprobs_types(logits: TensorType, next_tokens: TensorType) -> tuple[TensorType, TensorType]:
+    rows, _ = logits.shape
+    if logits.dtype is not F32 or next_tokens != TensorType((rows,), I32):
+        raise ShapeError(
+            f"logprobs: logits {logits} and next_tokens {next_tokens}; they are f32[rows, vocab] and i32[rows]"
+        )
+    shape = (rows, 1 + MOST_LOGPROBS)
+    return TensorType(shape, I32), TensorType(shape, F32)
+
+
+def _logprobs_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
+    """The vocabulary in as many chunks as the block of a row has threads, each some accesses of a warp."""
+    del target
+    vocab, threads = call.operands["logits"].width, 1024
+    chunk = 32 * ceildiv(vocab, 32 * threads)
+    constants = {"VOCAB": vocab, "THREADS": threads, "CHUNK": chunk, "CHUNKS": ceildiv(vocab, chunk)}
+    yield Layout({**constants, "TOP": MOST_LOGPROBS, "NO_TOKEN": NO_TOKEN})
+
+
+@op(
+    infer=_logprobs_types,
+    kernels=[
+        Template(
+            "logprobs",
+            grid=("rows", 1, 1),
+            threads="THREADS",
+            layouts=_logprobs_layouts,
+            includes=("programmatic.cuh", "sampling.cuh", "logprobs.cuh"),
+            symbols=(),
+        )
+    ],
+    results=("logprob_tokens", "logprobs"),
+    flops=lambda call: f"20 * {elements(call.operands['logits'])}",
+)
+def logprobs(logits: np.ndarray, next_tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities of the sampled token of each row, and of the most likely tokens.
+
+    logits [rows, vocab], next_tokens int32 [rows] -> tokens int32 and log-probabilities float32 [rows, 21]: first the
+    sampled token, then the 20 largest logits, of equal ones the first tokens first. Nothing that alters scores counts:
+    a token's log-probability is (logit − largest logit) − ln(sum of all weights), computed in float64 and rounded. So
+    greedy decoding samples the second column. Where there is no token (`NO_TOKEN`), the log-probability is NaN; a row
+    whose largest logit is not finite has no token but the sampled one.
+    """
+    rows = len(logits)
+    tokens = np.full((rows, 1 + MOST_LOGPROBS), NO_TOKEN, np.int32)
+    values = np.full(tokens.shape, np.nan, np.float32)
+    tokens[:, 0] = next_tokens
+    for row in np.flatnonzero(has_token(logits)):
+        scores = logits[row]
+        top = np.argsort(-scores, kind="stable")[:MOST_LOGPROBS]
+        tokens[row, 1 : 1 + len(top)] = top
+        exact = tokens[row] >= 0
+        below = scores[tokens[row, exact]].astype(np.float64) - np.float64(scores.max())
+        values[row, exact] = below - log_of(weights_of(scores).sum())
+    return tokens, values
+
+
+def log_of(weight: np.uint64) -> np.float64:
+    """ln(weight / 2³²) by sums, products and quotients that every device rounds alike; 1 ≤ weight < 2⁵³."""
+    part, exponent = np.frexp(np.float64(weight))  # weight = part · 2^exponent, part in [1/2, 1)
+    if part < SQRT_HALF:
+        part, exponent = part * 2, exponent - 1
+    ratio = (part - 1) / (part + 1)
+    square = ratio * ratio
+    series = np.float64(0)
+    for odd in ATANH:
+        series = series * square + odd
+    return np.float64(exponent - 32) * LN_2 + 2 * ratio * series
 
 
 def has_token(scores: np.ndarray) -> np.ndarray:

@@ -49,6 +49,7 @@ class StepShape:
     rows: int
     context_pages: int
     sampler: str
+    logprobs: bool = False
 
     @property
     def is_decode(self) -> bool:
@@ -188,6 +189,12 @@ class CudaExecutor:
         """
         self._device.activate()
         shape = self._shape(batch, "greedy" if sampling.greedy else "sample")
+        if sampling.logprobs:
+            if not self._loaded.logprobs:
+                raise BundleError(
+                    f"{self._bundle.folder}: compiled without log-probabilities; compile the model again"
+                )
+            shape = replace(shape, logprobs=True)
         padding = None
         if self._use_graphs and shape.is_decode:
             shape, padding = self._padded(shape)
@@ -380,15 +387,19 @@ class CudaExecutor:
         elif self._is_in_parts(shape):
             self._queue(shape, turn, late)
         else:
-            self._launch(replace(shape, sampler=""), 0)
+            self._launch(replace(shape, sampler="", logprobs=False), 0)
             self._loaded.inputs.write(late())
             self._loaded.symbols.set(shape.tokens, shape.seqs, shape.rows, shape.context_pages)
             self._loaded.samplers[shape.variant, shape.sampler, turn].queue()
+            if shape.logprobs:
+                self._loaded.logprobs[turn].queue()
         if self._marks is not None:
             self._marks.mark()
         inputs, in_parts = self._loaded.inputs, self._is_in_parts(shape)
         inputs.note_step(collected=in_parts)
-        return self._ring.fetch(inputs.all_tokens(turn) if in_parts else inputs.next_tokens(turn), rows, self)
+        tokens = inputs.all_tokens(turn) if in_parts else inputs.next_tokens(turn)
+        logprobs = inputs.all_logprobs(turn) if in_parts else inputs.logprobs(turn)
+        return self._ring.fetch(tokens, rows, self, logprobs if shape.logprobs else None)
 
     def _launch(self, shape: StepShape, turn: int) -> None:
         """Launch the model, and the sampler if there is one: by a CUDA graph where the shape has run before."""
@@ -446,8 +457,12 @@ class CudaExecutor:
             if late is not None and first == 0:
                 self._loaded.inputs.write(late())
             self._loaded.samplers[shape.variant, shape.sampler, turn].queue()
+            if shape.logprobs:
+                self._loaded.logprobs[turn].queue()
             if self._is_in_parts(shape):
                 self._loaded.inputs.collect(turn, first, rows)
+                if shape.logprobs:
+                    self._loaded.inputs.collect_logprobs(turn, first, rows)
 
     def _queue_model(self, shape: StepShape) -> Iterator[tuple[int, int]]:
         """Queue the model. Yields the first row and the number of rows whose logits are the last to be queued.

@@ -17,7 +17,7 @@ from infernum.manifest import TensorSpec
 from infernum.runtime.device import Device, PinnedMemory
 from infernum.runtime.kv_cache import POISON
 from infernum.runtime.layout import Limits, pack
-from infernum.runtime.sampled import TURNS
+from infernum.runtime.sampled import COLUMNS, TURNS
 from infernum.runtime.stream import CudaEvent, Stream
 from infernum.runtime.tables import Tables
 from infernum.step import INPUTS, TABLES, Batch, Sampling, StepInput, TableRow, check_input
@@ -98,6 +98,9 @@ class Inputs:
         others |= {_table_name(group): others[_PAGE_TABLE] for group in range(1, groups)}
         others |= {f"next_tokens.{turn}": limits.rows * _BYTES for turn in range(TURNS)}
         others |= {f"all_tokens.{turn}": limits.rows * _BYTES for turn in range(TURNS)}
+        for turn in range(TURNS):
+            names = (*_logprobs_names(turn), *_logprobs_names(turn, "all_"))
+            others |= dict.fromkeys(names, limits.rows * COLUMNS * _BYTES)
         others[_SAMPLED] = limits.rows * _BYTES
         offsets, self.nbytes = pack([packed_bytes, *others.values()], at=0)
         memory = device.alloc(self.nbytes, "the arrays of a step")
@@ -147,6 +150,12 @@ class Inputs:
         sampled, tokens = self.addresses[_SAMPLED], self.addresses["token_ids"]
         self._stream.copy(sampled + first * _BYTES, tokens, rows * _BYTES)
 
+    def collect_logprobs(self, turn: int, first: int, rows: int) -> None:
+        """Queue the copy of the log-probabilities of `rows` rows, for the host."""
+        width = COLUMNS * _BYTES
+        for to, source in zip(self.all_logprobs(turn), self.logprobs(turn), strict=True):
+            self._stream.copy(to + first * width, source, rows * width)
+
     def note_step(self, *, collected: bool) -> None:
         """Note whether the tokens of the step just launched are collected, to be found by the next upload."""
         self._is_collected = collected
@@ -154,6 +163,16 @@ class Inputs:
     def page_table(self, group: int) -> int:
         """Address of the page table of a cache group."""
         return self.addresses[_table_name(group)]
+
+    def logprobs(self, turn: int) -> tuple[int, int]:
+        """Addresses where a step writes tokens and values of log-probabilities."""
+        tokens, values = (self.addresses[name] for name in _logprobs_names(turn))
+        return tokens, values
+
+    def all_logprobs(self, turn: int) -> tuple[int, int]:
+        """Addresses where `collect_logprobs` gathers them."""
+        tokens, values = (self.addresses[name] for name in _logprobs_names(turn, "all_"))
+        return tokens, values
 
     def check(self, specs: Iterable[TensorSpec], block: str) -> None:
         """Raises BundleError when `block` reads an unknown input, or reads an input with another type of element."""
@@ -222,6 +241,10 @@ def _runs(places: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> Iterator[
     for start, end in pairwise([0, *breaks.tolist(), len(places)]):
         if end > start:
             yield int(places[start]), int(rows[start]), end - start
+
+
+def _logprobs_names(turn: int, prefix: str = "") -> tuple[str, str]:
+    return f"{prefix}logprob_tokens.{turn}", f"{prefix}logprobs.{turn}"
 
 
 def _put(to: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:

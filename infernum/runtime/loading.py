@@ -19,6 +19,7 @@ from infernum.runtime.modules import Module
 from infernum.runtime.sampled import TURNS
 from infernum.runtime.stream import Stream
 from infernum.runtime.weights import fill_weights
+from infernum.step import LOGPROBS
 from infernum.weights.plan import WeightPlan, plan_weights
 from infernum.weights.source import Progress, TensorSource
 
@@ -59,6 +60,7 @@ class LoadedBundle:
     pages     of each cache group, by its window; no sequence owns the page behind them
     programs  by variant
     samplers  by variant, sampler and turn (`TokenRing.next_turn`)
+    logprobs  by turn; empty where the bundle lacks the block
     products  the matrix product library; None when no step has a product
     weights   address of the weights on the GPU
     logits    address of the logits of a step
@@ -70,6 +72,7 @@ class LoadedBundle:
     pages: dict[int, int]
     programs: dict[str, BoundProgram]
     samplers: dict[tuple[str, str, int], BoundProgram]
+    logprobs: list[BoundProgram]
     products: ProductLibrary | None
     weights: int
     logits: int
@@ -154,6 +157,11 @@ def load_bundle(
                 for variant in manifest.variants
                 if block_variant(manifest, block.block, variant.name) is block
             }
+    logprobs = [
+        binder.logprobs(block, turn, BoundProgram(stream, symbols, products))
+        for block in manifest.blocks.get(LOGPROBS, {}).values()
+        for turn in range(TURNS)
+    ]
     stream.synchronize()
     return LoadedBundle(
         limits=limits,
@@ -162,6 +170,7 @@ def load_bundle(
         pages=dict(zip(in_order, pages, strict=True)),
         programs=programs,
         samplers=samplers,
+        logprobs=logprobs,
         products=products,
         weights=weights.address,
         logits=streams.address + stream_plan.outputs(len(manifest.program) - 1)[0],
@@ -277,6 +286,18 @@ class _AddressBinder:
         logits = self.stream_plan.inputs(len(self.manifest.program))
         for tensor, offset in zip(block.stream_in, logits, strict=False):
             addresses[tensor.name] = self.streams + offset
+        bound.append(block, self.modules.get((block.block, block.variant)), addresses)
+        return bound
+
+    def logprobs(self, block: BlockVariant, turn: int, bound: BoundProgram) -> BoundProgram:
+        """The block of log-probabilities, bound into `bound`. It reads logits and the tokens of the sampler."""
+        addresses = self._common(block)
+        logits = self.streams + self.stream_plan.inputs(len(self.manifest.program))[0]
+        read = (logits, self.inputs.next_tokens(turn))
+        for tensor, address in zip(block.stream_in, read, strict=True):
+            addresses[tensor.name] = address
+        for tensor, address in zip(block.stream_out, self.inputs.logprobs(turn), strict=True):
+            addresses[tensor.name] = address
         bound.append(block, self.modules.get((block.block, block.variant)), addresses)
         return bound
 

@@ -8,13 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from infernum.dtypes import I32
-from infernum.runtime.device import Device
+from infernum.dtypes import F32, I32
+from infernum.runtime.device import Device, PinnedMemory
 from infernum.runtime.stream import CudaEvent, Stream
-from infernum.step import Int32
+from infernum.sampling_params import MOST_LOGPROBS
+from infernum.step import Int32, Logprobs
 
 BUFFERS = 8
 """Number of buffers on the host, and so of steps whose tokens may be unread at the same time."""
+
+COLUMNS = 1 + MOST_LOGPROBS
+"""Log-probabilities of a row."""
 
 TURNS = 2
 """Number of token buffers on the GPU. Steps use them in turn: a step writes one while the other is copied."""
@@ -24,6 +28,7 @@ TURNS = 2
 class _TokenBuffer:
     address: int
     values: np.ndarray[Any, Any]
+    logprobs: PinnedMemory
     sampled: CudaEvent
     arrived: CudaEvent
 
@@ -51,7 +56,9 @@ class TokenRing:
             arrived = device.event()
             stack.callback(arrived.close)
             values = memory.array(I32.numpy, max_rows, offset)
-            self._buffers.append(_TokenBuffer(memory.address + offset, values, sampled, arrived))
+            logprobs = device.alloc_pinned(2 * max_rows * COLUMNS * I32.bytes)
+            stack.callback(logprobs.free)
+            self._buffers.append(_TokenBuffer(memory.address + offset, values, logprobs, sampled, arrived))
         stack.callback(self._copies.synchronize)
 
     def next_turn(self) -> int:
@@ -64,39 +71,59 @@ class TokenRing:
             self._buffers[(self.step - TURNS) % BUFFERS].arrived.wait()
         return self.step % TURNS
 
-    def fetch(self, source: int, rows: int, owner: object = None) -> SampledTokens:
+    def fetch(
+        self, source: int, rows: int, owner: object = None, logprobs: tuple[int, int] | None = None
+    ) -> SampledTokens:
         """Queue the copy of `rows` tokens at `source` on the GPU, behind all work queued on the stream so far.
 
-        The tokens hold a reference to `owner`, so that the ring is not freed before they are read.
+        `logprobs`: addresses of tokens and values of their log-probabilities, which are copied too. The tokens hold a
+        reference to `owner`, so that the ring is not freed before they are read.
         """
         buffer = self._buffers[self.step % BUFFERS]
         self._stream.record(buffer.sampled)
         self._copies.wait(buffer.sampled)
         if rows:
             self._copies.download(buffer.address, source, rows * I32.bytes)
+            nbytes = rows * COLUMNS * I32.bytes
+            for part, address in enumerate(logprobs or ()):
+                self._copies.download(buffer.logprobs.address + part * nbytes, address, nbytes)
         self._copies.record(buffer.arrived)
         self.step += 1
-        return SampledTokens(self, self.step - 1, rows, owner)
+        return SampledTokens(self, self.step - 1, rows, owner, has_logprobs=logprobs is not None)
 
     def read(self, step: int, rows: int) -> Int32:
         """The tokens of step number `step`; waits for their copy."""
+        return self._arrived(step).values[:rows].copy()
+
+    def read_logprobs(self, step: int, rows: int) -> Logprobs:
+        """The log-probabilities of step number `step`; waits for their copy."""
+        memory, count = self._arrived(step).logprobs, rows * COLUMNS
+        tokens = memory.array(I32.numpy, count).reshape(rows, COLUMNS)
+        values = memory.array(F32.numpy, count, count * F32.bytes).reshape(rows, COLUMNS)
+        return Logprobs(tokens.copy(), values.copy())
+
+    def _arrived(self, step: int) -> _TokenBuffer:
+        """The buffer of step number `step`, once its copies have finished."""
         assert self.step - step <= BUFFERS, (
             f"the tokens of a step must be read before {BUFFERS} more steps are started"
         )
         buffer = self._buffers[step % BUFFERS]
         self._device.activate()
         buffer.arrived.wait()
-        return buffer.values[:rows].copy()
+        return buffer
 
 
 class SampledTokens:
     """Tokens of a step that may still be running. Read them before `BUFFERS` more steps are launched."""
 
-    def __init__(self, ring: TokenRing, step: int, rows: int, owner: object) -> None:
+    def __init__(
+        self, ring: TokenRing, step: int, rows: int, owner: object, *, has_logprobs: bool = False
+    ) -> None:
         self._ring = ring
         self._owner = owner
         self._step = step
         self._rows = rows
+        self._has_logprobs = has_logprobs
         self._tokens: Int32 | None = None
 
     def tokens(self) -> Int32:
@@ -104,3 +131,8 @@ class SampledTokens:
         if self._tokens is None:
             self._tokens = self._ring.read(self._step, self._rows)
         return self._tokens
+
+    def logprobs(self) -> Logprobs:
+        """The log-probabilities of each row, of a step whose sampling has `logprobs`; waits for the step."""
+        assert self._has_logprobs, "the step computed no log-probabilities"
+        return self._ring.read_logprobs(self._step, self._rows)

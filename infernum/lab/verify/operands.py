@@ -41,7 +41,8 @@ class OperandSource:
         self.queries = set(_read_by(self.unit, "attention", 0))
         self.keys = set(_read_by(self.unit, "append", 1)) if self.queries else set[int]()
         self.key_kind: Kind = "normal" if self.queries and self.kind in ("large", "denormal") else self.kind
-        self.sampled = {*_read_by(self.unit, "advance", 0), *_read_by(self.unit, "count_tokens", 2)}
+        readers = {"advance": 0, "count_tokens": 2, "logprobs": 1}
+        self.sampled = {slot for op, index in readers.items() for slot in _read_by(self.unit, op, index)}
 
     def operands(self) -> list[Array]:
         """Values of every operand, by slot: float32 or int32, one array for operands in the same place."""
