@@ -43,13 +43,13 @@ BREAKAGES = [
         "size_t row = blockIdx.x;",
     ),
     Breakage(
-        # With one position in a split, seven of eight warps have nothing to wait for and merge what is not there yet.
+        # With one position in a split, three of four warps have nothing to wait for and merge what is not there yet.
         "missing sync",
         "decoder",
         "t64",
-        "attention_split",
-        "    lane.store(parts);\n    __syncthreads();\n",
-        "    lane.store(parts);\n",
+        "attention_units",
+        "warp_stats[warp]);\n    __syncthreads();\n",
+        "warp_stats[warp]);\n",
     ),
     Breakage(
         # As above: a token alone leaves all warps but one with nothing to wait for.

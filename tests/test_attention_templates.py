@@ -99,6 +99,15 @@ def kernels(
     return [step.template.name for step in plan.steps if isinstance(step, KernelStep)]
 
 
+LIMITS: list[dict[str, float]] = [
+    {"window": 512},
+    {"window": 8192},
+    {"softcap": 50.0},
+    {"window": 4096, "softcap": 30.0},
+]
+"""Windows on both sides of what the kernels call a long context, capped scores, and both."""
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("kv_heads", [1, 2, 8])
 def test_a_decode_of_hundreds_splits_long_contexts_alone(arch: str, kv_heads: int) -> None:
@@ -109,17 +118,38 @@ def test_a_decode_of_hundreds_splits_long_contexts_alone(arch: str, kv_heads: in
     cubin = compile_cuda(emit_block(plan, "test"), name="test.cu", arch=arch, cache=None)
     assert all(found.spill_bytes == 0 for found in cubin.kernels.values())
     split, combine = (step for step in plan.steps if isinstance(step, KernelStep))
-    assert (split.template.name, combine.template.name) == ("attention_split", "attention_combine")
+    assert (split.template.name, combine.template.name) == ("attention_units", "attention_combine")
     sms = GPUS[goal.arch].sms
 
-    def blocks(tokens: int, context: int) -> int:
+    def blocks(tokens: int, context: int, of: KernelStep = split) -> int:
         symbols = {"tokens": tokens, "context_pages": round_pages(ceildiv(context, 64))}
-        return math.prod(evaluate(size, symbols) for size in split.grid)
+        return math.prod(evaluate(size, symbols) for size in of.grid)
 
     assert blocks(65, 4096) >= 2 * sms, "every SM has two blocks"
     if 65 * kv_heads >= 2 * sms:
         assert blocks(256, 640) == blocks(256, 4096) == 256 * kv_heads, "one block for each context"
+        assert blocks(256, 4096, combine) == 0, "which writes the result itself"
     assert blocks(256, 100_000) == 8 * 256 * kv_heads, "a long context would keep others waiting"
+    assert blocks(256, 100_000, combine) == 256 * 8 * kv_heads
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("attrs", [{}, *LIMITS], ids=str)
+@pytest.mark.parametrize(
+    ("dim", "of", "template"),
+    [
+        (64, "bf16", "units"),
+        (96, "f16", "units"),
+        (256, "bf16", "units"),
+        (128, "f32", "split"),
+        (60, "f16", "split"),
+    ],
+)
+def test_dozens_of_tokens_attend_on_tensor_cores_where_these_serve(
+    arch: str, attrs: dict[str, float], dim: int, of: str, template: str
+) -> None:
+    names = kernels(lambda inputs: attend(inputs, 8, 2, dim, **attrs), arch, 64, of)
+    assert names == [f"attention_{template}", "attention_combine"]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -157,15 +187,6 @@ def test_a_prompt_runs_on_tensor_cores(arch: str, heads: int, kv_heads: int, dim
     found = kernels(lambda inputs: attend(inputs, heads, kv_heads, dim), arch, 8192, of)
     on_hopper = arch == "sm_90a" and dim in (64, 128, 256)
     assert found == ["attention_prefill_wgmma" if on_hopper else "attention_prefill"]
-
-
-LIMITS: list[dict[str, float]] = [
-    {"window": 512},
-    {"window": 8192},
-    {"softcap": 50.0},
-    {"window": 4096, "softcap": 30.0},
-]
-"""Windows on both sides of what the kernels call a long context, capped scores, and both."""
 
 
 @pytest.mark.parametrize("arch", ARCHS)

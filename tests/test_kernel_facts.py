@@ -102,9 +102,10 @@ def test_a_preferred_kernel_that_could_not_serve_is_named_with_the_reason() -> N
     assert tensor_cores == "gemv_mma: tensor cores multiply bf16 and f16 here, not f32"
     assert scalar.startswith("gemv: ")
     split = next(k for k in variant.kernels if k.template == "attention_split")
-    wgmma, prefill = split.passed_over
+    wgmma, prefill, units = split.passed_over
     assert wgmma.startswith("attention_prefill_wgmma: with at most 64 tokens")
     assert prefill.startswith("attention_prefill: with at most 64 tokens")
+    assert units == "attention_units: tensor cores multiply bf16 and f16 here, not f32"
 
 
 def test_the_embedding_moves_the_rows_it_takes_and_not_the_table() -> None:

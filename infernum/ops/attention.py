@@ -15,7 +15,7 @@ from infernum.ir.graph import TensorType
 from infernum.ir.kernel import Call
 from infernum.ir.op import Signature, op
 from infernum.ops.attention_prefill import PREFILL, PREFILL_WGMMA
-from infernum.ops.attention_split import SPLIT, heads_of
+from infernum.ops.attention_split import SPLIT, UNITS, heads_of
 
 _SCORES = 1 << 17
 """Attention scores that the NumPy meaning holds at once: 512 KiB, which stay in cache on long prompts."""
@@ -61,7 +61,7 @@ def _attention_moved_bytes(call: Call) -> Mapping[str, str]:
 @op(
     _SIGNATURE,
     infer=_attention_types,
-    kernels=[PREFILL_WGMMA, PREFILL, SPLIT],
+    kernels=[PREFILL_WGMMA, PREFILL, UNITS, SPLIT],
     flops=_attention_flops,
     moved_bytes=_attention_moved_bytes,
 )

@@ -22,6 +22,12 @@ HEAD_SLOTS = {"q": ("norm", "rotation"), "k": ("norm", "rotation")}
 _WHOLE = 4096
 """Positions of a context that one block attends to, where there are two such blocks for each SM."""
 
+UNIT = 16
+"""Positions that a warp attends to at once on tensor cores: the rows of an mma."""
+
+_BLOCKS_PER_SM = 4
+"""Blocks for each SM that splits are to give: with fewer, some SMs would have twice the work of others."""
+
 _LEAST_THREADS = 128
 """Threads of the smallest block: four warps."""
 
@@ -88,17 +94,69 @@ def _split_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
         "CHUNKS": -(-dim // (lanes * vector)),
         "COMBINE_WARPS": -(-dim // 32),
     }
-    context = f"{'context_pages' if target.decodes else 'max_pages'} * {PAGE}"
+    context = _context(target)
     for values in _split_parameters(call, target):
         warps, splits = values["WARPS"], values["SPLITS"]
         least = values.get("LEAST", warps * (32 // lanes))
         of_values = {
             "THREADS": 32 * warps,
             "SPLIT_MIN": least,
+            "SPLIT_COUNT": "SPLITS",
+            "COMBINED": constants["HEADS"],
             "COMBINE_GROUPS": 1 if target.decodes else min(4, splits),
             "Z": f"min({splits}, ceildiv({context}, {least}))",
         }
         yield Layout(constants | of_values, values)
+
+
+def _context(target: Target) -> str:
+    """Positions of the longest context, as a formula."""
+    return f"{'context_pages' if target.decodes else 'max_pages'} * {PAGE}"
+
+
+def _unit_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
+    """Warps of a block, and units of 16 positions in the ring of each: what lets two blocks or more share an SM."""
+    *_, dim = heads_of(call)
+    gpu = GPUS[target.arch]
+    if target.max_tokens <= FEW_TOKENS or (target.max_tokens > 64 and not target.decodes):
+        yield Refusal("it serves decodes of ten to hundreds of sequences")
+        return
+    if call.operands["q"].dtype.bytes != 2:
+        yield Refusal(f"tensor cores multiply bf16 and f16 here, not {call.operands['q'].dtype}")
+        return
+    if dim % 16 or dim > 256:
+        yield Refusal(f"head size {dim} is not a multiple of 16 up to 256")
+        return
+    depth = max(2, min(4, 384 // dim))
+    split = next(_split_parameters(call, target))
+    of_heads = head_constants(call)
+    if target.decodes:
+        splits, least, count, most = split["SPLITS"], split["LEAST"], "SPLITS", f"{split['SPLITS']}"
+    else:  # as many splits as give every SM some blocks; a kernel sees the number of tokens in its grid
+        splits, least = 8, 128
+        blocks = _BLOCKS_PER_SM * gpu.sms // (of_heads["KV_HEADS"] * of_heads["HEAD_TILES"])
+        count = f"max(1, min(SPLITS, {blocks} / int(gridDim.x)))"
+        most = f"max(1, min({splits}, {blocks} // tokens))"
+    z = f"min({most}, ceildiv({_context(target)}, {least}))"
+    for values in alternatives(WARPS=(4, 8, 2), DEPTH=(depth, *(d for d in (2, 3, 4, 6) if d != depth))):
+        shared = values["WARPS"] * values["DEPTH"] * 2 * UNIT * (dim + 8) * 2
+        most = gpu.shared_per_sm - gpu.shared_reserved - 16 * 1024
+        if shared > most:
+            yield Refusal(f"a block has {most} bytes of shared memory for its rings, not {shared}")
+            continue
+        constants = {
+            **of_heads,
+            "THREADS": 32 * values["WARPS"],
+            "SHARED": shared,
+            "SPLITS": splits,
+            "SPLIT_MIN": least,
+            "SPLIT_COUNT": count,
+            "COMBINE_WARPS": -(-dim // 32),
+            "COMBINE_GROUPS": 1 if target.decodes else 4,
+            "COMBINED": f"{of_heads['HEADS']} * min(1, {z} - 1)",
+            "Z": z,
+        }
+        yield Layout(constants, values)
 
 
 def attend_refusal(call: Call, target: Target, turned_by: int) -> Refusal | None:
@@ -146,7 +204,7 @@ _SPLIT_GRID = ("tokens", "KV_HEADS * HEAD_TILES", "Z")
 
 _COMBINE = Template(
     "attention_combine",
-    grid=("tokens", "HEADS", 1),
+    grid=("tokens", "COMBINED", 1),
     threads="32 * COMBINE_WARPS * COMBINE_GROUPS",
     includes=("numeric.cuh", "programmatic.cuh", "softmax.cuh", "scores.cuh", "attention_split.cuh"),
     reads_before_wait=("positions",),
@@ -181,6 +239,30 @@ SPLIT = Template(
     next_kernel=_COMBINE,
 )
 """Queries that are turned already, over a cache that holds all keys."""
+
+UNITS = Template(
+    "attention_units",
+    grid=_SPLIT_GRID,
+    threads="THREADS",
+    shared_bytes="SHARED",
+    layouts=_unit_layouts,
+    includes=(
+        "numeric.cuh",
+        "programmatic.cuh",
+        "kv_cache.cuh",
+        "softmax.cuh",
+        "scores.cuh",
+        "mma.cuh",
+        "copy_groups.cuh",
+        "attend_cluster.cuh",
+        "attention_split.cuh",
+    ),
+    workspaces=_WORKSPACES,
+    arguments=(*SPLIT.arguments, "out"),
+    symbols=("max_pages",),
+    next_kernel=_COMBINE,
+)
+"""As `SPLIT`, on tensor cores. Where no context is split, it writes the results itself."""
 
 ATTEND = Template(
     "attend",

@@ -1,8 +1,8 @@
 // Attention of single tokens with the context split among blocks ("flash-decoding", Dao et al. 2023).
 
-// Positions of the context in one split: at least LEAST, so that a short context keeps few blocks busy.
-template <int SPLITS, int LEAST> __device__ __forceinline__ int split_length(int context) {
-    return max(LEAST, (context + SPLITS - 1) / SPLITS);
+// Positions of the context in one of so many splits: at least LEAST, so that a short context keeps few blocks busy.
+template <int LEAST> __device__ __forceinline__ int split_length(int context, int splits) {
+    return max(LEAST, (context + splits - 1) / splits);
 }
 
 // N elements as they lie in memory, kept so until they are needed: half the registers of floats.
