@@ -189,6 +189,7 @@ class SamplingParams:
                         which are not shown, count where a string holds the text of one: ("<|eot_id|>",)
     stop_token_ids      generation ends with the first of these tokens, whose text is not shown
     ignore_eos          generate on past the model's end tokens
+    n                   completions of the prompt, each with a seed of its own
     min_tokens          no end token and none of `stop_token_ids` before so many new tokens
     logprobs            log-probabilities of each new token and of so many most likely ones, 0 to 20; None: none
     logit_bias          by token, a number from -100 to 100 that is added to its logit, before penalties
@@ -206,6 +207,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    n: int = 1
     min_tokens: int = 0
     logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict[int, float], hash=False)
@@ -217,6 +219,7 @@ class SamplingParams:
             "stop": (_is_texts(self.stop), "a tuple of strings that are not empty"),
             "stop_token_ids": (_is_token_ids(self.stop_token_ids), "a tuple of integers of at least 0"),
             "ignore_eos": (_is_flag(self.ignore_eos), "True or False"),
+            "n": (is_integer(self.n, 1), "an integer of at least 1"),
             "min_tokens": (
                 is_integer(self.min_tokens, 0)
                 and not (is_integer(self.max_tokens, 1) and self.min_tokens > self.max_tokens),

@@ -376,6 +376,19 @@ def test_logprobs_are_of_raw_logits_and_only_of_those_who_ask(pages, max_batch_t
     )
 
 
+def test_n_completions_of_a_prompt_follow_each_other_and_have_seeds_of_their_own():
+    several = SamplingParams(max_tokens=8, temperature=1.2, seed=5, n=3)
+    engine, _ = make(pages=40)
+    found = engine.generate([[1, 2], [3]], [several, GREEDY])
+    assert [c.tokens for c in found] == [*(alone([1, 2], several, i) for i in range(3)), alone([3], GREEDY)]
+    assert len({c.tokens for c in found}) == 4
+    assert {event.sequence for event in engine.stream([[1, 2], [3]], [several, GREEDY])} == {0, 1, 2, 3}
+    with pytest.raises(
+        RequestError, match="n is 3; a sequence is added for one completion, so add it 3 times"
+    ):
+        engine.add([1], several)
+
+
 def test_steps_of_sequences_that_ask_for_no_logprobs_compute_none():
     engine, toy = make(pages=40)
     engine.generate([[1], [2]], [GREEDY, SamplingParams(max_tokens=2, temperature=0, logprobs=1)])
@@ -756,6 +769,7 @@ def test_statistics_count_prompt_and_output_tokens():
         ("frequency_penalty", float("nan")),
         ("min_tokens", -1),
         ("logprobs", 21),
+        ("n", 0),
         ("logprobs", True),
         ("min_tokens", 129),
         ("logit_bias", {1: 101}),

@@ -55,6 +55,12 @@ LONGEST_ID = 10
 @click.option(
     "--min-tokens", type=int, default=0, metavar="N", help="No end token before so many tokens are generated."
 )
+@click.option(
+    "--logprobs",
+    type=int,
+    metavar="K",
+    help="With --json: log-probabilities of each token and of the K most likely ones, at most 20.",
+)
 @options.load_format
 @options.gpu_memory_utilization
 @options.max_model_len
@@ -78,6 +84,7 @@ def command(
     stop_token_ids: tuple[int, ...],
     ignore_eos: bool,
     min_tokens: int,
+    logprobs: int | None,
     load_format: str,
     gpu_memory_utilization: float,
     max_model_len: int | None,
@@ -109,6 +116,7 @@ def command(
         stop_token_ids=stop_token_ids,
         ignore_eos=ignore_eos,
         min_tokens=min_tokens,
+        logprobs=logprobs,
         **sampling,
     )
     text = read_stdin() if prompt == "-" else DEMO_PROMPT if prompt is None else prompt
@@ -143,11 +151,13 @@ def _generate(
     pieces: list[str] = []
     tokens: list[int] = []
     reason = ""
+    logprobs: list[dict[str, object]] = []
     for event in llm.stream([prompt], params):
         piece = event.text if llm.tokenizer else "".join(f"{token} " for token in event.tokens)
         pieces.append(piece)
         tokens.extend(event.tokens)
         reason = event.finish_reason or reason
+        logprobs += [asdict(each) for each in event.logprobs or ()]
         if piece and not as_json:
             write(piece)
     if as_json:
@@ -159,6 +169,7 @@ def _generate(
             "text": "".join(pieces) if llm.tokenizer else None,
             "tokens": tokens,
             "finish_reason": reason,
+            **({} if params.logprobs is None else {"logprobs": logprobs}),
             "statistics": {name: round(value, 6) for name, value in asdict(llm.statistics).items()},
         }
         print_json(result)

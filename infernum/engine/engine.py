@@ -186,7 +186,12 @@ class Engine:
         cache holds.
         """
         self.require_open()
-        sequence = self._sequence(prompt, *read_params(params, 1), index=0)
+        (own,) = read_params(params, 1)
+        if own.n != 1:
+            raise RequestError(
+                f"n is {own.n}; a sequence is added for one completion, so add it {own.n} times"
+            )
+        sequence = self._sequence(prompt, own, index=0)
         sequence.priority, sequence.salt = priority, salt
         number = sequence.number = next(self._numbers)
         self._transcripts[number] = Transcript(self.tokenizer, sequence.tokens, sequence.params)
@@ -205,8 +210,9 @@ class Engine:
     ) -> Iterator[Event]:
         """Generate for several prompts at once and yield events as they come.
 
-        `Event.sequence` is the index of the prompt in `prompts`. `params` is one object for all prompts or one for
-        each. With a seed, prompt i has a seed derived from the seed and i; without, each prompt has a random seed.
+        `Event.sequence` is the index of the prompt in `prompts`; a prompt with `SamplingParams.n` counts n times.
+        `params` is one object for all prompts or one for each. With a seed, sequence i has a seed derived from the seed
+        and i; without, each has a random seed.
         Closing the iterator stops the generation. Raises RequestError before any step runs, and LogitsError, which
         ends all sequences, when the logits of a prompt are not finite.
         """
@@ -216,7 +222,11 @@ class Engine:
     def generate(
         self, prompts: Ordered[Ordered[int]], params: SamplingParams | Ordered[SamplingParams]
     ) -> list[Completion]:
-        """Generate for several prompts at once, as `stream` does, and return when all are done."""
+        """Generate for several prompts at once, as `stream` does, and return when all are done.
+
+        With `SamplingParams.n`, the n completions of a prompt follow each other. They run at once: where the prompt is
+        not in the cache yet, each computes it.
+        """
         sequences = self._sequences_of(prompts, params)
         completions: dict[int, Completion] = {}
         with self._opened(sequences) as stream:
@@ -275,7 +285,8 @@ class Engine:
     ) -> list[Sequence]:
         self.require_open()
         pairs = zip(prompts, read_params(params, len(prompts)), strict=True)
-        return [self._sequence(prompt, own, index) for index, (prompt, own) in enumerate(pairs)]
+        each = [(prompt, own) for prompt, own in pairs for _ in range(own.n)]
+        return [self._sequence(prompt, own, index) for index, (prompt, own) in enumerate(each)]
 
     def _transcripts_of(self, sequences: list[Sequence]) -> list[Transcript]:
         return [Transcript(self.tokenizer, sequence.tokens, sequence.params) for sequence in sequences]
