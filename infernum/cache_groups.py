@@ -54,7 +54,7 @@ def first_page(position: int, window: int, page_size: int) -> int:
 def most_pages(window: int, length: int, chunk: int, page_size: int) -> int:
     """Most pages that a sequence of `length` tokens owns at a time, computed in steps of at most `chunk` tokens."""
     whole = ceildiv(length, page_size)
-    return min(whole, ceildiv(window + chunk, page_size) + 1) if window else whole
+    return min(whole, ceildiv(window + chunk - 2, page_size) + 1) if window else whole
 
 
 def divide_pages(

@@ -18,6 +18,7 @@ from infernum.cpu.executor import CpuExecutor, HostTokens
 from infernum.engine.engine import Engine
 from infernum.graph_bundle import trace_model
 from infernum.models.presets import resolve
+from infernum.runtime.kv_cache import plan_cache, sequence_bytes
 from infernum.sampling_params import SamplingParams, derived_seed
 from infernum.step import Batch
 
@@ -49,6 +50,12 @@ def test_a_window_that_no_sequence_fills_is_none(opened: Opened) -> None:
     window, bundle, _ = opened
     assert group_windows(stage_windows(bundle.manifest, window)) == (0,)
     assert group_windows(stage_windows(bundle.manifest, window + 1)) == (0, window)
+
+
+def test_a_sequence_needs_memory_for_what_its_layers_read(opened: Opened) -> None:
+    window, bundle, _ = opened
+    page = sum(plan_cache(bundle.manifest).page_bytes.values()) // 2  # of the layers of a group
+    assert sequence_bytes(bundle.manifest, 512) == (8 + {24: 2, 64: 2, 100: 3}[window]) * page
 
 
 def chunks(cut: int) -> Iterator[tuple[int, int]]:

@@ -173,7 +173,7 @@ def _memory(manifest: Manifest) -> CheckResult:
     """Bytes of weights and KV cache in the manifest's dtype, and how much of them fits on this machine."""
     from infernum import dtypes
     from infernum.runtime.driver import gpu_available, gpu_facts
-    from infernum.runtime.kv_cache import plan_cache
+    from infernum.runtime.kv_cache import plan_cache, sequence_bytes
     from infernum.weights.plan import plan_weights
 
     weights = plan_weights(manifest).total_bytes
@@ -181,7 +181,7 @@ def _memory(manifest: Manifest) -> CheckResult:
     context = manifest.model.context
     facts = (
         f"{size_text(weights)} of weights as {manifest.dtype}, and {size_text(token)} of KV cache a token:"
-        f" {size_text(token * context)} for the whole context of {context}"
+        f" {size_text(sequence_bytes(manifest, context))} for the whole context of {context}"
     )
     if gpu_available():
         gpu = gpu_facts(0)

@@ -72,7 +72,7 @@ def _presets() -> Iterator[dict[str, Any]]:
     """Each preset, with sizes in bytes."""
     from infernum.graph_bundle import describe_graphs
     from infernum.models.presets import PRESETS, resolve
-    from infernum.runtime.kv_cache import plan_cache
+    from infernum.runtime.kv_cache import plan_cache, sequence_bytes
     from infernum.weights.plan import plan_weights
 
     for name in PRESETS:
@@ -88,6 +88,6 @@ def _presets() -> Iterator[dict[str, Any]]:
             "weight_bytes": weights.total_bytes,
             "kv_bytes_per_token": token,
             "context": context,
-            "memory_bytes": weights.total_bytes + token * context,
+            "memory_bytes": weights.total_bytes + sequence_bytes(manifest, context),
             "has_weights": source.folder is not None,
         }

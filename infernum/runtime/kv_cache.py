@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from infernum import dims, dtypes
-from infernum.cache_groups import CacheGroup, divide_pages, most_pages
+from infernum.cache_groups import CacheGroup, cache_groups, divide_pages, most_pages, stage_windows
 from infernum.errors import BundleError, DeviceError
 from infernum.manifest import Manifest, TensorSpec
 from infernum.runtime.device import Device, DeviceMemory
@@ -47,6 +47,12 @@ def plan_cache(manifest: Manifest) -> CachePlan:
         if size:
             page_bytes[index] = size
     return CachePlan(page_bytes)
+
+
+def sequence_bytes(manifest: Manifest, length: int) -> int:
+    """Bytes of the KV cache that a sequence of `length` tokens has, of layers with a window only what they read."""
+    groups = cache_groups(stage_windows(manifest, length), plan_cache(manifest).page_bytes)
+    return sum(most_pages(group.window, length, 1, manifest.page_size) * group.page_bytes for group in groups)
 
 
 def _page_bytes(spec: TensorSpec, block: str) -> int:
