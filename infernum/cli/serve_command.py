@@ -62,6 +62,14 @@ from infernum.cli import options
     help="Most sequences that wait or run.",
 )
 @click.option(
+    "--reader-timeout",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="How long a client may read nothing of a stream before it is disconnected.",
+)
+@click.option(
     "--shutdown-timeout",
     default=30.0,
     show_default=True,
@@ -102,6 +110,7 @@ def command(
     chat_template: Path | None,
     metrics_prefix: str,
     max_queue: int,
+    reader_timeout: float,
     shutdown_timeout: float,
     stall_seconds: float,
     null_token_us: float | None,
@@ -159,7 +168,7 @@ def command(
         chat_template=chat_template,
         shutdown_seconds=shutdown_timeout,
         stall_seconds=stall_seconds,
-        limits=Limits(queue=max_queue),
+        limits=Limits(queue=max_queue, reader=reader_timeout),
     )
 
     def ready(served: Served, address: str) -> None:

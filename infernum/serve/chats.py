@@ -15,6 +15,7 @@ from infernum.serve.generation import Piece, Wish
 from infernum.serve.problems import invalid
 from infernum.serve.requests import ChatRequest
 from infernum.serve.responses import (
+    TEXT,
     ChatChoice,
     ChatChunk,
     ChatDelta,
@@ -22,6 +23,8 @@ from infernum.serve.responses import (
     ChatResponse,
     ChatStreamChoice,
     Usage,
+    around_text,
+    encode,
     event,
 )
 from infernum.serve.served import Served
@@ -56,7 +59,7 @@ class ChatTask:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.request.stream:
-            await stream(self._events(), receive, send, self.served.limits.reader)
+            await stream(self._events(), receive, send)
         else:
             answer = await whole(self._whole(), receive)
             await Answer(answer)(scope, receive, send)
@@ -65,8 +68,8 @@ class ChatTask:
         parts: list[list[str]] = [[] for _ in self.wishes]
         last: dict[int, Piece] = {}
         with closing(self.served.generate(self.wishes)) as generation:
-            async for pieces in generation.pieces():
-                for piece in pieces:
+            while generation.unfinished:
+                for piece in await generation.next_pieces():
                     parts[piece.index].append(piece.text)
                     last[piece.index] = piece
             usage = usage_of([self.prompt], generation)
@@ -93,23 +96,31 @@ class ChatTask:
     async def _events(self) -> AsyncIterator[bytes]:
         options = self.request.stream_options
         always = bool(options and options.continuous_usage_stats)
+        plain = [
+            around_text(self._chunk([self._choice_of(index, ChatDelta(content=TEXT), None)], None))
+            for index in range(len(self.wishes))
+        ]
         with closing(self.served.generate(self.wishes)) as generation:
             begun = ChatDelta(role="assistant", content="")
-            pieces_of = generation.pieces()
-            pieces = await anext(pieces_of)
-            yield b"".join(self._event(index, begun, None, None) for index in range(len(self.wishes)))
-            while pieces:
-                usage = usage_of([self.prompt], generation) if always else None
-                yield b"".join(
-                    self._event(piece.index, ChatDelta(content=piece.text), piece, usage)
-                    for piece in pieces
-                    if piece.text or piece.finish_reason
-                )
-                pieces = await anext(pieces_of, list[Piece]())
+            body = b"".join(self._event(index, begun, None, None) for index in range(len(self.wishes)))
+            while generation.unfinished:
+                for piece in await generation.next_pieces():
+                    if piece.finish_reason is None and not always:
+                        if piece.text:
+                            front, behind = plain[piece.index]
+                            body += front + encode(piece.text) + behind
+                    else:
+                        usage = usage_of([self.prompt], generation) if always else None
+                        body += self._event(piece.index, ChatDelta(content=piece.text), piece, usage)
+                yield body
+                body = b""
             if options and options.include_usage:
                 yield event(self._chunk([], usage_of([self.prompt], generation)))
 
     def _event(self, index: int, delta: ChatDelta, piece: Piece | None, usage: Usage | None) -> bytes:
+        return event(self._chunk([self._choice_of(index, delta, piece)], usage))
+
+    def _choice_of(self, index: int, delta: ChatDelta, piece: Piece | None) -> ChatStreamChoice:
         choice = ChatStreamChoice(
             index=index,
             delta=delta,
@@ -118,7 +129,7 @@ class ChatTask:
         )
         if piece is not None and piece.finish_reason is not None:
             choice.stop_reason = piece.stop_reason
-        return event(self._chunk([choice], usage))
+        return choice
 
     def _chunk(self, choices: list[ChatStreamChoice], usage: Usage | None) -> ChatChunk:
         chunk = ChatChunk(

@@ -13,7 +13,16 @@ from infernum.serve.exchange import Answer, stream, whole
 from infernum.serve.generation import Generation, Piece, Wish
 from infernum.serve.problems import invalid
 from infernum.serve.requests import MOST_CHOICES, CompletionRequest
-from infernum.serve.responses import CompletionChoice, CompletionResponse, PromptDetails, Usage, event
+from infernum.serve.responses import (
+    TEXT,
+    CompletionChoice,
+    CompletionResponse,
+    PromptDetails,
+    Usage,
+    around_text,
+    encode,
+    event,
+)
 from infernum.serve.served import Served
 
 DEFAULT_TOKENS = 16
@@ -63,7 +72,7 @@ class CompletionTask:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.request.stream:
-            await stream(self._events(), receive, send, self.served.limits.reader)
+            await stream(self._events(), receive, send)
         else:
             answer = await whole(self._whole(), receive)
             await Answer(answer)(scope, receive, send)
@@ -71,8 +80,8 @@ class CompletionTask:
     async def _whole(self) -> CompletionResponse:
         texts = [_Text([text]) for text in self.echoed]
         with closing(self.served.generate(self.wishes)) as generation:
-            async for pieces in generation.pieces():
-                for piece in pieces:
+            while generation.unfinished:
+                for piece in await generation.next_pieces():
                     texts[piece.index].parts.append(piece.text)
                     texts[piece.index].last = piece
             usage = self._usage(generation)
@@ -83,15 +92,24 @@ class CompletionTask:
     async def _events(self) -> AsyncIterator[bytes]:
         options = self.request.stream_options
         always = bool(options and options.continuous_usage_stats)
+        plain = [
+            around_text(self._response([self._choice(index, TEXT, None)], None))
+            for index in range(len(self.wishes))
+        ]
         with closing(self.served.generate(self.wishes)) as generation:
             for index, text in enumerate(self.echoed):
                 if text:
                     yield event(self._response([self._choice(index, text, None)], None))
-            async for pieces in generation.pieces():
+            while generation.unfinished:
                 body = b""
-                for piece in pieces:
-                    usage = self._usage(generation) if always else None
-                    body += event(self._response([self._choice(piece.index, piece.text, piece)], usage))
+                for piece in await generation.next_pieces():
+                    if piece.finish_reason is None and not always:
+                        if piece.text:
+                            front, behind = plain[piece.index]
+                            body += front + encode(piece.text) + behind
+                    else:
+                        usage = self._usage(generation) if always else None
+                        body += event(self._response([self._choice(piece.index, piece.text, piece)], usage))
                 yield body
             if options and options.include_usage:
                 yield event(self._response([], self._usage(generation)))

@@ -17,15 +17,15 @@ import numpy as np
 
 from infernum import dims, logs, plugins
 from infernum.engine.engine import Engine
-from infernum.engine.events import StepRecord
+from infernum.engine.events import StepEvents, StepRecord
 from infernum.engine.null_executor import NullExecutor
+from infernum.engine.slots import integers
 from infernum.errors import InfernumError, LogitsError, RequestError
 from infernum.llm import LLM
 from infernum.manifest import ModelInfo
 from infernum.models.presets import resolve
 from infernum.serve.wire import (
     Add,
-    Advance,
     Begun,
     Cancel,
     EngineOptions,
@@ -74,7 +74,7 @@ class EngineWorker:
         failures = 0
         while self._take():
             try:
-                advances = self._step()
+                events = self._engine.step_events()
                 failures = 0
             except LogitsError as error:
                 for number in error.sequences:
@@ -86,20 +86,14 @@ class EngineWorker:
                     raise
                 sys.stderr.write(f"error: a step failed ({error}); it is run again\n")
                 continue
-            self._send(self._stepped(advances))
+            self._send(self._stepped(events))
 
-    def _step(self) -> list[Advance]:
-        advances: list[Advance] = []
-        for sequence, token, finish_reason in self._engine.step_events():
-            number = self._theirs.get(sequence)
-            if number is None:
-                continue
-            advances.append(Advance(number, (token,), finish_reason))
-            if finish_reason is not None:
-                self._forget(sequence)
-        return advances
-
-    def _stepped(self, advances: list[Advance]) -> Stepped:
+    def _stepped(self, events: StepEvents) -> Stepped:
+        if any(number not in self._theirs for number in integers(events.sequences)):  # cancelled
+            events = events.where(np.isin(events.sequences, list(self._theirs)))
+        numbers = [self._theirs[number] for number in integers(events.sequences)]
+        for number in integers(events.sequences[events.ends > 0]):
+            self._forget(number)
         record = self._record
         load = (
             Load()
@@ -115,7 +109,7 @@ class EngineWorker:
             )
         )
         begun, self._begun = self._begun, []
-        return Stepped(advances, begun, load)
+        return Stepped(numbers, integers(events.tokens), integers(events.ends), begun, load)
 
     def _note(self, record: StepRecord) -> None:
         self._record = record
@@ -148,7 +142,7 @@ class EngineWorker:
             self._record = replace(
                 self._record, running=0, waiting=0, free_pages=self._engine.executor.num_pages
             )
-            self._send(self._stepped([]))
+            self._send(self._stepped(StepEvents.joined([])))
             self._record = None  # until the next step
 
     def _add(self, request: Add) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ CLIENT_GONE = 499
 
 
 class ClientGone(Exception):
-    """The client has closed the connection, or reads nothing for too long."""
+    """The client has closed the connection, or the server has, because the client read nothing for too long."""
 
 
 @dataclass
@@ -56,49 +56,33 @@ async def whole(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
     return await _while_connected(work, receive)
 
 
-async def stream(events: AsyncIterator[bytes], receive: Receive, send: Send, patience: float) -> None:
+async def stream(events: AsyncIterator[bytes], receive: Receive, send: Send) -> None:
     """Send events as they come, and [DONE] behind them. An error on the way is the last event.
 
     The first event is awaited before the response begins, so that a request that fails at once has its status.
-    Raises ClientGone when the client goes, or reads nothing for `patience` seconds.
+    Raises ClientGone when the client goes.
     """
-    await _while_connected(_send_events(events, send, patience), receive)
+    await _while_connected(_send_events(events, send), receive)
 
 
-async def _send_events(events: AsyncIterator[bytes], send: Send, patience: float) -> None:
+async def _send_events(events: AsyncIterator[bytes], send: Send) -> None:
     first = await anext(events, b"")
     headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
     headers += [(b"x-accel-buffering", b"no")]
-    await _sent(send({"type": "http.response.start", "status": 200, "headers": headers}), patience)
-    await _sent(send({"type": "http.response.body", "body": first, "more_body": True}), patience)
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": first, "more_body": True})
     try:
         async for body in events:
-            await _sent(send({"type": "http.response.body", "body": body, "more_body": True}), patience)
+            if body:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
         last = DONE
     except Problem as problem:
         last = event(problem.body) + DONE
-    except (asyncio.CancelledError, ClientGone):
+    except Exception:
+        last = event(internal("the server failed").body) + DONE
+        await send({"type": "http.response.body", "body": last, "more_body": False})
         raise
-    except Exception as error:
-        await _sent(
-            send(
-                {
-                    "type": "http.response.body",
-                    "body": event(internal("the server failed").body) + DONE,
-                    "more_body": False,
-                }
-            ),
-            patience,
-        )
-        raise error
-    await _sent(send({"type": "http.response.body", "body": last, "more_body": False}), patience)
-
-
-async def _sent(sending: Awaitable[None], patience: float) -> None:
-    try:
-        await asyncio.wait_for(sending, patience)
-    except TimeoutError:
-        raise ClientGone from None
+    await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
 async def _while_connected(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import Literal, cast
+from dataclasses import dataclass
 
+import msgspec
+
+from infernum.engine.events import FinishReason
 from infernum.engine.tokenizer import TextStream, Tokenizer
 from infernum.sampling_params import SamplingParams
-from infernum.serve.engine_client import EngineClient, EngineGone, Inbox
+from infernum.serve.engine_client import EngineClient, EngineGone, Inbox, Signal
 from infernum.serve.metrics import Ended, Metrics
 from infernum.serve.problems import Problem, internal, invalid, unavailable
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,7 @@ class Wish:
     salt: str = ""
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(msgspec.Struct, gc=False):
     """What has come for the choice `index` since its last piece.
 
     `stop_reason` is the stop string or the stop token that has ended it.
@@ -41,12 +38,12 @@ class Piece:
 
     index: int
     text: str
-    tokens: tuple[int, ...]
+    tokens: list[int]
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class _Choice:
     """A sequence of a request. `read` is when the last of its tokens that were read had come."""
 
@@ -54,7 +51,7 @@ class _Choice:
     number: int
     inbox: Inbox
     text: TextStream | None
-    output: list[int] = field(default_factory=list[int])
+    output_tokens: int = 0
     read: float | None = None
     finished: bool = False
 
@@ -67,8 +64,10 @@ class Generation:
     ) -> None:
         self._engine = engine
         self._metrics = metrics
-        self._wake = asyncio.Event()
+        self._wake = Signal()
         self._choices: list[_Choice] = []
+        self.unfinished = len(wishes)
+        """Choices that have not ended."""
         try:
             for wish in wishes:
                 number, inbox = engine.add(
@@ -87,46 +86,41 @@ class Generation:
     @property
     def output_tokens(self) -> int:
         """Number of tokens generated so far, of all choices."""
-        return sum(len(choice.output) for choice in self._choices)
+        return sum(choice.output_tokens for choice in self._choices)
 
     @property
     def cached_tokens(self) -> int:
         """Number of prompt tokens that the cache had, of all choices."""
         return sum(choice.inbox.cached_tokens for choice in self._choices)
 
-    async def pieces(self) -> AsyncIterator[list[Piece]]:
-        """What has come since the last list, until every choice has ended. Raises Problem."""
-        unfinished = len(self._choices)
-        while unfinished:
+    async def next_pieces(self) -> list[Piece]:
+        """What has come since the last list, for as long as `unfinished` is not 0. Raises Problem."""
+        while True:
             await self._wake.wait()
-            self._wake.clear()
-            pieces = [
-                piece for index, choice in enumerate(self._choices) for piece in self._read(index, choice)
-            ]
-            unfinished -= sum(piece.finish_reason is not None for piece in pieces)
+            pieces: list[Piece] = []
+            for index, choice in enumerate(self._choices):
+                inbox = choice.inbox
+                if inbox.tokens and inbox.error is None and not choice.finished:
+                    pieces.append(self._read(index, choice))
+                elif inbox.error is not None and not choice.finished:
+                    raise _problem(inbox)
             if pieces:
-                yield pieces
+                return pieces
 
-    def _read(self, index: int, choice: _Choice) -> list[Piece]:
+    def _read(self, index: int, choice: _Choice) -> Piece:
         inbox = choice.inbox
-        if choice.finished:
-            return []
-        if inbox.error is not None:
-            raise _problem(inbox)
-        if not inbox.tokens and inbox.finish_reason is None:
-            return []
         tokens, inbox.tokens = inbox.tokens, []
-        if choice.read is not None and inbox.last is not None and tokens:
-            for _ in tokens:
-                self._metrics.gap.observe((inbox.last - choice.read) / len(tokens))
+        if choice.read is not None and inbox.last is not None:
+            self._metrics.gap.observe((inbox.last - choice.read) / len(tokens), len(tokens))
         choice.read = inbox.last
-        piece = self._spelled(index, choice, tokens, cast("FinishReason | None", inbox.finish_reason))
-        choice.output += piece.tokens
+        piece = _spelled(index, choice, tokens, inbox.finish_reason)
+        choice.output_tokens += len(piece.tokens)
         if piece.finish_reason is not None:
             choice.finished = True
+            self.unfinished -= 1
             self._count(choice, piece.finish_reason)
             self._engine.cancel([choice.number])
-        return [piece]
+        return piece
 
     def _count(self, choice: _Choice, reason: str) -> None:
         inbox, params = choice.inbox, choice.wish.params
@@ -135,7 +129,7 @@ class Generation:
         ended = Ended(
             reason,
             len(choice.wish.prompt),
-            len(choice.output),
+            choice.output_tokens,
             params.max_tokens,
             inbox.asked,
             begun,
@@ -144,29 +138,32 @@ class Generation:
         )
         self._metrics.ended(ended)
 
-    def _spelled(self, index: int, choice: _Choice, tokens: list[int], reason: FinishReason | None) -> Piece:
-        """The piece of these tokens. A stop string ends the choice with the token that completes it."""
-        stream, stop_token = choice.text, None
-        if reason == "stop" and tokens and tokens[-1] in choice.wish.stop_tokens:
-            stop_token = tokens[-1]
-        if stream is None:
-            return Piece(index, "", tuple(tokens), reason, stop_token)
-        parts: list[str] = []
-        place = -1
-        for place, token in enumerate(tokens):
-            ends = reason == "stop" and place == len(tokens) - 1
-            if not ends or stream.hides(token):
-                parts.append(stream.push(token))
-            if stream.stopped:
-                break
-        else:
-            if reason is not None:
-                parts.append(stream.flush())
-        if not stream.stopped:
-            return Piece(index, "".join(parts), tuple(tokens), reason, stop_token)
-        if choice.wish.includes_stop:
-            parts.append(stream.stop_text or "")
-        return Piece(index, "".join(parts), tuple(tokens[: place + 1]), "stop", stream.stop_text or "")
+
+def _spelled(index: int, choice: _Choice, tokens: list[int], reason: FinishReason | None) -> Piece:
+    """The piece of these tokens. A stop string ends the choice with the token that completes it."""
+    stream = choice.text
+    stop_token = tokens[-1] if reason == "stop" and tokens[-1] in choice.wish.stop_tokens else None
+    if stream is None:
+        return Piece(index, "", tokens, reason, stop_token)
+    # The token that ends a sequence is not shown. A special token is never shown, but may complete a stop string.
+    shown = tokens[:-1] if reason == "stop" and not stream.hides(tokens[-1]) else tokens
+    if not stream.stops:
+        text = stream.push_all(shown)
+        return Piece(index, text if reason is None else text + stream.flush(), tokens, reason, stop_token)
+    text = ""
+    for place, token in enumerate(shown):
+        text += stream.push(token)
+        if stream.stop_text is not None:
+            return _stopped(index, choice, text, tokens[: place + 1], stream.stop_text)
+    if reason is not None:
+        text += stream.flush()
+        if stream.stop_text is not None:
+            return _stopped(index, choice, text, tokens, stream.stop_text)
+    return Piece(index, text, tokens, reason, stop_token)
+
+
+def _stopped(index: int, choice: _Choice, text: str, tokens: list[int], stop: str) -> Piece:
+    return Piece(index, text + stop if choice.wish.includes_stop else text, tokens, "stop", stop)
 
 
 def _problem(inbox: Inbox) -> Problem:

@@ -20,10 +20,12 @@ HEAD_SECONDS = 30.0
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection of a client."""
+    """One connection of a client, which is cut when the client reads nothing of an answer for `reader_seconds`."""
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+    def __init__(self, *arguments: Any, reader_seconds: float, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
+        self._reader_seconds = reader_seconds
+        self._reader: asyncio.TimerHandle | None = None
         self._head_bytes: int | None = 0
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -33,6 +35,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_has_come()
+        self._forget_reader()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -58,6 +61,15 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             super().on_headers_complete()
 
+    def pause_writing(self) -> None:
+        """The client reads more slowly than the server writes."""
+        super().pause_writing()
+        self._watch_reader(0)
+
+    def resume_writing(self) -> None:
+        self._forget_reader()
+        super().resume_writing()
+
     def send_400_response(self, msg: str) -> None:
         """Answer what the parser has not understood."""
         if not self.transport.is_closing():
@@ -78,6 +90,19 @@ class HttpProtocol(HttpToolsProtocol):
         self._deadline = None
         if not self.transport.is_closing():
             self._refuse(408, f"the headers did not come within {HEAD_SECONDS:.0f} seconds")
+
+    def _watch_reader(self, unread: int) -> None:
+        """Cut the connection where, `reader_seconds` later, the client still has so many bytes to read."""
+        now_unread = self.transport.get_write_buffer_size()
+        if now_unread == unread:
+            self.transport.abort()
+            return
+        self._reader = self.loop.call_later(self._reader_seconds, self._watch_reader, now_unread)
+
+    def _forget_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
 
     def _refuse(self, status: int, message: str) -> None:
         body = Problem(status, message).json

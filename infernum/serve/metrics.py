@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import HistogramMetricFamily
 
 from infernum.serve.wire import Load, Ready
 
@@ -26,6 +30,30 @@ class Ended:
     begun: float
     first: float
     last: float
+
+
+class Histogram:
+    """Counts values by upper bounds. Cheaper than prometheus_client's, which locks and looks at every bound."""
+
+    def __init__(self, name: str, help: str, model: str, bounds: tuple[float, ...]) -> None:
+        self._name = name
+        self._help = help
+        self._model = model
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count a value, or several equal ones."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """The histogram, for prometheus_client."""
+        family = HistogramMetricFamily(self._name, self._help, labels=("model_name",))
+        bounds = (*(str(float(bound)) for bound in self._bounds), "+Inf")
+        family.add_metric((self._model,), list(zip(bounds, accumulate(self._counts), strict=True)), self._sum)
+        yield family
 
 
 class Metrics:
@@ -119,6 +147,6 @@ class Metrics:
         )
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(
-            f"{self._prefix}:{name}", help, ("model_name",), registry=self._registry, buckets=buckets
-        ).labels(self._model)
+        histogram = Histogram(f"{self._prefix}:{name}", help, self._model, buckets)
+        self._registry.register(histogram)  # pyright: ignore[reportArgumentType]  # all that it needs is `collect`
+        return histogram

@@ -194,9 +194,23 @@ class Health(msgspec.Struct):
     status: Literal["ok"]
 
 
+encode = msgspec.json.Encoder().encode
+"""A value as JSON, in bytes."""
+
+
 def event(body: Any) -> bytes:
     """An event of a stream, as bytes."""
-    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+    return b"data: " + encode(body) + b"\n\n"
+
+
+TEXT = "\0"
+"""Stands for a text in the events that `around_text` cuts."""
+
+
+def around_text(body: Any) -> tuple[bytes, bytes]:
+    """What stands in front of and behind `TEXT` in an event: most events of a stream differ in a text only."""
+    front, behind = event(body).split(encode(TEXT))
+    return front, behind
 
 
 DONE = b"data: [DONE]\n\n"

@@ -245,16 +245,12 @@ class Served:
             raise invalid(
                 f"logit_bias has {len(biases)} entries; at most {MOST_BIASES} are allowed", "logit_bias"
             )
+        tokens = self.ready.vocab_size if self.tokenizer is None else self.tokenizer.vocab_size
         read: dict[int, float] = {}
         for name, value in biases.items():
-            if (
-                not name.isascii()
-                or not name.isdigit()
-                or len(name) > 10
-                or int(name) >= self.ready.vocab_size
-            ):
+            if not name.isascii() or not name.isdigit() or len(name) > 10 or int(name) >= tokens:
                 raise invalid(
-                    f"logit_bias has the key {name!r}; its keys are token ids from 0 to {self.ready.vocab_size - 1}",
+                    f"logit_bias has the key {name!r}; its keys are token ids from 0 to {tokens - 1}",
                     "logit_bias",
                 )
             read[int(name)] = value

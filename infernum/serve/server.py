@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -130,7 +131,7 @@ def _config(app: App, options: ServerOptions, on_end: Callable[[Exchanged], None
             root_path=options.root_path,
             ssl_certfile=options.ssl_certfile,
             ssl_keyfile=options.ssl_keyfile,
-            http=HttpProtocol,
+            http=partial(HttpProtocol, reader_seconds=options.limits.reader),  # pyright: ignore[reportArgumentType]
             ws="none",
             lifespan="off",
             access_log=False,
@@ -160,4 +161,4 @@ def _address(server: HttpServer) -> str:
 
 
 def _count(metrics: Metrics, ready: Ready, stepped: Stepped) -> None:
-    metrics.stepped(stepped.load, ready, sum(len(advance.tokens) for advance in stepped.advances))
+    metrics.stepped(stepped.load, ready, len(stepped.tokens))

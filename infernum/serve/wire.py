@@ -93,14 +93,6 @@ class Failed(msgspec.Struct, tag=True, array_like=True, frozen=True):
     message: str
 
 
-class Advance(msgspec.Struct, array_like=True, frozen=True):
-    """The new tokens of a sequence; `finish_reason` with the last ones."""
-
-    number: int
-    tokens: tuple[int, ...]
-    finish_reason: str | None
-
-
 class Begun(msgspec.Struct, array_like=True, frozen=True):
     """A sequence is computed for the first time; the cache had so many tokens of its prompt."""
 
@@ -125,9 +117,16 @@ class Load(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Stepped(msgspec.Struct, tag=True, array_like=True, frozen=True):
-    """The results of a step, what was launched since, and the state of the engine."""
+    """The results of a step, what was launched since, and the state of the engine.
 
-    advances: list[Advance]
+    numbers  of the sequences that have a new token
+    tokens   the token of each
+    ends     places in `FINISH_REASONS`: why the sequence has ended with this token, 0 where it goes on
+    """
+
+    numbers: list[int]
+    tokens: list[int]
+    ends: list[int]
     begun: list[Begun]
     load: Load
 
