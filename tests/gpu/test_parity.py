@@ -160,7 +160,7 @@ def test_decoding_token_by_token_gives_the_logits_of_the_prompt(
 ) -> None:
     tokens = load_golden(recipe.model).token_ids
     with executor_of(recipe, bundles, checkpoint) as executor:
-        whole = prompt_logits(executor, tokens.tolist(), (9, 2, 30, 5))
+        whole = prompt_logits(executor, tokens.astype(np.int32), (9, 2, 30, 5))
         pages = (11, 3, 8, 21)
         decoded = [executor.logits(ragged([(tokens, p, p + 1, pages)])) for p in range(len(tokens))]
     assert relative_error(np.concatenate(decoded), whole) <= tolerance_of(recipe)
@@ -197,7 +197,7 @@ def test_ragged_steps_of_five_sequences_give_each_the_logits_of_its_own_prompt(
             for s, (begin, end) in zip(taking_part, pairwise(borders), strict=True):
                 found[s].append(logits[begin:end])
         alone = [
-            prompt_logits(executor, tokens[s, :length].tolist(), tuple(range(30, 35)))
+            prompt_logits(executor, tokens[s, :length].astype(np.int32), tuple(range(30, 35)))
             for s, length in enumerate(lengths)
         ]
     for s, wanted in enumerate(alone):
