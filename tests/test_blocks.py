@@ -212,6 +212,7 @@ def test_each_kind_of_layer_is_compiled_once(
         "head",
         "greedy",
         "sample",
+        "logprobs",
     ]
     names = [stage.block for stage in bundle.manifest.program]
     assert names == ["embed", "decoder_even", "decoder_odd", "decoder_even", "head"]
@@ -257,4 +258,11 @@ def test_a_block_that_is_called_as_a_sampler_is_refused(
 def test_equal_blocks_of_one_name_are_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     layers(monkeypatch, lambda cfg, index: replace(llama.decoder))
     blocks = emit_sources(resolve("dante"), Options(max_batch_tokens=1)).blocks
-    assert [b.stem for b in blocks] == ["embed.t1", "decoder.t1", "head.t1", "greedy.any", "sample.any"]
+    assert [b.stem for b in blocks] == [
+        "embed.t1",
+        "decoder.t1",
+        "head.t1",
+        "greedy.any",
+        "sample.any",
+        "logprobs.any",
+    ]

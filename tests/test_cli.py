@@ -216,7 +216,7 @@ def test_inspect_shows_the_one_code_of_a_sampler_whatever_the_variant(
 def test_inspect_as_json_is_the_manifest(dante_bundle: Bundle, infernum: Run) -> None:
     found = json.loads(infernum("inspect", dante_bundle.folder, "--json").out)
     assert found["model"]["name"] == "dante"
-    assert set(found["blocks"]) == {"embed", "decoder", "head", "greedy", "sample"}
+    assert set(found["blocks"]) == {"embed", "decoder", "head", "greedy", "sample", "logprobs"}
 
 
 def test_doctor_says_what_works_and_passes_without_a_gpu(infernum: Run) -> None:

@@ -255,7 +255,7 @@ def test_the_folder_is_marked_as_ours_from_the_first_moment(tmp_path: Path) -> N
 def test_without_a_folder_nothing_is_kept(tmp_path: Path, infernum: Run) -> None:
     passes = Passes()
     emit_sources(resolve("dante"), ONE, passes)
-    assert [block.done for block in passes.blocks.values()] == [[]] * 5
+    assert [block.done for block in passes.blocks.values()] == [[]] * 6
     infernum("compile", "dante", "--max-batch-tokens", "1", "-o", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert open_bundle(tmp_path / "out").manifest.model.name == "dante"

@@ -644,4 +644,4 @@ def test_json_has_everything_of_a_kernel_a_rule_and_a_block(
     assert [k["kernel"]["name"] for g in block["groups"] for k in g["kernels"]] == [
         k.name for k in llama.manifest.blocks["decoder"]["t1"].kernels
     ]
-    assert len(asked()["blocks"]) == 17  # pyright: ignore[reportArgumentType]
+    assert len(asked()["blocks"]) == 18  # pyright: ignore[reportArgumentType]

@@ -378,6 +378,24 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "explain": ("BUNDLE",),
     "diff": ("BUNDLE", "BUNDLE"),
     "verify": ("BUNDLE", "--rule", "merge_products"),
+    "bench engine": ("--null", "--seqs", "4", "--steps", "20"),
+    "bench serve": ("--null", "--concurrency", "1", "--requests", "2", "--tokens", "4"),
+    "bench throughput": (
+        *(
+            "--model",
+            "dante",
+            "--device",
+            "cpu",
+            "--batch",
+            "2",
+            "--prompt",
+            "8",
+            "--tokens",
+            "4",
+            "--repeats",
+            "1",
+        ),
+    ),
 }
 """By command, what it is given; BUNDLE is a compiled model, OUT a folder to write, TEMPLATE a chat template."""
 

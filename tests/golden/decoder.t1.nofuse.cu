@@ -630,9 +630,9 @@ template <int N> __device__ __forceinline__ void cap_scores(float (&score)[N], f
 // ---- attention_split.cuh
 // Attention of single tokens with the context split among blocks ("flash-decoding", Dao et al. 2023).
 
-// Positions of the context in one split: at least LEAST, so that a short context keeps few blocks busy.
-template <int SPLITS, int LEAST> __device__ __forceinline__ int split_length(int context) {
-    return max(LEAST, (context + SPLITS - 1) / SPLITS);
+// Positions of the context in one of so many splits: at least LEAST, so that a short context keeps few blocks busy.
+template <int LEAST> __device__ __forceinline__ int split_length(int context, int splits) {
+    return max(LEAST, (context + splits - 1) / splits);
 }
 
 // N elements as they lie in memory, kept so until they are needed: half the registers of floats.
@@ -1342,7 +1342,7 @@ constexpr size_t Q_STRIDE = 64;
     const int token = blockIdx.x, kv_head = blockIdx.y / HEAD_TILES, split = blockIdx.z;
     const int position = positions[token], since = first_attended<WINDOW>(position);
     const int* pages = page_table + sequence[token] * max_pages;
-    const int length = split_length<SPLITS, SPLIT_MIN>(position + 1 - since);
+    const int length = split_length<SPLIT_MIN>(position + 1 - since, SPLITS);
     const int begin = since + split * length, end = min(begin + length, position + 1);
     if (begin >= end) return;  // a short context has fewer splits, as the combining kernel knows
 
@@ -1396,7 +1396,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_combine(
     const int token = blockIdx.x, head = blockIdx.y, column = threadIdx.x % COLUMNS, group = threadIdx.x / COLUMNS;
     const int position = positions[token];
     const int attended = position + 1 - first_attended<0>(position);
-    const int length = split_length<SPLITS, SPLIT_MIN>(attended);
+    const int length = split_length<SPLIT_MIN>(attended, SPLITS);
     const int splits = (attended + length - 1) / length;  // the others were never written
     const size_t part = (size_t(token) * HEADS + head) * SPLITS;
 
