@@ -35,7 +35,7 @@ def test_every_scenario_is_timed_and_every_token_counted(
         "9",
     )
     arguments = ("bench", "serve", server.url + "/v1", "--api-key", "key", *scenarios)
-    done = infernum(*arguments, "--goodput", "first:60000,gap:0", "--json", "--output", output)
+    done = infernum(*arguments, "--goodput", "first:0,gap:60000", "--json", "--output", output)
     results = json.loads(done.out)
     assert results == json.loads(output.read_text()) and results["model"] == "dante-chat"
     assert [scenario["scenario"] for scenario in results["scenarios"]] == [
