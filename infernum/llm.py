@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 
 LOAD_FORMATS = ("auto", "dummy")
 
+MOST_ITL_MS = 1_000_000
+"""Largest `max_itl_ms`."""
+
 Ids = Iterable[int] | npt.NDArray[np.integer[Any]]
 """The token ids of one prompt: a list, or an array of one dimension."""
 
@@ -74,6 +77,9 @@ class LLM:
     gpu_memory_utilization  share of the GPU's memory that weights and KV cache may take
     max_model_len           longest sequence in tokens; None: the model's context, or less if memory is short
     max_pages_total         most pages of 64 tokens in a group of the KV cache; None: as many as fit
+    max_itl_ms              most milliseconds between tokens, which prompts of other sequences are cut to keep to: a
+                            step with both computes as many of their tokens as are predicted to fit, but at least 64;
+                            None: no limit
     warm_graphs             on a GPU, capture the CUDA graphs of decodes now, not at the second step of each size
     progress                called while the model is compiled and loaded
     chat_template           the file of a chat template, in place of those of the model
@@ -94,6 +100,7 @@ class LLM:
         gpu_memory_utilization: float = 0.9,
         max_model_len: int | None = None,
         max_pages_total: int | None = None,
+        max_itl_ms: float | None = None,
         seed: int = 0,
         warm_graphs: bool = False,
         progress: Progress | None = None,
@@ -112,6 +119,10 @@ class LLM:
             max_model_len=max_model_len,
             max_pages_total=max_pages_total,
         )
+        if max_itl_ms is not None and (max_itl_ms == 0 or not is_number(max_itl_ms, 0, MOST_ITL_MS)):
+            raise RequestError(
+                f"max_itl_ms is {shown(max_itl_ms)}; it must be a number of milliseconds above 0, at most {MOST_ITL_MS}"
+            )
         if not is_integer(seed, 0, LARGEST_SEED):
             raise RequestError(f"seed is {shown(seed)}; it must be an integer from 0 to {LARGEST_SEED}")
         rules = read_texts(rules, "rules")
@@ -152,6 +163,7 @@ class LLM:
             self.source.generation.eos_token_ids,
             self.tokenizer,
             max_model_len,
+            max_itl_ms,
         )
 
     @property

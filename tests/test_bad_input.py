@@ -621,6 +621,11 @@ MISTAKES: dict[str, tuple[Callable[[LLM], object], str]] = {
     "device": (lambda llm: LLM(device=None), r"device"),
     "dtype": (lambda llm: LLM(device="cpu", bundle=llm.bundle, dtype=32), r"unknown dtype '32'"),
     "half-a-token": (lambda llm: LLM(max_model_len=1.5), r"^max_model_len is 1.5; it must be an integer"),
+    "no-time": (
+        lambda llm: LLM(max_itl_ms=0),
+        r"^max_itl_ms is 0; it must be a number of milliseconds above 0",
+    ),
+    "text-time": (lambda llm: LLM(max_itl_ms="9"), r"^max_itl_ms is '9'; it must be a number"),
     "true-pages": (lambda llm: LLM(max_pages_total=True), r"^max_pages_total is True; it must be an integer"),
     "share-in-words": (
         lambda llm: LLM(gpu_memory_utilization="half"),

@@ -105,6 +105,12 @@ max_model_len = click.option(
     metavar="TOKENS",
     help="Longest sequence. Default: the model's context, or less if memory is short.",
 )
+max_itl_ms = click.option(
+    "--max-itl-ms",
+    type=float,
+    metavar="MS",
+    help="Most milliseconds between tokens, by cutting the prompts that are computed beside them.  [default: no limit]",
+)
 
 
 def _load_format(default: str, help: str) -> Callable[[Command], Command]:

@@ -64,6 +64,7 @@ LONGEST_ID = 10
 @options.load_format
 @options.gpu_memory_utilization
 @options.max_model_len
+@options.max_itl_ms
 @click.option("--stats", is_flag=True, help="Print speeds on stderr after the text.")
 @options.as_json
 @options.plugin
@@ -88,6 +89,7 @@ def command(
     load_format: str,
     gpu_memory_utilization: float,
     max_model_len: int | None,
+    max_itl_ms: float | None,
     stats: bool,
     as_json: bool,
     **sampling: float | None,
@@ -135,6 +137,7 @@ def command(
             rules=options.split_rules(rules),
             gpu_memory_utilization=gpu_memory_utilization,
             max_model_len=max_model_len,
+            max_itl_ms=max_itl_ms,
             seed=seed or 0,
             progress=progress,
         )

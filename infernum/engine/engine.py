@@ -46,13 +46,15 @@ _STOP, _LENGTH = FINISH_REASONS.index("stop"), FINISH_REASONS.index("length")
 class Flight:
     """A launched step whose tokens the host has not read. `table_version` is that of the page tables it was given.
 
-    `logprobs`: it computes log-probabilities.
+    `logprobs`: it computes log-probabilities. `queued`: it was launched before the tokens of the last step were read,
+    so that the GPU was not idle between the two.
     """
 
     plan: StepPlan
     pending: Pending
     table_version: int
     logprobs: bool
+    queued: bool
 
 
 @dataclass
@@ -71,6 +73,8 @@ class Engine:
     end_tokens     tokens that end a sequence
     tokenizer      None: events and completions have tokens but no text
     max_model_len  longest sequence, where the executor was opened for less than the model's context
+    max_itl_ms     limit of milliseconds between the tokens of a sequence: a step that decodes computes no more prompt
+                   tokens than are predicted to fit, but at least 64 (`Scheduler`); None: no limit
     on_step        called with the record of each launched step, by the thread that makes the step. It must not call the
                    engine
     closed         True once `close` was called; methods that need the executor then raise RequestError
@@ -85,6 +89,7 @@ class Engine:
     end_tokens: Collection[int] = ()
     tokenizer: Tokenizer | None = None
     max_model_len: int | None = None
+    max_itl_ms: float | None = None
     on_step: Callable[[StepRecord], None] | None = None
     statistics: Statistics = field(default=Statistics(), init=False)
     closed: bool = field(default=False, init=False)
@@ -108,6 +113,7 @@ class Engine:
             max_length=self.longest,
             short_context=self.model.short_context,
             windowed=windowed,
+            max_itl=None if self.max_itl_ms is None else self.max_itl_ms / 1e3,
         )
         self._sequences: dict[int, Sequence] = {}
         self._transcripts: dict[int, Transcript] = {}
@@ -505,7 +511,7 @@ class Engine:
                     self._read(flight, None)
             raise
         self._scheduler.launched(plan)
-        return Flight(plan, pending, version, logprobs)
+        return Flight(plan, pending, version, logprobs, queued=flight is not None)
 
     def _read(self, flight: Flight, launched: Flight | None) -> None:
         """Read the tokens of a step, append each to its sequence, and remove the sequences that have ended.
@@ -517,12 +523,15 @@ class Engine:
             began = time.perf_counter()
             sampled = flight.pending.tokens()
             logprobs = flight.pending.logprobs() if flight.logprobs else None
-            self._waited = time.perf_counter() - began
+            arrived = time.perf_counter()
         except BaseException:
             for step in (launched, flight):
                 if step is not None:
                     self._scheduler.take_back(step.plan)
             raise
+        seconds, self._mark, self._waited = arrived - self._mark, arrived, arrived - began
+        if flight.queued and plan.chunk_tokens:
+            self._scheduler.step_time.measure(plan.chunk_tokens, plan.decodes, seconds)
         if launched is None:
             slots.row[:] = -1
         self._scheduler.keep_pages(plan)
@@ -544,9 +553,7 @@ class Engine:
         self._deliver(events, rows)
         for number in integers(numbers[ends > 0]):
             self._remove(self._sequences[number])
-        now = time.perf_counter()
-        self.statistics = self.statistics.plus(plan.prompt_tokens, len(tokens), now - self._mark)
-        self._mark = now
+        self.statistics = self.statistics.plus(plan.prompt_tokens, len(tokens), seconds)
 
     def _deliver(self, events: StepEvents, slots: Int64) -> None:
         """Give each stream its events; those of sequences of `add`, which are of no stream, wait for `_next_step`."""

@@ -12,6 +12,7 @@ import numpy as np
 from infernum.engine.page_pool import PagePool
 from infernum.engine.sequence import Sequence
 from infernum.engine.slots import Bools, Int64, Slots, integers, rows_of
+from infernum.engine.step_time import StepTime
 from infernum.engine.windowed_pages import WindowedPages
 from infernum.step import Int32
 
@@ -20,6 +21,9 @@ LEAST_RESERVE = 0.1
 
 It rises with every sequence that is preempted, and falls back step by step.
 """
+
+LEAST_PROMPT_TOKENS = 64
+"""Prompt tokens of a step beside decodes that no limit of time takes away, so that prompts come to their ends."""
 
 _FORGETTING = 0.998
 """What the reserve is multiplied by after a step."""
@@ -53,6 +57,11 @@ class StepPlan:
         return self.decodes == len(self.slots)
 
     @property
+    def chunk_tokens(self) -> int:
+        """Tokens of the sequences that do not decode: of prompts, and of outputs that are computed again."""
+        return 0 if self.is_decode else int(self.lengths[self.decodes :].sum())
+
+    @property
     def rows(self) -> Int64:
         """The sequences that have a row of logits. A step that samples nothing has its last sequence as its row."""
         return self.sampled if len(self.sampled) else np.array([len(self.slots) - 1])
@@ -70,6 +79,9 @@ class Scheduler:
     `windowed` are the pools of the cache groups with a window, by the window. Their pages are given to a sequence step
     by step, also while its prompt is computed, and come back once they lie behind the window. With such groups no pages
     are kept.
+
+    `max_itl` is the limit of seconds for a step that decodes: its chunks of prompts are cut so that it is predicted to
+    keep below (`StepTime`). Until a step was measured, only the budget of tokens limits them.
     """
 
     def __init__(
@@ -81,9 +93,12 @@ class Scheduler:
         max_length: int,
         short_context: int | None = None,
         windowed: Mapping[int, PagePool] | None = None,
+        max_itl: float | None = None,
     ) -> None:
         self.pool = pool
         self.max_tokens = max_tokens
+        self.max_itl = max_itl
+        self.step_time = StepTime()
         self.short_context = short_context
         self.waiting: list[Sequence] = []
         self.slots = Slots(
@@ -156,7 +171,7 @@ class Scheduler:
         if self.preempted > preempted:
             decodes, prompts = decodes[slots.number[decodes] >= 0], prompts[slots.number[prompts] >= 0]
         self.reserve = max(LEAST_RESERVE, self.reserve * _FORGETTING)
-        chunks = self._prompts(prompts, self.max_tokens - len(decodes))
+        chunks = self._prompts(prompts, self._prompt_room(len(decodes)))
         while len(prompts) and not chunks and not len(decodes):  # prompts own all pages of a group
             if unread:
                 return None
@@ -311,6 +326,14 @@ class Scheduler:
         sequence.pages = []
         self.slots.give_back(sequence)
         self.table_version += 1
+
+    def _prompt_room(self, decodes: int) -> int:
+        """Most prompt tokens of a step with so many decodes."""
+        room = self.max_tokens - decodes
+        if self.max_itl is None or not decodes:
+            return room
+        timely = self.step_time.prompt_tokens_within(self.max_itl, decodes)
+        return room if timely is None else min(room, max(LEAST_PROMPT_TOKENS, timely))
 
     def _prompts(self, slots: Int64, room: int) -> list[tuple[int, int]]:
         """Slot and length of the chunks of prompts that fit into `room` tokens."""
