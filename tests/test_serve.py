@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from serving import RunningServer, running
 
@@ -82,6 +83,67 @@ def test_a_stop_string_ends_an_answer_and_is_named(stream: bool, server: Running
         assert choices[-1]["finish_reason"] == "stop" and choices[-1]["stop_reason"] == stop
 
 
+def test_log_probabilities_are_those_of_the_logits(server: RunningServer, model: LLM) -> None:
+    prompt = model.encode("In the middle of")[0]
+    choice = server.complete(prompt, max_tokens=6, ignore_eos=True, logprobs=3).json["choices"][0]
+    logprobs = choice["logprobs"]
+    assert "".join(logprobs["tokens"]) == choice["text"]
+    assert logprobs["text_offset"] == [len("".join(logprobs["tokens"][:place])) for place in range(6)]
+    tokens = model.encode("In the middle of" + choice["text"])[0][: len(prompt) + 6]
+    logits = model.logits(tokens)[len(prompt) - 1 : -1].astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    assert logprobs["token_logprobs"] == pytest.approx(expected.max(axis=1).tolist(), abs=1e-4)
+    for own, top, row in zip(logprobs["token_logprobs"], logprobs["top_logprobs"], expected, strict=True):
+        assert own == max(top.values()) and len(top) == 3
+        assert sorted(top.values()) == pytest.approx(np.sort(row)[-3:].tolist(), abs=1e-4)
+
+
+def test_log_probabilities_of_a_token_that_is_not_among_the_most_likely_ones(server: RunningServer) -> None:
+    fields = {"max_tokens": 8, "ignore_eos": True, "temperature": 5, "seed": 3}
+    for count in (0, 1):
+        logprobs = server.complete("Then I", logprobs=count, **fields).json["choices"][0]["logprobs"]
+        for token, own, top in zip(
+            logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True
+        ):
+            assert top[token] == own and len(top) <= count + 1
+
+
+def test_a_chat_has_log_probabilities_with_the_bytes_of_its_tokens(server: RunningServer) -> None:
+    fields: dict[str, Any] = {"logprobs": True, "top_logprobs": 2, "max_tokens": 12}
+    choice = server.chat(QUESTION, **fields).json["choices"][0]
+    content = choice["logprobs"]["content"]
+    assert (
+        b"".join(bytes(place["bytes"]) for place in content).decode().startswith(choice["message"]["content"])
+    )
+    assert all(place["top_logprobs"][0]["logprob"] == place["logprob"] for place in content)
+    assert all(len(place["top_logprobs"]) == 2 for place in content)
+    events = server.chat(QUESTION, stream=True, **fields).events
+    streamed = [event["choices"][0]["logprobs"] for event in events]
+    assert [place for logprobs in streamed if logprobs for place in logprobs["content"]] == content
+    assert server.chat(QUESTION, top_logprobs=2).error["param"] == "top_logprobs"
+
+
+def test_a_stop_string_cuts_log_probabilities_too_and_a_stream_has_the_same(server: RunningServer) -> None:
+    text = server.complete("In the middle of", max_tokens=40, ignore_eos=True).json["choices"][0]["text"]
+    fields: dict[str, Any] = {"max_tokens": 40, "ignore_eos": True, "stop": text[20:24], "logprobs": 1}
+    body = server.complete("In the middle of", **fields).json
+    whole = body["choices"][0]["logprobs"]
+    assert len(whole["tokens"]) == body["usage"]["completion_tokens"] < 40
+    events = server.complete("In the middle of", stream=True, **fields).events
+    parts = [event["choices"][0]["logprobs"] for event in events]
+    for name in ("text_offset", "token_logprobs", "tokens", "top_logprobs"):
+        assert [item for part in parts if part for item in part[name]] == whole[name]
+
+
+def test_special_tokens_are_shown_on_request(server: RunningServer) -> None:
+    fields: dict[str, Any] = {"max_tokens": 30, "ignore_eos": True}
+    shown = server.chat(QUESTION, skip_special_tokens=False, **fields).json["choices"][0]["message"][
+        "content"
+    ]
+    assert "<|im_end|>" in shown
+    assert "<|im_end|>" not in server.chat(QUESTION, **fields).json["choices"][0]["message"]["content"]
+
+
 def test_models_are_listed_and_found_by_name(server: RunningServer) -> None:
     listed = server.ask("/v1/models").json
     assert [entry["id"] for entry in listed["data"]] == ["dante-chat"] and listed["object"] == "list"
@@ -129,6 +191,7 @@ def test_what_the_server_counts_agrees_with_what_a_client_counts(server: Running
         ({"prompt": "a", "stop": ""}, "stop", "length >= 1"),
         ({"prompt": "a", "logit_bias": {"99999": 1}}, "logit_bias", "99999"),
         ({"prompt": "a", "stream_options": {}}, "stream_options", "stream"),
+        ({"prompt": "a", "logprobs": 21}, "logprobs", "<= 20"),
         ({"prompt": "a", "suffix": "b"}, "suffix", "end"),
         ({"prompt": "a", "structured_outputs": {"regex": "a*"}}, "structured_outputs", "not supported yet"),
         ({"prompt": "a", "response_format": {"type": "json_object"}}, "response_format", "not supported yet"),

@@ -126,6 +126,16 @@ def test_a_character_that_the_prompt_begins_is_shown_whole_and_nothing_after_it_
 
 
 @BOTH
+def test_the_bytes_of_tokens_add_up_to_the_text(make, bos):
+    tokenizer = Tokenizer(make(), bos=bos)
+    text = "naïve 😀 مرحبا\n  Canto"
+    tokens = tokenizer.encode_plain(text)
+    assert b"".join(map(tokenizer.bytes_of, tokens)).decode().strip() == text
+    assert any(tokenizer.bytes_of(token).decode(errors="replace") == BROKEN for token in tokens)
+    assert tokenizer.bytes_of(tokenizer.bos_id) == bos.encode()
+
+
+@BOTH
 def test_half_a_character_at_the_end_is_shown_as_broken(make, bos):
     tokenizer = Tokenizer(make(), bos=bos)
     stream = TextStream(tokenizer, tokenizer.encode("a"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -31,6 +32,20 @@ PATIENCE = 16
 
 CONTEXT = 6
 """Number of prompt tokens that a decoder needs to know whether the first new token begins with a space."""
+
+
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+"""How vocabularies of SentencePiece spell a single byte."""
+
+
+def _bytes_by_character() -> dict[str, int]:
+    """The characters by which byte-level vocabularies, since GPT-2, spell bytes; printable ones are themselves."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTES = _bytes_by_character()
 
 
 class Tokenizer:
@@ -69,6 +84,8 @@ class Tokenizer:
         self.eos_id: int | None = backend.token_to_id(eos) if eos else next(reversed(behind), None)
         self._front = _switched(front, add_bos, self.bos_id)
         self._behind = _switched(behind, add_eos, self.eos_id)
+        decoder = b"" if backend.decoder is None else cast("bytes", backend.decoder.__getstate__())
+        self._by_bytes = b'"ByteLevel"' in decoder
         added = cast("dict[int, Any]", backend.get_added_tokens_decoder())
         self.special: Mapping[int, str] = {
             number: token.content for number, token in added.items() if token.special
@@ -115,6 +132,20 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of token ids, special tokens left out unless `special`."""
         return self._backend.decode(list(ids), skip_special_tokens=not special)
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes that a token stands for wherever it is: a space at its front, or a part of a character, too."""
+        spelled = self.spelled(token)
+        if token in self.special:
+            return spelled.encode()
+        if self._by_bytes:
+            try:
+                return bytes([_BYTES[character] for character in spelled])
+            except KeyError:
+                return spelled.encode()  # an added token
+        if byte := _BYTE_TOKEN.fullmatch(spelled):
+            return bytes.fromhex(byte[1])
+        return spelled.replace("▁", " ").encode()
 
     def spelled(self, token: int) -> str:
         """A token as the vocabulary spells it; empty for one that it has not."""
@@ -206,14 +237,22 @@ class TextStream:
     with its predecessors, and the text of the predecessors is removed from the front. The `DecodeStream` of tokenizers
     is faster, but repeats the prompt where it ends in half a character, and fails for good at bytes that are none.
 
-    Special tokens are not shown. A stop string that contains the text of a special token is searched in the text with
-    special tokens spelled out; any other stop string in the shown text.
+    Special tokens are not shown, unless `special`. A stop string that contains the text of a special token is searched
+    in the text with special tokens spelled out; any other stop string in the shown text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), stop: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int] = (),
+        stop: tuple[str, ...] = (),
+        *,
+        special: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
-        special = [text for text in tokenizer.special.values() if text]
-        self._spelled_stops = tuple(text for text in stop if any(part in text for part in special))
+        self._shows_special = special
+        texts = [text for text in tokenizer.special.values() if text]
+        self._spelled_stops = tuple(text for text in stop if any(part in text for part in texts))
         self._shown_stops = tuple(text for text in stop if text not in self._spelled_stops)
         self._tokens = _tail(tokenizer, prompt)
         self._shown_from, self._unread_from = 0, len(self._tokens)
@@ -253,8 +292,8 @@ class TextStream:
         return self._without_stop(_characters(text[len(before) :])) if self.stops else text[len(before) :]
 
     def hides(self, token: int) -> bool:
-        """True for a special token."""
-        return token in self._tokenizer.special
+        """True for a special token that is not shown."""
+        return not self._shows_special and token in self._tokenizer.special
 
     def flush(self) -> str:
         """The rest of the text, at the end of the sequence; half a character becomes U+FFFD."""
@@ -269,15 +308,18 @@ class TextStream:
         unread = self._tokens[self._unread_from :]
         if unread:
             self._shown_from, self._unread_from = self._unread_from, len(self._tokens)
-        return text[len(before) :] if text.startswith(before) else self._tokenizer.decode(unread)
+        return text[len(before) :] if text.startswith(before) else self._text_of(unread)
+
+    def _text_of(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(tokens, special=self._shows_special)
 
     def _decoded(self) -> tuple[str, str]:
         """The text since `_shown_from`: without the unread tokens, and with them.
 
         The first leaves out half a character at the end of the prompt, if the unread tokens complete it.
         """
-        before = self._tokenizer.decode(self._tokens[self._shown_from : self._unread_from])
-        text = self._tokenizer.decode(self._tokens[self._shown_from :])
+        before = self._text_of(self._tokens[self._shown_from : self._unread_from])
+        text = self._text_of(self._tokens[self._shown_from :])
         return before if text.startswith(before) else before.rstrip(BROKEN), text
 
     def _without_stop(self, new: list[Character], *, final: bool = False) -> str:

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from infernum.serve.exchange import ClientGone
 from infernum.serve.problems import Problem, invalid
-from infernum.serve.requests import Generating
+from infernum.serve.requests import ChatRequest, CompletionRequest, Generating
 
 Body = TypeVar("Body")
 
@@ -90,6 +90,14 @@ def check_supported(request: Generating) -> None:
         raise invalid(
             f"response_format: {request.response_format.type} is not supported yet; only text is",
             "response_format",
+            "unsupported_parameter",
+        )
+    if isinstance(request, ChatRequest) and request.top_logprobs and not request.logprobs:
+        raise invalid("top_logprobs needs logprobs; set logprobs to true", "top_logprobs")
+    if isinstance(request, CompletionRequest) and request.echo and request.logprobs is not None:
+        raise invalid(
+            "logprobs: log-probabilities of an echoed prompt are not supported yet",
+            "logprobs",
             "unsupported_parameter",
         )
     if request.stream_options is not None and not request.stream:

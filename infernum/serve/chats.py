@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from infernum.serve.completions import usage_of
 from infernum.serve.exchange import Answer, stream, whole
-from infernum.serve.generation import Piece, Wish
+from infernum.serve.generation import Gathered, Piece, Wish
 from infernum.serve.problems import invalid
 from infernum.serve.requests import ChatRequest
 from infernum.serve.responses import (
@@ -19,6 +19,7 @@ from infernum.serve.responses import (
     ChatChoice,
     ChatChunk,
     ChatDelta,
+    ChatLogprobs,
     ChatMessage,
     ChatResponse,
     ChatStreamChoice,
@@ -65,15 +66,13 @@ class ChatTask:
             await Answer(answer)(scope, receive, send)
 
     async def _whole(self) -> ChatResponse:
-        parts: list[list[str]] = [[] for _ in self.wishes]
-        last: dict[int, Piece] = {}
+        texts = [Gathered() for _ in self.wishes]
         with closing(self.served.generate(self.wishes)) as generation:
             while generation.unfinished:
                 for piece in await generation.next_pieces():
-                    parts[piece.index].append(piece.text)
-                    last[piece.index] = piece
+                    texts[piece.index].take(piece)
             usage = usage_of([self.prompt], generation)
-        choices = [self._choice("".join(texts), last[index]) for index, texts in enumerate(parts)]
+        choices = [self._choice(text.piece(index)) for index, text in enumerate(texts)]
         return ChatResponse(
             id=self.id,
             object="chat.completion",
@@ -83,12 +82,15 @@ class ChatTask:
             usage=usage,
         )
 
-    def _choice(self, text: str, piece: Piece) -> ChatChoice:
+    def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
+        return self.served.speller.chat(piece.logprobs, piece.tokens) if piece.logprobs else None
+
+    def _choice(self, piece: Piece) -> ChatChoice:
         assert piece.finish_reason is not None, "the last piece of a choice ends it"
         return ChatChoice(
             index=piece.index,
-            message=ChatMessage(role="assistant", content=text),
-            logprobs=None,
+            message=ChatMessage(role="assistant", content=piece.text),
+            logprobs=self._logprobs(piece),
             finish_reason=piece.finish_reason,
             stop_reason=piece.stop_reason,
         )
@@ -105,7 +107,7 @@ class ChatTask:
             body = b"".join(self._event(index, begun, None, None) for index in range(len(self.wishes)))
             while generation.unfinished:
                 for piece in await generation.next_pieces():
-                    if piece.finish_reason is None and not always:
+                    if piece.finish_reason is None and not piece.logprobs and not always:
                         if piece.text:
                             front, behind = plain[piece.index]
                             body += front + encode(piece.text) + behind
@@ -124,7 +126,7 @@ class ChatTask:
         choice = ChatStreamChoice(
             index=index,
             delta=delta,
-            logprobs=None,
+            logprobs=None if piece is None else self._logprobs(piece),
             finish_reason=None if piece is None else piece.finish_reason,
         )
         if piece is not None and piece.finish_reason is not None:

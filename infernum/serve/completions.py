@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from starlette.types import Receive, Scope, Send
 
 from infernum.serve.exchange import Answer, stream, whole
-from infernum.serve.generation import Generation, Piece, Wish
+from infernum.serve.generation import Gathered, Generation, Piece, Wish
 from infernum.serve.problems import invalid
 from infernum.serve.requests import MOST_CHOICES, CompletionRequest
 from infernum.serve.responses import (
@@ -27,14 +27,6 @@ from infernum.serve.served import Served
 
 DEFAULT_TOKENS = 16
 """max_tokens of a request that has none, as in OpenAI's interface."""
-
-
-@dataclass
-class _Text:
-    """A choice of an answer that is sent as a whole."""
-
-    parts: list[str] = field(default_factory=list[str])
-    last: Piece | None = None
 
 
 @dataclass
@@ -78,38 +70,42 @@ class CompletionTask:
             await Answer(answer)(scope, receive, send)
 
     async def _whole(self) -> CompletionResponse:
-        texts = [_Text([text]) for text in self.echoed]
+        texts = [Gathered([text]) for text in self.echoed]
         with closing(self.served.generate(self.wishes)) as generation:
             while generation.unfinished:
                 for piece in await generation.next_pieces():
-                    texts[piece.index].parts.append(piece.text)
-                    texts[piece.index].last = piece
+                    texts[piece.index].take(piece)
             usage = self._usage(generation)
         return self._response(
-            [self._choice(index, "".join(text.parts), text.last) for index, text in enumerate(texts)], usage
+            [self._choice(text.piece(index), len(self.echoed[index])) for index, text in enumerate(texts)],
+            usage,
         )
 
     async def _events(self) -> AsyncIterator[bytes]:
         options = self.request.stream_options
         always = bool(options and options.continuous_usage_stats)
         plain = [
-            around_text(self._response([self._choice(index, TEXT, None)], None))
+            around_text(self._response([self._choice(Piece(index, TEXT, [], []))], None))
             for index in range(len(self.wishes))
         ]
         with closing(self.served.generate(self.wishes)) as generation:
             for index, text in enumerate(self.echoed):
                 if text:
-                    yield event(self._response([self._choice(index, text, None)], None))
+                    yield event(self._response([self._choice(Piece(index, text, [], []))], None))
+            offsets = list(map(len, self.echoed))
             while generation.unfinished:
                 body = b""
                 for piece in await generation.next_pieces():
-                    if piece.finish_reason is None and not always:
+                    if piece.finish_reason is None and not piece.logprobs and not always:
                         if piece.text:
                             front, behind = plain[piece.index]
                             body += front + encode(piece.text) + behind
                     else:
                         usage = self._usage(generation) if always else None
-                        body += event(self._response([self._choice(piece.index, piece.text, piece)], usage))
+                        choice = self._choice(piece, offsets[piece.index])
+                        if choice.logprobs is not None:
+                            offsets[piece.index] += sum(map(len, choice.logprobs.tokens))
+                        body += event(self._response([choice], usage))
                 yield body
             if options and options.include_usage:
                 yield event(self._response([], self._usage(generation)))
@@ -126,13 +122,17 @@ class CompletionTask:
             response.usage = usage
         return response
 
-    def _choice(self, index: int, text: str, piece: Piece | None) -> CompletionChoice:
+    def _choice(self, piece: Piece, offset: int = 0) -> CompletionChoice:
+        """The choice of a piece, whose first token is `offset` characters behind the start of the text."""
+        logprobs = (
+            self.served.speller.completion(piece.logprobs, piece.tokens, offset) if piece.logprobs else None
+        )
         return CompletionChoice(
-            index=index,
-            text=text,
-            logprobs=None,
-            finish_reason=None if piece is None else piece.finish_reason,
-            stop_reason=None if piece is None else piece.stop_reason,
+            index=piece.index,
+            text=piece.text,
+            logprobs=logprobs,
+            finish_reason=piece.finish_reason,
+            stop_reason=piece.stop_reason,
         )
 
     def _usage(self, generation: Generation) -> Usage:

@@ -30,6 +30,7 @@ from infernum.serve.wire import (
     FromEngine,
     Load,
     Loading,
+    Logprobs,
     Ready,
     Refused,
     Stepped,
@@ -74,6 +75,7 @@ class Inbox:
     """What the engine has sent for one sequence and nobody has taken yet. Tokens that pile up lie together here.
 
     wake           set when something has come; several sequences of one request share it
+    logprobs       of each of these tokens, where the sequence asks for them
     finish_reason  "stop" or "length" once the sequence has ended
     error          why the engine did not take the sequence, or ended it; `ours` where the request is not to blame
     cached_tokens  tokens of the prompt that the cache had
@@ -83,6 +85,7 @@ class Inbox:
 
     wake: Signal
     tokens: list[int] = field(default_factory=list[int])
+    logprobs: list[Logprobs] = field(default_factory=list[Logprobs])
     finish_reason: FinishReason | None = None
     error: str | None = None
     ours: bool = False
@@ -225,12 +228,15 @@ class EngineClient:
     def _deliver(self, message: FromEngine) -> None:
         now = self.stepped = time.monotonic()
         match message:
-            case Stepped(numbers, tokens, ends, begun, load):
+            case Stepped(numbers, tokens, ends, logprobs, begun, load):
                 self.load = load
                 for sequence in begun:
                     inbox = self._inboxes.get(sequence.number)
                     if inbox is not None:
                         inbox.begun, inbox.cached_tokens = now, sequence.cached_tokens
+                for number, place in zip(numbers, logprobs, strict=False):
+                    if place is not None and number in self._inboxes:
+                        self._inboxes[number].logprobs.append(place)
                 for number, token, end in zip(numbers, tokens, ends, strict=True):
                     inbox = self._inboxes.get(number)
                     if inbox is None:

@@ -32,6 +32,7 @@ from infernum.serve.wire import (
     Failed,
     Load,
     Loading,
+    Logprobs,
     Ready,
     Refused,
     Stepped,
@@ -109,7 +110,8 @@ class EngineWorker:
             )
         )
         begun, self._begun = self._begun, []
-        return Stepped(numbers, integers(events.tokens), integers(events.ends), begun, load)
+        logprobs = [each and Logprobs(each.logprob, each.top) for each in events.logprobs]
+        return Stepped(numbers, integers(events.tokens), integers(events.ends), logprobs, begun, load)
 
     def _note(self, record: StepRecord) -> None:
         self._record = record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -12,6 +12,7 @@ from infernum.sampling_params import SamplingParams
 from infernum.serve.engine_client import EngineClient, EngineGone, Inbox, Signal
 from infernum.serve.metrics import Ended, Metrics
 from infernum.serve.problems import Problem, internal, invalid, unavailable
+from infernum.serve.wire import Logprobs
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,13 @@ class Wish:
     stop: tuple[str, ...] = ()
     stop_tokens: tuple[int, ...] = ()
     includes_stop: bool = False
+    shows_special: bool = False
     priority: int = 0
     salt: str = ""
 
 
 class Piece(msgspec.Struct, gc=False):
-    """What has come for the choice `index` since its last piece.
+    """What has come for the choice `index` since its last piece. `logprobs` is empty where the request asks for none.
 
     `stop_reason` is the stop string or the stop token that has ended it.
     """
@@ -39,8 +41,32 @@ class Piece(msgspec.Struct, gc=False):
     index: int
     text: str
     tokens: list[int]
+    logprobs: list[Logprobs]
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+
+
+@dataclass
+class Gathered:
+    """The pieces of a choice of an answer that is sent as a whole."""
+
+    parts: list[str] = field(default_factory=list[str])
+    tokens: list[int] = field(default_factory=list[int])
+    logprobs: list[Logprobs] = field(default_factory=list[Logprobs])
+    last: Piece | None = None
+
+    def take(self, piece: Piece) -> None:
+        """Add a piece."""
+        self.parts.append(piece.text)
+        self.tokens += piece.tokens
+        self.logprobs += piece.logprobs
+        self.last = piece
+
+    def piece(self, index: int) -> Piece:
+        """The whole choice as one piece."""
+        assert self.last is not None, "every choice has a last piece"
+        reason, stop = self.last.finish_reason, self.last.stop_reason
+        return Piece(index, "".join(self.parts), self.tokens, self.logprobs, reason, stop)
 
 
 @dataclass(slots=True)
@@ -73,7 +99,11 @@ class Generation:
                 number, inbox = engine.add(
                     wish.prompt, wish.params, self._wake, priority=wish.priority, salt=wish.salt
                 )
-                text = TextStream(tokenizer, wish.prompt, wish.stop) if tokenizer else None
+                text = (
+                    TextStream(tokenizer, wish.prompt, wish.stop, special=wish.shows_special)
+                    if tokenizer
+                    else None
+                )
                 self._choices.append(_Choice(wish, number, inbox, text))
         except EngineGone as error:
             self.close()
@@ -110,10 +140,11 @@ class Generation:
     def _read(self, index: int, choice: _Choice) -> Piece:
         inbox = choice.inbox
         tokens, inbox.tokens = inbox.tokens, []
+        logprobs, inbox.logprobs = inbox.logprobs, []
         if choice.read is not None and inbox.last is not None:
             self._metrics.gap.observe((inbox.last - choice.read) / len(tokens), len(tokens))
         choice.read = inbox.last
-        piece = _spelled(index, choice, tokens, inbox.finish_reason)
+        piece = _spelled(index, choice, tokens, logprobs, inbox.finish_reason)
         choice.output_tokens += len(piece.tokens)
         if piece.finish_reason is not None:
             choice.finished = True
@@ -139,31 +170,36 @@ class Generation:
         self._metrics.ended(ended)
 
 
-def _spelled(index: int, choice: _Choice, tokens: list[int], reason: FinishReason | None) -> Piece:
+def _spelled(
+    index: int, choice: _Choice, tokens: list[int], logprobs: list[Logprobs], reason: FinishReason | None
+) -> Piece:
     """The piece of these tokens. A stop string ends the choice with the token that completes it."""
     stream = choice.text
     stop_token = tokens[-1] if reason == "stop" and tokens[-1] in choice.wish.stop_tokens else None
     if stream is None:
-        return Piece(index, "", tokens, reason, stop_token)
+        return Piece(index, "", tokens, logprobs, reason, stop_token)
     # The token that ends a sequence is not shown. A special token is never shown, but may complete a stop string.
     shown = tokens[:-1] if reason == "stop" and not stream.hides(tokens[-1]) else tokens
     if not stream.stops:
         text = stream.push_all(shown)
-        return Piece(index, text if reason is None else text + stream.flush(), tokens, reason, stop_token)
+        text = text if reason is None else text + stream.flush()
+        return Piece(index, text, tokens, logprobs, reason, stop_token)
     text = ""
     for place, token in enumerate(shown):
         text += stream.push(token)
         if stream.stop_text is not None:
-            return _stopped(index, choice, text, tokens[: place + 1], stream.stop_text)
+            return _stopped(index, choice, text, tokens[: place + 1], logprobs[: place + 1], stream.stop_text)
     if reason is not None:
         text += stream.flush()
         if stream.stop_text is not None:
-            return _stopped(index, choice, text, tokens, stream.stop_text)
-    return Piece(index, text, tokens, reason, stop_token)
+            return _stopped(index, choice, text, tokens, logprobs, stream.stop_text)
+    return Piece(index, text, tokens, logprobs, reason, stop_token)
 
 
-def _stopped(index: int, choice: _Choice, text: str, tokens: list[int], stop: str) -> Piece:
-    return Piece(index, text + stop if choice.wish.includes_stop else text, tokens, "stop", stop)
+def _stopped(
+    index: int, choice: _Choice, text: str, tokens: list[int], logprobs: list[Logprobs], stop: str
+) -> Piece:
+    return Piece(index, text + stop if choice.wish.includes_stop else text, tokens, logprobs, "stop", stop)
 
 
 def _problem(inbox: Inbox) -> Problem:

@@ -79,7 +79,13 @@ class Generating(msgspec.Struct, kw_only=True):
     use_beam_search: bool | None = None
     chat_template: Any = None
 
+    @property
+    def most_likely(self) -> int | None:
+        """Number of most likely tokens beside each token's log-probability; None: no log-probabilities."""
+        return None
+
     UNSUPPORTED: ClassVar[dict[str, str]] = {
+        "prompt_logprobs": "log-probabilities of prompts are not supported yet",
         "structured_outputs": "structured output is not supported yet",
         "logits_processors": "a request may not bring code",
         "use_beam_search": "beam search is not supported",
@@ -94,6 +100,10 @@ class CompletionRequest(Generating, kw_only=True):
     suffix: Any = None
     echo: bool | None = None
     logprobs: Logprobs | None = None
+
+    @property
+    def most_likely(self) -> int | None:
+        return self.logprobs
 
     UNSUPPORTED: ClassVar[dict[str, str]] = {
         **Generating.UNSUPPORTED,
@@ -119,6 +129,10 @@ class ChatRequest(Generating, kw_only=True):
     function_call: Any = None
     audio: Any = None
     modalities: list[str] | None = None
+
+    @property
+    def most_likely(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     UNSUPPORTED: ClassVar[dict[str, str]] = {
         **Generating.UNSUPPORTED,

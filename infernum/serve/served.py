@@ -17,6 +17,7 @@ from infernum.models.presets import ModelSource
 from infernum.sampling_params import LARGEST_SEED, SamplingParams, derived_seed
 from infernum.serve.engine_client import EngineClient
 from infernum.serve.generation import Generation, Wish
+from infernum.serve.logprobs import Speller
 from infernum.serve.metrics import Metrics
 from infernum.serve.problems import Problem, invalid, too_long
 from infernum.serve.requests import MOST_BIASES, ChatRequest, Generating
@@ -63,6 +64,11 @@ class Served:
         self.tokenizer: Tokenizer | None = (
             None if folder is None else load_tokenizer(folder, self.source.generation.bos_token_id)
         )
+
+    @cached_property
+    def speller(self) -> Speller:
+        """Spells the tokens of log-probabilities."""
+        return Speller(self.tokenizer)
 
     @cached_property
     def chat(self) -> Chat:
@@ -160,6 +166,7 @@ class Served:
                         stop,
                         tuple(request.stop_token_ids or ()),
                         includes_stop=bool(request.include_stop_str_in_output),
+                        shows_special=request.skip_special_tokens is False,
                         priority=-(request.priority or 0),
                         salt=request.cache_salt or "",
                     )
@@ -236,7 +243,13 @@ class Served:
                 "stop_token_ids",
             )
         try:
-            return SamplingParams(max_tokens=max_tokens, seed=seed, stop_token_ids=tokens, **chosen)
+            return SamplingParams(
+                max_tokens=max_tokens,
+                seed=seed,
+                stop_token_ids=tokens,
+                logprobs=request.most_likely,
+                **chosen,
+            )
         except RequestError as error:
             raise invalid(str(error), str(error).split(" ", 1)[0]) from error
 

@@ -93,6 +93,13 @@ class Failed(msgspec.Struct, tag=True, array_like=True, frozen=True):
     message: str
 
 
+class Logprobs(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The log-probability of a token, and the most likely tokens in its place with theirs."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
 class Begun(msgspec.Struct, array_like=True, frozen=True):
     """A sequence is computed for the first time; the cache had so many tokens of its prompt."""
 
@@ -122,11 +129,13 @@ class Stepped(msgspec.Struct, tag=True, array_like=True, frozen=True):
     numbers  of the sequences that have a new token
     tokens   the token of each
     ends     places in `FINISH_REASONS`: why the sequence has ended with this token, 0 where it goes on
+    logprobs of each token, None where its sequence asks for none; empty where no sequence does
     """
 
     numbers: list[int]
     tokens: list[int]
     ends: list[int]
+    logprobs: list[Logprobs | None]
     begun: list[Begun]
     load: Load
 
