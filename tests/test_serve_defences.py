@@ -47,15 +47,6 @@ def test_brackets_without_end_are_refused_at_once(server: RunningServer) -> None
     assert time.monotonic() - begin < 2
 
 
-def test_a_long_body_is_refused_before_it_is_read(server: RunningServer) -> None:
-    place = urlsplit(server.url)
-    with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
-        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        connection.sendall(f"{head}Content-Length: 104857600\r\n\r\n{{".encode())
-        answer = connection.recv(65536)
-    assert b" 413 " in answer.split(b"\r\n")[0] and b"body_too_long" in answer
-
-
 def spoken(server: RunningServer, text: bytes) -> bytes:
     """What the server answers to these bytes before it closes the connection."""
     place = urlsplit(server.url)
@@ -68,6 +59,12 @@ def spoken(server: RunningServer, text: bytes) -> bytes:
         except ConnectionError:
             pass
     return answer
+
+
+def test_a_long_body_is_refused_before_it_is_read(server: RunningServer) -> None:
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    answer = spoken(server, f"{head}Content-Length: 104857600\r\n\r\n{{".encode())
+    assert b" 413 " in answer.split(b"\r\n")[0] and b"body_too_long" in answer
 
 
 def test_headers_that_are_too_long_or_too_many_are_refused(server: RunningServer) -> None:
