@@ -55,8 +55,8 @@ def sampled(tokens: int, seed: int) -> SamplingParams:
     )
 
 
-def demo(bundle: Bundle, device: str = "cuda") -> LLM:
-    return LLM("dante", device=device, bundle=bundle, max_pages_total=PAGES)
+def demo(bundle: Bundle, device: str = "cuda", pages: int = PAGES) -> LLM:
+    return LLM("dante", device=device, bundle=bundle, max_pages_total=pages)
 
 
 @pytest.mark.parametrize("dtype", DANTE)
@@ -105,6 +105,24 @@ def test_a_batch_of_prompts_gives_each_what_it_gets_alone(recipe: Recipe, bundle
         together = llm.generate(PROMPTS, greedy(60))
         for prompt, batched in zip(PROMPTS, together, strict=True):
             alone = llm.generate(prompt, greedy(60))[0]
+            if recipe.dtype == "float32":
+                assert batched.tokens == alone.tokens
+            else:
+                check_same_unless_tied(llm, prompt, batched.tokens, alone.tokens)
+
+
+@BOTH
+@pytest.mark.parametrize("count", [40, 300])
+def test_hundreds_of_sequences_get_what_each_gets_alone(recipe: Recipe, count: int, bundles: Bundles) -> None:
+    """Prompts in steps with decodes, decodes of more than 64 sequences, and of more rows than the head takes at once."""
+    words = " ".join(PROMPTS).split()
+    prompts = [
+        " ".join(words[i % len(words) :] + words[: i % len(words)])[: 20 + i % 60] for i in range(count)
+    ]
+    with demo(bundles.get(recipe), pages=count) as llm:
+        together = llm.generate(prompts, greedy(12))
+        for prompt, batched in list(zip(prompts, together, strict=True))[:: count // 20]:
+            alone = llm.generate(prompt, greedy(12))[0]
             if recipe.dtype == "float32":
                 assert batched.tokens == alone.tokens
             else:
