@@ -114,7 +114,7 @@ def test_a_batch_of_prompts_gives_each_what_it_gets_alone(recipe: Recipe, bundle
 @BOTH
 @pytest.mark.parametrize("count", [40, 300])
 def test_hundreds_of_sequences_get_what_each_gets_alone(recipe: Recipe, count: int, bundles: Bundles) -> None:
-    """Prompts in steps with decodes, decodes of more than 64 sequences, and of more rows than the head takes at once."""
+    """Prompts beside decodes, decodes of more than 64 sequences, and of more rows than the head takes at once."""
     words = " ".join(PROMPTS).split()
     prompts = [
         " ".join(words[i % len(words) :] + words[: i % len(words)])[: 20 + i % 60] for i in range(count)
