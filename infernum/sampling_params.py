@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import cast
 
 from infernum.errors import RequestError
@@ -165,6 +166,8 @@ PENALTIES: Mapping[str, float] = {
 }
 """The parameters that need to know how often each token occurred, and the values that switch them off."""
 
+_penalties, _NO_PENALTIES = attrgetter(*PENALTIES), tuple(PENALTIES.values())
+
 GREEDY: Mapping[str, float] = {"temperature": 0.0, **PENALTIES}
 """With these values every token is the most likely one, whatever the other parameters are."""
 
@@ -249,7 +252,7 @@ class SamplingParams:
     @property
     def penalised(self) -> bool:
         """True when a token's logit depends on how often the token occurred."""
-        return any(getattr(self, name) != value for name, value in PENALTIES.items())
+        return _penalties(self) != _NO_PENALTIES
 
 
 def derived_seed(seed: int, index: int) -> int:

@@ -190,6 +190,10 @@ LateRows = Callable[[], Iterable[TableRow]]
 """Gives rows of tables that are made while the model runs."""
 
 
+_PARAMETERS = {item.name for item in PARAMETER_INPUTS}
+_TABLE_ROWS = {item.name for item in TABLE_ROW_INPUTS}
+
+
 @dataclass(frozen=True)
 class Sampling:
     """The sampling of each row of logits.
@@ -208,9 +212,8 @@ class Sampling:
     logprobs: bool = False
 
     def __post_init__(self) -> None:
-        names = {item.name for item in PARAMETER_INPUTS}
-        assert self.parameters.keys() == names, f"sampling by {sorted(self.parameters)}, not {sorted(names)}"
-        assert self.table_rows.keys() <= {item.name for item in TABLE_ROW_INPUTS}, sorted(self.table_rows)
+        assert self.parameters.keys() == _PARAMETERS, f"sampling by {sorted(self.parameters)}"
+        assert self.table_rows.keys() <= _TABLE_ROWS, f"rows of {sorted(self.table_rows)}"
 
     @classmethod
     def of(cls, rows: Iterable[tuple[SamplingParams, int]]) -> Sampling:

@@ -496,7 +496,10 @@ class Engine:
                 flight is not None
                 and flight.table_version == version
                 and _follows(plan, flight.plan)
-                and not slots.tables.differ(plan.slots, plan.starts + 1 - slots.prompt[plan.slots])
+                and not (
+                    slots.tables.in_use
+                    and slots.tables.differ(plan.slots, plan.starts + 1 - slots.prompt[plan.slots])
+                )
             ):
                 pending, logprobs = self.executor.advance(), flight.logprobs
             else:
@@ -530,7 +533,7 @@ class Engine:
                     self._scheduler.take_back(step.plan)
             raise
         seconds, self._mark, self._waited = arrived - self._mark, arrived, arrived - began
-        if flight.queued and plan.chunk_tokens:
+        if self.max_itl_ms is not None and flight.queued and plan.chunk_tokens:
             self._scheduler.step_time.measure(plan.chunk_tokens, plan.decodes, seconds)
         if launched is None:
             slots.row[:] = -1

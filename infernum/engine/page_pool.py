@@ -60,7 +60,14 @@ class PagePool:
         """`count` pages with one owner each; None when fewer are free."""
         if count > self.free_pages:
             return None
-        return [self._take() for _ in range(count)]
+        pages = [self._empty.pop() for _ in range(min(count, len(self._empty)))]
+        while len(pages) < count:
+            page, _ = self._idle.popitem(last=False)
+            del self._kept[self._contents.pop(page)]
+            pages.append(page)
+        for page in pages:
+            self._owners[page] = 1
+        return pages
 
     def find(self, tokens: Sequence[int] | Int32, salt: str = "") -> list[int]:
         """The kept pages of the longest beginning of `tokens`, each with an owner more.
@@ -87,9 +94,9 @@ class PagePool:
         """
         assert self._owners[page] == 1 and page not in self._contents, f"page {page} is not its owner's alone"
         assert isinstance(content.parent, str) or content.parent in self._contents, "the parent is not kept"
-        known = self._kept.get(content)
-        if known is None:
-            self._kept[content], self._contents[page] = page, content
+        known = self._kept.setdefault(content, page)
+        if known == page:
+            self._contents[page] = content
             return page
         self._idle.pop(known, None)
         self._owners[known] += 1
@@ -107,12 +114,3 @@ class PagePool:
                 self._idle[page] = None
             else:
                 self._empty.append(page)
-
-    def _take(self) -> int:
-        if self._empty:
-            page = self._empty.pop()
-        else:
-            page, _ = self._idle.popitem(last=False)
-            del self._kept[self._contents.pop(page)]
-        self._owners[page] = 1
-        return page

@@ -213,10 +213,11 @@ class Scheduler:
             slots.flush(sequence, end - end % size)
             if slots.windowed:
                 continue
+            pages = sequence.pages
             for number in range(start // size, end // size):
-                page = self.pool.keep(sequence.pages[number], sequence.content(number, size))
-                if page != sequence.pages[number]:
-                    sequence.pages[number] = slots.pages[slot, number] = page
+                page = self.pool.keep(pages[number], sequence.content(number, size))
+                if page != pages[number]:
+                    pages[number] = slots.pages[slot, number] = page
                     self.table_version += 1
 
     def _admit(self) -> None:
@@ -369,10 +370,10 @@ class Scheduler:
         if chunks:
             slots = np.concatenate((decodes, np.array([slot for slot, _ in chunks])))
             lengths[len(decodes) :] = [length for _, length in chunks]
-        starts, prompt, total, *_ = self.slots.state.take(slots, axis=1)
+        starts = self.slots.computed.take(slots)
         ends = starts + lengths
-        complete = ends == total
-        (sampled,) = complete.nonzero()
+        (sampled,) = (ends == self.slots.total.take(slots)).nonzero()
+        in_prompt = self.slots.prompt.take(slots) - starts
         return StepPlan(
             slots,
             self.slots.number.take(slots),
@@ -381,7 +382,7 @@ class Scheduler:
             ends,
             sampled,
             slots if len(sampled) == len(slots) else slots[sampled],
-            prompt_tokens=int(np.minimum(np.maximum(prompt - starts, 0), lengths).sum()),
+            prompt_tokens=int(np.minimum(np.maximum(in_prompt, 0), lengths).sum()),
             decodes=len(decodes),
         )
 

@@ -113,10 +113,10 @@ class Slots:
         self.stream[slot] = sequence.stream
         self.logprobs[slot] = -1 if sequence.params.logprobs is None else sequence.params.logprobs
         for name, values in self.parameters.items():
-            own = (
-                np.uint32(sequence.seed).view(np.int32) if name == "seed" else getattr(sequence.params, name)
-            )
-            values[slot] = own
+            if name == "seed":
+                values.view(np.uint32)[slot] = sequence.seed
+            else:
+                values[slot] = getattr(sequence.params, name)
         self.tables.take(slot, sequence.params)
         return slot
 

@@ -62,7 +62,7 @@ def sampling_of(plan: StepPlan, slots: Slots, is_end: Bools) -> Sampling:
 
     `is_end` [vocab] marks the model's end tokens.
     """
-    rows = plan.slots[plan.rows]
+    rows = plan.sampling if len(plan.sampled) else plan.slots[plan.rows]
     parameters: dict[str, Array] = {
         item.name: values.view(item.dtype.numpy)
         for item, values in zip(PARAMETER_INPUTS, slots.sampling.take(rows, axis=1), strict=True)
@@ -73,9 +73,11 @@ def sampling_of(plan: StepPlan, slots: Slots, is_end: Bools) -> Sampling:
         if (sequence := slots.sequences[slot]) is not None
         for write in slots.tables.writes(sequence, slots.tokens_of(sequence), is_end)
     ]
-    owned = slots.tables.rows(rows, slots.total[rows] - slots.prompt[rows])
-    logprobs = len(plan.sampled) > 0 and bool(slots.logprobs[rows].max() >= 0)
-    return Sampling(parameters, owned if len(plan.sampled) else {}, tuple(writes), logprobs=logprobs)
+    owned: dict[str, Int32] = {}
+    if slots.tables.in_use and len(plan.sampled):
+        owned = slots.tables.rows(rows, slots.total[rows] - slots.prompt[rows])
+    logprobs = len(plan.sampled) > 0 and bool(slots.logprobs.take(rows).max() >= 0)
+    return Sampling(parameters, owned, tuple(writes), logprobs=logprobs)
 
 
 def prompt_logits(executor: Executor, token_ids: Int32, pages: Ordered[int]) -> Float32:

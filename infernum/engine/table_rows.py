@@ -31,16 +31,22 @@ class TableRows:
         self._unwritten = np.zeros(slots, np.bool_)
         self._owners = set[int]()
 
+    @property
+    def in_use(self) -> bool:
+        """True when some slot owns a row."""
+        return bool(self._owners)
+
     def has_room(self, params: SamplingParams) -> bool:
         """True when a sequence of these parameters gets the rows that it needs."""
         return all(self._free[name] for name in _needed(params))
 
     def take(self, slot: int, params: SamplingParams) -> None:
         """Give the sequence of a slot the rows that it needs."""
-        for name in _needed(params):
+        needed = _needed(params)
+        for name in needed:
             self._rows[name][slot] = self._free[name].pop()
         self._min_tokens[slot] = params.min_tokens
-        if self._owns_any(slot):
+        if needed or params.min_tokens:
             self._unwritten[slot] = True
             self._owners.add(slot)
 
@@ -57,18 +63,16 @@ class TableRows:
         self._unwritten[slot] = False
 
     def rows(self, slots: Slots, output: Int32) -> dict[str, Int32]:
-        """The row of each table for each of the slots, by the name of the input; −1: none. Empty when no slot owns any.
+        """The row of each table for each of the slots, by the name of the input; −1: none.
 
         `output` is the number of new tokens that each sequence has so far, read or not.
         """
-        if not self._owners:
-            return {}
         rows = {f"{name}_row": rows[slots] for name, rows in self._rows.items()}
         return rows | {"allowed_row": np.where(output < self._min_tokens[slots], slots, -1).astype(np.int32)}
 
     def differ(self, slots: Slots, output: Int32) -> bool:
         """True when `rows` differ from those of the step before, in which each sequence had one token less."""
-        return bool(self._owners) and bool(np.any(self._min_tokens[slots] == output))
+        return bool(np.any(self._min_tokens[slots] == output))
 
     def unwritten(self, slots: Slots) -> Slots:
         """The slots among these whose rows the executor needs before their next step."""
@@ -104,9 +108,6 @@ class TableRows:
         for slot in self._owners.intersection(slots.tolist()):
             self._unwritten[slot] = True
 
-    def _owns_any(self, slot: int) -> bool:
-        return self._min_tokens[slot] > 0 or any(rows[slot] >= 0 for rows in self._rows.values())
-
 
 def bits_of(allowed: NDArray[np.bool_]) -> Int32:
     """A row of the table `allowed` for these tokens: bool [vocab] -> int32 [ceil(vocab / 32)]."""
@@ -115,9 +116,7 @@ def bits_of(allowed: NDArray[np.bool_]) -> Int32:
     return np.packbits(padded, bitorder="little").view(np.int32)
 
 
-def _needed(params: SamplingParams) -> Iterator[str]:
+def _needed(params: SamplingParams) -> list[str]:
     """The scarce tables of which a sequence needs a row."""
-    if params.penalised:
-        yield "counts"
-    if params.logit_bias:
-        yield "logit_bias"
+    needs = {"counts": params.penalised, "logit_bias": bool(params.logit_bias)}
+    return [name for name, needed in needs.items() if needed]
