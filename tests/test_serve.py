@@ -159,6 +159,11 @@ def test_text_becomes_tokens_and_tokens_become_text(server: RunningServer, model
     assert text in server.ask("/detokenize", {"tokens": tokens["tokens"]}).json["prompt"]
     messages = [{"role": "user", "content": QUESTION}]
     assert server.ask("/tokenize", {"messages": messages}).json["tokens"] == model.encode_chat(messages)
+    text = "naïve 🜚"
+    pieces = server.ask("/tokenize", {"content": text, "with_pieces": True}).json["tokens"]
+    assert any(isinstance(piece["piece"], list) for piece in pieces), "half a character is given as bytes"
+    spelled = [piece["piece"] for piece in pieces]
+    assert b"".join(p.encode() if isinstance(p, str) else bytes(p) for p in spelled).decode() == text
     info = server.ask("/tokenizer_info").json
     assert info["eos_token"] and "<|im_start|>" in info["chat_template"]
 
@@ -204,6 +209,19 @@ def test_a_wrong_field_is_named(
     reply = server.ask("/v1/completions", fields)
     assert reply.status == 400
     assert reply.error["param"] == param and words in reply.error["message"], reply.error
+
+
+def test_a_prompt_that_is_too_long_is_answered_with_both_numbers(server: RunningServer) -> None:
+    error = server.complete("Canto " * 3000).error
+    assert error["code"] == "context_length_exceeded" and error["type"] == "exceed_context_size_error"
+    assert error["n_prompt_tokens"] > 3000 and error["n_ctx"] == 2048
+
+
+def test_an_answer_names_what_made_it(server: RunningServer) -> None:
+    answers = [server.complete("a", max_tokens=1).json, server.chat("a", max_tokens=1).json]
+    answers += server.chat("a", max_tokens=2, stream=True).events
+    prints = {answer["system_fingerprint"] for answer in answers}
+    assert len(prints) == 1 and prints.pop().startswith("bundle-")
 
 
 def test_openapi_describes_what_is_served(server: RunningServer) -> None:

@@ -78,6 +78,7 @@ class ChatTask:
             object="chat.completion",
             created=self.created,
             model=self.model,
+            system_fingerprint=self.served.fingerprint,
             choices=choices,
             usage=usage,
         )
@@ -139,6 +140,7 @@ class ChatTask:
             object="chat.completion.chunk",
             created=self.created,
             model=self.model,
+            system_fingerprint=self.served.fingerprint,
             choices=choices,
         )
         if usage is not None:

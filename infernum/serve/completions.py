@@ -116,6 +116,7 @@ class CompletionTask:
             object="text_completion",
             created=self.created,
             model=self.model,
+            system_fingerprint=self.served.fingerprint,
             choices=choices,
         )
         if usage is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ from infernum.engine.null_executor import NullExecutor
 from infernum.engine.slots import integers
 from infernum.errors import InfernumError, LogitsError, RequestError
 from infernum.llm import LLM
-from infernum.manifest import ModelInfo
+from infernum.manifest import Manifest, ModelInfo
 from infernum.models.presets import resolve
 from infernum.serve.wire import (
     Add,
@@ -224,7 +225,10 @@ def _opened(options: EngineOptions, connection: socket.socket) -> Generator[tupl
         progress=lambda what, done, total: connection.sendall(frame(Loading(what, done, total))),
     ) as llm:
         manifest = llm.bundle.manifest
-        yield llm.engine, _ready(llm.engine, manifest.model.vocab_size, llm.device, manifest.dtype)
+        yield (
+            llm.engine,
+            _ready(llm.engine, manifest.model.vocab_size, llm.device, manifest.dtype, _origin(manifest)),
+        )
 
 
 def _null_engine(model: str, token_us: float) -> tuple[Engine, Ready]:
@@ -242,9 +246,14 @@ def _null_engine(model: str, token_us: float) -> tuple[Engine, Ready]:
         num_layers=1,
     )
     engine = Engine(NullExecutor(pages, rows, config.vocab_size, token_us / 1e6), info)
-    return engine, _ready(engine, info.vocab_size, "no device", NullExecutor.dtype)
+    return engine, _ready(engine, info.vocab_size, "no device", NullExecutor.dtype, "null")
 
 
-def _ready(engine: Engine, vocab_size: int, device: str, dtype: str) -> Ready:
+def _ready(engine: Engine, vocab_size: int, device: str, dtype: str, origin: str) -> Ready:
     executor = engine.executor
-    return Ready(engine.longest, vocab_size, executor.num_pages, executor.page_size, device, dtype)
+    return Ready(engine.longest, vocab_size, executor.num_pages, executor.page_size, device, dtype, origin)
+
+
+def _origin(manifest: Manifest) -> str:
+    facts = (manifest.infernum, manifest.model.config_hash, manifest.arch, manifest.dtype, manifest.rules)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()

@@ -10,7 +10,16 @@ from infernum import __version__
 from infernum.errors import InfernumError
 from infernum.serve.problems import Problem, invalid, unavailable
 from infernum.serve.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
-from infernum.serve.responses import Health, Model, ModelList, Text, TokenizerInfo, Tokens, Version
+from infernum.serve.responses import (
+    Health,
+    Model,
+    ModelList,
+    Text,
+    TokenizerInfo,
+    TokenPiece,
+    Tokens,
+    Version,
+)
 from infernum.serve.served import Served
 
 
@@ -56,11 +65,22 @@ async def tokenize(served: Served, request: TokenizeRequest) -> Tokens:
         ids = await served.encode_chat(chat)
     else:
         adds = request.add_special if request.add_special_tokens is None else request.add_special_tokens
-        ids = await served.encode(text or "", special=adds is not False)
-    tokens = Tokens(tokens=ids, count=len(ids), max_model_len=served.ready.longest)
-    if request.return_token_strs or request.with_pieces:
+        adds = request.prompt is not None if adds is None else adds
+        ids = await served.encode(text or "", special=adds)
+    tokens = Tokens(tokens=[*ids], count=len(ids), max_model_len=served.ready.longest)
+    if request.return_token_strs:
         tokens.token_strs = [served.needed_tokenizer.spelled(token) for token in ids]
+    if request.with_pieces:
+        tokens.tokens = [_piece(served, token) for token in ids]
     return tokens
+
+
+def _piece(served: Served, token: int) -> TokenPiece:
+    spelled = served.needed_tokenizer.bytes_of(token)
+    try:
+        return TokenPiece(token, spelled.decode())
+    except UnicodeDecodeError:
+        return TokenPiece(token, list(spelled))
 
 
 def detokenize(served: Served, request: DetokenizeRequest) -> Text:

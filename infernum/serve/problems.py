@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from infernum.errors import shown
 
@@ -13,12 +14,18 @@ RETRY_SECONDS = 1
 
 
 class ErrorDetail(msgspec.Struct, kw_only=True):
-    """The error of a response."""
+    """The error of a response.
+
+    n_prompt_tokens, n_ctx  where a prompt is too long: its tokens, and those that the context holds, under the names
+                            that clients of llama.cpp know
+    """
 
     message: str
     type: str
     param: str | None
     code: str | int | None
+    n_prompt_tokens: int | UnsetType = UNSET
+    n_ctx: int | UnsetType = UNSET
 
 
 class ErrorBody(msgspec.Struct):
@@ -65,9 +72,13 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
     return Problem(400, message, param=param, code=code)
 
 
-def too_long(message: str) -> Problem:
-    """A prompt that the context cannot hold: 400, with the code that clients look for."""
-    return Problem(400, message, param="prompt", code="context_length_exceeded")
+def too_long(message: str, prompt_tokens: int, context: int) -> Problem:
+    """A prompt that the context cannot hold: 400, with what clients look for."""
+    problem = Problem(
+        400, message, kind="exceed_context_size_error", param="prompt", code="context_length_exceeded"
+    )
+    problem.body.error.n_prompt_tokens, problem.body.error.n_ctx = prompt_tokens, context
+    return problem
 
 
 def unavailable(message: str) -> Problem:

@@ -144,7 +144,10 @@ class ChatRequest(Generating, kw_only=True):
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):
-    """The body of /tokenize: `prompt` (or `content`), or `messages`."""
+    """The body of /tokenize: `prompt` or `messages`; or `content`, with what llama.cpp's clients expect.
+
+    Special tokens are added to `prompt` unless `add_special_tokens` is false, to `content` if `add_special` is true.
+    """
 
     model: Name | None = None
     prompt: str | None = None

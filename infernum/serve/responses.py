@@ -51,6 +51,7 @@ class CompletionResponse(msgspec.Struct, kw_only=True):
     object: Literal["text_completion"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
 
@@ -120,6 +121,7 @@ class ChatResponse(msgspec.Struct, kw_only=True):
     object: Literal["chat.completion"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
 
@@ -131,6 +133,7 @@ class ChatChunk(msgspec.Struct, kw_only=True):
     object: Literal["chat.completion.chunk"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChatStreamChoice]
     usage: Usage | UnsetType | None = UNSET
 
@@ -154,10 +157,17 @@ class ModelList(msgspec.Struct, kw_only=True):
     data: list[Model]
 
 
+class TokenPiece(msgspec.Struct):
+    """A token and its text; its bytes where they are no text."""
+
+    id: int
+    piece: str | list[int]
+
+
 class Tokens(msgspec.Struct, kw_only=True):
     """The tokens of a text."""
 
-    tokens: list[int]
+    tokens: list[int | TokenPiece]
     count: int
     max_model_len: int
     token_strs: list[str] | UnsetType = UNSET

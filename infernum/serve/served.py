@@ -65,6 +65,11 @@ class Served:
             None if folder is None else load_tokenizer(folder, self.source.generation.bos_token_id)
         )
 
+    @property
+    def fingerprint(self) -> str:
+        """`system_fingerprint` of answers: with another one, the same request may have another answer."""
+        return f"bundle-{self.ready.origin[:12]}"
+
     @cached_property
     def speller(self) -> Speller:
         """Spells the tokens of log-probabilities."""
@@ -206,7 +211,9 @@ class Served:
             asked = "" if max_tokens is None else f" and max_tokens is {max_tokens}"
             raise too_long(
                 f"this model holds at most {self.ready.longest} tokens of prompt and answer together; the prompt has"
-                f" {len(prompt)}{asked}. Shorten it, or ask for less"
+                f" {len(prompt)}{asked}. Shorten it, or ask for less",
+                len(prompt),
+                self.ready.longest,
             )
         return room if max_tokens is None else max_tokens
 

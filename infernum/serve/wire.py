@@ -60,6 +60,7 @@ class Ready(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
     longest  most tokens of a sequence, prompt and output
     pages    pages of the KV cache
+    origin   what the answers depend on besides the request: the program's version, the model, and how it was compiled
     """
 
     longest: int
@@ -68,6 +69,7 @@ class Ready(msgspec.Struct, tag=True, array_like=True, frozen=True):
     page_size: int
     device: str
     dtype: str
+    origin: str
 
 
 class Loading(msgspec.Struct, tag=True, array_like=True, frozen=True):
