@@ -8,7 +8,7 @@ import msgspec
 
 from infernum.recipes import Recipe
 
-SCHEMA = 12
+SCHEMA = 13
 """Raised with every change that an older version could not read."""
 
 Formula = int | str

@@ -179,7 +179,8 @@ class SamplingParams:
     The defaults are those of other programs that run models from a command line: mild randomness, the
     unlikely tail cut off. `temperature=0` takes the most likely token at every step.
 
-    max_tokens          at most so many new tokens; less where the model's context or the KV cache ends before
+    max_tokens          at most so many new tokens; less where the model's context or the KV cache ends before; 0 only
+                        with `prompt_logprobs`
     temperature         logits are divided by it; 0: always the most likely token
     top_k               keep the k most likely tokens; 0: all
     top_p               keep the most likely tokens that together reach this probability; 1: all
@@ -195,6 +196,7 @@ class SamplingParams:
     n                   completions of the prompt, each with a seed of its own
     min_tokens          no end token and none of `stop_token_ids` before so many new tokens
     logprobs            log-probabilities of each new token and of so many most likely ones, 0 to 20; None: none
+    prompt_logprobs     the same for each token of the prompt but the first. The prompt is then computed as a whole
     logit_bias          by token, a number from -100 to 100 that is added to its logit, before penalties
     """
 
@@ -213,11 +215,13 @@ class SamplingParams:
     n: int = 1
     min_tokens: int = 0
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict[int, float], hash=False)
 
     def __post_init__(self) -> None:
+        least = 1 if self.prompt_logprobs is None else 0
         rules = {
-            "max_tokens": (is_integer(self.max_tokens, 1), "an integer of at least 1"),
+            "max_tokens": (is_integer(self.max_tokens, least), f"an integer of at least {least}"),
             **{p.name: (p.allows(getattr(self, p.name)), p.allowed) for p in PARAMETERS},
             "stop": (_is_texts(self.stop), "a tuple of strings that are not empty"),
             "stop_token_ids": (_is_token_ids(self.stop_token_ids), "a tuple of integers of at least 0"),
@@ -225,13 +229,16 @@ class SamplingParams:
             "n": (is_integer(self.n, 1), "an integer of at least 1"),
             "min_tokens": (
                 is_integer(self.min_tokens, 0)
-                and not (is_integer(self.max_tokens, 1) and self.min_tokens > self.max_tokens),
+                and not (is_integer(self.max_tokens, 0) and self.min_tokens > self.max_tokens),
                 "an integer from 0 to max_tokens",
             ),
-            "logprobs": (
-                self.logprobs is None or is_integer(self.logprobs, 0, MOST_LOGPROBS),
-                f"None or an integer from 0 to {MOST_LOGPROBS}",
-            ),
+            **{
+                name: (
+                    value is None or is_integer(value, 0, MOST_LOGPROBS),
+                    f"None or an integer from 0 to {MOST_LOGPROBS}",
+                )
+                for name, value in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs))
+            },
             "logit_bias": (_is_bias(self.logit_bias), "a mapping of token ids to numbers from -100 to 100"),
         }
         for name, (holds, allowed) in rules.items():

@@ -93,7 +93,10 @@ allowed     bit t % 32 of word t // 32: token t may be sampled
 TABLE_ROW_INPUTS = tuple(StepInput(f"{table.name}_row", I32, ("rows",), default=-1) for table in TABLES)
 """The row of each table that holds for a row of logits; −1: none does."""
 
-INPUTS = (*BATCH_INPUTS, *PARAMETER_INPUTS, *TABLE_ROW_INPUTS, *TABLES)
+SCORED_TOKEN = StepInput("scored_token", I32, ("rows",), default=-1)
+"""The token of which a row gives the log-probability; −1: the token that it samples."""
+
+INPUTS = (*BATCH_INPUTS, *PARAMETER_INPUTS, *TABLE_ROW_INPUTS, SCORED_TOKEN, *TABLES)
 """Every input of a step."""
 
 _BY_NAME = {item.name: item for item in INPUTS}
@@ -203,6 +206,7 @@ class Sampling:
     writes      rows of tables that have changed since the last step
     late        called once the model is launched: gives further rows, such as masks, for which the sampler waits
     logprobs    True where the step also computes log-probabilities
+    scored      an array [rows], int32, for `SCORED_TOKEN`. Default: every row gives that of the token that it samples
     """
 
     parameters: Mapping[str, Array]
@@ -210,6 +214,7 @@ class Sampling:
     writes: tuple[TableRow, ...] = ()
     late: LateRows | None = None
     logprobs: bool = False
+    scored: Int32 | None = None
 
     def __post_init__(self) -> None:
         assert self.parameters.keys() == _PARAMETERS, f"sampling by {sorted(self.parameters)}"
@@ -242,15 +247,16 @@ class Sampling:
         """The inputs of the step that a sampling fills, by name."""
         rows = {"rows": len(self.parameters["seed"])}
         tables = {item.name: self.table_rows.get(item.name) for item in TABLE_ROW_INPUTS}
-        default = TABLE_ROW_INPUTS[0].filled(rows)
-        return {**self.parameters, **{name: default if own is None else own for name, own in tables.items()}}
+        given = {**tables, SCORED_TOKEN.name: self.scored}
+        default = SCORED_TOKEN.filled(rows)
+        return {**self.parameters, **{name: default if own is None else own for name, own in given.items()}}
 
 
 @dataclass(frozen=True)
 class Logprobs:
     """Log-probabilities of a step, of raw logits (`infernum.ops.sampling.logprobs`), [rows, 1 + MOST_LOGPROBS].
 
-    tokens  int32: the sampled token, then the most likely ones; `NO_TOKEN`: none
+    tokens  int32: the sampled token or that of `Sampling.scored`, then the most likely ones; `NO_TOKEN`: none
     values  float32: their log-probabilities
     """
 

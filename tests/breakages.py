@@ -183,6 +183,14 @@ BREAKAGES = [
         "<< 32 | unsigned(token)",
     ),
     Breakage(
+        "the scored token is not looked at",
+        "logprobs",
+        "any",
+        "logprobs",
+        "asked < 0 ?",
+        "true ?",
+    ),
+    Breakage(
         "the largest logit is not subtracted",
         "logprobs",
         "any",

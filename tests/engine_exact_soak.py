@@ -20,7 +20,7 @@ import numpy as np
 from infernum.checkpoint import Checkpoint
 from infernum.cpu.executor import CpuExecutor
 from infernum.engine.engine import Engine
-from infernum.engine.events import Event, TokenLogprobs
+from infernum.engine.events import Event, PromptLogprobs, TokenLogprobs
 from infernum.graph_bundle import trace_model
 from infernum.models.presets import resolve
 from infernum.resources import demo_folder
@@ -62,18 +62,20 @@ def random_requests(rng: np.random.Generator, count: int) -> list[Request]:
             seed=int(rng.integers(1 << 30)),
             frequency_penalty=float(rng.choice([0.0, 0.0, 0.6])),
             logprobs=None if rng.random() < 0.6 else 2,
+            prompt_logprobs=None if rng.random() < 0.8 else 1,
             ignore_eos=True,
         )
         requests.append(Request([*common[:shared], *own], params, int(rng.integers(0, 3))))
     return requests
 
 
-Output = list[tuple[int, TokenLogprobs | None]]
-"""The tokens of a sequence, each with its log-probabilities where the request asks for them."""
+Output = list[tuple[int, TokenLogprobs | None] | PromptLogprobs]
+"""The tokens of a sequence and of its prompt, with log-probabilities where the request asks for them."""
 
 
 def output_of(event: Event) -> Output:
-    return list(zip(event.tokens, event.logprobs or [None] * len(event.tokens), strict=True))
+    of_prompt = [] if event.prompt_logprobs is None else [event.prompt_logprobs]
+    return [*of_prompt, *zip(event.tokens, event.logprobs or [None] * len(event.tokens), strict=True)]
 
 
 def alone(engine: Engine, request: Request, salt: str) -> Output:

@@ -83,6 +83,25 @@ def test_a_prompt_is_read_from_stdin_less_its_last_newline(dante_bundle: Bundle,
     assert infernum("run", "-", *more, stdin=FIRST_LINE.encode() + b"\n").out == NEXT_LINES
 
 
+def test_log_probabilities_of_a_prompt_need_no_output(dante_bundle: Bundle, infernum: Run) -> None:
+    asking = (
+        "--device",
+        "cpu",
+        "-n",
+        "0",
+        "--prompt-logprobs",
+        "2",
+        "--bundle",
+        dante_bundle.folder,
+        "--json",
+    )
+    found = json.loads(infernum("run", "Midway", *asking).out)
+    first, *others = found["prompt_logprobs"]
+    assert first is None and found["tokens"] == [] and found["finish_reason"] == "length"
+    assert [each["token"] for each in others] == found["prompt_tokens"][1:]
+    assert all(len(each["top"]) == 2 and each["logprob"] <= each["top"][0][1] for each in others)
+
+
 def test_json_is_one_object_alone_on_stdout(dante_bundle: Bundle, infernum: Run) -> None:
     done = infernum(*RUN, "--json", "--bundle", dante_bundle.folder)
     found = json.loads(done.out)

@@ -18,6 +18,7 @@ from infernum.errors import DeviceError, LogitsError, RequestError
 from infernum.manifest import ModelInfo
 from infernum.ops import sampling
 from infernum.sampling_params import SamplingParams, derived_seed
+from infernum.step import NO_TOKEN
 
 VOCAB = 97
 GREEDY = SamplingParams(max_tokens=10, temperature=0)
@@ -374,6 +375,86 @@ def test_logprobs_are_of_raw_logits_and_only_of_those_who_ask(pages, max_batch_t
     assert_logprobs(
         [each for event in events for each in event.logprobs], [1, 2], alone([1, 2], params[1]), 3
     )
+
+
+def assert_prompt_logprobs(found, prompt, count):
+    assert len(found) == len(prompt) and found[0] is None and found[:1] == [None]
+    assert_logprobs(found[1:], prompt[:1], prompt[1:], count)
+    if len(prompt) > 1:
+        assert found[-1] == found[len(prompt) - 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=20), min_size=1, max_size=6),
+    lengths=st.lists(st.integers(0, 15), min_size=6, max_size=6),
+    max_rows=st.integers(1, 7),
+    max_batch_tokens=st.integers(1, 30),
+    pages=st.integers(9, 16),
+)
+def test_logprobs_of_prompts_are_of_raw_logits_whoever_else_runs(
+    prompts, lengths, max_rows, max_batch_tokens, pages
+):
+    plain = {"temperature": 0.9, "seed": 5, "frequency_penalty": 0.7, "min_tokens": 0}
+    params = [
+        SamplingParams(max_tokens=length or 1, **plain)
+        if index % 3 == 2
+        else SamplingParams(max_tokens=length, prompt_logprobs=2 * index, logprobs=index or None, **plain)
+        for index, length in enumerate(lengths[: len(prompts)])
+    ]
+    engine, _ = make(max_rows=max_rows, max_batch_tokens=max_batch_tokens, pages=pages)
+    found = engine.generate(prompts, params)
+    for index, (prompt, own, completion) in enumerate(zip(prompts, params, found, strict=True)):
+        assert completion.tokens == alone(prompt, own, index) and completion.finish_reason == "length"
+        if own.prompt_logprobs is None:
+            assert completion.prompt_logprobs is None
+        else:
+            assert_prompt_logprobs(completion.prompt_logprobs, prompt, own.prompt_logprobs)
+        if own.logprobs is not None:
+            assert_logprobs(completion.logprobs, prompt, completion.tokens, own.logprobs)
+    assert engine._pool.free_pages == pages and not engine._unscored
+    assert engine.statistics.output_tokens == sum(map(len, (each.tokens for each in found)))
+
+
+def test_a_scored_prompt_that_is_preempted_is_not_scored_twice():
+    engine, toy = make(pages=6, max_rows=4, max_batch_tokens=2)
+    scoring = SamplingParams(max_tokens=3, temperature=0, prompt_logprobs=1)
+    prompt = list(range(12))
+    first = engine.add([1, 2, 3], SamplingParams(max_tokens=14, temperature=0), priority=1)
+    second = engine.add(prompt, scoring)
+    events = []
+    while engine.busy:
+        events += engine.step()
+    of_prompt = [event.prompt_logprobs for event in events if event.prompt_logprobs is not None]
+    assert engine._scheduler.preempted > 0 and len(of_prompt) == 1
+    assert_prompt_logprobs(of_prompt[0], prompt, 1)
+    rows = sum(sampled.scored is not None and int((sampled.scored >= 0).sum()) for sampled in toy.samplings)
+    assert rows == len(prompt) - 1
+    computed = sum(int((batch.positions == 2).sum()) for batch in toy.batches)
+    assert computed == 3, "that of the second sequence twice"
+    assert tuple(t for e in events if e.sequence == second for t in e.tokens) == alone(prompt, scoring)
+    assert next(e.sequence for e in events if e.finish_reason) == first
+
+
+def test_a_scored_prompt_takes_nothing_from_the_cache_and_its_rows_are_no_more_than_a_step_has():
+    engine, toy = make(pages=40, max_rows=3)
+    prompt = list(range(20))
+    engine.generate([prompt], GREEDY)
+    toy.batches.clear()
+    scoring = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    (found,) = engine.generate([prompt], scoring)
+    assert found.tokens == () and found.finish_reason == "length" and found.text == ""
+    assert_prompt_logprobs(found.prompt_logprobs, prompt, 0)
+    assert sum(batch.tokens for batch in toy.batches) == len(prompt)
+    assert max(batch.rows for batch in toy.batches) == 3
+    (event,) = engine.stream([prompt], scoring)
+    assert (event.tokens, event.prompt_logprobs) == ((), found.prompt_logprobs)
+    number = engine.add(prompt, scoring)
+    (step,) = [step for step in (engine.step_events() for _ in range(20)) if len(step)]
+    assert list(step) == [(number, NO_TOKEN, "length")]
+    assert step.prompt_logprobs == {number: found.prompt_logprobs}
+    with pytest.raises(RequestError, match="max_tokens is 0; it must be an integer of at least 1"):
+        SamplingParams(max_tokens=0)
 
 
 def test_n_completions_of_a_prompt_follow_each_other_and_have_seeds_of_their_own():

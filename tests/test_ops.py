@@ -63,7 +63,7 @@ EXAMPLES: dict[str, Example] = {
     "laplace": ((ROWS,), {}, (ROWS,)),
     "linear": ((ROWS, MATRIX), {"out": "f32"}, (TensorType(("tokens", 96), F32),)),
     "logprobs": (
-        (LOGITS, PER_ROW),
+        (LOGITS, PER_ROW, PER_ROW),
         {},
         (TensorType(("rows", 21), I32), TensorType(("rows", 21), F32)),
     ),

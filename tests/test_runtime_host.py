@@ -448,6 +448,10 @@ def test_logprobs_of_a_step_and_of_those_that_follow_it_arrive_with_its_tokens(o
             exact = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
             np.testing.assert_allclose(logprobs.values[0], exact[logprobs.tokens[0]], rtol=1e-4, atol=1e-4)
             context.append(token)
+        scored = executor.run(toy.step([[5, 7]], [2], [[3]]), replace(asking, scored=np.array([4], np.int32)))
+        assert scored.logprobs().tokens[0, 0] == 4
+        unscored = executor.run(toy.step([[5, 7]], [2], [[3]]), asking)
+        assert unscored.logprobs().tokens[0, 0] == unscored.tokens()[0]
         with pytest.raises(AssertionError, match="computed no log-probabilities"):
             executor.run(toy.step([context], [1], [[3, 1]]), toy.greedy(1)).logprobs()
 

@@ -295,7 +295,11 @@ def test_count_tokens_counts_in_place_the_tokens_of_rows_that_have_counts():
 def test_logprobs_are_those_of_a_plain_softmax_in_the_order_of_the_logits(rows, data):
     (logits,) = rows
     token = data.draw(st.integers(0, len(logits) - 1))
-    tokens, values = sampling.logprobs.meaning(logits[None], np.array([token], np.int32))
+    scored = data.draw(st.booleans())
+    sampled, asked = (0, token) if scored else (token, -1)
+    tokens, values = sampling.logprobs.meaning(
+        logits[None], np.array([sampled], np.int32), np.array([asked], np.int32)
+    )
     order = sorted(range(len(logits)), key=lambda t: (-logits[t], t))[:20]
     assert tokens[0].tolist() == [token, *order, *[NO_TOKEN] * (20 - len(order))]
     exact = np.log(softmax(logits))[[token, *order]]
@@ -305,7 +309,9 @@ def test_logprobs_are_those_of_a_plain_softmax_in_the_order_of_the_logits(rows, 
 
 def test_logprobs_of_impossible_tokens_and_of_rows_without_a_token():
     logits = np.array([[1.0, -np.inf, 1.0], [np.nan, 1, 2], [-np.inf] * 3], np.float32)
-    tokens, values = sampling.logprobs.meaning(logits, np.array([1, 2, NO_TOKEN], np.int32))
+    tokens, values = sampling.logprobs.meaning(
+        logits, np.array([1, 2, NO_TOKEN], np.int32), np.full(3, -1, np.int32)
+    )
     assert tokens[:, :5].tolist() == [[1, 0, 2, 1, NO_TOKEN], [2, *[NO_TOKEN] * 4], [NO_TOKEN] * 5]
     assert values[0, 0] == values[0, 3] == -np.inf and np.isnan(values[0, 4:]).all()
     np.testing.assert_allclose(values[0, 1:3], np.log(0.5), rtol=1e-6)

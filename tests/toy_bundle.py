@@ -164,8 +164,9 @@ def model_blocks(variant: str) -> list[BlockVariant]:
 def logprobs() -> BlockVariant:
     shape = ("rows", 1 + MOST_LOGPROBS)
     outputs = [spec("logprob_tokens", *shape, dtype="i32"), spec("logprobs", *shape)]
-    step = launch("logprobs", "logits", "next_tokens", "logprob_tokens", "logprobs", grid="rows")
-    return block("logprobs", ANY, [step], stream_in=[LOGITS, NEXT], stream_out=outputs)
+    operands = ("logits", "next_tokens", "scored_token", "logprob_tokens", "logprobs")
+    step, scored = launch("logprobs", *operands, grid="rows"), rows_of("scored_token")
+    return block("logprobs", ANY, [step], stream_in=[LOGITS, NEXT], stream_out=outputs, batch=[scored])
 
 
 def samplers() -> list[BlockVariant]:
@@ -336,14 +337,20 @@ def _sample(grid: tuple[int, ...], *pointers: int) -> None:
         _emit(row, token, next_tokens, ids, positions)
 
 
-def _logprobs(grid: tuple[int, ...], logits: int, next_tokens: int, tokens: int, values: int) -> None:
+def _logprobs(
+    grid: tuple[int, ...], logits: int, next_tokens: int, scored_token: int, tokens: int, values: int
+) -> None:
     rows, columns = grid[0], 1 + MOST_LOGPROBS
-    found = ops.logprobs.meaning(at(logits, np.float32, rows, VOCAB), at(next_tokens, np.int32, rows))
+    found = ops.logprobs.meaning(
+        at(logits, np.float32, rows, VOCAB),
+        at(next_tokens, np.int32, rows),
+        at(scored_token, np.int32, rows),
+    )
     at(tokens, np.int32, rows, columns)[:], at(values, np.float32, rows, columns)[:] = found
 
 
 KERNELS = {
-    "logprobs": ("pppp", _logprobs),
+    "logprobs": ("ppppp", _logprobs),
     "embed": ("ppp", _embed),
     "append": ("pppppi", _append),
     "mean": ("pppppi", _mean),

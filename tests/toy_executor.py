@@ -151,7 +151,8 @@ class ToyExecutor:
             self._next = following, s
         self._sampled = tokens
         self.steps += 1
-        computed = Logprobs(*sampling.logprobs.meaning(logits, tokens)) if s.logprobs else None
+        scored = s.arrays()["scored_token"]
+        computed = Logprobs(*sampling.logprobs.meaning(logits, tokens, scored)) if s.logprobs else None
         return ToyPending(self, self.steps - 1, tokens, computed)
 
     def _forward(self, batch: Batch) -> np.ndarray:

@@ -61,6 +61,12 @@ LONGEST_ID = 10
     metavar="K",
     help="With --json: log-probabilities of each token and of the K most likely ones, at most 20.",
 )
+@click.option(
+    "--prompt-logprobs",
+    type=int,
+    metavar="K",
+    help="With --json: the same for each token of the prompt; --max-tokens may then be 0.",
+)
 @options.load_format
 @options.gpu_memory_utilization
 @options.max_model_len
@@ -86,6 +92,7 @@ def command(
     ignore_eos: bool,
     min_tokens: int,
     logprobs: int | None,
+    prompt_logprobs: int | None,
     load_format: str,
     gpu_memory_utilization: float,
     max_model_len: int | None,
@@ -119,6 +126,7 @@ def command(
         ignore_eos=ignore_eos,
         min_tokens=min_tokens,
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
         **sampling,
     )
     text = read_stdin() if prompt == "-" else DEMO_PROMPT if prompt is None else prompt
@@ -155,12 +163,14 @@ def _generate(
     tokens: list[int] = []
     reason = ""
     logprobs: list[dict[str, object]] = []
+    of_prompt: list[dict[str, object] | None] = []
     for event in llm.stream([prompt], params):
         piece = event.text if llm.tokenizer else "".join(f"{token} " for token in event.tokens)
         pieces.append(piece)
         tokens.extend(event.tokens)
         reason = event.finish_reason or reason
         logprobs += [asdict(each) for each in event.logprobs or ()]
+        of_prompt += [each and asdict(each) for each in event.prompt_logprobs or ()]
         if piece and not as_json:
             write(piece)
     if as_json:
@@ -173,6 +183,7 @@ def _generate(
             "tokens": tokens,
             "finish_reason": reason,
             **({} if params.logprobs is None else {"logprobs": logprobs}),
+            **({} if params.prompt_logprobs is None else {"prompt_logprobs": of_prompt}),
             "statistics": {name: round(value, 6) for name, value in asdict(llm.statistics).items()},
         }
         print_json(result)

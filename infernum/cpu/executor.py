@@ -234,7 +234,7 @@ class CpuExecutor:
         computed = None
         if step.logprobs and self._logprobs is not None:
             streams = dict(zip(self._logprobs.streams, [logits, next_tokens], strict=True))
-            computed = Logprobs(*self._logprobs.routine.run(streams))
+            computed = Logprobs(*self._logprobs.routine.run(step.inputs | streams))
         self._last = step
         self._sampled = np.maximum(next_tokens, 0)
         return HostTokens(next_tokens, computed)

@@ -19,17 +19,19 @@ from infernum.engine.events import (
     FINISH_REASONS,
     Completion,
     Event,
+    PromptLogprobs,
     Statistics,
     StepEvents,
     StepRecord,
     TokenLogprobs,
     logprobs_of,
+    tokens_of,
 )
 from infernum.engine.page_pool import PagePool
 from infernum.engine.request import read_params, read_token_array
 from infernum.engine.scheduler import Scheduler, StepPlan
 from infernum.engine.sequence import Sequence
-from infernum.engine.slots import Int64, integers
+from infernum.engine.slots import Bools, Int64, integers
 from infernum.engine.step_inputs import batch_of, prompt_logits, sampling_of
 from infernum.engine.tokenizer import Tokenizer
 from infernum.engine.transcript import Transcript
@@ -37,7 +39,7 @@ from infernum.engine.windowed_pages import longest_sequence
 from infernum.errors import LogitsError, RequestError
 from infernum.manifest import ModelInfo
 from infernum.sampling_params import SamplingParams, derived_seed
-from infernum.step import NO_TOKEN, Executor, Float32, Int32, Pending
+from infernum.step import NO_TOKEN, Executor, Float32, Int32, Logprobs, Pending
 
 _STOP, _LENGTH = FINISH_REASONS.index("stop"), FINISH_REASONS.index("length")
 
@@ -116,6 +118,8 @@ class Engine:
             max_itl=None if self.max_itl_ms is None else self.max_itl_ms / 1e3,
         )
         self._sequences: dict[int, Sequence] = {}
+        self._unscored = set[int]()
+        """Numbers of the sequences whose first event is to have log-probabilities of the prompt."""
         self._transcripts: dict[int, Transcript] = {}
         self._streams: dict[int, _Stream] = {}
         self._in_flight: Flight | None = None
@@ -153,12 +157,14 @@ class Engine:
         A stop string ends a sequence here, which is then cancelled. A few more of its tokens may have been computed.
         """
         events: list[Event] = []
-        for (number, token, end), logprobs in self._next_step().with_logprobs():
+        step = self._next_step()
+        for (number, token, end), logprobs in step.with_logprobs():
             transcript = self._transcripts.get(number)
             if transcript is None:  # cancelled, or ended by a stop string
                 continue
-            text, reason = transcript.read((token,), end)
-            events.append(Event(number, (token,), text, reason, None if logprobs is None else (logprobs,)))
+            tokens, own = tokens_of(token), None if logprobs is None else (logprobs,)
+            text, reason = transcript.read(tokens, end)
+            events.append(Event(number, tokens, text, reason, own, step.prompt_logprobs.get(number)))
             if reason is not None:
                 del self._transcripts[number]
                 if end is None:
@@ -243,24 +249,29 @@ class Engine:
                 for number, each in zip(stream.numbers, sequences, strict=True)
                 if each.params.wants_logprobs
             }
+            of_prompts: dict[int, PromptLogprobs] = {}
             texts: dict[int, str] = dict.fromkeys(stream.numbers, "")
             while outputs:
-                for (number, token, end), logprobs in self._next_events(stream).with_logprobs():
+                events = self._next_events(stream)
+                of_prompts |= events.prompt_logprobs
+                for (number, token, end), logprobs in events.with_logprobs():
                     transcript = outputs.get(number)
                     if transcript is None:
                         continue
-                    tokens[number].append(token)
+                    tokens[number] += tokens_of(token)
                     if logprobs is not None:
                         chosen[number].append(logprobs)
                     reason = end
                     if transcript.has_stops:
-                        text, reason = transcript.read((token,), end)
+                        text, reason = transcript.read(tokens_of(token), end)
                         texts[number] += text
                     elif end is not None:
                         texts[number], _ = transcript.read(tokens[number], end)
                     if reason is not None:
                         own = tuple(chosen[number]) if number in chosen else None
-                        completions[number] = Completion(tuple(tokens[number]), texts[number], reason, own)
+                        completions[number] = Completion(
+                            tuple(tokens[number]), texts[number], reason, own, of_prompts.get(number)
+                        )
                         del outputs[number]
                         if end is None:
                             self.cancel(number)
@@ -302,16 +313,19 @@ class Engine:
             transcripts = self._transcripts_of(sequences)
             unfinished = dict(zip(stream.numbers, enumerate(transcripts), strict=True))
             while unfinished:
-                for (number, token, end), logprobs in self._next_events(stream).with_logprobs():
+                events = self._next_events(stream)
+                for (number, token, end), logprobs in events.with_logprobs():
                     if number not in unfinished:
                         continue
                     index, transcript = unfinished[number]
-                    text, reason = transcript.read((token,), end)
+                    tokens = tokens_of(token)
+                    text, reason = transcript.read(tokens, end)
                     if reason is not None:
                         del unfinished[number]
                         if end is None:
                             self.cancel(number)
-                    yield Event(index, (token,), text, reason, None if logprobs is None else (logprobs,))
+                    own = None if logprobs is None else (logprobs,)
+                    yield Event(index, tokens, text, reason, own, events.prompt_logprobs.get(number))
 
     @contextmanager
     def _opened(self, sequences: list[Sequence]) -> Generator[_Stream]:
@@ -377,7 +391,7 @@ class Engine:
                     f"logit_bias holds {token}; the model's tokens are 0 to {self.model.vocab_size - 1}"
                 )
         seed = self._seeds.getrandbits(32) if params.seed is None else derived_seed(params.seed, index)
-        max_tokens = min(params.max_tokens, room - len(tokens))
+        max_tokens = min(max(1, params.max_tokens), room - len(tokens))  # of 0, `_read` drops the token
         return Sequence(-1, tokens, params, max_tokens=max_tokens, seed=seed)
 
     def _checked(self, token_ids: Ordered[int] | Int32) -> Int32:
@@ -450,6 +464,8 @@ class Engine:
             request = self._inbox.get()
             if isinstance(request, Sequence):
                 self._sequences[request.number] = request
+                if request.params.prompt_logprobs is not None:
+                    self._unscored.add(request.number)
                 self._scheduler.add(request)
                 continue
             sequence = self._sequences.get(request)
@@ -538,9 +554,11 @@ class Engine:
         if launched is None:
             slots.row[:] = -1
         self._scheduler.keep_pages(plan)
-        places, tokens = plan.sampled, sampled[: len(plan.sampled)]
-        valid = self._scheduler.is_current(plan)[places]
-        which = np.arange(len(places))
+        current = self._scheduler.is_current(plan)
+        if logprobs is not None and plan.scored is not None:
+            self._score(plan, logprobs, current)
+        places, which = plan.sampled, plan.sampled_rows
+        tokens, valid = sampled.take(which), current[places]
         if np.count_nonzero(tokens < 0):
             self._fail(plan.numbers[places[tokens == NO_TOKEN]])
             valid &= tokens != NO_TOKEN
@@ -553,10 +571,37 @@ class Engine:
         events = StepEvents(numbers, tokens, ends)
         if logprobs is not None:
             events = replace(events, logprobs=logprobs_of(logprobs, which, slots.logprobs[rows]))
+        if self._unscored:
+            events = self._with_prompts(events)
+            ends, tokens = events.ends, events.tokens[events.tokens != NO_TOKEN]
         self._deliver(events, rows)
         for number in integers(numbers[ends > 0]):
             self._remove(self._sequences[number])
         self.statistics = self.statistics.plus(plan.prompt_tokens, len(tokens), seconds)
+
+    def _score(self, plan: StepPlan, logprobs: Logprobs, current: Bools) -> None:
+        """Give the sequences of a step the log-probabilities of their prompts."""
+        for place, rows in plan.scored.chunks if plan.scored is not None else ():
+            if current[place]:
+                sequence = self._sequences[int(plan.numbers[place])]
+                sequence.score(Logprobs(logprobs.tokens[rows], logprobs.values[rows]))
+
+    def _with_prompts(self, events: StepEvents) -> StepEvents:
+        """Events with the log-probabilities of prompts, where they are the first of sequences that ask for these.
+
+        A sequence of `max_tokens` 0 ends there: its token is dropped.
+        """
+        first = {number: place for place, number in enumerate(integers(events.sequences))}
+        scores: dict[int, PromptLogprobs] = {}
+        tokens, ends, logprobs = events.tokens.copy(), events.ends.copy(), list(events.logprobs)
+        for number in self._unscored & first.keys():
+            sequence, place = self._sequences[number], first[number]
+            scores[number] = sequence.take_scores()
+            if sequence.params.max_tokens == 0:
+                tokens[place], ends[place] = NO_TOKEN, _LENGTH
+                logprobs[place : place + 1] = [None] * bool(logprobs)
+        self._unscored -= scores.keys()
+        return StepEvents(events.sequences, tokens, ends, tuple(logprobs), scores)
 
     def _deliver(self, events: StepEvents, slots: Int64) -> None:
         """Give each stream its events; those of sequences of `add`, which are of no stream, wait for `_next_step`."""
@@ -588,6 +633,7 @@ class Engine:
 
     def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.number]
+        self._unscored.discard(sequence.number)
         self._scheduler.remove(sequence)
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, compress, repeat
-from typing import Literal, cast
+from typing import Literal, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infernum.step import Array, Int32, Logprobs
+from infernum.step import NO_TOKEN, Array, Float32, Int32, Logprobs
 
 FinishReason = Literal["stop", "length"]
 """`stop`: an end token, a stop token or a stop string ended the sequence; `length`: the sequence reached max_tokens,
@@ -33,21 +33,58 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
+@dataclass(frozen=True, eq=False)
+class PromptLogprobs(Sequence[TokenLogprobs | None]):
+    """Log-probabilities of each token of a prompt, None for the first: a list whose items are made when they are read.
+
+    Arrays [prompt − 1, 1 + SamplingParams.prompt_logprobs]: of each token itself, then of the most likely ones.
+    """
+
+    tokens: Int32
+    values: Float32
+
+    def __len__(self) -> int:
+        return 1 + len(self.tokens)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenLogprobs | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenLogprobs | None]: ...
+    def __getitem__(self, index: int | slice) -> TokenLogprobs | list[TokenLogprobs | None] | None:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        return _chosen(self.tokens[place - 1], self.values[place - 1]) if place else None
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, PromptLogprobs)
+            and np.array_equal(self.tokens, other.tokens)
+            and np.array_equal(self.values, other.values, equal_nan=True)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.tokens.tobytes(), self.values.tobytes()))
+
+
 @dataclass(frozen=True)
 class StepEvents:
     """The advances of one or more steps: a token for each of some sequences, in order.
 
     sequences  int64 [events]: numbers of the sequences
-    tokens     int32 [events]
+    tokens     int32 [events]; `NO_TOKEN` for a sequence that ends with its prompt
     ends       int8 [events]: places in `FINISH_REASONS`. Stop strings are found where text is made, and end no sequence
                here
     logprobs   of each event, None where its sequence does not ask for them; empty where none does
+    prompt_logprobs
+               by the number of a sequence that asks for them, at its first event
     """
 
     sequences: NDArray[np.int64]
     tokens: Int32
     ends: NDArray[np.int8]
     logprobs: tuple[TokenLogprobs | None, ...] = ()
+    prompt_logprobs: Mapping[int, PromptLogprobs] = field(default_factory=dict[int, PromptLogprobs])
 
     @classmethod
     def joined(cls, parts: Sequence[StepEvents]) -> StepEvents:
@@ -61,12 +98,15 @@ class StepEvents:
             tuple(chain(*(part.logprobs_of_each() for part in parts)))
             if any(p.logprobs for p in parts)
             else (),
+            {number: each for part in parts for number, each in part.prompt_logprobs.items()},
         )
 
     def where(self, chosen: NDArray[np.bool_]) -> StepEvents:
         """The events that `chosen` marks."""
         logprobs = tuple(compress(self.logprobs, chosen.tolist()))
-        return StepEvents(self.sequences[chosen], self.tokens[chosen], self.ends[chosen], logprobs)
+        sequences, prompts = self.sequences[chosen], self.prompt_logprobs
+        own = {number: prompts[number] for number in prompts if number in sequences}
+        return StepEvents(sequences, self.tokens[chosen], self.ends[chosen], logprobs, own)
 
     def logprobs_of_each(self) -> Iterable[TokenLogprobs | None]:
         """The log-probabilities of each event, or None."""
@@ -86,18 +126,25 @@ class StepEvents:
             yield number, token, FINISH_REASONS[end]
 
 
+def tokens_of(token: int) -> tuple[int, ...]:
+    """The new tokens of an event of `StepEvents`: none where the sequence ends with its prompt."""
+    return () if token == NO_TOKEN else (token,)
+
+
 def logprobs_of(logprobs: Logprobs, rows: Array, counts: Int32) -> tuple[TokenLogprobs | None, ...]:
     """What sequences that ask for `counts` [events] most likely tokens get of these rows of a step; −1: nothing."""
     return tuple(
-        None
-        if count < 0
-        else TokenLogprobs(
-            tokens[0], values[0], tuple(zip(tokens[1 : 1 + count], values[1 : 1 + count], strict=True))
-        )
+        None if count < 0 else _chosen(tokens[: 1 + count], values[: 1 + count])
         for tokens, values, count in zip(
-            logprobs.tokens[rows].tolist(), logprobs.values[rows].tolist(), counts.tolist(), strict=True
+            logprobs.tokens[rows], logprobs.values[rows], counts.tolist(), strict=True
         )
     )
+
+
+def _chosen(tokens: Int32, values: Float32) -> TokenLogprobs:
+    """One row of log-probabilities: first that of the token itself, then the most likely ones."""
+    (token, *others), (logprob, *of_others) = tokens.tolist(), values.tolist()
+    return TokenLogprobs(token, logprob, tuple(zip(others, of_others, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -105,7 +152,8 @@ class Event:
     """One advance of a sequence: its new tokens, the text that they complete, and whether the sequence has ended.
 
     An end token or stop token is in `tokens` but not in `text`. `text` is empty without a tokenizer. `logprobs` has an
-    element for each token where `SamplingParams.logprobs` asks for them.
+    element for each token where `SamplingParams.logprobs` asks for them. The first event of a sequence has the
+    `prompt_logprobs` that it asks for.
     """
 
     sequence: int
@@ -113,16 +161,18 @@ class Event:
     text: str
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """The generated tokens and text of one prompt, and log-probabilities of the tokens where they are asked for."""
+    """The generated tokens and text of one prompt, and log-probabilities of both where they are asked for."""
 
     tokens: tuple[int, ...]
     text: str
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infernum.engine.page_pool import PagePool
+from infernum.engine.scored_prompts import ScoredRows, scored_rows
 from infernum.engine.sequence import Sequence
 from infernum.engine.slots import Bools, Int64, Slots, integers, rows_of
 from infernum.engine.step_time import StepTime
@@ -36,8 +37,9 @@ class StepPlan:
     slots     [seqs]  slots of the sequences
     numbers   [seqs]  numbers of the sequences
     ends      [seqs]  starts + lengths
-    sampled   [rows]  the sequences whose last token is among them, so that the step samples the next one
-    sampling  [rows]  slots of these
+    sampled   [sampled]  the sequences whose last token is among them, so that the step samples the next one
+    sampling  [sampled]  slots of these
+    sampled_rows  [sampled]  their rows of logits
     """
 
     slots: Int64
@@ -47,9 +49,12 @@ class StepPlan:
     ends: Int32
     sampled: Int64
     sampling: Int64
+    sampled_rows: Int32
     prompt_tokens: int
     decodes: int
     """Number of the sequences that have one token and sample one; they come first. The others compute their prompts."""
+    scored: ScoredRows | None = None
+    """The rows of a step that computes log-probabilities of prompts."""
 
     @property
     def is_decode(self) -> bool:
@@ -63,7 +68,9 @@ class StepPlan:
 
     @property
     def rows(self) -> Int64:
-        """The sequences that have a row of logits. A step that samples nothing has its last sequence as its row."""
+        """The sequence of each row of logits. A step that needs no logits has its last sequence as its row."""
+        if self.scored is not None:
+            return self.scored.sequences.astype(np.int64)
         return self.sampled if len(self.sampled) else np.array([len(self.slots) - 1])
 
 
@@ -82,6 +89,9 @@ class Scheduler:
 
     `max_itl` is the limit of seconds for a step that decodes: its chunks of prompts are cut so that it is predicted to
     keep below (`StepTime`). Until a step was measured, only the budget of tokens limits them.
+
+    A sequence that asks for log-probabilities of its prompt has a row of logits for each of its tokens. Its chunks are
+    no longer than the step has rows for, and nothing of it is found in the cache until they have been read.
     """
 
     def __init__(
@@ -99,6 +109,7 @@ class Scheduler:
         self.max_tokens = max_tokens
         self.max_itl = max_itl
         self.step_time = StepTime()
+        self.max_rows = max_sequences
         self.short_context = short_context
         self.waiting: list[Sequence] = []
         self.slots = Slots(
@@ -189,7 +200,7 @@ class Scheduler:
         slots = self.slots
         slots.computed[plan.slots] = plan.ends
         slots.row[:] = -1
-        slots.row[plan.sampling] = slots.places[: len(plan.sampling)]
+        slots.row[plan.sampling] = plan.sampled_rows
         slots.total[plan.sampling] += 1
         slots.tables.written(plan.slots)
 
@@ -234,7 +245,8 @@ class Scheduler:
             reserved = math.ceil(self.reserve * (self._growth + own)) if len(self.slots.active) else 0
             if len(self.slots.active) and reserved + 1 > self.pool.free_pages:
                 return
-            shared = [] if self.slots.windowed else self.pool.find(sequence.tokens, sequence.first_parent)
+            computes_all = bool(self.slots.windowed) or sequence.asks_for_scores
+            shared = [] if computes_all else self.pool.find(sequence.tokens, sequence.first_parent)
             count = self.pool.pages_for(len(sequence.tokens)) - len(shared)
             pages = self.pool.allocate(count) if count + reserved <= self.pool.free_pages else None
             if pages is None:
@@ -339,8 +351,12 @@ class Scheduler:
     def _prompts(self, slots: Int64, room: int) -> list[tuple[int, int]]:
         """Slot and length of the chunks of prompts that fit into `room` tokens."""
         chunks: list[tuple[int, int]] = []
+        rows = self.max_rows - len(self.slots.active)  # further ones than one for each sequence
         for slot in integers(slots):
             length = min(room, int(self.slots.total[slot] - self.slots.computed[slot]))
+            sequence = self.slots.sequences[slot]
+            if sequence is not None and sequence.asks_for_scores:
+                length = min(length, 1 + rows)
             for group in self.slots.windowed:
                 length = min(length, self._room(slot, group))
             if length > 0:
@@ -348,6 +364,8 @@ class Scheduler:
                     self._extend(slot, group, length)
                 chunks.append((slot, length))
                 room -= length
+                if sequence is not None and sequence.asks_for_scores:
+                    rows -= length - 1
         return chunks
 
     def _room(self, slot: int, group: WindowedPages) -> int:
@@ -374,6 +392,12 @@ class Scheduler:
         ends = starts + lengths
         (sampled,) = (ends == self.slots.total.take(slots)).nonzero()
         in_prompt = self.slots.prompt.take(slots) - starts
+        asking = [
+            (place, sequence)
+            for place, (slot, _) in enumerate(chunks, len(decodes))
+            if (sequence := self.slots.sequences[slot]) is not None and sequence.asks_for_scores
+        ]
+        scored = scored_rows(asking, starts, lengths, sampled) if asking else None
         return StepPlan(
             slots,
             self.slots.number.take(slots),
@@ -382,8 +406,10 @@ class Scheduler:
             ends,
             sampled,
             slots if len(sampled) == len(slots) else slots[sampled],
+            self.slots.places[: len(sampled)] if scored is None else scored.sampled,
             prompt_tokens=int(np.minimum(np.maximum(in_prompt, 0), lengths).sum()),
             decodes=len(decodes),
+            scored=scored,
         )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from infernum.engine.events import PromptLogprobs
 from infernum.engine.page_pool import Content
 from infernum.sampling_params import SamplingParams
-from infernum.step import Int32
+from infernum.step import Int32, Logprobs
 
 
 class Sequence:
@@ -18,6 +21,7 @@ class Sequence:
     is_long     it runs as one that is longer than the model's `short_context`
     slot        its slot while it runs, else −1
     pages       its pages while it runs, else empty; the first `shared` were found in the cache when it was admitted
+    scored      the number of prompt tokens behind the first whose log-probabilities the host has read
     """
 
     def __init__(
@@ -44,11 +48,35 @@ class Sequence:
         self.slot = -1
         self.pages: list[int] = []
         self.shared = 0
+        self.scored = 0
+        self._scores: list[Logprobs] = []
 
     @property
     def limit(self) -> int:
         """Most tokens of prompt and output."""
         return self.prompt_length + self.max_tokens
+
+    @property
+    def asks_for_scores(self) -> bool:
+        """True until the host has read the log-probabilities of its prompt, where the request asks for them."""
+        return self.params.prompt_logprobs is not None and self.scored < self.prompt_length - 1
+
+    def score(self, logprobs: Logprobs) -> None:
+        """Append the log-probabilities of the next tokens of the prompt, as many columns as the request asks for."""
+        columns = 1 + (self.params.prompt_logprobs or 0)
+        self._scores.append(
+            Logprobs(logprobs.tokens[:, :columns].copy(), logprobs.values[:, :columns].copy())
+        )
+        self.scored += len(logprobs.tokens)
+
+    def take_scores(self) -> PromptLogprobs:
+        """The log-probabilities of the prompt, all of which the host has read. The sequence forgets them."""
+        assert self.scored == self.prompt_length - 1, "the first event comes when the whole prompt is scored"
+        columns = 1 + (self.params.prompt_logprobs or 0)
+        parts, self._scores = self._scores, []
+        tokens = [np.empty((0, columns), np.int32), *(part.tokens for part in parts)]
+        values = [np.empty((0, columns), np.float32), *(part.values for part in parts)]
+        return PromptLogprobs(np.concatenate(tokens), np.concatenate(values))
 
     @property
     def first_parent(self) -> str:

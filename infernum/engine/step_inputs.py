@@ -14,7 +14,7 @@ from infernum.step import PARAMETER_INPUTS, Array, Batch, Executor, Float32, Int
 
 
 def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
-    """The ragged batch of a plan, with one row of logits for each of `plan.rows`.
+    """The ragged batch of a plan, whose rows of logits are those of `plan.rows`.
 
     The token of a row that the host has not read is a reference to that row (`Batch`).
     """
@@ -45,7 +45,7 @@ def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
         positions[chunk] = np.arange(start, end)
         sequence[chunk], lengths[chunk] = place, length
         at = query_start[place + 1] = chunk.stop
-    rows = query_start.take(plan.rows + 1) - 1
+    rows = query_start.take(plan.rows + 1) - 1 if plan.scored is None else plan.scored.tokens
     return Batch(token_ids, positions, sequence, query_start, table, rows, lengths, tables)
 
 
@@ -58,11 +58,12 @@ def page_table(pages: Ordered[Ordered[int]]) -> Int32:
 
 
 def sampling_of(plan: StepPlan, slots: Slots, is_end: Bools) -> Sampling:
-    """The sampling of each row of a plan. The row of a step that samples nothing has no rows of tables.
+    """The sampling of each row of a plan. A row that samples nothing has no rows of tables.
 
     `is_end` [vocab] marks the model's end tokens.
     """
-    rows = plan.sampling if len(plan.sampled) else plan.slots[plan.rows]
+    is_plain = len(plan.sampled) and plan.scored is None
+    rows = plan.sampling if is_plain else plan.slots[plan.rows]
     parameters: dict[str, Array] = {
         item.name: values.view(item.dtype.numpy)
         for item, values in zip(PARAMETER_INPUTS, slots.sampling.take(rows, axis=1), strict=True)
@@ -76,6 +77,13 @@ def sampling_of(plan: StepPlan, slots: Slots, is_end: Bools) -> Sampling:
     owned: dict[str, Int32] = {}
     if slots.tables.in_use and len(plan.sampled):
         owned = slots.tables.rows(rows, slots.total[rows] - slots.prompt[rows])
+    if plan.scored is not None:
+        samples = np.zeros(len(rows), np.bool_)
+        samples[plan.sampled_rows] = True
+        for item in PARAMETER_INPUTS:
+            parameters[item.name][~samples] = item.default
+        owned = {name: np.where(samples, own, np.int32(-1)) for name, own in owned.items()}
+        return Sampling(parameters, owned, tuple(writes), logprobs=True, scored=plan.scored.scored)
     logprobs = len(plan.sampled) > 0 and bool(slots.logprobs.take(rows).max() >= 0)
     return Sampling(parameters, owned, tuple(writes), logprobs=logprobs)
 

@@ -45,8 +45,8 @@ def logprobs(
     logits: Tensor, next_tokens: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any
 ) -> tuple[Tensor, ...]:
     """Log-probabilities of the sampled and the most likely tokens; runs behind a sampler, in steps that want them."""
-    del batch, w, cfg
-    return sampling.logprobs(logits, next_tokens)
+    del w, cfg
+    return sampling.logprobs(logits, next_tokens, batch.scored_token)
 
 
 BEHIND_THE_MODEL = (*SAMPLERS, logprobs)

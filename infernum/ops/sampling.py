@@ -278,11 +278,14 @@ def count_tokens(counts: np.ndarray, counts_row: np.ndarray, next_tokens: np.nda
     return counts
 
 
-def _logprobs_types(logits: TensorType, next_tokens: TensorType) -> tuple[TensorType, TensorType]:
+def _logprobs_types(
+    logits: TensorType, next_tokens: TensorType, scored_token: TensorType
+) -> tuple[TensorType, TensorType]:
     rows, _ = logits.shape
-    if logits.dtype is not F32 or next_tokens != TensorType((rows,), I32):
+    if logits.dtype is not F32 or {next_tokens, scored_token} != {TensorType((rows,), I32)}:
         raise ShapeError(
-            f"logprobs: logits {logits} and next_tokens {next_tokens}; they are f32[rows, vocab] and i32[rows]"
+            f"logprobs: logits {logits}, next_tokens {next_tokens} and scored_token {scored_token}; "
+            "they are f32[rows, vocab], i32[rows] and i32[rows]"
         )
     shape = (rows, 1 + MOST_LOGPROBS)
     return TensorType(shape, I32), TensorType(shape, F32)
@@ -312,19 +315,22 @@ def _logprobs_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     results=("logprob_tokens", "logprobs"),
     flops=lambda call: f"20 * {elements(call.operands['logits'])}",
 )
-def logprobs(logits: np.ndarray, next_tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities of the sampled token of each row, and of the most likely tokens.
+def logprobs(
+    logits: np.ndarray, next_tokens: np.ndarray, scored_token: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities of one token of each row, and of the most likely tokens.
 
-    logits [rows, vocab], next_tokens int32 [rows] -> tokens int32 and log-probabilities float32 [rows, 21]: first the
-    sampled token, then the 20 largest logits, of equal ones the first tokens first. Nothing that alters scores counts:
+    logits [rows, vocab], next_tokens and scored_token int32 [rows] -> tokens int32 and log-probabilities float32
+    [rows, 21]: first the scored token, or where it is −1 the sampled token of `next_tokens`; then the 20 largest
+    logits, of equal ones the first tokens first. Nothing that alters scores counts:
     a token's log-probability is (logit − largest logit) − ln(sum of all weights), computed in float64 and rounded. So
     greedy decoding samples the second column. Where there is no token (`NO_TOKEN`), the log-probability is NaN; a row
-    whose largest logit is not finite has no token but the sampled one.
+    whose largest logit is not finite has no token but the first.
     """
     rows = len(logits)
     tokens = np.full((rows, 1 + MOST_LOGPROBS), NO_TOKEN, np.int32)
     values = np.full(tokens.shape, np.nan, np.float32)
-    tokens[:, 0] = next_tokens
+    tokens[:, 0] = np.where(scored_token < 0, next_tokens, scored_token)
     for row in np.flatnonzero(has_token(logits)):
         scores = logits[row]
         top = np.argsort(-scores, kind="stable")[:MOST_LOGPROBS]

@@ -196,7 +196,7 @@ class Inputs:
             if not self._is_collected:
                 self._stream.copy(sampled, tokens, (int(rows.max()) + 1) * _BYTES)
             values["token_ids"] = np.maximum(batch.token_ids, 0)
-        if sampling is not None and not sampling.greedy:
+        if sampling is not None and (sampling.logprobs or not sampling.greedy):
             values |= sampling.arrays()
         for name, array in buffers.arrays.items():
             if name in values:

@@ -13,7 +13,14 @@ from infernum.ir.graph import TensorType
 from infernum.lab.verify.values import Array
 from infernum.manifest import VariantSpec
 from infernum.sampling_params import PARAMETERS, SamplingParameter
-from infernum.step import BATCH_INPUTS, PARAMETER_INPUTS, TABLE_ROW_INPUTS, TABLES, StepInput
+from infernum.step import (
+    BATCH_INPUTS,
+    PARAMETER_INPUTS,
+    SCORED_TOKEN,
+    TABLE_ROW_INPUTS,
+    TABLES,
+    StepInput,
+)
 
 Chunk = tuple[int, int]
 """One sequence of a step: its positions in the cache before the step, and its new tokens."""
@@ -157,7 +164,9 @@ def _sampling(rows: int, vocab: int, rng: np.random.Generator) -> dict[str, Arra
 
     inputs = zip(PARAMETER_INPUTS, PARAMETERS, strict=True)
     parameters = {item.name: values(item, parameter) for item, parameter in inputs}
-    return parameters | _tables(rows, vocab, rng)
+    tables = _tables(rows, vocab, rng)
+    scored = np.where(rng.random(rows) < 0.5, -1, rng.integers(0, vocab, rows)).astype(np.int32)
+    return parameters | tables | {SCORED_TOKEN.name: scored}
 
 
 def _tables(rows: int, vocab: int, rng: np.random.Generator) -> dict[str, Array]:
