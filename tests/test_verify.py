@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -132,6 +132,41 @@ def test_writing_to_the_cache_beside_the_new_positions_is_found(fused: Bundle) -
             bits[np.argmax((bits == 0xFFFF).all(axis=1)), 7] = 0
 
     assert "2 bytes of kv changed" in differences(fused, "decoder", "append", overwrite)
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_reading_a_page_behind_a_window_is_found_even_where_it_has_no_weight(
+    tmp_path: Path, fuse: bool
+) -> None:
+    class Greedy(NumpyBench):
+        """Adds to each result nothing times the keys and values of the first page of the first sequence."""
+
+        first_pages: ClassVar[set[int]] = set()
+
+        def _evaluate(self, image: Image, memory: np.ndarray) -> None:
+            super()._evaluate(image, memory)
+            places = {place.tensor: place for place in image.program.operands}
+            page = int(image.value(places["page_table"], memory).view(np.int32)[0, 0])
+            self.first_pages.add(page)
+            cache = from_bits(image.value(places["kv"], memory), BF16)
+            out = image.program.results[0]
+            bits = image.value(out, memory)
+            bits[:] = to_bits(from_bits(bits, BF16) + 0 * cache[max(page, 0)].sum(), BF16)
+
+    bundle = bundle_of(tmp_path, "gemma2", "bfloat16", fuse)
+    windows = {
+        node.attrs["window"]: unit
+        for block in bundle.manifest.blocks
+        for unit in units_of(bundle, block_variant(bundle.manifest, block, "t8"))
+        for node in unit.body.calls_of("attention")
+    }
+    assert set(windows) == {0, 40}
+    for window, unit in windows.items():
+        bench = Greedy()
+        wrong = check_unit(bench, unit, steps=[((127, 1), (63, 1))], kinds=["normal"]).wrong
+        assert check_unit(NumpyBench(), unit, steps=[((127, 1), (63, 1))], kinds=["normal"]).wrong == []
+        assert bool(wrong) == bool(window) and (bench.first_pages == {-1}) == bool(window)
+        assert not wrong or "NaN" in wrong[0]
 
 
 def test_writing_past_the_end_of_a_result_is_found(fused: Bundle) -> None:

@@ -119,6 +119,7 @@ def steps_for(variant: VariantSpec, context: int, steps: Iterable[Chunks] = STEP
 def ragged_step(chunks: Chunks, vocab: int, rng: np.random.Generator) -> Facts:
     """A step of the given chunks, their pages in random order among unused ones.
 
+    Page 0, which kernels may read in place of −1, is among the unused ones, so that such a reading shows.
     Every token has a row of logits where the number of tokens is even, else only the last token of each sequence.
     """
     lengths = [new for _, new in chunks]
@@ -130,7 +131,7 @@ def ragged_step(chunks: Chunks, vocab: int, rng: np.random.Generator) -> Facts:
     pages = int(page_counts.sum()) + _SPARE_PAGES
     page_table = np.full((len(ends), page_counts.max() + _SPARE_COLUMNS), -1)
     in_use = np.arange(page_table.shape[1]) < page_counts[:, None]
-    page_table[in_use] = rng.permutation(pages)[: page_counts.sum()]
+    page_table[in_use] = 1 + rng.permutation(pages - 1)[: page_counts.sum()]
     batch = {
         "token_ids": rng.integers(0, vocab, tokens),
         "positions": np.concatenate([np.arange(start, start + new) for start, new in chunks]),

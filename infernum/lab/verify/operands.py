@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infernum import dims
+from infernum.cache_groups import first_page
 from infernum.codegen.places import Place
 from infernum.dtypes import DType, round_to
 from infernum.ir.block import PAGE
@@ -42,6 +43,7 @@ class OperandSource:
         self.keys = set(_read_by(self.unit, "append", 1)) if self.queries else set[int]()
         self.key_kind: Kind = "normal" if self.queries and self.kind in ("large", "denormal") else self.kind
         readers = {"advance": 0, "count_tokens": 2, "logprobs": 1}
+        self.page_table = self._page_table()
         self.sampled = {slot for op, index in readers.items() for slot in _read_by(self.unit, op, index)}
 
     def operands(self) -> list[Array]:
@@ -58,6 +60,8 @@ class OperandSource:
         match self.unit.role(place):
             case "batch":
                 assert source is not None
+                if source.name == "page_table":
+                    return self.page_table.copy()
                 return self.facts.arrays[source.name].copy()
             case "state":
                 whole = self.unit.graph.operands(self.unit.node.name)[slot].node == place.tensor
@@ -87,11 +91,24 @@ class OperandSource:
             return draw("normal", shape, dtype, self.rng, min(_STEEPEST, dtype.tolerance * 2.0**18))
         return draw(self.key_kind, shape, dtype, self.rng)
 
+    def _page_table(self) -> Array:
+        """The page table; −1 also where attention with a window has its pages behind that, as the engine does."""
+        table = self.facts.arrays["page_table"].copy()
+        for node in self.unit.body.calls_of("attention"):
+            for pages, start in zip(table, self.facts.starts, strict=True):
+                pages[: first_page(start, node.attrs["window"], PAGE)] = -1
+        return table
+
     def _cache(self, shape: tuple[int, ...], dtype: DType, filled: Sequence[int]) -> Array:
-        """A KV cache [pages, 2, kv_heads, 64, dim]: the first `filled[s]` positions of sequence s, NaN elsewhere."""
+        """A KV cache [pages, 2, kv_heads, 64, dim]: the first `filled[s]` positions of sequence s, NaN elsewhere.
+
+        Pages behind a window hold nothing.
+        """
         kv = np.full(shape, np.nan, np.float32)
-        for pages, count in zip(self.facts.arrays["page_table"], filled, strict=True):
+        for pages, count in zip(self.page_table, filled, strict=True):
             for column in range(dims.ceildiv(count, PAGE)):
+                if pages[column] < 0:
+                    continue
                 rows = min(PAGE, count - column * PAGE)
                 keys, values = kv[pages[column], :, :, :rows]
                 key_factor = self.factor if self.key_kind == self.kind else 1.0
