@@ -135,6 +135,48 @@ def test_a_stop_string_cuts_log_probabilities_too_and_a_stream_has_the_same(serv
         assert [item for part in parts if part for item in part[name]] == whole[name]
 
 
+def test_an_echoed_prompt_has_the_log_probabilities_of_the_logits(server: RunningServer, model: LLM) -> None:
+    text = "Midway upon the journey of our life I found myself within a forest dark"
+    ids = model.encode(text)[0]
+    logits = model.logits(ids)[:-1].astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    own = expected[np.arange(len(ids) - 1), ids[1:]]
+    for max_tokens in (0, 1):
+        fields: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": 1, "echo": True}
+        body = server.complete([ids, ids[:9]], **fields).json
+        first, second = (choice["logprobs"] for choice in body["choices"])
+        count = len(ids) + max_tokens
+        assert [len(first[name]) for name in first] == [count] * 4 and len(second["tokens"]) == 9 + max_tokens
+        assert first["token_logprobs"][0] is first["top_logprobs"][0] is None
+        assert first["token_logprobs"][1 : len(ids)] == pytest.approx(own.tolist(), abs=1e-4)
+        best = [max(top.values()) for top in first["top_logprobs"][1 : len(ids)]]
+        assert best == pytest.approx(expected.max(axis=1).tolist(), abs=1e-4)
+        whole = body["choices"][0]["text"]
+        assert whole.startswith(text) and body["usage"]["completion_tokens"] == 2 * max_tokens
+        for offset, token in list(zip(first["text_offset"], first["tokens"], strict=True))[1:]:
+            assert whole[offset : offset + len(token)] == token
+        events = server.complete([ids, ids[:9]], stream=True, **fields).events
+        for index, choice in enumerate(body["choices"]):
+            parts = [event["choices"][0] for event in events if event["choices"][0]["index"] == index]
+            assert "".join(part["text"] for part in parts) == choice["text"]
+            for name, values in choice["logprobs"].items():
+                assert [value for part in parts for value in (part["logprobs"] or {}).get(name, ())] == values
+
+
+def test_prompt_logprobs_are_given_by_token_and_rank(server: RunningServer, model: LLM) -> None:
+    messages = [{"role": "user", "content": QUESTION}]
+    ids = model.encode_chat(messages)
+    places = server.chat(QUESTION, max_tokens=1, prompt_logprobs=2).json["prompt_logprobs"]
+    assert len(places) == len(ids) and places[0] is None
+    for token, place in zip(ids[1:], places[1:], strict=True):
+        assert place[str(token)]["logprob"] <= 0 and len(place) in (2, 3)
+        assert [entry["rank"] for entry in place.values() if entry["rank"]] in ([1, 2], [2, 1])
+    choice = server.complete("In the middle", max_tokens=1, prompt_logprobs=0).json["choices"][0]
+    assert choice["logprobs"] is None and all(len(place) == 1 for place in choice["prompt_logprobs"][1:])
+    reply = server.complete("a", stream=True, prompt_logprobs=1)
+    assert reply.error["param"] == "prompt_logprobs"
+
+
 def test_special_tokens_are_shown_on_request(server: RunningServer) -> None:
     fields: dict[str, Any] = {"max_tokens": 30, "ignore_eos": True}
     shown = server.chat(QUESTION, skip_special_tokens=False, **fields).json["choices"][0]["message"][

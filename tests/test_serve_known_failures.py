@@ -52,6 +52,20 @@ def test_4_an_empty_prompt(server: RunningServer) -> None:
     assert server.complete("", max_tokens=2).status == 200  # the model has a token to begin with
 
 
+def test_5_an_echo_without_new_tokens_and_tokens_that_are_excluded(server: RunningServer) -> None:
+    reply = server.complete("In the middle", echo=True, max_tokens=0, logprobs=20, top_k=1)
+    assert reply.status == 200 and b"Infinity" not in reply.body and b"NaN" not in reply.body
+    choice = reply.json["choices"][0]
+    assert choice["text"] == "In the middle" and choice["finish_reason"] == "length"
+    assert all(-9999 <= value <= 0 for value in choice["logprobs"]["token_logprobs"][1:])
+
+
+def test_6_log_probabilities_of_all_tokens_of_a_prompt(server: RunningServer) -> None:
+    for count in (-1, 21, 2**31):
+        reply = server.complete("a", prompt_logprobs=count)
+        assert reply.status == 400 and reply.error["param"] == "prompt_logprobs"
+
+
 def test_7_very_many_choices(server: RunningServer) -> None:
     assert server.complete("a", n=10**9).status == 400
     assert server.complete(["a"] * 10_000).status == 400

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from infernum.serve.exchange import ClientGone
 from infernum.serve.problems import Problem, invalid
-from infernum.serve.requests import ChatRequest, CompletionRequest, Generating
+from infernum.serve.requests import ChatRequest, Generating
 
 Body = TypeVar("Body")
 
@@ -94,11 +94,7 @@ def check_supported(request: Generating) -> None:
         )
     if isinstance(request, ChatRequest) and request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs needs logprobs; set logprobs to true", "top_logprobs")
-    if isinstance(request, CompletionRequest) and request.echo and request.logprobs is not None:
-        raise invalid(
-            "logprobs: log-probabilities of an echoed prompt are not supported yet",
-            "logprobs",
-            "unsupported_parameter",
-        )
+    if request.prompt_logprobs is not None and request.stream:
+        raise invalid("prompt_logprobs are not for streams; leave out stream", "prompt_logprobs")
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options is only for streams; set stream to true", "stream_options")

@@ -73,7 +73,7 @@ class ChatTask:
                     texts[piece.index].take(piece)
             usage = usage_of([self.prompt], generation)
         choices = [self._choice(text.piece(index)) for index, text in enumerate(texts)]
-        return ChatResponse(
+        response = ChatResponse(
             id=self.id,
             object="chat.completion",
             created=self.created,
@@ -82,6 +82,9 @@ class ChatTask:
             choices=choices,
             usage=usage,
         )
+        if texts[0].prompt is not None:
+            response.prompt_logprobs = self.served.speller.prompt(texts[0].prompt)
+        return response
 
     def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
         return self.served.speller.chat(piece.logprobs, piece.tokens) if piece.logprobs else None

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from infernum.serve.exchange import Answer, stream, whole
 from infernum.serve.generation import Gathered, Generation, Piece, Wish
+from infernum.serve.logprobs import Offsets, Place
 from infernum.serve.problems import invalid
 from infernum.serve.requests import MOST_CHOICES, CompletionRequest
 from infernum.serve.responses import (
@@ -50,8 +51,8 @@ class CompletionTask:
             served.check_ids(prompt if isinstance(prompt, list) else await served.encode(prompt))
             for prompt in _prompts(request)
         ]
-        if request.max_tokens == 0:
-            raise invalid("max_tokens is 0; ask for one token at least", "max_tokens")
+        if request.max_tokens == 0 and not request.echo:
+            raise invalid("max_tokens is 0; ask for one token at least, or echo the prompt", "max_tokens")
         most = DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
         wishes = served.wishes(request, prompts, most, chat=False)
         count = len(wishes) // len(prompts)
@@ -70,41 +71,42 @@ class CompletionTask:
             await Answer(answer)(scope, receive, send)
 
     async def _whole(self) -> CompletionResponse:
-        texts = [Gathered([text]) for text in self.echoed]
+        texts = [Gathered() for _ in self.wishes]
         with closing(self.served.generate(self.wishes)) as generation:
             while generation.unfinished:
                 for piece in await generation.next_pieces():
                     texts[piece.index].take(piece)
             usage = self._usage(generation)
         return self._response(
-            [self._choice(text.piece(index), len(self.echoed[index])) for index, text in enumerate(texts)],
-            usage,
+            [self._choice(text.piece(index), self._offsets()) for index, text in enumerate(texts)], usage
         )
 
     async def _events(self) -> AsyncIterator[bytes]:
         options = self.request.stream_options
         always = bool(options and options.continuous_usage_stats)
         plain = [
-            around_text(self._response([self._choice(Piece(index, TEXT, [], []))], None))
+            around_text(
+                self._response(
+                    [self._choice(Piece(index, TEXT, [], []), self._offsets(), echoes=False)], None
+                )
+            )
             for index in range(len(self.wishes))
         ]
         with closing(self.served.generate(self.wishes)) as generation:
-            for index, text in enumerate(self.echoed):
-                if text:
-                    yield event(self._response([self._choice(Piece(index, text, [], []))], None))
-            offsets = list(map(len, self.echoed))
+            begun = [not self.request.echo] * len(self.wishes)
+            offsets = [self._offsets() for _ in self.wishes]
             while generation.unfinished:
                 body = b""
                 for piece in await generation.next_pieces():
-                    if piece.finish_reason is None and not piece.logprobs and not always:
+                    echoes = not begun[piece.index]
+                    begun[piece.index] = True
+                    if piece.finish_reason is None and not (piece.logprobs or always or echoes):
                         if piece.text:
                             front, behind = plain[piece.index]
                             body += front + encode(piece.text) + behind
                     else:
                         usage = self._usage(generation) if always else None
-                        choice = self._choice(piece, offsets[piece.index])
-                        if choice.logprobs is not None:
-                            offsets[piece.index] += sum(map(len, choice.logprobs.tokens))
+                        choice = self._choice(piece, offsets[piece.index], echoes=echoes)
                         body += event(self._response([choice], usage))
                 yield body
             if options and options.include_usage:
@@ -123,18 +125,27 @@ class CompletionTask:
             response.usage = usage
         return response
 
-    def _choice(self, piece: Piece, offset: int = 0) -> CompletionChoice:
-        """The choice of a piece, whose first token is `offset` characters behind the start of the text."""
-        logprobs = (
-            self.served.speller.completion(piece.logprobs, piece.tokens, offset) if piece.logprobs else None
-        )
-        return CompletionChoice(
+    def _offsets(self) -> Offsets:
+        return self.served.speller.offsets(shows_special=self.request.skip_special_tokens is False)
+
+    def _choice(self, piece: Piece, offsets: Offsets, *, echoes: bool = True) -> CompletionChoice:
+        """The choice of a piece, with the prompt where it is to be echoed and `echoes`."""
+        speller, tokens, places = self.served.speller, piece.tokens, list[Place | None](piece.logprobs)
+        text = piece.text
+        if echoes:
+            text = self.echoed[piece.index] + text
+            if self.request.echo and self.request.logprobs is not None and piece.prompt is not None:
+                tokens, places = self.wishes[piece.index].prompt + tokens, [*piece.prompt, *places]
+        choice = CompletionChoice(
             index=piece.index,
-            text=piece.text,
-            logprobs=logprobs,
+            text=text,
+            logprobs=speller.completion(places, tokens, offsets) if places else None,
             finish_reason=piece.finish_reason,
             stop_reason=piece.stop_reason,
         )
+        if self.request.prompt_logprobs is not None and piece.prompt is not None:
+            choice.prompt_logprobs = speller.prompt(piece.prompt)
+        return choice
 
     def _usage(self, generation: Generation) -> Usage:
         return usage_of(self.prompts, generation)

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import msgspec
 import numpy as np
 
-from infernum.engine.events import FINISH_REASONS, FinishReason
+from infernum.engine.events import FINISH_REASONS, FinishReason, PromptLogprobs
 from infernum.errors import InfernumError
 from infernum.sampling_params import SamplingParams
 from infernum.serve.engine_process import START
@@ -37,6 +37,7 @@ from infernum.serve.wire import (
     frame,
     length_of,
 )
+from infernum.step import NO_TOKEN
 
 OnLoading: TypeAlias = Callable[[str, int, int], None]
 
@@ -76,6 +77,7 @@ class Inbox:
 
     wake           set when something has come; several sequences of one request share it
     logprobs       of each of these tokens, where the sequence asks for them
+    prompt         log-probabilities of the prompt, where the sequence asks for them; they come with its first token
     finish_reason  "stop" or "length" once the sequence has ended
     error          why the engine did not take the sequence, or ended it; `ours` where the request is not to blame
     cached_tokens  tokens of the prompt that the cache had
@@ -86,6 +88,7 @@ class Inbox:
     wake: Signal
     tokens: list[int] = field(default_factory=list[int])
     logprobs: list[Logprobs] = field(default_factory=list[Logprobs])
+    prompt: PromptLogprobs | None = None
     finish_reason: FinishReason | None = None
     error: str | None = None
     ours: bool = False
@@ -228,7 +231,7 @@ class EngineClient:
     def _deliver(self, message: FromEngine) -> None:
         now = self.stepped = time.monotonic()
         match message:
-            case Stepped(numbers, tokens, ends, logprobs, begun, load):
+            case Stepped(numbers, tokens, ends, logprobs, prompts, begun, load):
                 self.load = load
                 for sequence in begun:
                     inbox = self._inboxes.get(sequence.number)
@@ -237,11 +240,18 @@ class EngineClient:
                 for number, place in zip(numbers, logprobs, strict=False):
                     if place is not None and number in self._inboxes:
                         self._inboxes[number].logprobs.append(place)
+                for scores in prompts:
+                    if (inbox := self._inboxes.get(scores.number)) is not None:
+                        inbox.prompt = PromptLogprobs(
+                            np.frombuffer(scores.tokens, np.int32).reshape(-1, scores.columns),
+                            np.frombuffer(scores.values, np.float32).reshape(-1, scores.columns),
+                        )
                 for number, token, end in zip(numbers, tokens, ends, strict=True):
                     inbox = self._inboxes.get(number)
                     if inbox is None:
                         continue
-                    inbox.tokens.append(token)
+                    if token != NO_TOKEN:
+                        inbox.tokens.append(token)
                     inbox.last = now
                     if inbox.first is None:
                         inbox.first = now

@@ -34,6 +34,7 @@ from infernum.serve.wire import (
     Load,
     Loading,
     Logprobs,
+    PromptScores,
     Ready,
     Refused,
     Stepped,
@@ -94,6 +95,12 @@ class EngineWorker:
         if any(number not in self._theirs for number in integers(events.sequences)):  # cancelled
             events = events.where(np.isin(events.sequences, list(self._theirs)))
         numbers = [self._theirs[number] for number in integers(events.sequences)]
+        prompts = [
+            PromptScores(
+                self._theirs[number], scores.tokens.shape[1], scores.tokens.tobytes(), scores.values.tobytes()
+            )
+            for number, scores in events.prompt_logprobs.items()
+        ]
         for number in integers(events.sequences[events.ends > 0]):
             self._forget(number)
         record = self._record
@@ -112,7 +119,8 @@ class EngineWorker:
         )
         begun, self._begun = self._begun, []
         logprobs = [each and Logprobs(each.logprob, each.top) for each in events.logprobs]
-        return Stepped(numbers, integers(events.tokens), integers(events.ends), logprobs, begun, load)
+        tokens, ends = integers(events.tokens), integers(events.ends)
+        return Stepped(numbers, tokens, ends, logprobs, prompts, begun, load)
 
     def _note(self, record: StepRecord) -> None:
         self._record = record

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from infernum.engine.events import FinishReason
+from infernum.engine.events import FinishReason, PromptLogprobs
 from infernum.engine.tokenizer import TextStream, Tokenizer
 from infernum.sampling_params import SamplingParams
 from infernum.serve.engine_client import EngineClient, EngineGone, Inbox, Signal
@@ -35,6 +35,7 @@ class Wish:
 class Piece(msgspec.Struct, gc=False):
     """What has come for the choice `index` since its last piece. `logprobs` is empty where the request asks for none.
 
+    `prompt` has the log-probabilities of the prompt, in the first piece, where the request asks for them.
     `stop_reason` is the stop string or the stop token that has ended it.
     """
 
@@ -44,6 +45,7 @@ class Piece(msgspec.Struct, gc=False):
     logprobs: list[Logprobs]
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    prompt: PromptLogprobs | None = None
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Gathered:
     parts: list[str] = field(default_factory=list[str])
     tokens: list[int] = field(default_factory=list[int])
     logprobs: list[Logprobs] = field(default_factory=list[Logprobs])
+    prompt: PromptLogprobs | None = None
     last: Piece | None = None
 
     def take(self, piece: Piece) -> None:
@@ -60,13 +63,14 @@ class Gathered:
         self.parts.append(piece.text)
         self.tokens += piece.tokens
         self.logprobs += piece.logprobs
+        self.prompt = piece.prompt or self.prompt
         self.last = piece
 
     def piece(self, index: int) -> Piece:
         """The whole choice as one piece."""
         assert self.last is not None, "every choice has a last piece"
         reason, stop = self.last.finish_reason, self.last.stop_reason
-        return Piece(index, "".join(self.parts), self.tokens, self.logprobs, reason, stop)
+        return Piece(index, "".join(self.parts), self.tokens, self.logprobs, reason, stop, self.prompt)
 
 
 @dataclass(slots=True)
@@ -130,7 +134,8 @@ class Generation:
             pieces: list[Piece] = []
             for index, choice in enumerate(self._choices):
                 inbox = choice.inbox
-                if inbox.tokens and inbox.error is None and not choice.finished:
+                has_come = bool(inbox.tokens) or inbox.finish_reason is not None
+                if has_come and inbox.error is None and not choice.finished:
                     pieces.append(self._read(index, choice))
                 elif inbox.error is not None and not choice.finished:
                     raise _problem(inbox)
@@ -141,10 +146,11 @@ class Generation:
         inbox = choice.inbox
         tokens, inbox.tokens = inbox.tokens, []
         logprobs, inbox.logprobs = inbox.logprobs, []
-        if choice.read is not None and inbox.last is not None:
+        if tokens and choice.read is not None and inbox.last is not None:
             self._metrics.gap.observe((inbox.last - choice.read) / len(tokens), len(tokens))
         choice.read = inbox.last
         piece = _spelled(index, choice, tokens, logprobs, inbox.finish_reason)
+        piece.prompt, inbox.prompt = inbox.prompt, None
         choice.output_tokens += len(piece.tokens)
         if piece.finish_reason is not None:
             choice.finished = True

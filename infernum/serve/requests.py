@@ -84,8 +84,12 @@ class Generating(msgspec.Struct, kw_only=True):
         """Number of most likely tokens beside each token's log-probability; None: no log-probabilities."""
         return None
 
+    @property
+    def most_likely_in_prompt(self) -> int | None:
+        """The same for the tokens of the prompt."""
+        return self.prompt_logprobs
+
     UNSUPPORTED: ClassVar[dict[str, str]] = {
-        "prompt_logprobs": "log-probabilities of prompts are not supported yet",
         "structured_outputs": "structured output is not supported yet",
         "logits_processors": "a request may not bring code",
         "use_beam_search": "beam search is not supported",
@@ -104,6 +108,13 @@ class CompletionRequest(Generating, kw_only=True):
     @property
     def most_likely(self) -> int | None:
         return self.logprobs
+
+    @property
+    def most_likely_in_prompt(self) -> int | None:
+        counts = [self.prompt_logprobs]
+        if self.echo:
+            counts += [self.logprobs, 0 if self.max_tokens == 0 else None]
+        return max((count for count in counts if count is not None), default=None)
 
     UNSUPPORTED: ClassVar[dict[str, str]] = {
         **Generating.UNSUPPORTED,

@@ -255,6 +255,7 @@ class Served:
                 seed=seed,
                 stop_token_ids=tokens,
                 logprobs=request.most_likely,
+                prompt_logprobs=request.most_likely_in_prompt,
                 **chosen,
             )
         except RequestError as error:

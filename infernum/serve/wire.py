@@ -102,6 +102,18 @@ class Logprobs(msgspec.Struct, array_like=True, frozen=True, gc=False):
     top: tuple[tuple[int, float], ...]
 
 
+class PromptScores(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The log-probabilities of the tokens of a prompt but the first: int32 and float32 [prompt − 1, columns].
+
+    The first column is of the token itself, the others are of the most likely ones.
+    """
+
+    number: int
+    columns: int
+    tokens: bytes
+    values: bytes
+
+
 class Begun(msgspec.Struct, array_like=True, frozen=True):
     """A sequence is computed for the first time; the cache had so many tokens of its prompt."""
 
@@ -129,15 +141,17 @@ class Stepped(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """The results of a step, what was launched since, and the state of the engine.
 
     numbers  of the sequences that have a new token
-    tokens   the token of each
+    tokens   the token of each; `NO_TOKEN` for one that ends with its prompt
     ends     places in `FINISH_REASONS`: why the sequence has ended with this token, 0 where it goes on
     logprobs of each token, None where its sequence asks for none; empty where no sequence does
+    prompts  log-probabilities of prompts, with the first token behind each
     """
 
     numbers: list[int]
     tokens: list[int]
     ends: list[int]
     logprobs: list[Logprobs | None]
+    prompts: list[PromptScores]
     begun: list[Begun]
     load: Load
 

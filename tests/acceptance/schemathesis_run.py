@@ -45,7 +45,9 @@ def main() -> int:
     finally:
         code = server.stop()
     faults = [line for line in server.lines if "Traceback" in line]
-    print(f"the server {'answers' if alive else 'does not answer'}, ended with {code}, {len(faults)} tracebacks")
+    print(
+        f"the server {'answers' if alive else 'does not answer'}, ended with {code}, {len(faults)} tracebacks"
+    )
     return done.returncode or int(not alive or code != 0 or bool(faults))
 
 
