@@ -504,6 +504,78 @@ def test_no_end_token_and_no_stop_token_comes_before_min_tokens(least):
     assert late, "no step waits for the tokens of the last"
 
 
+def alternating(output):
+    """Even tokens, then odd ones, and so on; the fifth token is any."""
+    if len(output) == 4:
+        return None
+    last = output[-1] if len(output) else 1
+    return bits_of(np.arange(VOCAB) % 2 != last % 2)
+
+
+def masked_model(prompt_length):
+    def model(context):
+        bits, logits = alternating(np.array(context[prompt_length:], np.int32)), hashed_logits(VOCAB)(context)
+        tokens = np.arange(VOCAB)
+        allowed = np.ones(VOCAB, bool) if bits is None else bits[tokens // 32] >> tokens % 32 & 1 > 0
+        return np.where(allowed, logits, np.float32(-np.inf))
+
+    return model
+
+
+@pytest.mark.parametrize(("pages", "max_batch_tokens"), [(5, 3), (40, 32), (7, 32)])
+def test_a_mask_holds_for_its_own_sequence_and_the_model_does_not_wait_for_it(pages, max_batch_tokens):
+    params = [
+        SamplingParams(max_tokens=10, temperature=0),
+        SamplingParams(max_tokens=9, temperature=0.9, frequency_penalty=0.8, logit_bias={3: 4}, seed=3),
+        SamplingParams(max_tokens=9, temperature=0.9, seed=3, stop_token_ids=(2, 4, 5), min_tokens=9),
+        SamplingParams(max_tokens=9, temperature=0.9, presence_penalty=0.8, seed=3, logprobs=0),
+    ]
+    engine, _ = make(pages=pages, max_batch_tokens=max_batch_tokens, max_rows=6)
+    records = []
+    engine.on_step = records.append
+    for place in range(6):  # the last two have no mask
+        mask = alternating if place < 4 else None
+        engine.add(PROMPTS[place % 4], params[place % 4], allowed=mask)
+    outputs = [()] * 6
+    while engine.busy:
+        for event in engine.step():
+            outputs[event.sequence] += event.tokens
+    for place, output in enumerate(outputs):
+        prompt = PROMPTS[place % 4]
+        model = masked_model(len(prompt)) if place < 4 else None
+        assert output == alone(prompt, params[place % 4], model=model)
+    if pages == 40:
+        assert all(record.ahead for record in records)
+    assert any(record.masked for record in records) and engine._pool.free_pages == pages
+    assert not engine._scheduler.slots.tables.in_use
+
+
+def fails_at_the_third(output):
+    assert len(output) < 2, "it fails"
+
+
+@pytest.mark.parametrize(
+    ("mask", "error"),
+    [
+        (fails_at_the_third, AssertionError),
+        (lambda output: np.zeros(3, np.int32), RequestError),
+        (lambda output: np.zeros(4, np.int32), LogitsError),
+    ],
+)
+def test_a_mask_that_fails_ends_its_sequence_and_no_other(mask, error):
+    engine, _ = make(pages=40)
+    other, failing = engine.add([1, 2], GREEDY), engine.add([3], GREEDY, allowed=mask)
+    tokens, errors = {other: (), failing: ()}, []
+    while engine.busy:
+        try:
+            for event in engine.step():
+                tokens[event.sequence] += event.tokens
+        except (AssertionError, RequestError, LogitsError) as raised:
+            errors.append(type(raised))
+    assert errors == [error] and tokens[other] == alone([1, 2], GREEDY)
+    assert len(tokens[failing]) <= 2 and engine._pool.free_pages == 40
+
+
 def test_min_tokens_with_ignore_eos_forbids_stop_tokens_alone():
     model = scripted(VOCAB, 1, [4, 7, 4, 4])
     params = SamplingParams(max_tokens=4, temperature=0, stop_token_ids=(7,), min_tokens=3, ignore_eos=True)

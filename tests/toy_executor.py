@@ -122,6 +122,8 @@ class ToyExecutor:
 
     def _step(self, batch: Batch, s: Sampling) -> ToyPending:
         logits = self._forward(batch)
+        for write in s.late() if s.late is not None else ():
+            self.tables[write.table][write.row] = write.values
         for array in s.parameters.values():
             assert len(array) == batch.rows
         if s.greedy:

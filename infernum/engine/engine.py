@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Generator, Iterator
 from collections.abc import Sequence as Ordered
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from queue import SimpleQueue
 from random import Random
@@ -30,16 +31,17 @@ from infernum.engine.events import (
 from infernum.engine.page_pool import PagePool
 from infernum.engine.request import read_params, read_token_array
 from infernum.engine.scheduler import Scheduler, StepPlan
-from infernum.engine.sequence import Sequence
-from infernum.engine.slots import Bools, Int64, integers
+from infernum.engine.sequence import Mask, Sequence
+from infernum.engine.slots import Bools, Int64, integers, rows_of
 from infernum.engine.step_inputs import batch_of, prompt_logits, sampling_of
+from infernum.engine.table_rows import bits_without_ends
 from infernum.engine.tokenizer import Tokenizer
 from infernum.engine.transcript import Transcript
 from infernum.engine.windowed_pages import longest_sequence
 from infernum.errors import LogitsError, RequestError
 from infernum.manifest import ModelInfo
 from infernum.sampling_params import SamplingParams, derived_seed
-from infernum.step import NO_TOKEN, Executor, Float32, Int32, Logprobs, Pending
+from infernum.step import NO_TOKEN, Executor, Float32, Int32, Logprobs, Pending, TableRow
 
 _STOP, _LENGTH = FINISH_REASONS.index("stop"), FINISH_REASONS.index("length")
 
@@ -190,12 +192,21 @@ class Engine:
         return events
 
     def add(
-        self, prompt: Ordered[int] | Int32, params: SamplingParams, *, priority: int = 0, salt: str = ""
+        self,
+        prompt: Ordered[int] | Int32,
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        salt: str = "",
+        allowed: Mask | None = None,
     ) -> int:
         """Queue a prompt of token ids, a list or an array; its events carry the number returned. Raises RequestError.
 
         Sequences of a higher priority are admitted first and preempted last. Only sequences of one salt share what the
         cache holds.
+
+        `allowed` gives the tokens that may follow the output so far (`Mask`). It is called while the model computes
+        their logits. When it raises, or gives anything but a bit set, its sequence ends and the step raises the error.
         """
         self.require_open()
         (own,) = read_params(params, 1)
@@ -204,7 +215,7 @@ class Engine:
                 f"n is {own.n}; a sequence is added for one completion, so add it {own.n} times"
             )
         sequence = self._sequence(prompt, own, index=0)
-        sequence.priority, sequence.salt = priority, salt
+        sequence.priority, sequence.salt, sequence.mask = priority, salt, allowed
         number = sequence.number = next(self._numbers)
         self._transcripts[number] = Transcript(self.tokenizer, sequence.tokens, sequence.params)
         self._inbox.put(sequence)
@@ -456,6 +467,7 @@ class Engine:
             cached_tokens=scheduler.cached_tokens,
             ahead=ahead,
             host_seconds=host_seconds,
+            masked=len(scheduler.slots.tables.masked(plan.sampling)) > 0,
         )
 
     def _take_requests(self) -> None:
@@ -508,9 +520,11 @@ class Engine:
                 return None
             version = self._scheduler.table_version
             slots = self._scheduler.slots
+            masked = slots.tables.masked(plan.sampling)
             if (
                 flight is not None
                 and flight.table_version == version
+                and not len(masked)
                 and _follows(plan, flight.plan)
                 and not (
                     slots.tables.in_use
@@ -521,6 +535,8 @@ class Engine:
             else:
                 batch = batch_of(plan, slots, self.executor.page_size)
                 sampling = sampling_of(plan, slots, self._is_end)
+                if len(masked):
+                    sampling = replace(sampling, late=partial(self._masks, masked, flight))
                 pending, logprobs = self.executor.run(batch, sampling), sampling.logprobs
         except BaseException:
             if plan is not None:
@@ -531,6 +547,48 @@ class Engine:
             raise
         self._scheduler.launched(plan)
         return Flight(plan, pending, version, logprobs, queued=flight is not None)
+
+    def _masks(self, slots: Int64, flight: Flight | None) -> list[TableRow]:
+        """The tokens that the sequences of these slots may sample after those that `flight`, if unread, has sampled."""
+        held = self._scheduler.slots
+        began = time.perf_counter()
+        sampled = flight.pending.tokens() if flight is not None else np.empty(0, np.int32)
+        self._waited += time.perf_counter() - began
+        rows: list[TableRow] = []
+        for slot, row, total in rows_of(slots, held.row[slots], held.total[slots]):
+            sequence = held.sequences[slot]
+            assert sequence is not None and sequence.mask is not None, "the sequence of a mask runs"
+            held.flush(sequence, total - (row >= 0))
+            tokens = np.append(sequence.tokens, sampled[row]) if row >= 0 else sequence.tokens
+            if row >= 0 and self._is_last(sequence, int(sampled[row])):
+                continue
+            try:
+                rows.append(
+                    TableRow("allowed", slot, self._mask_of(sequence, tokens[sequence.prompt_length :]))
+                )
+            except BaseException:
+                self.cancel(sequence.number)
+                raise
+        return rows
+
+    def _is_last(self, sequence: Sequence, token: int) -> bool:
+        """True for a token that ends a sequence, or is none."""
+        ends = token >= 0 and bool(self._is_end[token]) and not sequence.params.ignore_eos
+        return token < 0 or ends or token in sequence.params.stop_token_ids
+
+    def _mask_of(self, sequence: Sequence, output: Int32) -> Int32:
+        """The row of the table `allowed` for the token after an output. Raises RequestError."""
+        assert sequence.mask is not None
+        words = -(-len(self._is_end) // 32)
+        given = sequence.mask(output)
+        bits = np.full(words, -1, np.int32) if given is None else np.asarray(given)
+        if bits.shape != (words,) or bits.dtype != np.int32:
+            raise RequestError(
+                f"the mask of sequence {sequence.number} is {bits.dtype} {list(bits.shape)}; give int32 [{words}], "
+                "a bit for each token, or None"
+            )
+        early = len(output) < sequence.params.min_tokens
+        return bits & bits_without_ends(sequence.params, self._is_end) if early else bits
 
     def _read(self, flight: Flight, launched: Flight | None) -> None:
         """Read the tokens of a step, append each to its sequence, and remove the sequences that have ended.
@@ -548,7 +606,8 @@ class Engine:
                 if step is not None:
                     self._scheduler.take_back(step.plan)
             raise
-        seconds, self._mark, self._waited = arrived - self._mark, arrived, arrived - began
+        seconds, self._mark = arrived - self._mark, arrived
+        self._waited += arrived - began
         if self.max_itl_ms is not None and flight.queued and plan.chunk_tokens:
             self._scheduler.step_time.measure(plan.chunk_tokens, plan.decodes, seconds)
         if launched is None:

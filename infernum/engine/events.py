@@ -194,6 +194,7 @@ class StepRecord:
     preemptions    how often a sequence was preempted, since the engine was created
     cached_tokens  tokens of prompts that were found in the cache instead of computed, since the engine was created
     ahead          False when the tokens of the last step had to be read before this step was launched
+    masked         True when its sampler waited for masks, which are made once the tokens of the last step are read
     host_seconds   wall-clock seconds that planning and launching it took, and reading the step before, without the time
                    that the host waited for tokens
     """
@@ -211,6 +212,7 @@ class StepRecord:
     cached_tokens: int
     ahead: bool
     host_seconds: float
+    masked: bool = False
 
 
 @dataclass(frozen=True)

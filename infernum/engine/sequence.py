@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from infernum.engine.events import PromptLogprobs
 from infernum.engine.page_pool import Content
 from infernum.sampling_params import SamplingParams
 from infernum.step import Int32, Logprobs
+
+Mask = Callable[[Int32], Int32 | None]
+"""Gives the tokens that may follow an output, int32 [tokens]: a bit set, int32 [ceil(vocab / 32)], or None for all.
+
+Bit t % 32 of word t // 32 stands for token t. The result depends on the output alone: it is asked for again where a
+step fails. It must not call the engine.
+"""
 
 
 class Sequence:
@@ -18,6 +27,7 @@ class Sequence:
     priority    the higher, the earlier it is admitted and the later preempted
     salt        only sequences of one salt share pages of the cache
     stream      number of the stream that its events belong to; 0: they are returned by `Engine.step_events`
+    mask        gives the tokens that it may sample next; None: all, always
     is_long     it runs as one that is longer than the model's `short_context`
     slot        its slot while it runs, else −1
     pages       its pages while it runs, else empty; the first `shared` were found in the cache when it was admitted
@@ -44,6 +54,7 @@ class Sequence:
         self.priority = priority
         self.salt = salt
         self.stream = 0
+        self.mask: Mask | None = None
         self.is_long = False
         self.slot = -1
         self.pages: list[int] = []

@@ -117,7 +117,7 @@ class Slots:
                 values.view(np.uint32)[slot] = sequence.seed
             else:
                 values[slot] = getattr(sequence.params, name)
-        self.tables.take(slot, sequence.params)
+        self.tables.take(slot, sequence.params, masked=sequence.mask is not None)
         return slot
 
     def give_back(self, sequence: Sequence) -> None:

@@ -28,6 +28,7 @@ class TableRows:
         self._free = {name: list(range(table.shape(sizes)[0])) for name, table in _SCARCE.items()}
         self._rows = {name: np.full(slots, -1, np.int32) for name in _SCARCE}
         self._min_tokens = np.zeros(slots, np.int32)
+        self._masked = np.zeros(slots, np.bool_)
         self._unwritten = np.zeros(slots, np.bool_)
         self._owners = set[int]()
 
@@ -40,13 +41,14 @@ class TableRows:
         """True when a sequence of these parameters gets the rows that it needs."""
         return all(self._free[name] for name in _needed(params))
 
-    def take(self, slot: int, params: SamplingParams) -> None:
-        """Give the sequence of a slot the rows that it needs."""
+    def take(self, slot: int, params: SamplingParams, *, masked: bool) -> None:
+        """Give the sequence of a slot the rows that it needs. `masked`: its row of `allowed` changes in every step."""
         needed = _needed(params)
         for name in needed:
             self._rows[name][slot] = self._free[name].pop()
         self._min_tokens[slot] = params.min_tokens
-        if needed or params.min_tokens:
+        self._masked[slot] = masked
+        if needed or params.min_tokens or masked:
             self._unwritten[slot] = True
             self._owners.add(slot)
 
@@ -60,6 +62,7 @@ class TableRows:
                 self._free[name].append(int(rows[slot]))
             rows[slot] = -1
         self._min_tokens[slot] = 0
+        self._masked[slot] = False
         self._unwritten[slot] = False
 
     def rows(self, slots: Slots, output: Int32) -> dict[str, Int32]:
@@ -68,7 +71,12 @@ class TableRows:
         `output` is the number of new tokens that each sequence has so far, read or not.
         """
         rows = {f"{name}_row": rows[slots] for name, rows in self._rows.items()}
-        return rows | {"allowed_row": np.where(output < self._min_tokens[slots], slots, -1).astype(np.int32)}
+        restricted = (output < self._min_tokens[slots]) | self._masked[slots]
+        return rows | {"allowed_row": np.where(restricted, slots, -1).astype(np.int32)}
+
+    def masked(self, slots: Slots) -> Slots:
+        """The slots among these whose sequences have a mask."""
+        return slots[self._masked[slots]] if self._owners else slots[:0]
 
     def differ(self, slots: Slots, output: Int32) -> bool:
         """True when `rows` differ from those of the step before, in which each sequence had one token less."""
@@ -94,9 +102,7 @@ class TableRows:
             bias[list(params.logit_bias)] = list(params.logit_bias.values())
             yield TableRow("logit_bias", bias_row, bias)
         if params.min_tokens:
-            allowed = np.ones(len(is_end), np.bool_) if params.ignore_eos else ~is_end
-            allowed[list(params.stop_token_ids)] = False
-            yield TableRow("allowed", slot, bits_of(allowed))
+            yield TableRow("allowed", slot, bits_without_ends(params, is_end))
 
     def written(self, slots: Slots) -> None:
         """Note that the executor has the rows of these slots."""
@@ -107,6 +113,13 @@ class TableRows:
         """Note that a step of these slots has come to nothing: what the device has counted is unknown."""
         for slot in self._owners.intersection(slots.tolist()):
             self._unwritten[slot] = True
+
+
+def bits_without_ends(params: SamplingParams, is_end: NDArray[np.bool_]) -> Int32:
+    """The row of the table `allowed` for outputs of less than `min_tokens`: no token that would end the sequence."""
+    allowed = np.ones(len(is_end), np.bool_) if params.ignore_eos else ~is_end
+    allowed[list(params.stop_token_ids)] = False
+    return bits_of(allowed)
 
 
 def bits_of(allowed: NDArray[np.bool_]) -> Int32:
