@@ -247,9 +247,9 @@ class Sampling:
         """The inputs of the step that a sampling fills, by name."""
         rows = {"rows": len(self.parameters["seed"])}
         tables = {item.name: self.table_rows.get(item.name) for item in TABLE_ROW_INPUTS}
-        given = {**tables, SCORED_TOKEN.name: self.scored}
+        inputs = {**tables, SCORED_TOKEN.name: self.scored}
         default = SCORED_TOKEN.filled(rows)
-        return {**self.parameters, **{name: default if own is None else own for name, own in given.items()}}
+        return {**self.parameters, **{name: default if own is None else own for name, own in inputs.items()}}
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,8 @@ class Guard:
             return
         begin = time.perf_counter()
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        identity = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+        proposed = headers.get("x-request-id", "")
+        identity = proposed if _REQUEST_ID.fullmatch(proposed) else secrets.token_hex(16)
         scope.setdefault("state", {})["identity"] = identity
         origin = headers.get("origin")
         status = CLIENT_GONE

@@ -106,9 +106,9 @@ async def serve(
         engine.on_step = lambda stepped: _count(metrics, ready, stepped)
         app = App(served, stall_seconds=options.stall_seconds)
         server = HttpServer(_config(app, options, on_end), app, served, options.shutdown_seconds)
-        told = asyncio.create_task(_told(server, served, on_ready))
+        announcement = asyncio.create_task(_told(server, served, on_ready))
         await server.serve()
-        told.cancel()
+        announcement.cancel()
         return 0 if server.started else 1
     finally:
         await engine.close()
