@@ -17,7 +17,12 @@ SPECIAL = ("<|im_start|>", "<|im_end|>")
 
 
 def write_chat_model(
-    folder: Path, answer: str, *, endless: bool = False, template: str | None = "chatml"
+    folder: Path,
+    answer: str,
+    *,
+    endless: bool = False,
+    template: str | None = "chatml",
+    context: int = CONTEXT,
 ) -> Path:
     """A model whose answers are `answer`, characters that differ, and then the end of the turn; or `answer` again.
 
@@ -38,7 +43,7 @@ def write_chat_model(
         "num_hidden_layers": 1,
         "num_attention_heads": 5,
         "vocab_size": vocab,
-        "max_position_embeddings": CONTEXT,
+        "max_position_embeddings": context,
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
         "eos_token_id": backend.token_to_id("<eos>"),

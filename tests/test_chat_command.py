@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -285,7 +286,9 @@ def test_bad_input_is_one_line_before_any_slow_work(salve: Path, infernum: Run, 
         assert done.err.startswith("error: ") and error in done.err
 
 
-def test_an_interrupt_of_a_script_ends_with_130(endless: Path) -> None:
+def test_an_interrupt_of_a_script_ends_with_130(tmp_path: Path) -> None:
+    """The answer has more characters than the pipe holds, so that the command still writes when it is interrupted."""
+    endless = write_chat_model(tmp_path, "abc", endless=True, context=16384)
     environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
     process = subprocess.Popen(
         [sys.executable, "-m", "infernum", "chat", endless, "--device", "cpu"],
@@ -295,6 +298,7 @@ def test_an_interrupt_of_a_script_ends_with_130(endless: Path) -> None:
     )
     with process:
         assert process.stdin is not None and process.stdout is not None
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
         process.stdin.write(b"Hello")
         process.stdin.close()
         assert process.stdout.read(6) == b"abcabc"
