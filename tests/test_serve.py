@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import RunningServer, running
+from serving import ROOT, RunningServer, running, start
 
 from infernum import LLM, SamplingParams
 
@@ -17,6 +17,14 @@ QUESTION = "Who guides Dante through Hell?"
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
     yield from running()
+
+
+def test_a_model_of_a_plugin_is_served_within_a_limit_of_time() -> None:
+    family = ROOT / "examples" / "new_family"
+    options = ("--plugin", str(family / "olmo2.py"), "--max-itl-ms", "200", "--load-format", "dummy")
+    server = start(*options, model=str(family / "model"))
+    assert server.complete([5, 6, 7], max_tokens=4, ignore_eos=True).json["usage"]["completion_tokens"] == 4
+    assert server.stop() == 0
 
 
 @pytest.fixture(scope="module")

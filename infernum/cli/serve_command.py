@@ -95,6 +95,14 @@ from infernum.cli import options
 @options.load_format
 @options.gpu_memory_utilization
 @options.max_model_len
+@options.max_itl_ms
+@click.option(
+    "--plugin",
+    "plugin_files",
+    multiple=True,
+    metavar="FILE",
+    help="Load ops, rules, templates and model families from this Python file. May be repeated.",
+)
 @options.verbose
 def command(
     model: str,
@@ -123,6 +131,8 @@ def command(
     load_format: str,
     gpu_memory_utilization: float,
     max_model_len: int | None,
+    max_itl_ms: float | None,
+    plugin_files: tuple[str, ...],
 ) -> int:
     """Serve MODEL, a folder in Hugging Face's format or a preset, until Ctrl-C.
 
@@ -134,6 +144,7 @@ def command(
         from infernum.serve.server import ServerOptions, serve
     except ModuleNotFoundError as error:
         raise click.UsageError(f"{error.name} is not installed; run `pip install infernum[serve]`") from error
+    from infernum import plugins
     from infernum.cli.console import progress_bar
     from infernum.models.presets import resolve
     from infernum.serve.guards import Exchanged
@@ -141,6 +152,9 @@ def command(
     from infernum.serve.wire import EngineOptions
 
     options.check_bundle(bundle, fuse, rules)
+    plugins.load_installed()
+    for file in plugin_files:
+        plugins.load_plugin(file)
     source = resolve(model)
     engine_options = EngineOptions(
         model=model,
@@ -152,6 +166,8 @@ def command(
         load_format=load_format,
         gpu_memory_utilization=gpu_memory_utilization,
         max_model_len=max_model_len,
+        max_itl_ms=max_itl_ms,
+        plugins=plugin_files,
         null_token_us=null_token_us,
     )
     server_options = ServerOptions(
