@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from queue import SimpleQueue
-from random import Random
 from threading import Lock
 
 import numpy as np
@@ -28,8 +27,9 @@ from infernum.engine.events import (
     logprobs_of,
     tokens_of,
 )
+from infernum.engine.intake import Intake
 from infernum.engine.page_pool import PagePool
-from infernum.engine.request import read_params, read_token_array
+from infernum.engine.request import read_params
 from infernum.engine.scheduler import Scheduler, StepPlan
 from infernum.engine.sequence import Mask, Sequence
 from infernum.engine.slots import Bools, Int64, integers, rows_of
@@ -40,7 +40,7 @@ from infernum.engine.transcript import Transcript
 from infernum.engine.windowed_pages import longest_sequence
 from infernum.errors import LogitsError, RequestError
 from infernum.manifest import ModelInfo
-from infernum.sampling_params import SamplingParams, derived_seed
+from infernum.sampling_params import SamplingParams
 from infernum.step import NO_TOKEN, Executor, Float32, Int32, Logprobs, Pending, TableRow
 
 _STOP, _LENGTH = FINISH_REASONS.index("stop"), FINISH_REASONS.index("length")
@@ -101,15 +101,15 @@ class Engine:
     def __post_init__(self) -> None:
         self._is_end = np.zeros(self.model.vocab_size, np.bool_)
         self._is_end[[token for token in self.end_tokens if 0 <= token < self.model.vocab_size]] = True
-        self._context = min(self.model.context, self.max_model_len or self.model.context)
         self._pool = PagePool(self.executor.num_pages, self.executor.page_size)
         windowed = {
             window: PagePool(pages, self.executor.page_size)
             for window, pages in self.executor.windowed_pages.items()
         }
-        self._capacity = min(
+        capacity = min(
             [self._pool.capacity, *(longest_sequence(window, pool) for window, pool in windowed.items())]
         )
+        self._intake = Intake(self.model, capacity, self.max_model_len, self.tokenizer is not None)
         self._scheduler = Scheduler(
             self._pool,
             max_tokens=self.executor.max_batch_tokens,
@@ -128,7 +128,6 @@ class Engine:
         self._unread_events: list[StepEvents] = []
         self._failed: list[int] = []
         self._numbers = count()
-        self._seeds = Random()
         self._stream_numbers = count(1)
         self._inbox = SimpleQueue[Sequence | int]()
         self._stepping = Lock()
@@ -214,7 +213,7 @@ class Engine:
             raise RequestError(
                 f"n is {own.n}; a sequence is added for one completion, so add it {own.n} times"
             )
-        sequence = self._sequence(prompt, own, index=0)
+        sequence = self._intake.sequence(prompt, own, index=0)
         sequence.priority, sequence.salt, sequence.mask = priority, salt, allowed
         number = sequence.number = next(self._numbers)
         self._transcripts[number] = Transcript(self.tokenizer, sequence.tokens, sequence.params)
@@ -295,13 +294,8 @@ class Engine:
         for more tokens than fit the context or the cache.
         """
         self._require_idle()
-        tokens = self._checked(token_ids)
-        count = len(tokens)
-        if count > self.longest:
-            raise RequestError(
-                f"{count} tokens are more than the {self._limit_name} of {self.longest} tokens"
-            )
-        pages = self._pool.allocate(self._pool.pages_for(count))
+        tokens = self._intake.scored_tokens(token_ids)
+        pages = self._pool.allocate(self._pool.pages_for(len(tokens)))
         assert pages is not None, "an idle engine owns all its pages"
         try:
             return prompt_logits(self.executor, tokens, pages)
@@ -314,7 +308,7 @@ class Engine:
         self.require_open()
         pairs = zip(prompts, read_params(params, len(prompts)), strict=True)
         each = [(prompt, own) for prompt, own in pairs for _ in range(own.n)]
-        return [self._sequence(prompt, own, index) for index, (prompt, own) in enumerate(each)]
+        return [self._intake.sequence(prompt, own, index) for index, (prompt, own) in enumerate(each)]
 
     def _transcripts_of(self, sequences: list[Sequence]) -> list[Transcript]:
         return [Transcript(self.tokenizer, sequence.tokens, sequence.params) for sequence in sequences]
@@ -378,58 +372,10 @@ class Engine:
             events, self._unread_events = self._unread_events, []
             return StepEvents.joined(events)
 
-    def _sequence(self, prompt: Ordered[int] | Int32, params: SamplingParams, index: int) -> Sequence:
-        """A sequence that can be served. Raises RequestError."""
-        tokens = self._checked(prompt)
-        room = self.longest
-        if len(tokens) >= room:
-            raise RequestError(
-                f"the prompt has {len(tokens)} tokens, which leaves no room for a new one in the "
-                f"{self._limit_name} of {room} tokens; shorten it"
-            )
-        if params.stop and self.tokenizer is None:
-            raise RequestError(
-                "stop strings need a tokenizer, and this model has no tokenizer.json; give stop_token_ids"
-            )
-        for token in params.stop_token_ids:
-            if token >= self.model.vocab_size:
-                raise RequestError(
-                    f"stop_token_ids holds {token}; the model's tokens are 0 to {self.model.vocab_size - 1}"
-                )
-        for token in params.logit_bias:
-            if token >= self.model.vocab_size:
-                raise RequestError(
-                    f"logit_bias holds {token}; the model's tokens are 0 to {self.model.vocab_size - 1}"
-                )
-        seed = self._seeds.getrandbits(32) if params.seed is None else derived_seed(params.seed, index)
-        max_tokens = min(max(1, params.max_tokens), room - len(tokens))  # of 0, `_read` drops the token
-        return Sequence(-1, tokens, params, max_tokens=max_tokens, seed=seed)
-
-    def _checked(self, token_ids: Ordered[int] | Int32) -> Int32:
-        """The tokens of a prompt. Raises RequestError when it is empty or has tokens outside the vocabulary."""
-        read = read_token_array(token_ids)
-        if not len(read):
-            raise RequestError(
-                "the prompt is empty, and this model has no token to begin with; give at least one token"
-            )
-        if not 0 <= read.min() <= read.max() < self.model.vocab_size:
-            place = int(np.flatnonzero((read < 0) | (read >= self.model.vocab_size))[0])
-            raise RequestError(
-                f"token {place} of the prompt is {read[place]}; "
-                f"the model's tokens are 0 to {self.model.vocab_size - 1}"
-            )
-        return read.astype(np.int32)
-
     @property
     def longest(self) -> int:
         """Most tokens of one sequence, prompt and output."""
-        return min(self._context, self._capacity)
-
-    @property
-    def _limit_name(self) -> str:
-        if self._capacity < self._context:
-            return "KV cache"
-        return "model's context" if self._context == self.model.context else "limit --max-model-len"
+        return self._intake.longest
 
     def _step(self) -> None:
         """Launch the next step, then read the tokens of the last."""
