@@ -526,8 +526,8 @@ class Engine:
         """The row of the table `allowed` for the token after an output. Raises RequestError."""
         assert sequence.mask is not None
         words = -(-len(self._is_end) // 32)
-        given = sequence.mask(output)
-        bits = np.full(words, -1, np.int32) if given is None else np.asarray(given)
+        mask = sequence.mask(output)
+        bits = np.full(words, -1, np.int32) if mask is None else np.asarray(mask)
         if bits.shape != (words,) or bits.dtype != np.int32:
             raise RequestError(
                 f"the mask of sequence {sequence.number} is {bits.dtype} {list(bits.shape)}; give int32 [{words}], "

@@ -171,7 +171,7 @@ def _sampling(rows: int, vocab: int, rng: np.random.Generator) -> dict[str, Arra
 
 
 def _tables(rows: int, vocab: int, rng: np.random.Generator) -> dict[str, Array]:
-    """Tables, and the rows of them that hold for each row of logits, of which some have none.
+    """The tables, and for each row of logits the row of each table that it uses; some rows of logits use no table.
 
     No two rows of logits have one row of a table, as no two sequences have.
     """
