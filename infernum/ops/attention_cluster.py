@@ -12,15 +12,13 @@ from infernum.ops.attention_split import (
     FEW_TOKENS,
     HEAD_SLOTS,
     MOST_HEADS,
+    UNIT,
     attend_refusal,
     head_constants,
     heads_of,
 )
 from infernum.ops.rope import most_pairs, rotation_constants, rotation_of
 from infernum.roofline import GPUS
-
-_UNIT = 16
-"""Positions that a warp attends to at once: the rows of an mma."""
 
 _LONG = 4096
 """Positions beyond which a context is long."""
@@ -70,7 +68,7 @@ def _layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
 
 
 def _ring_bytes(dim: int, values: Mapping[str, int]) -> int:
-    return values["WARPS"] * values["DEPTH"] * 2 * _UNIT * (dim + 8) * 2
+    return values["WARPS"] * values["DEPTH"] * 2 * UNIT * (dim + 8) * 2
 
 
 def _does_not_fit(dim: int, target: Target, values: Mapping[str, int]) -> Refusal | None:

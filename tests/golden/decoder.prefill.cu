@@ -724,7 +724,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(
     constexpr int UNITS = HEAD_DIM / 8;                          // 16-byte units of a head
     constexpr int WINDOW = 0;  // positions that a token attends to, itself among them; 0: all
     constexpr float SCALE = base_two(0.25f), CAP = 0.0f;
-constexpr float FACTOR = CAP == 0.0f ? SCALE : 1.0f;  // from scores, after the cap, to exponents
+    constexpr float FACTOR = CAP == 0.0f ? SCALE : 1.0f;  // from scores, after the cap, to exponents
     constexpr size_t Q_STRIDE = 64, OUT_STRIDE = 64;
     static_assert(Q_STRIDE % 8 == 0 && OUT_STRIDE % 8 == 0, "every row starts at a whole access");
     using Cache = KvCache<KV_HEADS, HEAD_DIM>;

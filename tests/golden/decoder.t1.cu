@@ -1171,7 +1171,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) attend_cluster(
     constexpr int MOST_BLOCKS = 8, MOST_NEW = 8;  // of a cluster; tokens in a step
     constexpr int WINDOW = 0;  // positions that a token attends to, itself among them; 0: all
     constexpr float SCALE = base_two(0.25f), CAP = 0.0f;
-constexpr size_t Q_STRIDE = 128, K_STRIDE = 128, V_STRIDE = 128;
+    constexpr size_t Q_STRIDE = 128, K_STRIDE = 128, V_STRIDE = 128;
     constexpr size_t OUT_STRIDE = 64;
     using Cache = KvCache<KV_HEADS, HEAD_DIM>;
     using Stream = UnitStream<T, Cache, DEPTH>;

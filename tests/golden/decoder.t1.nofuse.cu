@@ -1331,7 +1331,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_split(
     constexpr int STEP = UNROLL * WARPS * ROWS;      // positions that the block reads in one iteration
     constexpr int WINDOW = 0;  // positions that a token attends to, itself among them; 0: all
     constexpr float SCALE = base_two(0.25f), CAP = 0.0f;
-constexpr size_t Q_STRIDE = 64;
+    constexpr size_t Q_STRIDE = 64;
     static_assert(Q_STRIDE % VECTOR == 0, "every row starts at a whole access");
     using Cache = KvCache<KV_HEADS, HEAD_DIM>;
     using Lane = LaneAttention<HEAD_TILE, HEAD_DIM, LANES, CHUNKS, VECTOR>;
