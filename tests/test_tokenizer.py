@@ -1,7 +1,9 @@
 """Text in and out: BOS exactly once, whole characters only, stop strings wherever tokens happen to break."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from toy_executor import ToyExecutor, scripted
 
 from infernum.engine.engine import Engine
 from infernum.engine.events import FINISH_REASONS
-from infernum.engine.tokenizer import BROKEN, TextStream, Tokenizer, load_tokenizer
+from infernum.engine.tokenizer import BROKEN, ContextDecoder, TextStream, Tokenizer, load_tokenizer
 from infernum.errors import ConfigError, RequestError
 from infernum.sampling_params import SamplingParams
 
@@ -101,7 +103,7 @@ def test_streamed_text_is_the_text_decoded_at_once(make, bos, prompt, continuati
         ids = before + tokenizer.encode(continuation)[1:]
     stream = TextStream(tokenizer, before)
     pieces = [stream.push(token) for token in ids[len(before) :]]
-    assert not any(piece.endswith(BROKEN) for piece in pieces)
+    assert not any(piece.endswith(BROKEN) for piece in pieces) or BROKEN in continuation
     assert tokenizer.decode(before) + "".join(pieces) + stream.flush() == tokenizer.decode(ids)
 
 
@@ -123,6 +125,41 @@ def test_a_character_that_the_prompt_begins_is_shown_whole_and_nothing_after_it_
     cut = len(tokenizer.encode("a")) + bytes_in_prompt
     stream = TextStream(tokenizer, ids[:cut])
     assert "".join(stream.push(token) for token in ids[cut:]) + stream.flush() == "你bcd"
+
+
+DANTE = Path(__file__).resolve().parents[1] / "examples" / "dante_chat"
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_stream_of_bytes_is_what_the_tokenizer_decodes_of_any_tokens(special):
+    tokenizer = load_tokenizer(DANTE)
+    assert tokenizer.adds_bytes
+    rng = np.random.default_rng(0)
+    single = [token for token in range(tokenizer.vocab_size) if len(tokenizer.spelled(token)) == 1]
+    for vocab in (np.arange(tokenizer.vocab_size + 9), np.array(single)):
+        for _ in range(60):
+            tokens = rng.choice(vocab, 200).tolist()
+            by_bytes = TextStream(tokenizer, special=special)
+            text = "".join(map(by_bytes.push, tokens)) + by_bytes.flush()
+            assert text == tokenizer.decode(tokens, special=special)
+
+
+@given(st.text(max_size=12), st.text(max_size=40), st.integers(0, 4))
+def test_bytes_and_context_give_the_same_text_at_the_same_token(prompt, text, cut):
+    tokenizer = Tokenizer(byte_level(adds_bos=False))
+    ids = tokenizer.encode((prompt + text).replace(BROKEN, "?"))
+    at = min(len(ids), len(tokenizer.encode(prompt)) + cut)
+    by_bytes, by_context = TextStream(tokenizer, ids[:at]), TextStream(tokenizer, ids[:at])
+    by_context._decoder = ContextDecoder(tokenizer, ids[:at], special=False)
+    assert [by_bytes.push(token) for token in ids[at:]] == [by_context.push(token) for token in ids[at:]]
+    assert by_bytes.flush() == by_context.flush()
+
+
+def test_a_character_that_the_prompt_begins_and_no_token_ends_is_the_prompts():
+    tokenizer = Tokenizer(byte_level(adds_bos=False))
+    half = tokenizer.encode("你")[:2]
+    stream = TextStream(tokenizer, half)
+    assert [stream.push(token) for token in tokenizer.encode("ab")] == ["a", "b"]
 
 
 @BOTH
@@ -242,7 +279,8 @@ def test_a_stop_string_is_a_cancel_and_tokens_computed_after_it_are_dropped():
 def test_no_text_is_made_by_the_thread_that_makes_the_step(monkeypatch):
     engine, before = _engine("and then")
     engine.add(before, SamplingParams(temperature=0, stop=("never",)))
-    monkeypatch.setattr(Tokenizer, "decode", lambda *_: pytest.fail("text is made in the step"))
+    for name in ("decode", "bytes_of"):
+        monkeypatch.setattr(Tokenizer, name, lambda *_: pytest.fail("text is made in the step"))
     tokens, ends = [], []
     while engine.busy:
         events = engine.step_events()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -84,8 +86,11 @@ class Tokenizer:
         self.eos_id: int | None = backend.token_to_id(eos) if eos else next(reversed(behind), None)
         self._front = _switched(front, add_bos, self.bos_id)
         self._behind = _switched(behind, add_eos, self.eos_id)
-        decoder = b"" if backend.decoder is None else cast("bytes", backend.decoder.__getstate__())
+        decoder = b"{}" if backend.decoder is None else cast("bytes", backend.decoder.__getstate__())
         self._by_bytes = b'"ByteLevel"' in decoder
+        self.adds_bytes: bool = json.loads(decoder).get("type") == "ByteLevel"
+        """True where a text is the bytes of its tokens, whatever stands around them."""
+        self._bytes: dict[int, bytes] = {}
         added = cast("dict[int, Any]", backend.get_added_tokens_decoder())
         self.special: Mapping[int, str] = {
             number: token.content for number, token in added.items() if token.special
@@ -135,14 +140,20 @@ class Tokenizer:
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes that a token stands for wherever it is: a space at its front, or a part of a character, too."""
+        of_token = self._bytes.get(token)
+        if of_token is None:
+            of_token = self._bytes[token] = self._encoded(token)
+        return of_token
+
+    def _encoded(self, token: int) -> bytes:
         spelled = self.spelled(token)
-        if token in self.special:
-            return spelled.encode()
         if self._by_bytes:
             try:
                 return bytes([_BYTES[character] for character in spelled])
             except KeyError:
                 return spelled.encode()  # an added token
+        if token in self.special:
+            return spelled.encode()
         if byte := _BYTE_TOKEN.fullmatch(spelled):
             return bytes.fromhex(byte[1])
         return spelled.replace("▁", " ").encode()
@@ -232,10 +243,7 @@ def why_no_tokenizer(folder: Path | None, model: str) -> str:
 class TextStream:
     """Turns the tokens of one sequence into text as they come.
 
-    Only whole characters are returned, and no text that may still begin a stop string. The text of a token can
-    depend on the tokens before it (leading spaces, characters split over tokens), so each token is decoded together
-    with its predecessors, and the text of the predecessors is removed from the front. The `DecodeStream` of tokenizers
-    is faster, but repeats the prompt where it ends in half a character, and fails for good at bytes that are none.
+    Only whole characters are returned, and no text that may still begin a stop string.
 
     Special tokens are not shown, unless `special`. A stop string that contains the text of a special token is searched
     in the text with special tokens spelled out; any other stop string in the shown text.
@@ -254,8 +262,12 @@ class TextStream:
         texts = [text for text in tokenizer.special.values() if text]
         self._spelled_stops = tuple(text for text in stop if any(part in text for part in texts))
         self._shown_stops = tuple(text for text in stop if text not in self._spelled_stops)
-        self._tokens = _tail(tokenizer, prompt)
-        self._shown_from, self._unread_from = 0, len(self._tokens)
+        before = [token for token in prompt[-4 * CONTEXT :] if token not in tokenizer.special]
+        self._decoder = (
+            ByteDecoder(tokenizer, before)
+            if tokenizer.adds_bytes
+            else ContextDecoder(tokenizer, before, special)
+        )
         self._held: list[Character] = []
         self.stop_text: str | None = None
         """The stop string that has ended the text."""
@@ -283,13 +295,8 @@ class TextStream:
         shown = [token for token in tokens if not self.hides(token)]
         if not shown:
             return ""
-        self._tokens += shown
-        before, text = self._decoded()
-        unfinished = text.endswith(BROKEN) and len(self._tokens) - self._unread_from < PATIENCE
-        if unfinished or len(text) <= len(before):
-            return ""
-        self._shown_from, self._unread_from = self._unread_from, len(self._tokens)
-        return self._without_stop(_characters(text[len(before) :])) if self.stops else text[len(before) :]
+        text = self._decoder.push(shown)
+        return self._without_stop(_characters(text)) if text and self.stops else text
 
     def hides(self, token: int) -> bool:
         """True for a special token that is not shown."""
@@ -297,30 +304,10 @@ class TextStream:
 
     def flush(self) -> str:
         """The rest of the text, at the end of the sequence; half a character becomes U+FFFD."""
-        return "" if self.stopped else self._without_stop(_characters(self._unread()), final=True)
+        return "" if self.stopped else self._without_stop(_characters(self._decoder.rest()), final=True)
 
     def _push_special(self, text: str) -> str:
-        return self._without_stop([*_characters(self._unread()), *_characters(text, shown=False)])
-
-    def _unread(self) -> str:
-        """Read the unread tokens, and return their text; half a character becomes U+FFFD."""
-        before, text = self._decoded()
-        unread = self._tokens[self._unread_from :]
-        if unread:
-            self._shown_from, self._unread_from = self._unread_from, len(self._tokens)
-        return text[len(before) :] if text.startswith(before) else self._text_of(unread)
-
-    def _text_of(self, tokens: Sequence[int]) -> str:
-        return self._tokenizer.decode(tokens, special=self._shows_special)
-
-    def _decoded(self) -> tuple[str, str]:
-        """The text since `_shown_from`: without the unread tokens, and with them.
-
-        The first leaves out half a character at the end of the prompt, if the unread tokens complete it.
-        """
-        before = self._text_of(self._tokens[self._shown_from : self._unread_from])
-        text = self._text_of(self._tokens[self._shown_from :])
-        return before if text.startswith(before) else before.rstrip(BROKEN), text
+        return self._without_stop([*_characters(self._decoder.rest()), *_characters(text, shown=False)])
 
     def _without_stop(self, new: list[Character], *, final: bool = False) -> str:
         """The part of the held text and `new` that can be shown; at the end of the sequence (`final`), all of it."""
@@ -338,6 +325,82 @@ class TextStream:
             end = min(len(spelled) - _may_begin(spelled, self._spelled_stops), [*places, len(held)][begun])
         self._held = [] if starts else held[end:]
         return _text(character for character in held[:end] if character.shown)
+
+
+class ByteDecoder:
+    """Tokens to text where a text is the bytes of its tokens.
+
+    A character that the tokens before begin is returned whole, once it is complete.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int]) -> None:
+        self._bytes_of = tokenizer.bytes_of
+        self._pending = b""
+        self._after_half = False
+        self.push(before)
+        self._after_half = bool(self._pending)
+
+    def push(self, tokens: Iterable[int]) -> str:
+        """The characters that are complete with these tokens."""
+        return self._text(b"".join([self._bytes_of(token) for token in tokens]), final=False)
+
+    def rest(self) -> str:
+        """What the tokens so far have besides; half a character becomes U+FFFD."""
+        return self._text(b"", final=True)
+
+    def _text(self, more: bytes, *, final: bool) -> str:
+        pending = self._pending + more
+        text, used = codecs.utf_8_decode(pending, "replace", final)
+        self._pending = pending[used:]
+        if self._after_half and text:  # what is broken at its front is the prompt's
+            self._after_half = False
+            return text.removeprefix(BROKEN)
+        return text
+
+
+class ContextDecoder:
+    """Tokens to text where the text of a token can depend on the tokens before it, as by leading spaces.
+
+    Tokens are decoded together with their predecessors, and the text of the predecessors is removed from the front. The
+    `DecodeStream` of tokenizers is faster, but repeats the prompt where it ends in half a character, and fails for good
+    at bytes that are none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int], special: bool) -> None:
+        self._tokenizer = tokenizer
+        self._special = special
+        self._tokens = _tail(tokenizer, before)
+        self._shown_from, self._unread_from = 0, len(self._tokens)
+
+    def push(self, tokens: Iterable[int]) -> str:
+        """The characters that are complete with these tokens."""
+        self._tokens += tokens
+        before, text = self._decoded()
+        unfinished = text.endswith(BROKEN) and len(self._tokens) - self._unread_from < PATIENCE
+        if unfinished or len(text) <= len(before):
+            return ""
+        self._shown_from, self._unread_from = self._unread_from, len(self._tokens)
+        return text[len(before) :]
+
+    def rest(self) -> str:
+        """What the tokens so far have besides; half a character becomes U+FFFD."""
+        before, text = self._decoded()
+        unread = self._tokens[self._unread_from :]
+        if unread:
+            self._shown_from, self._unread_from = self._unread_from, len(self._tokens)
+        return text[len(before) :] if text.startswith(before) else self._text_of(unread)
+
+    def _text_of(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(tokens, special=self._special)
+
+    def _decoded(self) -> tuple[str, str]:
+        """The text since `_shown_from`: without the unread tokens, and with them.
+
+        The first leaves out half a character at the end of the prompt, if the unread tokens complete it.
+        """
+        before = self._text_of(self._tokens[self._shown_from : self._unread_from])
+        text = self._text_of(self._tokens[self._shown_from :])
+        return before if text.startswith(before) else before.rstrip(BROKEN), text
 
 
 class Character(NamedTuple):
@@ -362,13 +425,12 @@ def _may_begin(text: str, stops: tuple[str, ...]) -> int:
     return next((n for n in lengths if any(stop.startswith(text[-n:]) for stop in stops)), 0)
 
 
-def _tail(tokenizer: Tokenizer, prompt: Sequence[int]) -> list[int]:
-    """The last tokens of a prompt, beginning at the start of a character."""
-    ordinary = [token for token in prompt[-4 * CONTEXT :] if token not in tokenizer.special]
+def _tail(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
+    """The last of these tokens, beginning at the start of a character."""
     for size in range(CONTEXT, CONTEXT + 4):
-        if not tokenizer.decode(ordinary[-size:]).startswith(BROKEN):
-            return ordinary[-size:]
-    return ordinary[-CONTEXT:]
+        if not tokenizer.decode(tokens[-size:]).startswith(BROKEN):
+            return list(tokens[-size:])
+    return list(tokens[-CONTEXT:])
 
 
 def _token_text(name: str, where: Path, *objects: dict[str, object]) -> str | None:
