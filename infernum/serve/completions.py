@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator
-from contextlib import closing
-from dataclasses import dataclass, field
-
-from starlette.types import Receive, Scope, Send
-
-from infernum.serve.exchange import Answer, stream, whole
-from infernum.serve.generation import Gathered, Generation, Piece, Wish
+from infernum.serve.generation import Piece
 from infernum.serve.logprobs import Offsets, Place
 from infernum.serve.problems import invalid
 from infernum.serve.requests import MOST_CHOICES, CompletionRequest
-from infernum.serve.responses import (
-    TEXT,
-    CompletionChoice,
-    CompletionResponse,
-    PromptDetails,
-    Usage,
-    around_text,
-    encode,
-    event,
-)
+from infernum.serve.responses import CompletionChoice, CompletionResponse, Usage
 from infernum.serve.served import Served
+from infernum.serve.task import Task
 
 DEFAULT_TOKENS = 16
 """max_tokens of a request that has none, as in OpenAI's interface."""
 
 
-@dataclass
-class CompletionTask:
-    """One request of /v1/completions that was read and found right."""
+class CompletionTask(Task[CompletionRequest]):
+    """One request of /v1/completions."""
 
-    served: Served
-    request: CompletionRequest
-    id: str
-    model: str
-    prompts: list[list[int]]
-    echoed: list[str]
-    wishes: list[Wish]
-    created: int = field(default_factory=lambda: int(time.time()))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._offsets: dict[int, Offsets] = {}
+        """Where the tokens of each choice are in its text, from its first piece on."""
 
     @classmethod
     async def of(cls, served: Served, request: CompletionRequest, identity: str) -> CompletionTask:
@@ -53,64 +32,20 @@ class CompletionTask:
         ]
         if request.max_tokens == 0 and not request.echo:
             raise invalid("max_tokens is 0; ask for one token at least, or echo the prompt", "max_tokens")
+        if request.echo:
+            _ = served.needed_tokenizer
         most = DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
         wishes = served.wishes(request, prompts, most, chat=False)
-        count = len(wishes) // len(prompts)
-        echoed = [
-            served.needed_tokenizer.decode(prompt) if request.echo else ""
-            for prompt in prompts
-            for _ in range(count)
-        ]
-        return cls(served, request, f"cmpl-{identity}", model, prompts, echoed, wishes)
+        return cls(served, request, f"cmpl-{identity}", model, prompts, wishes)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.request.stream:
-            await stream(self._events(), receive, send)
-        else:
-            answer = await whole(self._whole(), receive)
-            await Answer(answer)(scope, receive, send)
+    def response(self, pieces: list[Piece], usage: Usage) -> CompletionResponse:
+        return self._response([self._choice(piece) for piece in pieces], usage)
 
-    async def _whole(self) -> CompletionResponse:
-        texts = [Gathered() for _ in self.wishes]
-        with closing(self.served.generate(self.wishes)) as generation:
-            while generation.unfinished:
-                for piece in await generation.next_pieces():
-                    texts[piece.index].take(piece)
-            usage = self._usage(generation)
-        return self._response(
-            [self._choice(text.piece(index), self._offsets()) for index, text in enumerate(texts)], usage
-        )
+    def chunk(self, piece: Piece | None, usage: Usage | None) -> CompletionResponse:
+        return self._response([] if piece is None else [self._choice(piece)], usage)
 
-    async def _events(self) -> AsyncIterator[bytes]:
-        options = self.request.stream_options
-        always = bool(options and options.continuous_usage_stats)
-        plain = [
-            around_text(
-                self._response(
-                    [self._choice(Piece(index, TEXT, [], []), self._offsets(), echoes=False)], None
-                )
-            )
-            for index in range(len(self.wishes))
-        ]
-        with closing(self.served.generate(self.wishes)) as generation:
-            begun = [not self.request.echo] * len(self.wishes)
-            offsets = [self._offsets() for _ in self.wishes]
-            while generation.unfinished:
-                body = b""
-                for piece in await generation.next_pieces():
-                    echoes = not begun[piece.index]
-                    begun[piece.index] = True
-                    if piece.finish_reason is None and not (piece.logprobs or always or echoes):
-                        if piece.text:
-                            front, behind = plain[piece.index]
-                            body += front + encode(piece.text) + behind
-                    else:
-                        usage = self._usage(generation) if always else None
-                        choice = self._choice(piece, offsets[piece.index], echoes=echoes)
-                        body += event(self._response([choice], usage))
-                yield body
-            if options and options.include_usage:
-                yield event(self._response([], self._usage(generation)))
+    def is_plain(self, piece: Piece) -> bool:
+        return super().is_plain(piece) and (piece.index in self._offsets or not self.request.echo)
 
     def _response(self, choices: list[CompletionChoice], usage: Usage | None) -> CompletionResponse:
         response = CompletionResponse(
@@ -125,17 +60,17 @@ class CompletionTask:
             response.usage = usage
         return response
 
-    def _offsets(self) -> Offsets:
-        return self.served.speller.offsets(shows_special=self.request.skip_special_tokens is False)
-
-    def _choice(self, piece: Piece, offsets: Offsets, *, echoes: bool = True) -> CompletionChoice:
-        """The choice of a piece, with the prompt where it is to be echoed and `echoes`."""
+    def _choice(self, piece: Piece) -> CompletionChoice:
+        """The choice of a piece, with the prompt in the first piece where it is to be echoed."""
         speller, tokens, places = self.served.speller, piece.tokens, list[Place | None](piece.logprobs)
-        text = piece.text
-        if echoes:
-            text = self.echoed[piece.index] + text
-            if self.request.echo and self.request.logprobs is not None and piece.prompt is not None:
-                tokens, places = self.wishes[piece.index].prompt + tokens, [*piece.prompt, *places]
+        text, offsets = piece.text, self._offsets.get(piece.index)
+        if offsets is None:
+            shows_special = self.request.skip_special_tokens is False
+            offsets = self._offsets[piece.index] = speller.offsets(shows_special=shows_special)
+            if self.request.echo:
+                text = self._prompt_text(piece.index) + text
+                if self.request.logprobs is not None and piece.prompt is not None:
+                    tokens, places = self.wishes[piece.index].prompt + tokens, [*piece.prompt, *places]
         choice = CompletionChoice(
             index=piece.index,
             text=text,
@@ -147,20 +82,9 @@ class CompletionTask:
             choice.prompt_logprobs = speller.prompt(piece.prompt)
         return choice
 
-    def _usage(self, generation: Generation) -> Usage:
-        return usage_of(self.prompts, generation)
-
-
-def usage_of(prompts: list[list[int]], generation: Generation) -> Usage:
-    """The numbers of tokens so far."""
-    count = sum(map(len, prompts))
-    output = generation.output_tokens
-    return Usage(
-        prompt_tokens=count,
-        completion_tokens=output,
-        total_tokens=count + output,
-        prompt_tokens_details=PromptDetails(cached_tokens=generation.cached_tokens),
-    )
+    def _prompt_text(self, index: int) -> str:
+        prompt = self.prompts[index * len(self.prompts) // len(self.wishes)]
+        return self.served.needed_tokenizer.decode(prompt)
 
 
 def _prompts(request: CompletionRequest) -> list[str | list[int]]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from infernum.serve.generation import Generation
+from infernum.serve.http_protocol import CONNECTION, HttpProtocol
 from infernum.serve.problems import Problem, internal
 from infernum.serve.responses import DONE, event
 
@@ -56,26 +58,38 @@ async def whole(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
     return await _while_connected(work, receive)
 
 
-async def stream(events: AsyncIterator[bytes], receive: Receive, send: Send) -> None:
-    """Send events as they come, and [DONE] behind them. An error on the way is the last event.
+async def stream(
+    generation: Generation,
+    events: Callable[[], bytes],
+    last_event: Callable[[], bytes],
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+) -> None:
+    """Send the events that a generation has for the client, and [DONE] behind them. A problem is the last event.
 
-    The first event is awaited before the response begins, so that a request that fails at once has its status.
-    Raises ClientGone when the client goes.
+    `events` are those that have come since its last call. The first are awaited before the response begins, so that a
+    request that fails at once has its status. Raises ClientGone when the client goes.
     """
-    await _while_connected(_send_events(events, send), receive)
+    await _while_connected(_send_events(generation, events, last_event, scope, send), receive)
 
 
-async def _send_events(events: AsyncIterator[bytes], send: Send) -> None:
-    first = await anext(events, b"")
+async def _send_events(
+    generation: Generation,
+    events: Callable[[], bytes],
+    last_event: Callable[[], bytes],
+    scope: Scope,
+    send: Send,
+) -> None:
+    await generation.news()
+    body = events()
     headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
     headers += [(b"x-accel-buffering", b"no")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": first, "more_body": True})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
     try:
-        async for body in events:
-            if body:
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-        last = DONE
+        await _write(generation, events, scope["state"][CONNECTION])
+        last = last_event() + DONE
     except Problem as problem:
         last = event(problem.body) + DONE
     except Exception:
@@ -83,6 +97,34 @@ async def _send_events(events: AsyncIterator[bytes], send: Send) -> None:
         await send({"type": "http.response.body", "body": last, "more_body": False})
         raise
     await send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+async def _write(generation: Generation, events: Callable[[], bytes], connection: HttpProtocol) -> None:
+    """Write events, at once when they come, or later and together, when the client reads again.
+
+    Neither ASGI nor a task is between the engine's message and the socket, which is most of what an event would cost.
+    """
+    ended = asyncio.get_running_loop().create_future()
+
+    def write() -> None:
+        if ended.done() or connection.is_full:
+            return
+        try:
+            body = events()
+        except Exception as error:  # for the task that waits
+            ended.set_exception(error)
+            return
+        if body:
+            connection.write_part(body)
+        if not generation.unfinished:
+            ended.set_result(None)
+
+    generation.on_news = connection.on_reading = write
+    try:
+        write()
+        await ended
+    finally:
+        generation.on_news = connection.on_reading = None
 
 
 async def _while_connected(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:

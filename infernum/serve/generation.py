@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -127,20 +128,31 @@ class Generation:
         """Number of prompt tokens that the cache had, of all choices."""
         return sum(choice.inbox.cached_tokens for choice in self._choices)
 
-    async def next_pieces(self) -> list[Piece]:
-        """What has come since the last list, for as long as `unfinished` is not 0. Raises Problem."""
-        while True:
-            await self._wake.wait()
-            pieces: list[Piece] = []
-            for index, choice in enumerate(self._choices):
-                inbox = choice.inbox
-                has_come = bool(inbox.tokens) or inbox.finish_reason is not None
-                if has_come and inbox.error is None and not choice.finished:
-                    pieces.append(self._read(index, choice))
-                elif inbox.error is not None and not choice.finished:
-                    raise _problem(inbox)
-            if pieces:
-                return pieces
+    @property
+    def on_news(self) -> Callable[[], None] | None:
+        """Called when something has come, in place of `news`."""
+        return self._wake.call
+
+    @on_news.setter
+    def on_news(self, call: Callable[[], None] | None) -> None:
+        self._wake.call = call
+
+    async def news(self) -> None:
+        """Wait until something has come."""
+        await self._wake.wait()
+
+    def pieces(self) -> list[Piece]:
+        """What has come since the last call. Raises Problem."""
+        pieces: list[Piece] = []
+        for index, choice in enumerate(self._choices):
+            inbox = choice.inbox
+            if choice.finished:
+                continue
+            if inbox.error is not None:
+                raise _problem(inbox)
+            if inbox.tokens or inbox.finish_reason is not None:
+                pieces.append(self._read(index, choice))
+        return pieces
 
     def _read(self, index: int, choice: _Choice) -> Piece:
         inbox = choice.inbox

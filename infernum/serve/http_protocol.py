@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -19,6 +20,10 @@ HEAD_SECONDS = 30.0
 """How long a client may take to send them."""
 
 
+CONNECTION = "connection"
+"""Where the state of an ASGI scope has the `HttpProtocol`."""
+
+
 class HttpProtocol(HttpToolsProtocol):
     """One connection of a client, which is cut when the client reads nothing of an answer for `reader_seconds`."""
 
@@ -28,6 +33,18 @@ class HttpProtocol(HttpToolsProtocol):
         self._reader: asyncio.TimerHandle | None = None
         self._head_bytes: int | None = 0
         self._deadline: asyncio.TimerHandle | None = None
+        self.on_reading: Callable[[], None] | None = None
+        """Called when the client reads again, after `is_full`."""
+
+    @property
+    def is_full(self) -> bool:
+        """True while the client reads more slowly than the server writes."""
+        return bool(self.flow.write_paused)
+
+    def write_part(self, body: bytes) -> None:
+        """Write a part of a body of unknown length, the head of which ASGI has sent."""
+        if not self.transport.is_closing():
+            self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -52,6 +69,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope.setdefault("state", {})[CONNECTION] = self
         self._await_head()
 
     def on_headers_complete(self) -> None:
@@ -69,6 +87,8 @@ class HttpProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         self._forget_reader()
         super().resume_writing()
+        if self.on_reading is not None:
+            self.on_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what the parser has not understood."""
