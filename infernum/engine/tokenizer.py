@@ -258,7 +258,7 @@ class TextStream:
         special: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
-        self._shows_special = special
+        self._hidden: Mapping[int, str] = {} if special else tokenizer.special
         texts = [text for text in tokenizer.special.values() if text]
         self._spelled_stops = tuple(text for text in stop if any(part in text for part in texts))
         self._shown_stops = tuple(text for text in stop if text not in self._spelled_stops)
@@ -292,7 +292,7 @@ class TextStream:
 
     def push_all(self, tokens: Iterable[int]) -> str:
         """Add tokens at once, and return the text that is complete now."""
-        shown = [token for token in tokens if not self.hides(token)]
+        shown = [token for token in tokens if token not in self._hidden]
         if not shown:
             return ""
         text = self._decoder.push(shown)
@@ -300,7 +300,7 @@ class TextStream:
 
     def hides(self, token: int) -> bool:
         """True for a special token that is not shown."""
-        return not self._shows_special and token in self._tokenizer.special
+        return token in self._hidden
 
     def flush(self) -> str:
         """The rest of the text, at the end of the sequence; half a character becomes U+FFFD."""
@@ -342,7 +342,7 @@ class ByteDecoder:
 
     def push(self, tokens: Iterable[int]) -> str:
         """The characters that are complete with these tokens."""
-        return self._text(b"".join([self._bytes_of(token) for token in tokens]), final=False)
+        return self._text(b"".join(map(self._bytes_of, tokens)), final=False)
 
     def rest(self) -> str:
         """What the tokens so far have besides; half a character becomes U+FFFD."""

@@ -21,6 +21,8 @@ class CompletionTask(Task[CompletionRequest]):
         super().__post_init__()
         self._offsets: dict[int, Offsets] = {}
         """Where the tokens of each choice are in its text, from its first piece on."""
+        if self.request.echo:
+            self._in_full = set(range(len(self.wishes)))
 
     @classmethod
     async def of(cls, served: Served, request: CompletionRequest, identity: str) -> CompletionTask:
@@ -43,9 +45,6 @@ class CompletionTask(Task[CompletionRequest]):
 
     def chunk(self, piece: Piece | None, usage: Usage | None) -> CompletionResponse:
         return self._response([] if piece is None else [self._choice(piece)], usage)
-
-    def is_plain(self, piece: Piece) -> bool:
-        return super().is_plain(piece) and (piece.index in self._offsets or not self.request.echo)
 
     def _response(self, choices: list[CompletionChoice], usage: Usage | None) -> CompletionResponse:
         response = CompletionResponse(

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -128,7 +128,8 @@ class EngineClient:
         """When it was last given a sequence."""
         self.death: str | None = None
         """Why the engine serves no more."""
-        self.on_step: Callable[[Stepped], None] = lambda stepped: None
+        self.on_step: Callable[[Stepped, Mapping[float, int]], None] = lambda stepped, gaps: None
+        """Called with each step, and with the numbers of its tokens by their seconds since their sequence's last."""
 
     def start(self) -> None:
         """Start the process, which begins to load the model."""
@@ -254,22 +255,25 @@ class EngineClient:
                             np.frombuffer(scores.values, np.float32).reshape(-1, scores.columns),
                         )
                 inboxes, signals = self._inboxes, dict[Signal, None]()
+                lasts: dict[float, int] = {}
                 for number, token, end in zip(numbers, tokens, ends, strict=True):
                     inbox = inboxes.get(number)
                     if inbox is None:
                         continue
                     if token != NO_TOKEN:
                         inbox.tokens.append(token)
-                    inbox.last = now
-                    if inbox.first is None:
+                    if inbox.last is None:
                         inbox.first = now
+                    else:
+                        lasts[inbox.last] = lasts.get(inbox.last, 0) + 1
+                    inbox.last = now
                     if end:
                         inbox.finish_reason = FINISH_REASONS[end]
                         del inboxes[number]
                     signals[inbox.wake] = None
                 for signal in signals:
                     signal.set()
-                self.on_step(message)
+                self.on_step(message, {now - last: count for last, count in lasts.items()})
             case Refused(number, reason, ours):
                 inbox = self._inboxes.pop(number, None)
                 if inbox is not None:

@@ -76,14 +76,13 @@ class Gathered:
 
 @dataclass(slots=True)
 class _Choice:
-    """A sequence of a request. `read` is when the last of its tokens that were read had come."""
+    """A sequence of a request."""
 
     wish: Wish
     number: int
     inbox: Inbox
     text: TextStream | None
     output_tokens: int = 0
-    read: float | None = None
     finished: bool = False
 
 
@@ -158,11 +157,9 @@ class Generation:
         inbox = choice.inbox
         tokens, inbox.tokens = inbox.tokens, []
         logprobs, inbox.logprobs = inbox.logprobs, []
-        if tokens and choice.read is not None and inbox.last is not None:
-            self._metrics.gap.observe((inbox.last - choice.read) / len(tokens), len(tokens))
-        choice.read = inbox.last
         piece = _spelled(index, choice, tokens, logprobs, inbox.finish_reason)
-        piece.prompt, inbox.prompt = inbox.prompt, None
+        if inbox.prompt is not None:
+            piece.prompt, inbox.prompt = inbox.prompt, None
         choice.output_tokens += len(piece.tokens)
         if piece.finish_reason is not None:
             choice.finished = True

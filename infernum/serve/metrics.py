@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -121,8 +121,11 @@ class Metrics:
         if sequence.output_tokens > 1:
             self.per_token.observe((sequence.last - sequence.first) / (sequence.output_tokens - 1))
 
-    def stepped(self, load: Load, ready: Ready, output: int) -> None:
-        """Take over the engine's own sums after a step, in which it sampled `output` tokens."""
+    def stepped(self, load: Load, ready: Ready, output: int, gaps: Mapping[float, int]) -> None:
+        """Take over the engine's own sums after a step, in which it sampled `output` tokens.
+
+        `gaps` are the numbers of tokens by the seconds since their sequence's last.
+        """
         last, self._last = self._last, load
         self.running.set(load.running)
         self.waiting.set(load.waiting)
@@ -135,6 +138,8 @@ class Metrics:
         self.prompt_tokens_cached.inc(cached)
         self.generation_tokens.inc(output)
         self.iteration_tokens.observe(computed + output)
+        for gap, count in gaps.items():
+            self.gap.observe(gap, count)
 
     def _gauge(self, name: str, help: str) -> Gauge:
         return Gauge(f"{self._prefix}:{name}", help, ("model_name",), registry=self._registry).labels(

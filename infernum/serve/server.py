@@ -20,7 +20,7 @@ from infernum.serve.guards import Exchanged, Guard, hashed_keys, local_hosts
 from infernum.serve.http_protocol import HttpProtocol
 from infernum.serve.metrics import Metrics
 from infernum.serve.served import Limits, Served
-from infernum.serve.wire import EngineOptions, Ready, Stepped
+from infernum.serve.wire import EngineOptions
 
 POLL_SECONDS = 0.05
 """How often a server that shuts down looks whether the last sequence has ended."""
@@ -103,7 +103,7 @@ async def serve(
         names = options.names or (source.name,)
         metrics = Metrics(options.metrics_prefix, names[0])
         served = Served(source, names, engine, ready, options.limits, metrics, options.chat_template)
-        engine.on_step = lambda stepped: _count(metrics, ready, stepped)
+        engine.on_step = lambda stepped, gaps: metrics.stepped(stepped.load, ready, len(stepped.tokens), gaps)
         app = App(served, stall_seconds=options.stall_seconds)
         server = HttpServer(_config(app, options, on_end), app, served, options.shutdown_seconds)
         announcement = asyncio.create_task(_told(server, served, on_ready))
@@ -158,7 +158,3 @@ def _address(server: HttpServer) -> str:
         return f"unix:{config.uds}"
     host, port, *_ = server.servers[0].sockets[0].getsockname()
     return f"{'https' if config.is_ssl else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _count(metrics: Metrics, ready: Ready, stepped: Stepped) -> None:
-    metrics.stepped(stepped.load, ready, len(stepped.tokens))

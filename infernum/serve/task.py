@@ -36,6 +36,8 @@ class Task(ABC, Generic[Asked]):
         self._ends_with_usage = bool(options and options.include_usage)
         self._always_has_usage = bool(options and options.continuous_usage_stats)
         self._around_text: dict[int, tuple[bytes, bytes]] = {}
+        self._in_full: set[int] = set(range(len(self.wishes))) if self._always_has_usage else set()
+        """Choices whose next event differs from the last one in more than its text."""
         self._opening = self.opening() if self.request.stream else b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,10 +67,6 @@ class Task(ABC, Generic[Asked]):
     def chunk(self, piece: Piece | None, usage: Usage | None) -> Any:
         """The body of an event: what a piece adds to its choice, or nothing but numbers of tokens."""
 
-    def is_plain(self, piece: Piece) -> bool:
-        """True for a piece whose event differs from others of its choice in the text only."""
-        return piece.finish_reason is None and not piece.logprobs and not self._always_has_usage
-
     async def _whole(self, generation: Generation) -> Any:
         choices = [Gathered() for _ in self.wishes]
         while generation.unfinished:
@@ -83,8 +81,10 @@ class Task(ABC, Generic[Asked]):
         """The events of what has come since the last ones. Raises Problem."""
         body, self._opening = self._opening, b""
         for piece in generation.pieces():
-            if not self.is_plain(piece):
+            if piece.finish_reason is not None or piece.logprobs or piece.index in self._in_full:
                 body += event(self.chunk(piece, self._usage(generation) if self._always_has_usage else None))
+                if not self._always_has_usage:
+                    self._in_full.discard(piece.index)
             elif piece.text:
                 front, behind = self._around_text.get(piece.index) or self._cut(piece.index)
                 body += front + encode(piece.text) + behind
