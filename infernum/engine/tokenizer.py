@@ -258,6 +258,8 @@ class TextStream:
         special: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
+        self.stops = bool(stop)
+        """True when there is a stop string to look for."""
         self._hidden: Mapping[int, str] = {} if special else tokenizer.special
         texts = [text for text in tokenizer.special.values() if text]
         self._spelled_stops = tuple(text for text in stop if any(part in text for part in texts))
@@ -276,11 +278,6 @@ class TextStream:
     def stopped(self) -> bool:
         """True once a stop string has ended the text."""
         return self.stop_text is not None
-
-    @property
-    def stops(self) -> bool:
-        """True when there is a stop string to look for."""
-        return bool(self._spelled_stops or self._shown_stops)
 
     def push(self, token: int) -> str:
         """Add a token, and return the text that is complete now. A stop string ends it (`stop_text`)."""

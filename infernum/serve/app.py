@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infernum.serve import bodies, information
 from infernum.serve.chats import ChatTask
@@ -24,7 +25,16 @@ from infernum.serve.problems import Problem, internal, unavailable
 from infernum.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from infernum.serve.served import Served
 
-Endpoint = Callable[[Request], Awaitable[Any]]
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Answers a request: `answer` returns the application that does it. Starlette wraps functions at some cost."""
+
+    answer: Callable[[Request], Awaitable[ASGIApp]]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = await self.answer(Request(scope, receive, send))
+        await answer(scope, receive, send)
 
 
 class App:
@@ -45,7 +55,7 @@ class App:
             "/health": ("GET", self._got(lambda request: self._health())),
             "/ping": ("GET", self._got(lambda request: self._health())),
             "/version": ("GET", self._got(lambda request: information.version())),
-            "/metrics": ("GET", self._measure),
+            "/metrics": ("GET", Endpoint(self._measure)),
             "/openapi.json": ("GET", self._got(lambda request: msgspec.Raw(document()))),
         }
 
@@ -61,20 +71,20 @@ class App:
             exception_handlers={HTTPException: self._refused, Problem: _told, Exception: _failed},  # pyright: ignore[reportArgumentType]
         )
 
-    def _posted(self, kind: type[Any], serve: Callable[[Any, Request], Awaitable[Any]]) -> Endpoint:
+    def _posted(self, kind: type[Any], serve: Callable[[Any, Request], Awaitable[ASGIApp]]) -> Endpoint:
         decoder = msgspec.json.Decoder(kind)
         limits = self._served.limits
 
-        async def endpoint(request: Request) -> Any:
+        async def answer(request: Request) -> ASGIApp:
             return await serve(await bodies.read(request, decoder, limits.body, limits.nesting), request)
 
-        return endpoint
+        return Endpoint(answer)
 
-    def _got(self, answer: Callable[[Request], Any]) -> Endpoint:
-        async def endpoint(request: Request) -> Answer:
-            return Answer(answer(request))
+    def _got(self, body: Callable[[Request], Any]) -> Endpoint:
+        async def answer(request: Request) -> Answer:
+            return Answer(body(request))
 
-        return endpoint
+        return Endpoint(answer)
 
     async def _complete(self, body: CompletionRequest, request: Request) -> CompletionTask:
         self._check_open()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -106,6 +107,8 @@ async def serve(
         engine.on_step = lambda stepped, gaps: metrics.stepped(stepped.load, ready, len(stepped.tokens), gaps)
         app = App(served, stall_seconds=options.stall_seconds)
         server = HttpServer(_config(app, options, on_end), app, served, options.shutdown_seconds)
+        gc.collect()
+        gc.freeze()  # what the start has made, collections need not look at again
         announcement = asyncio.create_task(_told(server, served, on_ready))
         await server.serve()
         announcement.cancel()

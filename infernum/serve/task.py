@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from starlette.types import Receive, Scope, Send
@@ -45,8 +46,8 @@ class Task(ABC, Generic[Asked]):
             if self.request.stream:
                 await stream(
                     generation,
-                    lambda: self._events(generation),
-                    lambda: self._last_event(generation),
+                    partial(self._events, generation),
+                    partial(self._last_event, generation),
                     scope,
                     receive,
                     send,
