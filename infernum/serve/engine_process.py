@@ -12,6 +12,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from queue import SimpleQueue
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
@@ -59,9 +60,10 @@ class EngineWorker:
     A thread reads requests while a step runs. The process ends when the server closes the connection, or has ended.
     """
 
-    def __init__(self, engine: Engine, connection: socket.socket) -> None:
+    def __init__(self, engine: Engine, connection: socket.socket, reader: BinaryIO) -> None:
         self._engine = engine
         self._connection = connection
+        self._reader = reader
         self._theirs: dict[int, int] = {}
         self._ours: dict[int, int] = {}
         self._requests = SimpleQueue[Add | Cancel | None]()
@@ -176,7 +178,7 @@ class EngineWorker:
         self._send(Refused(number, message, ours))
 
     def _read(self) -> None:
-        while (body := receive(self._connection)) is not None:
+        while (body := receive(self._reader)) is not None:
             self._requests.put(self._decoder.decode(body))
         self._requests.put(None)
         threading.Timer(5, os._exit, (0,)).start()  # a step that never ends keeps no GPU
@@ -190,14 +192,15 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which drains
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     connection = socket.socket(fileno=int(sys.argv[1]))
-    first = receive(connection)
+    reader = connection.makefile("rb")  # buffered: after each read, the thread waits until a step lets it run
+    first = receive(reader)
     if first is None:
         return
     options = msgspec.msgpack.decode(first, type=EngineOptions)
     try:
         with logs.on_stderr(), _opened(options, connection) as (engine, ready):
             connection.sendall(frame(ready))
-            EngineWorker(engine, connection).serve()
+            EngineWorker(engine, connection, reader).serve()
     except (BrokenPipeError, ConnectionResetError):
         return
     except Exception as error:

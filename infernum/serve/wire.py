@@ -5,9 +5,8 @@ Both ends are one program in one version, on an inherited pair of sockets that n
 
 from __future__ import annotations
 
-import socket
 import struct
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -172,17 +171,11 @@ def length_of(header: bytes) -> int:
     return int(_LENGTH.unpack(header)[0])
 
 
-def receive(connection: socket.socket) -> bytes | None:
+def receive(reader: BinaryIO) -> bytes | None:
     """The next message, or None where the other side has closed."""
-    header = _exactly(connection, LENGTH_BYTES)
-    return None if header is None else _exactly(connection, length_of(header))
-
-
-def _exactly(connection: socket.socket, count: int) -> bytes | None:
-    parts = bytearray()
-    while len(parts) < count:
-        part = connection.recv(count - len(parts))
-        if not part:
-            return None
-        parts += part
-    return bytes(parts)
+    header = reader.read(LENGTH_BYTES)
+    if len(header) < LENGTH_BYTES:
+        return None
+    length = length_of(header)
+    body = reader.read(length)
+    return body if len(body) == length else None
