@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ from infernum.serve.wire import EngineOptions
 
 POLL_SECONDS = 0.05
 """How often a server that shuts down looks whether the last sequence has ended."""
+
+ACCEPTS = 16
+"""New connections that one turn of the event loop accepts. A turn takes milliseconds where many streams run."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,25 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[object] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)  # pyright: ignore[reportArgumentType]
+        if not self.config.uds:
+            await self._listen_again(self._loop)
+
+    async def _listen_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let the loop accept several connections in a turn: uvloop accepts one for each listening descriptor."""
+        protocol = partial(
+            self.config.http_protocol_class,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        for listening in [each for server in self.servers for each in server.sockets]:
+            for _ in range(ACCEPTS - 1):
+                again = socket.fromfd(listening.fileno(), listening.family, listening.type)
+                self.servers.append(
+                    await loop.create_server(
+                        protocol, sock=again, ssl=self.config.ssl, backlog=self.config.backlog
+                    )
+                )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second ends at once."""
