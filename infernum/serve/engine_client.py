@@ -41,6 +41,9 @@ from infernum.step import NO_TOKEN
 
 OnLoading: TypeAlias = Callable[[str, int, int], None]
 
+READ_BYTES = 1 << 17
+"""Most bytes of results that are read at once."""
+
 SOCKET_BYTES = 1 << 22
 """Bytes of results that wait for the server before the engine does."""
 
@@ -150,24 +153,22 @@ class EngineClient:
         """Wait until the model is loaded. Raises InfernumError with the reason when it cannot be."""
         assert self._connection is not None, "start() comes first"
         reader, self._writer = await asyncio.open_connection(sock=self._connection)
-        decoder = msgspec.msgpack.Decoder(FromEngine)
         self._writer.write(frame(self._options))
-        while True:
-            body = await _message(reader)
-            message = None if body is None else decoder.decode(body)
-            match message:
-                case Loading(what, done, total):
-                    on_loading(what, done, total)
-                case Ready():
-                    self._reading = asyncio.create_task(self._read(reader, decoder))
-                    self.stepped = time.monotonic()
-                    return message
-                case Failed(reason):
-                    raise InfernumError(reason)
-                case _:
-                    raise InfernumError(
-                        f"the engine's process ended while it loaded the model{self._status()}"
-                    )
+        messages = _Messages(reader)
+        while batch := await messages.next():
+            for message in batch:
+                match message:
+                    case Loading(what, done, total):
+                        on_loading(what, done, total)
+                    case Ready():  # the last message until there are sequences
+                        self._reading = asyncio.create_task(self._read(messages))
+                        self.stepped = time.monotonic()
+                        return message
+                    case Failed(reason):
+                        raise InfernumError(reason)
+                    case _:
+                        raise AssertionError(f"the engine sends {message} while it loads")
+        raise InfernumError(f"the engine's process ended while it loaded the model{self._status()}")
 
     @property
     def unfinished(self) -> int:
@@ -228,15 +229,22 @@ class EngineClient:
         assert self._writer is not None, "the engine is not ready"
         self._writer.write(frame(message))
 
-    async def _read(self, reader: asyncio.StreamReader, decoder: msgspec.msgpack.Decoder[FromEngine]) -> None:
+    async def _read(self, messages: _Messages) -> None:
         try:
-            while (body := await _message(reader)) is not None:
-                self._deliver(decoder.decode(body))
+            while batch := await messages.next():
+                signals: dict[
+                    Signal, None
+                ] = {}  # each once, however many steps have come: their tokens merge
+                for message in batch:
+                    self._deliver(message, signals)
+                for signal in signals:
+                    signal.set()
         finally:
             if self.death is None:
                 self._die(f"the engine's process has ended{self._status()}")
 
-    def _deliver(self, message: FromEngine) -> None:
+    def _deliver(self, message: FromEngine, signals: dict[Signal, None]) -> None:
+        """Put the results of a message into the inboxes, and add the signals of those to `signals`."""
         now = self.stepped = time.monotonic()
         match message:
             case Stepped(numbers, tokens, ends, logprobs, prompts, begun, load):
@@ -254,7 +262,7 @@ class EngineClient:
                             np.frombuffer(scores.tokens, np.int32).reshape(-1, scores.columns),
                             np.frombuffer(scores.values, np.float32).reshape(-1, scores.columns),
                         )
-                inboxes, signals = self._inboxes, dict[Signal, None]()
+                inboxes = self._inboxes
                 lasts: dict[float, int] = {}
                 for number, token, end in zip(numbers, tokens, ends, strict=True):
                     inbox = inboxes.get(number)
@@ -271,14 +279,12 @@ class EngineClient:
                         inbox.finish_reason = FINISH_REASONS[end]
                         del inboxes[number]
                     signals[inbox.wake] = None
-                for signal in signals:
-                    signal.set()
                 self.on_step(message, {now - last: count for last, count in lasts.items()})
             case Refused(number, reason, ours):
                 inbox = self._inboxes.pop(number, None)
                 if inbox is not None:
                     inbox.error, inbox.ours = reason, ours
-                    inbox.wake.set()
+                    signals[inbox.wake] = None
             case Failed(reason):
                 self._die(f"the engine has failed: {reason}")
             case _:
@@ -296,10 +302,31 @@ class EngineClient:
         return "" if code is None else f" (exit status {code})"
 
 
-async def _message(reader: asyncio.StreamReader) -> bytes | None:
-    """The next message; None where the other side has closed."""
-    try:
-        header = await reader.readexactly(LENGTH_BYTES)
-        return await reader.readexactly(length_of(header))
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None
+class _Messages:
+    """What the engine sends, in as large parts as have come."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._decoder = msgspec.msgpack.Decoder(FromEngine)
+        self._unread = bytearray()
+
+    async def next(self) -> list[FromEngine]:
+        """All messages that have come, at least one; none where the other side has closed."""
+        messages: list[FromEngine] = []
+        while not messages:
+            try:
+                data = await self._reader.read(READ_BYTES)
+            except ConnectionError:
+                return []
+            if not data:
+                return []
+            self._unread += data
+            unread, start = self._unread, 0
+            while (body := start + LENGTH_BYTES) <= len(unread):
+                end = body + length_of(bytes(unread[start:body]))
+                if end > len(unread):
+                    break
+                messages.append(self._decoder.decode(unread[body:end]))
+                start = end
+            del unread[:start]
+        return messages
