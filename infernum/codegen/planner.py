@@ -234,6 +234,7 @@ class NodePlanner:
         context["epilogue"] = epilogue = pointwise_code(
             self.body, code, bound, self.inputs, self._stores(written), names
         )
+        context["EPILOGUE_VECTOR"] = _vector(4, epilogue.operands)
         context["parts"] = parts
         context["round_parts"] = bool(code) and node.types[0].dtype is not F32
         context["out_dtype"] = node.types[0].dtype.cuda

@@ -136,6 +136,7 @@ PREFILL_WGMMA = Template(
         "query_tiles.cuh",
         "mbarrier.cuh",
         "wgmma.cuh",
+        "ring.cuh",
         "attention_prefill_wgmma.cuh",
     ),
     symbols=("seqs", "max_pages"),

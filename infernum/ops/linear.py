@@ -13,6 +13,7 @@ from infernum.ir.graph import TensorType
 from infernum.ir.kernel import Call, Layout, Library, Refusal, Target, Template, alternatives
 from infernum.ir.op import op
 from infernum.ops.pointwise import add
+from infernum.ops.product_wgmma import PRODUCT_WGMMA
 from infernum.roofline import GPUS
 
 if TYPE_CHECKING:
@@ -222,6 +223,7 @@ def _product(x: np.ndarray, weight: np.ndarray, *, out: str = "") -> np.ndarray:
             row_ops={"x": ("norm",)},
             epilogue=True,
         ),
+        PRODUCT_WGMMA,
         Library(),
     ],
     flops=lambda call: (

@@ -31,7 +31,7 @@ def scale(x: np.ndarray, *, by: float) -> np.ndarray:
     return x * np.float32(by)
 
 
-@pointwise("{x} / (1.0f + expf(-{x}))", flops=4)
+@pointwise("__fdividef({x}, 1.0f + expf(-{x}))", flops=4)
 def silu(x: np.ndarray) -> np.ndarray:
     """x · sigmoid(x) (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
     with np.errstate(over="ignore"):
@@ -55,7 +55,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * _each(lambda value: math.erfc(-math.sqrt(0.5) * value), x)
 
 
-@pointwise("{x} / (1.0f + expf(-1.59576912f * {x} * (1.0f + 0.044715f * {x} * {x})))", flops=8)
+@pointwise("__fdividef({x}, 1.0f + expf(-1.59576912f * {x} * (1.0f + 0.044715f * {x} * {x})))", flops=8)
 def gelu_tanh(x: np.ndarray) -> np.ndarray:
     """gelu with Φ(x) as ½ (1 + tanh(√(2/π) (x + 0.044715 x³))), which is written as a sigmoid."""
     with np.errstate(over="ignore"):
@@ -68,7 +68,7 @@ def relu(x: np.ndarray) -> np.ndarray:
     return np.maximum(x, 0)
 
 
-@pointwise("1.0f / (1.0f + expf(-{x}))", flops=3)
+@pointwise("__fdividef(1.0f, 1.0f + expf(-{x}))", flops=3)
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x)), the logistic function."""
     with np.errstate(over="ignore"):

@@ -44,3 +44,16 @@ __device__ __forceinline__ void send(unsigned to, float2 values, unsigned barrie
                  "f"(values.x), "f"(values.y), "r"(barrier)
                  : "memory");
 }
+
+// Wait for every thread of the cluster, and see what all have written to their shared memory.
+__device__ __forceinline__ void sync_cluster() {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// What block `rank` of the cluster has in its shared memory where this block has `own`.
+template <typename T> __device__ __forceinline__ const T* in_block(const T* own, int rank) {
+    const T* there;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(own), "r"(rank));
+    return there;
+}
