@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +13,10 @@ from llama_shapes import SMALL
 
 from infernum import ops
 from infernum.codegen import templates
-from infernum.codegen.ahead import START, WAIT
+from infernum.codegen.ahead import START, WAIT, check_ahead
 from infernum.codegen.emit import emit_block
 from infernum.codegen.plan import plan_block
+from infernum.codegen.steps import KernelStep
 from infernum.codegen.weights import fold_weights
 from infernum.dtypes import BF16
 from infernum.errors import CompileError
@@ -117,3 +119,16 @@ def test_the_cache_is_read_ahead_only_by_the_kernel_that_writes_it() -> None:
     fused = apply_rules(decoder.trace(cfg, BF16), RULES, T1, normalise=fold_weights).graph
     kernels = [s for s in plan_block(fused, T1).steps if "kv" in s.writes]
     assert [kernel.name for kernel in kernels] == ["attend_cluster"]
+
+
+def test_what_earlier_steps_put_into_the_cache_is_read_ahead_where_a_template_says_so() -> None:
+    cfg = understand(Fields(SMALL, "small")).config
+    target = Target(90, "t64", 9, 64, BF16)
+    fused = apply_rules(decoder.trace(cfg, BF16), RULES, target, normalise=fold_weights).graph
+    plan = plan_block(fused, target)
+    kernel = next(s for s in plan.steps if isinstance(s, KernelStep) and s.template.name == "attention_units")
+    text = emit_block(plan, "as it is")
+    check_ahead(plan, kernel, text)
+    careless = replace(kernel, template=replace(kernel.template, reads_cached=()))
+    with pytest.raises(CompileError, match=r"reads kv ahead of .*, but rope_append may still be writing it"):
+        check_ahead(plan, careless, text)

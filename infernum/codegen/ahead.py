@@ -45,7 +45,7 @@ def check_ahead(plan: BlockPlan, kernel: KernelStep, text: str) -> None:
                 "behind the wait or, if no kernel of a step writes it, add it to the template's reads_before_wait="
             )
         writers = _writers(plan, kernel, operand.place.tensor)
-        if writers:
+        if writers and operand.name not in kernel.template.reads_cached:
             raise CompileError(
                 f"{kernel.name}: reads {operand.name} ahead of {WAIT[:-1]}, but {writers} may still be writing it"
             )

@@ -206,6 +206,8 @@ class Template:
     pointwise_operand  the operand whose pointwise producers the kernel can compute while it reads the operand
     epilogue           True if the kernel can apply pointwise ops to its result before it writes the result
     reads_before_wait  operands that the kernel reads before it waits for the previous kernel; weights need no entry
+    reads_cached       operands among these that a kernel of the step may be writing, while only what earlier steps have
+                       written is read: the KV cache up to the first position of the step
     workspaces         scratch tensors
     next_kernel        a further kernel of the same op with the same layout, launched after this one
     arguments          operands, results and workspaces that are passed to the kernel; empty: all of them
@@ -226,6 +228,7 @@ class Template:
     pointwise_operand: str | None = None
     epilogue: bool = False
     reads_before_wait: tuple[str, ...] = ()
+    reads_cached: tuple[str, ...] = ()
     workspaces: tuple[Workspace, ...] = ()
     next_kernel: Template | None = None
     arguments: tuple[str, ...] = ()

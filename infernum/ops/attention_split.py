@@ -257,8 +257,10 @@ UNITS = Template(
         "attend_cluster.cuh",
         "attention_split.cuh",
     ),
+    reads_before_wait=("kv", "positions", "sequence", "query_start", "page_table"),
+    reads_cached=("kv",),
     workspaces=_WORKSPACES,
-    arguments=(*SPLIT.arguments, "out"),
+    arguments=(*SPLIT.arguments, "query_start", "out"),
     symbols=("max_pages",),
     next_kernel=_COMBINE,
 )

@@ -45,6 +45,9 @@ template <typename T, typename Cache, int DEPTH> struct UnitStream {
         commit_copies();
     }
 
+    // The position behind the next unit.
+    __device__ __forceinline__ int next_end() const { return (unit + 1) * UNIT; }
+
     __device__ __forceinline__ int page_of(int unit) const {
         return unit * UNIT < end ? max(pages[unit * UNIT / PAGE], 0) : 0;
     }
