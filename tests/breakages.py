@@ -66,7 +66,7 @@ BREAKAGES = [
     Breakage(
         "unwritten tail",
         "decoder",
-        "t64",
+        "decode",
         "silu_mul",
         "if (token >= tokens) return;",
         "if (token + 1 >= tokens) return;",
@@ -153,6 +153,22 @@ BREAKAGES = [
         "part_0 = round_to<bf16_t>(whole_1);\n        const float part_1 = round_to<bf16_t>(whole_0);",
     ),
     Breakage(
+        "gate and up swapped for tens of tokens",
+        "decoder",
+        "t64",
+        "product_wgmma_gate_up_proj",
+        "part_0 = round_to<bf16_t>(whole_0[e]);\n            const float part_1 = round_to<bf16_t>(whole_1[e]);",
+        "part_0 = round_to<bf16_t>(whole_1[e]);\n            const float part_1 = round_to<bf16_t>(whole_0[e]);",
+    ),
+    Breakage(
+        "residual of tens of tokens not added",
+        "decoder",
+        "t64",
+        "product_wgmma_down_proj",
+        "add_2 = add_1_value + part_0;",
+        "add_2 = part_0;",
+    ),
+    Breakage(
         # Shows where a row is all zeros or its squares vanish: 1 / sqrt(0) is infinite.
         "eps dropped",
         "head",
@@ -167,12 +183,12 @@ BREAKAGES = [
     Breakage("infinity is sampled", "sample", "any", "sample", "!isfinite(logit_of(best_key))", "false"),
     Breakage("no token becomes an input", "greedy", "any", "advance", "] = max(0, ", "] = ("),
     Breakage(
-        "no token is counted",
+        "no token counts as one",
         "sample",
         "any",
         "count_tokens",
-        "if (token < 0 || counted < 0) return;",
-        "if (counted < 0) return;",
+        "const int token = next_tokens[row],",
+        "const int token = max(0, next_tokens[row]),",
     ),
     Breakage(
         "of equal logits the last is ranked first",

@@ -534,7 +534,7 @@ def test_the_comment_over_a_kernel_says_ops_rules_and_lines() -> None:
 @pytest.mark.parametrize(("dtype", "rounded"), [("bfloat16", "round_to<bf16_t>("), ("float32", "")])
 def test_a_value_inside_a_kernel_is_rounded_as_it_would_be_in_memory(dtype: str, rounded: str) -> None:
     layer = block_of(emitted(dtype=dtype), "decoder.prefill").source
-    (silu, value) = re.findall(r"const float silu_\d+ = (.*?)(\w+_value) / ", layer)[0]
+    (silu, value) = re.findall(r"const float silu_\d+ = (.*?)__fdividef\((\w+_value), ", layer)[0]
     assert (silu, value.startswith("columns_")) == (rounded, True)
 
 

@@ -36,7 +36,9 @@ from infernum.rope import Rope
 
 ARCHS = [arch for arch in ("sm_80", "sm_90a") if arch in supported_archs()]
 FEW = {"t1": (1, 1), "t8": (2, 8)}
-VARIANTS = FEW | {"t64": (9, 64), "prefill": (65, 512)}
+OURS = FEW | {"t64": (9, 64)}
+"""Variants whose products have epilogues of any pointwise ops; those of t64 only on Hopper, in 16 bits."""
+VARIANTS = OURS | {"prefill": (65, 512)}
 NORMS = ((rms_norm, 1e-5), (rms_norm, 1e-3))
 
 
@@ -105,7 +107,8 @@ def geglu_layer(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> Tenso
 def test_a_geglu_with_a_scaled_residual_is_two_kernels_for_few_tokens(dtype: DType, variant: str) -> None:
     plain, goal = geglu_layer.trace(config(), dtype), target(variant, dtype)
     made = fused(plain, goal).graph
-    assert len(steps(made, goal)) == (2 if variant in FEW else 5)
+    in_epilogues = 3 if variant in OURS and dtype is BF16 else 5
+    assert len(steps(made, goal)) == (2 if variant in FEW else in_epilogues)
     check_meaning(plain, made)
     for arch in ARCHS if variant in FEW else ():
         other = target(variant, dtype, arch)
@@ -262,10 +265,13 @@ def with_itself(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Any) -> Tenso
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("made_by", [thirds, with_itself], ids=lambda b: b.name)
-def test_a_sum_that_no_kernel_takes_in_is_one_of_its_own(made_by: Block, variant: str) -> None:
+def test_a_sum_of_ranges_of_columns_that_no_kernel_takes_in_is_one_of_its_own(
+    made_by: Block, variant: str
+) -> None:
     plain, goal = made_by.trace(config(), BF16), target(variant)
     found = fused(plain, goal)
-    assert len(steps(found.graph, goal)) == (1 if made_by is with_itself and variant in FEW else 2)
+    taken_in = variant in (OURS if made_by is with_itself else {"t64"})
+    assert len(steps(found.graph, goal)) == (1 if taken_in else 2)
     assert made_by is with_itself or variant not in FEW or "combines 3 ranges" in found.refused[0].reason
     check_meaning(plain, found.graph)
     assert source(found.graph, goal)
@@ -283,7 +289,7 @@ def test_a_norm_of_a_plugin_brings_its_own_gain(variant: str) -> None:
 
     plain, goal = normalised.trace(config(), BF16), target(variant)
     made = fused(plain, goal).graph
-    assert len(steps(made, goal)) == (1 if variant in FEW else 3)
+    assert len(steps(made, goal)) == (1 if variant in FEW else 2 if variant in OURS else 3)
     text = source(made, goal)
     assert re.search(r"OffsetNorm( norm)?\{1e-05f\}", text) and "RmsNorm" not in text
     assert "return x * scale * (1.0f + gain);" in text

@@ -98,9 +98,10 @@ def test_merged_products_keep_each_ones_line_and_the_rest_its_own() -> None:
 def test_a_preferred_kernel_that_could_not_serve_is_named_with_the_reason() -> None:
     _, variant = next(v for v in variants_of("plain") if v[0].stem == "decoder.t64")
     product = next(k for k in variant.kernels if k.template == "cublaslt")
-    tensor_cores, scalar = product.passed_over
+    tensor_cores, scalar, warpgroups = product.passed_over
     assert tensor_cores == "gemv_mma: tensor cores multiply bf16 and f16 here, not f32"
     assert scalar.startswith("gemv: ")
+    assert warpgroups == "product_wgmma: tensor cores multiply bf16 and f16 here, not f32"
     split = next(k for k in variant.kernels if k.template == "attention_split")
     wgmma, prefill, units = split.passed_over
     assert wgmma.startswith("attention_prefill_wgmma: with at most 64 tokens")

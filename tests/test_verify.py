@@ -401,14 +401,14 @@ def test_a_program_is_timed_in_a_graph_over_copies_of_its_memory(
     assert bench.gpu.live == []
 
 
-@pytest.mark.parametrize(("variant", "flushed_is_right"), [("t8", False), ("t64", True)])
+@pytest.mark.parametrize(("variant", "flushed_is_right"), [("t8", False), ("prefill", True)])
 def test_only_the_library_may_take_denormal_numbers_for_zero(
     fused: Bundle, variant: str, flushed_is_right: bool
 ) -> None:
     def flush(program: str, name: str, bits: np.ndarray) -> None:
         bits[(bits & 0x7F80) == 0] = 0
 
-    steps: Chunks = FIVE if variant == "t8" else ((0, 9),)
+    steps: Chunks = FIVE if variant == "t8" else ((0, 66),)
     unit = next(
         u
         for u in units_of(fused, fused.manifest.blocks["decoder"][variant])

@@ -25,8 +25,8 @@ _WHOLE = 4096
 UNIT = 16
 """Positions that a warp attends to at once on tensor cores: the rows of an mma."""
 
-_BLOCKS_PER_SM = 2
-"""Blocks for each SM that splits are to give, as many as an SM has room for."""
+_BLOCKS_PER_SM = 4
+"""Blocks for each SM that splits are to give: with fewer, some SMs would have twice the work of others."""
 
 _LEAST_THREADS = 128
 """Threads of the smallest block: four warps."""

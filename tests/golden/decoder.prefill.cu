@@ -899,7 +899,7 @@ extern "C" __global__ void __launch_bounds__(256) silu_mul(
         const float columns_4_value = columns_4_values[i];
         const float columns_5_value = columns_5_values[i];
         // models/llama.py:161
-        const float silu_1 = round_to<bf16_t>(columns_4_value / (1.0f + expf(-columns_4_value)));
+        const float silu_1 = round_to<bf16_t>(__fdividef(columns_4_value, 1.0f + expf(-columns_4_value)));
         const float mul_1 = silu_1 * columns_5_value;  // models/llama.py:161
         out_values[i] = mul_1;
     }

@@ -717,6 +717,19 @@ __device__ __forceinline__ void send(unsigned to, float2 values, unsigned barrie
                  : "memory");
 }
 
+// Wait for every thread of the cluster, and see what all have written to their shared memory.
+__device__ __forceinline__ void sync_cluster() {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// What block `rank` of the cluster has in its shared memory where this block has `own`.
+template <typename T> __device__ __forceinline__ const T* in_block(const T* own, int rank) {
+    const T* there;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(own), "r"(rank));
+    return there;
+}
+
 // ---- attend_cluster.cuh
 // Attention of single tokens on tensor cores: positions are the 16 rows of an mma, query heads its 8 columns.
 
@@ -764,6 +777,9 @@ template <typename T, typename Cache, int DEPTH> struct UnitStream {
         }
         commit_copies();
     }
+
+    // The position behind the next unit.
+    __device__ __forceinline__ int next_end() const { return (unit + 1) * UNIT; }
 
     __device__ __forceinline__ int page_of(int unit) const {
         return unit * UNIT < end ? max(pages[unit * UNIT / PAGE], 0) : 0;
@@ -1490,7 +1506,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_gate_up_proj(
         }
         const float part_0 = round_to<bf16_t>(whole_0);
         const float part_1 = round_to<bf16_t>(whole_1);
-        const float silu_1 = round_to<bf16_t>(part_0 / (1.0f + expf(-part_0)));  // models/llama.py:161
+        const float silu_1 = round_to<bf16_t>(__fdividef(part_0, 1.0f + expf(-part_0)));  // models/llama.py:161
         const float mul_1 = silu_1 * part_1;  // models/llama.py:161
         out[token * 96 + column] = from_float<bf16_t>(mul_1);
     }

@@ -1751,7 +1751,7 @@ extern "C" __global__ void __launch_bounds__(256) silu(
 #pragma unroll
     for (int i = 0; i < VECTOR; i++) {
         const float linear_5_value = linear_5_values[i];
-        const float silu_1 = linear_5_value / (1.0f + expf(-linear_5_value));  // models/llama.py:161
+        const float silu_1 = __fdividef(linear_5_value, 1.0f + expf(-linear_5_value));  // models/llama.py:161
         out_values[i] = silu_1;
     }
     store_vector(out + token * 96 + column, out_values);
