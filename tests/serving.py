@@ -103,6 +103,12 @@ class RunningServer:
             assert time.monotonic() < end, "the engine still has sequences"
             time.sleep(0.05)
 
+    @property
+    def engine(self) -> int:
+        """The process that holds the model."""
+        command = ["pgrep", "-P", str(self.process.pid), "-f", "engine_process"]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0])
+
     def stop(self, sig: int = signal.SIGTERM, timeout: float = 30) -> int:
         """Signal the server, and return its exit code."""
         if self.process.poll() is None:

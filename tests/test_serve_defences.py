@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -164,12 +163,6 @@ def test_a_server_that_must_stop_ends_streams_with_an_error() -> None:
     assert "shutting down" in replies[0].events[-1]["error"]["message"]
 
 
-def engine_of(server: RunningServer) -> int:
-    """The process that holds the model."""
-    command = ["pgrep", "-P", str(server.process.pid), "-f", "engine_process"]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0])
-
-
 def asked_in_background(server: RunningServer, tokens: int) -> tuple[threading.Thread, list[Reply]]:
     """A thread that asks for a stream of `tokens` tokens, of which the first have come, and where it puts the reply."""
     replies: list[Reply] = []
@@ -185,7 +178,7 @@ def asked_in_background(server: RunningServer, tokens: int) -> tuple[threading.T
 def test_when_the_engine_dies_streams_end_with_an_error_and_health_says_so() -> None:
     server = start()
     asking, replies = asked_in_background(server, 2000)
-    os.kill(engine_of(server), signal.SIGKILL)
+    os.kill(server.engine, signal.SIGKILL)
     asking.join(5)
     assert "has ended" in replies[0].events[-1]["error"]["message"]
     assert server.ask("/health").status == 503
@@ -195,7 +188,7 @@ def test_when_the_engine_dies_streams_end_with_an_error_and_health_says_so() -> 
 
 def test_when_the_server_is_killed_the_engine_ends_too() -> None:
     server = start()
-    engine = engine_of(server)
+    engine = server.engine
     server.process.kill()
     server.process.wait()
     end = time.monotonic() + 10

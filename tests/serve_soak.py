@@ -1,0 +1,422 @@
+"""A served model under thousands of requests; too long for CI, which runs a few of each kind (test_serve_soak.py).
+
+    python tests/serve_soak.py --streams 2000      # streams give what whole answers give
+    python tests/serve_soak.py --disconnects 2000  # clients that leave at any moment leave nothing behind
+    python tests/serve_soak.py --bodies 10000      # bodies of any kind get JSON, and never an error of ours
+    python tests/serve_soak.py --slow 200          # readers of a byte a second cost the others nothing
+    python tests/serve_soak.py --soak 30           # minutes of all of it: memory, files and threads stay as they were
+
+Each part prints a line with what it saw, and the script exits with 1 where something was wrong. The model is dante-chat
+on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import random
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from serving import RunningServer, start
+
+CLIENTS = 24
+"""Requests at once: more than the engine runs at a time on a small machine, so that some wait."""
+
+WORDS = (
+    "Virgil",
+    "leads",
+    "him",
+    "✨",
+    "العربية",
+    "👩‍👩‍👧",
+    "e\u0301",
+    "\n",
+    "Hell",
+    "and",
+    "\u200b",
+    "Beatrice",
+    "🇮🇹",
+)
+
+Problem = str
+
+
+def shared(
+    count: int, clients: int, work: Callable[[random.Random], Problem | None], seed: int
+) -> list[Problem]:
+    """What `count` calls of `work` found wrong, by so many threads; call i draws from a generator of its own."""
+    with ThreadPoolExecutor(clients) as pool:
+        found = pool.map(lambda i: work(random.Random(f"{seed}/{i}")), range(count))
+        return [problem for problem in found if problem]
+
+
+# ---- requests
+
+
+def prompt_of(draw: random.Random) -> str:
+    return " ".join(draw.choice(WORDS) for _ in range(draw.randint(1, 12)))
+
+
+def request_of(draw: random.Random) -> tuple[str, dict[str, Any]]:
+    """A path and a body of a valid request with a seed, and perhaps stop strings and log-probabilities."""
+    body: dict[str, Any] = {
+        "max_tokens": draw.randint(1, 24),
+        "seed": draw.randint(0, 1 << 30),
+        "temperature": draw.choice((0, 0.7, 1.5)),
+        "ignore_eos": draw.random() < 0.5,
+    }
+    if draw.random() < 0.5:
+        body["stop"] = draw.sample(("e", "th", " and", "✨", "il", "the ", "\n", "a b"), draw.randint(1, 3))
+    if draw.random() < 0.3:
+        body["include_stop_str_in_output"] = True
+    if draw.random() < 0.5:
+        body["messages"] = [{"role": "user", "content": prompt_of(draw)}]
+        if draw.random() < 0.4:
+            body |= {"logprobs": True, "top_logprobs": draw.randint(0, 3)}
+        return "/v1/chat/completions", body
+    body["prompt"] = prompt_of(draw)
+    if draw.random() < 0.4:
+        body["logprobs"] = draw.randint(0, 3)
+    return "/v1/completions", body
+
+
+def connected(server: RunningServer, timeout: float = 120) -> http.client.HTTPConnection:
+    at = urlsplit(server.url)
+    assert at.hostname is not None, server.url
+    return http.client.HTTPConnection(at.hostname, at.port, timeout=timeout)
+
+
+# ---- streams
+
+
+def merged(events: Sequence[dict[str, Any]], chat: bool) -> dict[str, Any]:
+    """What a stream has told of one answer, in the form of `whole`."""
+    text, reason, logprobs, usage = "", None, list[Any](), None
+    for event in events:
+        usage = event.get("usage") or usage
+        for choice in event["choices"]:
+            text += (choice["delta"].get("content") or "") if chat else choice["text"]
+            reason = choice["finish_reason"] or reason
+            logprobs += tokens_of(choice.get("logprobs"))
+    return {"text": text, "reason": reason, "logprobs": logprobs, "usage": counts(usage)}
+
+
+def whole(answer: dict[str, Any], chat: bool) -> dict[str, Any]:
+    choice = answer["choices"][0]
+    text = choice["message"]["content"] if chat else choice["text"]
+    return {
+        "text": text or "",
+        "reason": choice["finish_reason"],
+        "logprobs": tokens_of(choice.get("logprobs")),
+        "usage": counts(answer["usage"]),
+    }
+
+
+def counts(usage: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Tokens used, without how many of them were cached, which the second of two requests has more of."""
+    return usage and {name: count for name, count in usage.items() if isinstance(count, int)}
+
+
+def tokens_of(logprobs: dict[str, Any] | None) -> list[Any]:
+    """Of each token its spelling and log-probabilities."""
+    if not logprobs:
+        return []
+    if "content" in logprobs:
+        return logprobs["content"]
+    top = logprobs.get("top_logprobs") or [None] * len(logprobs["tokens"])
+    return list(zip(logprobs["tokens"], logprobs["token_logprobs"], top, strict=True))
+
+
+def stream_and_whole(server: RunningServer, draw: random.Random) -> Problem | None:
+    path, body = request_of(draw)
+    chat = path.endswith("chat/completions")
+    answer = server.ask(path, body, timeout=300)
+    streamed = server.ask(
+        path, body | {"stream": True, "stream_options": {"include_usage": True}}, timeout=300
+    )
+    if (answer.status, streamed.status) != (200, 200):
+        return f"{path} {body}: status {answer.status} and {streamed.status}: {answer.body[:200]!r}"
+    first, second = whole(answer.json, chat), merged(streamed.events, chat)
+    differing = [name for name in first if first[name] != second[name]]
+    if not differing:
+        return None
+    return f"{path} {body}: " + "; ".join(f"{name}: {first[name]} and {second[name]}" for name in differing)
+
+
+# ---- clients that leave
+
+
+def leave(server: RunningServer, draw: random.Random) -> Problem | None:
+    """Send a long request, read some of the answer or none, and close the connection."""
+    path, body = request_of(draw)
+    body |= {"max_tokens": draw.choice((1, 200, 400)), "ignore_eos": True, "stream": draw.random() < 0.5}
+    body.pop("stop", None)
+    connection = connected(server)
+    try:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        time.sleep(draw.choice((0.0, 0.001, 0.02, 0.1, 0.4)) * draw.random())
+        if body["stream"] and draw.random() < 0.5:
+            connection.getresponse().read(draw.randint(1, 2000))
+    except (OSError, http.client.HTTPException) as error:
+        return f"{path}: {type(error).__name__}: {error}"
+    finally:
+        connection.close()
+    return None
+
+
+def left_behind(server: RunningServer, seconds: float = 1.0) -> str:
+    """What the server still has of requests so long after the last; "": nothing."""
+    end = time.monotonic() + seconds
+    while True:
+        names = ("num_requests_running", "num_requests_waiting")
+        busy = {name: server.metric(name) for name in names if server.metric(name)}
+        if not busy:
+            return ""
+        if time.monotonic() > end:
+            return f"after {seconds:g} s it still has {busy}"
+        time.sleep(0.02)
+
+
+# ---- slow readers
+
+FAST = 8
+"""Streams whose gaps are measured beside the others."""
+
+
+def gaps(server: RunningServer, tokens: int) -> list[float]:
+    """Seconds from each event of a stream to the next."""
+    body = {
+        "prompt": "The",
+        "max_tokens": tokens,
+        "ignore_eos": True,
+        "stream": True,
+        "temperature": 1,
+        "seed": 1,
+    }
+    connection = connected(server)
+    times: list[float] = []
+    try:
+        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        lines = connection.getresponse()
+        times += [time.monotonic() for line in lines if line.startswith(b"data: {")]
+    finally:
+        connection.close()
+    return [after - before for before, after in pairwise(times)]
+
+
+def read_slowly(server: RunningServer, count: int, tokens: int, patient: bool, done: threading.Event) -> None:
+    """Read so many streams, each a byte a second or, if `patient` is false, all there is, until `done`."""
+    body = {"prompt": "And", "max_tokens": tokens, "ignore_eos": True, "stream": True, "temperature": 1}
+    sent = json.dumps(body).encode()
+    at = urlsplit(server.url)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {at.netloc}\r\nContent-Type: application/json\r\n"
+    request = f"{head}Content-Length: {len(sent)}\r\n\r\n".encode() + sent
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            each.connect((at.hostname, at.port))
+            each.sendall(request)
+            each.setblocking(False)
+        while not done.wait(1.0 if patient else 0.02):
+            for each in sockets:
+                with suppress(BlockingIOError):
+                    each.recv(1 if patient else 1 << 16)
+
+
+def slow_readers(server: RunningServer, count: int, tokens: int = 48) -> list[Problem]:
+    """The gaps of some streams beside `count` others, which read all there is, and then a byte a second."""
+    seen: list[float] = []
+    pids = [server.process.pid, server.engine]
+    memory = [resources(pids)["MiB"]]
+    for patient in (False, True):
+        done = threading.Event()
+        others = threading.Thread(target=read_slowly, args=(server, count, tokens + 16, patient, done))
+        others.start()
+        while server.metric("num_requests_running") + server.metric("num_requests_waiting") < count * 0.9:
+            time.sleep(0.05)
+        with ThreadPoolExecutor(FAST) as pool:
+            found = sorted(
+                gap for each in pool.map(lambda _: gaps(server, tokens), range(FAST)) for gap in each
+            )
+        seen.append(found[int(len(found) * 0.99)])
+        memory.append(resources(pids)["MiB"])
+        done.set()
+        others.join()
+        if problem := left_behind(server, 10):
+            return [problem]
+    print(
+        f"slow: 99 % of the gaps of {FAST} streams are at most {1e3 * seen[0]:.0f} ms beside {count} that read, "
+        f"{1e3 * seen[1]:.0f} ms beside {count} that hardly do; MiB {memory}",
+        flush=True,
+    )
+    wrong = [f"slow readers: gaps of {seen[1]:.3f} s, not {seen[0]:.3f}"] if seen[1] > 1.2 * seen[0] else []
+    return wrong + ([f"slow readers cost {memory[2] - memory[1]} MiB"] if memory[2] > memory[1] + 20 else [])
+
+
+# ---- bodies of any kind
+
+
+def any_value(draw: random.Random, depth: int = 0) -> Any:
+    plain: list[Callable[[], Any]] = [
+        lambda: None,
+        lambda: draw.random() < 0.5,
+        lambda: draw.choice((0, -1, 1, 1 << 31, 1 << 63, 10**30, -(10**12))),
+        lambda: draw.choice((0.5, -0.0, 1e308, 1e-320)),
+        lambda: draw.choice(("", "a", "\u0000", "💥", "x" * 5000, "\ud800", prompt_of(draw))),
+    ]
+    if depth > 3 or draw.random() < 0.6:
+        return draw.choice(plain)()
+    if draw.random() < 0.5:
+        return [any_value(draw, depth + 1) for _ in range(draw.randint(0, 3))]
+    return {str(any_value(draw, 9)): any_value(draw, depth + 1) for _ in range(draw.randint(0, 3))}
+
+
+def any_body(server: RunningServer, draw: random.Random) -> Problem | None:
+    """A valid request with some fields spoilt, or no JSON at all, to some path and by some method."""
+    path, body = request_of(draw)
+    body["max_tokens"] = 1
+    for name in draw.sample(
+        [*body, "n", "top_p", "logit_bias", "stream", "model", "echo"], draw.randint(1, 3)
+    ):
+        body[name] = any_value(draw)
+    raw = json.dumps(body).encode()
+    if draw.random() < 0.3:
+        cut = draw.randint(0, len(raw))
+        raw = draw.choice((raw[:cut], raw[:cut] + bytes([draw.randint(0, 255)]) + raw[cut:], b"[" * cut, b""))
+    if draw.random() < 0.1:
+        path = draw.choice(("/v1/models", "/tokenize", "/detokenize", "/v1/nothing", "/", "/v1/completions/"))
+    method = draw.choice(("POST",) * 9 + ("GET", "PUT", "DELETE", "OPTIONS", "HEAD"))
+    kind = draw.choice(("application/json",) * 9 + ("text/plain",))
+    connection = connected(server)
+    try:
+        connection.request(method, path, raw, {"Content-Type": kind})
+        answer = connection.getresponse()
+        text = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        return f"{method} {path} {raw[:300]!r}: {type(error).__name__}: {error}"
+    finally:
+        connection.close()
+    if answer.status >= 500:
+        return f"{method} {path} {raw[:300]!r}: {answer.status} {text[:300]!r}"
+    form = answer.headers.get_content_type()
+    if text and form not in ("application/json", "text/event-stream"):
+        return f"{method} {path} {raw[:300]!r}: {answer.status} is {form}"
+    return None
+
+
+# ---- processes
+
+
+def resources(pids: Sequence[int]) -> dict[str, int]:
+    """MiB of memory, open files, and threads, of all the processes together."""
+    status = "".join(Path(f"/proc/{pid}/status").read_text() for pid in pids).splitlines()
+    kib = sum(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
+    threads = sum(int(line.split()[1]) for line in status if line.startswith("Threads:"))
+    files = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
+    return {"MiB": kib // 1024, "files": files, "threads": threads}
+
+
+def soak(server: RunningServer, minutes: float, seed: int) -> list[Problem]:
+    """Everything at once for so long. Memory is compared from a fifth of the time on, when caches are full."""
+    pids, end, found = [server.process.pid, server.engine], time.monotonic() + 60 * minutes, list[Problem]()
+    done, lock = Counter[str](), threading.Lock()
+
+    def client(number: int) -> None:
+        draw = random.Random(f"{seed}/soak/{number}")
+        while time.monotonic() < end and len(found) < 20:
+            work = draw.choice((stream_and_whole, leave, any_body))
+            problem = work(server, draw)
+            with lock:
+                done[work.__name__] += 1
+                if problem:
+                    found.append(problem)
+
+    seen: list[dict[str, int]] = []
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        running = [pool.submit(client, number) for number in range(CLIENTS)]
+        while any(not each.done() for each in running):
+            time.sleep(min(5.0, max(0.5, 60 * minutes / 20)))
+            seen.append(resources(pids))
+        for each in running:
+            each.result()
+    found += [problem] if (problem := left_behind(server, 5)) else []
+    settled, last = seen[len(seen) // 5], resources(pids)
+    print(f"soak: {dict(done)}; {seen[0]} at first, {settled} after a fifth, {last} at the end", flush=True)
+    if last["MiB"] > settled["MiB"] * 1.02 + 4:
+        found.append(f"memory grew from {settled['MiB']} to {last['MiB']} MiB")
+    if last["files"] > seen[0]["files"] + 8 or last["threads"] > seen[0]["threads"] + 8:
+        found.append(f"files or threads were left: {seen[0]} at first, {last} at the end")
+    return found
+
+
+def run(server: RunningServer, args: argparse.Namespace) -> list[Problem]:
+    """All parts that were asked for. Each prints a line."""
+    found: list[Problem] = []
+    seed = args.seed
+
+    def part(name: str, count: int, work: Callable[[RunningServer, random.Random], Problem | None]) -> None:
+        if not count:
+            return
+        begin, before = time.monotonic(), resources([server.process.pid, server.engine])
+        wrong = shared(count, CLIENTS, lambda draw: work(server, draw), seed)
+        wrong += [problem] if (problem := left_behind(server)) else []
+        after = resources([server.process.pid, server.engine])
+        if after["files"] > before["files"] + 8:
+            wrong.append(f"{name}: {after['files'] - before['files']} files were left open")
+        seconds = time.monotonic() - begin
+        print(
+            f"{name}: {count} in {seconds:.0f} s, {len(wrong)} wrong; {before} before, {after} after",
+            flush=True,
+        )
+        found.extend(wrong)
+
+    part("streams", args.streams, stream_and_whole)
+    part("disconnects", args.disconnects, leave)
+    part("bodies", args.bodies, any_body)
+    if args.slow:
+        found.extend(slow_readers(server, args.slow))
+    if args.soak:
+        found.extend(soak(server, args.soak, seed))
+    health = server.ask("/health").status
+    if health != 200:
+        found.append(f"/health answers {health} in the end")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--streams", type=int, default=0, metavar="N")
+    parser.add_argument("--disconnects", type=int, default=0, metavar="N")
+    parser.add_argument("--bodies", type=int, default=0, metavar="N")
+    parser.add_argument("--slow", type=int, default=0, metavar="N")
+    parser.add_argument("--soak", type=float, default=0, metavar="MINUTES")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+    server = start("--max-model-len", "512")
+    try:
+        found = run(server, args)
+    finally:
+        code = server.stop()
+    found += [f"the server ended with {code}"] if code else []
+    for problem in found[:20]:
+        print(problem, file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
