@@ -135,7 +135,8 @@ def test_the_expressions_for_cuda_compute_the_same(tmp_path: Path) -> None:
             "\n".join((f'extern "C" float host_{name}(float x) {{', *lines, f"    return {result};\n}}"))
         )
     source, library = tmp_path / "activations.cpp", tmp_path / "activations.so"
-    source.write_text("\n".join(("#include <cmath>", *functions)))
+    intrinsics = "static float __fdividef(float x, float y) { return x / y; }"
+    source.write_text("\n".join(("#include <cmath>", intrinsics, *functions)))
     subprocess.run([str(COMPILER), "-O1", "-shared", "-fPIC", "-o", library, source], check=True, text=True)
     loaded = ctypes.CDLL(str(library))
     for name in names:

@@ -89,8 +89,8 @@ def test_a_file_begins_with_what_the_rule_did_and_why_and_how_long_it_took(dumpe
 
 
 def test_the_table_lists_every_pass_with_what_it_did_and_its_time(dumped: Dumped) -> None:
-    lines = (dumped.folder / "decoder.t64" / "passes.txt").read_text().splitlines()
-    assert lines[0] == "decoder.t64: 21 nodes traced, 18 after the rules, 10 kernels"
+    lines = (dumped.folder / "decoder.decode" / "passes.txt").read_text().splitlines()
+    assert lines[0] == "decoder.decode: 21 nodes traced, 18 after the rules, 10 kernels"
     assert lines[2].split() == ["pass", "fired", "refused", "nodes", "ms"]
     table = lines[3 : lines.index("", 3)]
     rules = dumped.bundle.manifest.rules
@@ -118,7 +118,7 @@ def test_the_diff_of_a_pass_shows_the_products_that_were_merged(dumped: Dumped) 
 
 
 def test_a_rule_that_was_only_refused_says_where_and_why(dumped: Dumped) -> None:
-    text = (dumped.folder / "head.t64" / "passes.txt").read_text()
+    text = (dumped.folder / "head.decode" / "passes.txt").read_text()
     refused = "linear_1 is computed by cublaslt: the library reads rows as they are: it has no prologue"
     assert f"  refused at rms_norm_1, linear_1: {refused}\n" in text
 

@@ -486,7 +486,7 @@ def test_inspect_prints_an_edited_source_with_a_note(folder: Path, infernum: Run
 
 
 def test_inspect_shows_products_of_the_library_and_what_rules_did(folder: Path, infernum: Run) -> None:
-    block = infernum("inspect", folder, "--block", "decoder", "--variant", "t64").out
+    block = infernum("inspect", folder, "--block", "decoder", "--variant", "decode").out
     (row,) = (line for line in block.splitlines() if "gemm_q_k_v_proj" in line)
     assert row.split()[0] == "gemm" and row.split()[-2:] == ["3", "linear"]
     fired = block[block.index("rules fired, in order") : block.index("rules refused")]

@@ -107,8 +107,12 @@ def evaluated(
 
 
 def log_likelihood(llm: LLM, context: str, continuation: str) -> float:
-    """The sum over the tokens of `continuation` behind `context`, from the raw logits in float64."""
-    whole, begun = llm.encode(context + continuation)[0], llm.encode(context)[0]
+    """The sum over the tokens of `continuation` behind `context`, from the raw logits in float64.
+
+    Without the token that begins a text, which lm-eval leaves out too.
+    """
+    assert llm.tokenizer is not None
+    whole, begun = llm.tokenizer.encode_plain(context + continuation), llm.tokenizer.encode_plain(context)
     logits = llm.logits(whole).astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
     scores = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
