@@ -34,6 +34,7 @@ from infernum.model_folder.weights import FolderWeights
 from infernum.models.config import GenerationDefaults, config_hash
 from infernum.models.presets import ModelSource, resolve
 from infernum.recipes import tensors_of
+from infernum.roofline import MOST_DECODES
 from infernum.sampling_params import LARGEST_SEED, SamplingParams, is_integer, is_number
 from infernum.step import Executor, Float32
 from infernum.weights.plan import plan_weights
@@ -80,6 +81,7 @@ class LLM:
     max_itl_ms              most milliseconds between tokens, which prompts of other sequences are cut to keep to: a
                             step with both computes as many of their tokens as are predicted to fit, but at least 64;
                             None: no limit
+    max_num_seqs            most sequences that run at once, while others wait; None: as many as a step has room for
     warm_graphs             on a GPU, capture the CUDA graphs of decodes now, not at the second step of each size
     progress                called while the model is compiled and loaded
     chat_template           the file of a chat template, in place of those of the model
@@ -101,6 +103,7 @@ class LLM:
         max_model_len: int | None = None,
         max_pages_total: int | None = None,
         max_itl_ms: float | None = None,
+        max_num_seqs: int | None = None,
         seed: int = 0,
         warm_graphs: bool = False,
         progress: Progress | None = None,
@@ -122,6 +125,10 @@ class LLM:
         if max_itl_ms is not None and (max_itl_ms == 0 or not is_number(max_itl_ms, 0, MOST_ITL_MS)):
             raise RequestError(
                 f"max_itl_ms is {shown(max_itl_ms)}; it must be a number of milliseconds above 0, at most {MOST_ITL_MS}"
+            )
+        if max_num_seqs is not None and not is_integer(max_num_seqs, 1, MOST_DECODES):
+            raise RequestError(
+                f"max_num_seqs is {shown(max_num_seqs)}; it must be an integer from 1 to {MOST_DECODES}"
             )
         if not is_integer(seed, 0, LARGEST_SEED):
             raise RequestError(f"seed is {shown(seed)}; it must be an integer from 0 to {LARGEST_SEED}")
@@ -164,6 +171,7 @@ class LLM:
             self.tokenizer,
             max_model_len,
             max_itl_ms,
+            max_num_seqs,
         )
 
     @property

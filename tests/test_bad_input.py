@@ -625,6 +625,10 @@ MISTAKES: dict[str, tuple[Callable[[LLM], object], str]] = {
         lambda llm: LLM(max_itl_ms=0),
         r"^max_itl_ms is 0; it must be a number of milliseconds above 0",
     ),
+    "no-sequences": (
+        lambda llm: LLM(max_num_seqs=0),
+        r"^max_num_seqs is 0; it must be an integer from 1 to 1024",
+    ),
     "text-time": (lambda llm: LLM(max_itl_ms="9"), r"^max_itl_ms is '9'; it must be a number"),
     "true-pages": (lambda llm: LLM(max_pages_total=True), r"^max_pages_total is True; it must be an integer"),
     "share-in-words": (

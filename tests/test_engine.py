@@ -583,7 +583,7 @@ def test_min_tokens_with_ignore_eos_forbids_stop_tokens_alone():
 
 
 def test_counts_hold_prompt_and_output_and_only_where_there_is_a_penalty():
-    scheduler = Scheduler(PagePool(8, 4), max_tokens=32, max_sequences=4, max_length=16)
+    scheduler = Scheduler(PagePool(8, 4), max_tokens=32, max_rows=4, max_length=16)
 
     def planned(**params):
         sequence = Sequence(

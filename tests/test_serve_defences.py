@@ -175,6 +175,34 @@ def asked_in_background(server: RunningServer, tokens: int) -> tuple[threading.T
     return asking, replies
 
 
+def test_the_cache_is_kept_apart_by_key_and_no_more_sequences_run_than_were_asked_for() -> None:
+    server = start("--api-key", "one", "--api-key", "two", "--cache-per-key", "--max-num-seqs", "2")
+    try:
+        fields = {"prompt": list(range(10, 210)), "max_tokens": 1, "cache_salt": "s"}
+
+        def cached(key: str) -> int:
+            usage = server.ask("/v1/completions", fields, headers={"x-api-key": key}).json["usage"]
+            return usage["prompt_tokens_details"]["cached_tokens"]
+
+        assert [cached("one"), cached("one"), cached("two"), cached("two")] == [0, 192, 0, 192]
+        headers = {"x-api-key": "one"}
+        many = {"prompt": "Then", "max_tokens": 200, "ignore_eos": True, "n": 6, "temperature": 1}
+        asking = threading.Thread(
+            target=lambda: server.ask("/v1/completions", many, headers=headers, timeout=120)
+        )
+        asking.start()
+        running = set[float]()
+        while asking.is_alive():
+            text = server.ask("/metrics", headers=headers).body.decode()
+            (line,) = (
+                line for line in text.splitlines() if line.startswith("infernum:num_requests_running{")
+            )
+            running.add(float(line.split()[-1]))
+        assert max(running) == 2
+    finally:
+        assert server.stop() == 0
+
+
 def test_when_the_engine_dies_streams_end_with_an_error_and_health_says_so() -> None:
     server = start()
     asking, replies = asked_in_background(server, 2000)

@@ -86,6 +86,11 @@ from infernum.cli import options
     help="How long a step may take before /health says that the engine hangs.",
 )
 @click.option("--null-token-us", type=click.FloatRange(0), hidden=True)  # for `infernum bench serve --null`
+@click.option(
+    "--cache-per-key",
+    is_flag=True,
+    help="Share what the cache holds of prompts only among requests with the same --api-key.",
+)
 @click.option("--log-json", is_flag=True, help="Log each request as a line of JSON.")
 @options.bundle
 @options.device
@@ -96,6 +101,12 @@ from infernum.cli import options
 @options.gpu_memory_utilization
 @options.max_model_len
 @options.max_itl_ms
+@click.option(
+    "--max-num-seqs",
+    type=int,
+    metavar="N",
+    help="Most sequences that run at once; others wait.  [default: 1024, or less on the CPU]",
+)
 @click.option(
     "--plugin",
     "plugin_files",
@@ -122,6 +133,7 @@ def command(
     shutdown_timeout: float,
     stall_seconds: float,
     null_token_us: float | None,
+    cache_per_key: bool,
     log_json: bool,
     bundle: Path | None,
     device: str,
@@ -132,6 +144,7 @@ def command(
     gpu_memory_utilization: float,
     max_model_len: int | None,
     max_itl_ms: float | None,
+    max_num_seqs: int | None,
     plugin_files: tuple[str, ...],
 ) -> int:
     """Serve MODEL, a folder in Hugging Face's format or a preset, until Ctrl-C.
@@ -167,6 +180,7 @@ def command(
         gpu_memory_utilization=gpu_memory_utilization,
         max_model_len=max_model_len,
         max_itl_ms=max_itl_ms,
+        max_num_seqs=max_num_seqs,
         plugins=plugin_files,
         null_token_us=null_token_us,
     )
@@ -184,7 +198,7 @@ def command(
         chat_template=chat_template,
         shutdown_seconds=shutdown_timeout,
         stall_seconds=stall_seconds,
-        limits=Limits(queue=max_queue, reader=reader_timeout),
+        limits=Limits(queue=max_queue, reader=reader_timeout, cache_per_key=cache_per_key),
     )
 
     def ready(served: Served, address: str) -> None:

@@ -79,6 +79,7 @@ class Engine:
     max_model_len  longest sequence, where the executor was opened for less than the model's context
     max_itl_ms     limit of milliseconds between the tokens of a sequence: a step that decodes computes no more prompt
                    tokens than are predicted to fit, but at least 64 (`Scheduler`); None: no limit
+    max_num_seqs   most sequences that run at once; None: as many as the executor has rows
     on_step        called with the record of each launched step, by the thread that makes the step. It must not call the
                    engine
     closed         True once `close` was called; methods that need the executor then raise RequestError
@@ -94,6 +95,7 @@ class Engine:
     tokenizer: Tokenizer | None = None
     max_model_len: int | None = None
     max_itl_ms: float | None = None
+    max_num_seqs: int | None = None
     on_step: Callable[[StepRecord], None] | None = None
     statistics: Statistics = field(default=Statistics(), init=False)
     closed: bool = field(default=False, init=False)
@@ -113,7 +115,8 @@ class Engine:
         self._scheduler = Scheduler(
             self._pool,
             max_tokens=self.executor.max_batch_tokens,
-            max_sequences=self.executor.max_rows,
+            max_rows=self.executor.max_rows,
+            max_sequences=self.max_num_seqs,
             max_length=self.longest,
             short_context=self.model.short_context,
             windowed=windowed,

@@ -83,6 +83,8 @@ class Scheduler:
     Pages that were kept are found again. So is a sequence that grows beyond `short_context` tokens, from where on
     LongRoPE turns all of them otherwise.
 
+    `max_rows` are the rows of logits of a step. At most so many sequences run, or `max_sequences`.
+
     `windowed` are the pools of the cache groups with a window, by the window. Their pages are given to a sequence step
     by step, also while its prompt is computed, and come back once they lie behind the window. With such groups no pages
     are kept.
@@ -99,8 +101,9 @@ class Scheduler:
         pool: PagePool,
         *,
         max_tokens: int,
-        max_sequences: int,
+        max_rows: int,
         max_length: int,
+        max_sequences: int | None = None,
         short_context: int | None = None,
         windowed: Mapping[int, PagePool] | None = None,
         max_itl: float | None = None,
@@ -109,11 +112,14 @@ class Scheduler:
         self.max_tokens = max_tokens
         self.max_itl = max_itl
         self.step_time = StepTime()
-        self.max_rows = max_sequences
+        self.max_rows = max_rows
         self.short_context = short_context
         self.waiting: list[Sequence] = []
         self.slots = Slots(
-            min(max_sequences, max_tokens), pool.pages_for(max_length), pool.page_size, windowed
+            min(max_sequences or max_rows, max_rows, max_tokens),
+            pool.pages_for(max_length),
+            pool.page_size,
+            windowed,
         )
         self.reserve = LEAST_RESERVE
         self._growth = 0

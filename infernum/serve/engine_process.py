@@ -231,6 +231,7 @@ def _opened(options: EngineOptions, connection: socket.socket) -> Generator[tupl
         gpu_memory_utilization=options.gpu_memory_utilization,
         max_model_len=options.max_model_len,
         max_itl_ms=options.max_itl_ms,
+        max_num_seqs=options.max_num_seqs,
         max_pages_total=options.max_pages_total,
         seed=options.seed,
         warm_graphs=True,

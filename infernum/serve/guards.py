@@ -21,6 +21,9 @@ from infernum.serve.problems import Problem, internal
 OPEN_PATHS = frozenset({"/health", "/ping", "/version"})
 """Paths that need no key."""
 
+KEY_HASH = "infernum.key_hash"
+"""Where a request's scope has the hash of the key that it carried, in hex."""
+
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -111,10 +114,11 @@ class Guard:
             await self._preflight(headers, send)
             return
         if self.keys and scope["path"] not in OPEN_PATHS:
-            self._check_key(headers)
+            scope[KEY_HASH] = self._checked_key(headers)
         await self.app(scope, receive, send)
 
-    def _check_key(self, headers: Headers) -> None:
+    def _checked_key(self, headers: Headers) -> str:
+        """The hash of the key that a request carries. Raises Problem where it is none of `keys`."""
         scheme, _, credential = headers.get("authorization", "").partition(" ")
         key = credential.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         hashed = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
@@ -129,6 +133,7 @@ class Guard:
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
+        return hashed.hex()
 
     async def _preflight(self, headers: Headers, send: Send) -> None:
         allowed: dict[str, str] = {"allow": "GET, POST, OPTIONS"}

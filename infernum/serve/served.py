@@ -34,16 +34,18 @@ OPENAI_DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
 class Limits:
     """What a client may ask for.
 
-    queue        sequences that may be unfinished at once
-    body         bytes of a request's body
-    nesting      brackets within brackets in a body
-    reader       seconds that a client may read nothing of a stream
+    queue          sequences that may be unfinished at once
+    body           bytes of a request's body
+    nesting        brackets within brackets in a body
+    reader         seconds that a client may read nothing of a stream
+    cache_per_key  share what the cache holds of prompts only among requests with one key
     """
 
     queue: int = 2048
     body: int = 32 << 20
     nesting: int = 64
     reader: float = 60.0
+    cache_per_key: bool = False
 
 
 @dataclass
@@ -178,8 +180,10 @@ class Served:
                 )
         return wishes
 
-    def generate(self, wishes: list[Wish]) -> Generation:
-        """Queue the sequences of a request. Raises Problem."""
+    def generate(self, wishes: list[Wish], key: str) -> Generation:
+        """Queue the sequences of a request; `key` is the hash of the key that it came with. Raises Problem."""
+        if self.limits.cache_per_key:
+            wishes = [replace(wish, salt=f"{key} {wish.salt}") for wish in wishes]
         self.metrics.request_n.observe(len(wishes))
         return Generation(self.engine, self.tokenizer, wishes, self.metrics)
 

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from infernum.serve.exchange import Answer, stream, whole
 from infernum.serve.generation import Gathered, Generation, Piece, Wish
+from infernum.serve.guards import KEY_HASH
 from infernum.serve.requests import Generating
 from infernum.serve.responses import TEXT, PromptDetails, Usage, around_text, encode, event
 from infernum.serve.served import Served
@@ -42,7 +43,7 @@ class Task(ABC, Generic[Asked]):
         self._opening = self.opening() if self.request.stream else b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with closing(self.served.generate(self.wishes)) as generation:
+        with closing(self.served.generate(self.wishes, scope.get(KEY_HASH, ""))) as generation:
             if self.request.stream:
                 await stream(
                     generation,
