@@ -60,8 +60,8 @@ def shared(
 ) -> list[Problem]:
     """What `count` calls of `work` found wrong, by so many threads; call i draws from a generator of its own."""
     with ThreadPoolExecutor(clients) as pool:
-        found = pool.map(lambda i: work(random.Random(f"{seed}/{i}")), range(count))
-        return [problem for problem in found if problem]
+        results = pool.map(lambda i: work(random.Random(f"{seed}/{i}")), range(count))
+        return [problem for problem in results if problem]
 
 
 # ---- requests
@@ -182,7 +182,7 @@ def left_behind(server: RunningServer, seconds: float = 1.0) -> str:
     """What the server still has of requests so long after the last; "": nothing."""
     end = time.monotonic() + seconds
     while True:
-        names = ("num_requests_running", "num_requests_waiting")
+        names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
         busy = {name: server.metric(name) for name in names if server.metric(name)}
         if not busy:
             return ""
@@ -218,8 +218,10 @@ def gaps(server: RunningServer, tokens: int) -> list[float]:
     return [after - before for before, after in pairwise(times)]
 
 
-def read_slowly(server: RunningServer, count: int, tokens: int, patient: bool, done: threading.Event) -> None:
-    """Read so many streams, each a byte a second or, if `patient` is false, all there is, until `done`."""
+def read_slowly(
+    server: RunningServer, count: int, tokens: int, patient: bool, ended: threading.Event
+) -> None:
+    """Read so many streams, each a byte a second or, if `patient` is false, all there is, until `ended`."""
     body = {"prompt": "And", "max_tokens": tokens, "ignore_eos": True, "stream": True, "temperature": 1}
     sent = json.dumps(body).encode()
     at = urlsplit(server.url)
@@ -232,7 +234,7 @@ def read_slowly(server: RunningServer, count: int, tokens: int, patient: bool, d
             each.connect((at.hostname, at.port))
             each.sendall(request)
             each.setblocking(False)
-        while not done.wait(1.0 if patient else 0.02):
+        while not ended.wait(1.0 if patient else 0.02):
             for each in sockets:
                 with suppress(BlockingIOError):
                     each.recv(1 if patient else 1 << 16)
@@ -244,18 +246,18 @@ def slow_readers(server: RunningServer, count: int, tokens: int = 48) -> list[Pr
     pids = [server.process.pid, server.engine]
     memory = [resources(pids)["MiB"]]
     for patient in (False, True):
-        done = threading.Event()
-        others = threading.Thread(target=read_slowly, args=(server, count, tokens + 16, patient, done))
+        ended = threading.Event()
+        others = threading.Thread(target=read_slowly, args=(server, count, tokens + 16, patient, ended))
         others.start()
         while server.metric("num_requests_running") + server.metric("num_requests_waiting") < count * 0.9:
             time.sleep(0.05)
         with ThreadPoolExecutor(FAST) as pool:
-            found = sorted(
+            gaps_seen = sorted(
                 gap for each in pool.map(lambda _: gaps(server, tokens), range(FAST)) for gap in each
             )
-        seen.append(found[int(len(found) * 0.99)])
+        seen.append(gaps_seen[int(len(gaps_seen) * 0.99)])
         memory.append(resources(pids)["MiB"])
-        done.set()
+        ended.set()
         others.join()
         if problem := left_behind(server, 10):
             return [problem]
@@ -333,18 +335,22 @@ def resources(pids: Sequence[int]) -> dict[str, int]:
 
 def soak(server: RunningServer, minutes: float, seed: int) -> list[Problem]:
     """Everything at once for so long. Memory is compared from a fifth of the time on, when caches are full."""
-    pids, end, found = [server.process.pid, server.engine], time.monotonic() + 60 * minutes, list[Problem]()
-    done, lock = Counter[str](), threading.Lock()
+    pids, end, problems = (
+        [server.process.pid, server.engine],
+        time.monotonic() + 60 * minutes,
+        list[Problem](),
+    )
+    answered, lock = Counter[str](), threading.Lock()
 
     def client(number: int) -> None:
         draw = random.Random(f"{seed}/soak/{number}")
-        while time.monotonic() < end and len(found) < 20:
+        while time.monotonic() < end and len(problems) < 20:
             work = draw.choice((stream_and_whole, leave, any_body))
             problem = work(server, draw)
             with lock:
-                done[work.__name__] += 1
+                answered[work.__name__] += 1
                 if problem:
-                    found.append(problem)
+                    problems.append(problem)
 
     seen: list[dict[str, int]] = []
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -354,19 +360,21 @@ def soak(server: RunningServer, minutes: float, seed: int) -> list[Problem]:
             seen.append(resources(pids))
         for each in running:
             each.result()
-    found += [problem] if (problem := left_behind(server, 5)) else []
+    problems += [problem] if (problem := left_behind(server, 5)) else []
     settled, last = seen[len(seen) // 5], resources(pids)
-    print(f"soak: {dict(done)}; {seen[0]} at first, {settled} after a fifth, {last} at the end", flush=True)
+    print(
+        f"soak: {dict(answered)}; {seen[0]} at first, {settled} after a fifth, {last} at the end", flush=True
+    )
     if last["MiB"] > settled["MiB"] * 1.02 + 4:
-        found.append(f"memory grew from {settled['MiB']} to {last['MiB']} MiB")
+        problems.append(f"memory grew from {settled['MiB']} to {last['MiB']} MiB")
     if last["files"] > seen[0]["files"] + 8 or last["threads"] > seen[0]["threads"] + 8:
-        found.append(f"files or threads were left: {seen[0]} at first, {last} at the end")
-    return found
+        problems.append(f"files or threads were left: {seen[0]} at first, {last} at the end")
+    return problems
 
 
 def run(server: RunningServer, args: argparse.Namespace) -> list[Problem]:
     """All parts that were asked for. Each prints a line."""
-    found: list[Problem] = []
+    problems: list[Problem] = []
     seed = args.seed
 
     def part(name: str, count: int, work: Callable[[RunningServer, random.Random], Problem | None]) -> None:
@@ -383,19 +391,19 @@ def run(server: RunningServer, args: argparse.Namespace) -> list[Problem]:
             f"{name}: {count} in {seconds:.0f} s, {len(wrong)} wrong; {before} before, {after} after",
             flush=True,
         )
-        found.extend(wrong)
+        problems.extend(wrong)
 
     part("streams", args.streams, stream_and_whole)
     part("disconnects", args.disconnects, leave)
     part("bodies", args.bodies, any_body)
     if args.slow:
-        found.extend(slow_readers(server, args.slow))
+        problems.extend(slow_readers(server, args.slow))
     if args.soak:
-        found.extend(soak(server, args.soak, seed))
+        problems.extend(soak(server, args.soak, seed))
     health = server.ask("/health").status
     if health != 200:
-        found.append(f"/health answers {health} in the end")
-    return found
+        problems.append(f"/health answers {health} in the end")
+    return problems
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -409,13 +417,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     server = start("--max-model-len", "512")
     try:
-        found = run(server, args)
+        problems = run(server, args)
     finally:
         code = server.stop()
-    found += [f"the server ended with {code}"] if code else []
-    for problem in found[:20]:
+    problems += [f"the server ended with {code}"] if code else []
+    for problem in problems[:20]:
         print(problem, file=sys.stderr)
-    return 1 if found else 0
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from conftest import Outcome
 from serving import Reply, RunningServer, running, start
 
 
@@ -173,6 +174,12 @@ def asked_in_background(server: RunningServer, tokens: int) -> tuple[threading.T
     while server.metric("generation_tokens_total") < 3:
         assert time.monotonic() < end
     return asking, replies
+
+
+def test_a_cache_by_key_needs_keys(infernum: Callable[..., Outcome]) -> None:
+    refused = infernum("serve", "dante-chat", "--cache-per-key")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--cache-per-key needs the keys that it tells apart; give --api-key" in refused.err
 
 
 def test_the_cache_is_kept_apart_by_key_and_no_more_sequences_run_than_were_asked_for() -> None:

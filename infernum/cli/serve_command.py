@@ -165,6 +165,8 @@ def command(
     from infernum.serve.wire import EngineOptions
 
     options.check_bundle(bundle, fuse, rules)
+    if cache_per_key and not keys:
+        raise click.UsageError("--cache-per-key needs the keys that it tells apart; give --api-key")
     plugins.load_installed()
     for file in plugin_files:
         plugins.load_plugin(file)

@@ -54,9 +54,9 @@ def write_tasks(folder: Path, questions: int) -> None:
     lines = (ROOT / "examples/dante_chat/questions.jsonl").read_text().splitlines()
     conversations = [json.loads(line)["messages"] for line in lines]
     pairs = [
-        (asked["content"], told["content"])
-        for asked, told in (each[:2] for each in conversations if len(each) == 2)
-        if asked["role"] == "user" and told.get("content")
+        (question["content"], answer["content"])
+        for question, answer in (each[:2] for each in conversations if len(each) == 2)
+        if question["role"] == "user" and answer.get("content")
     ]
     answers = list(dict.fromkeys(answer for _, answer in pairs))
     documents: dict[str, list[dict[str, Any]]] = {name: [] for name in KINDS}
@@ -90,14 +90,14 @@ def evaluated(
     tasks = ["dante_answers"] if chat else list(KINDS)
     settings += "" if chat else ",tokenizer_backend=remote"
     options = ["--model_args", settings, "--tasks", ",".join(tasks), "--include_path", str(folder)]
-    done = subprocess.run(
+    finished = subprocess.run(
         [command, "run", "--model", *kind, *options, "--output_path", str(out), "--log_samples"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
+    if finished.returncode:
+        raise SystemExit(finished.stderr[-2000:])
     samples: dict[str, list[dict[str, Any]]] = {}
     for task in tasks:
         (file,) = out.rglob(f"samples_{task}_*.jsonl")
