@@ -48,7 +48,7 @@ def files(wheel: Path) -> set[str]:
     return set(zipfile.ZipFile(wheel).namelist())
 
 
-def test_the_wheel_holds_every_module_template_and_file_of_the_report(files: set[str]) -> None:
+def test_the_wheel_holds_every_module_template_and_file_of_a_page(files: set[str]) -> None:
     modules = [path.relative_to(ROOT).as_posix() for path in (ROOT / "infernum").rglob("*.py")]
     templates = [
         f"infernum/{path.relative_to(ROOT).as_posix()}"
@@ -57,8 +57,8 @@ def test_the_wheel_holds_every_module_template_and_file_of_the_report(files: set
     ]
     page = [
         path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "infernum/lab/report/web").rglob("*")
-        if path.is_file()
+        for path in (ROOT / "infernum").rglob("web/**/*")
+        if path.suffix in {".html", ".css", ".js", ".LICENSE", ".md"}
     ]
     assert templates and page
     assert {*modules, *templates, *page, "infernum/py.typed"} <= files

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,17 +22,7 @@ from infernum.lab.report.html import html_of
 from infernum.manifest import Gemm
 
 VENDOR = Path(__file__).parents[1] / "infernum/lab/report/web/vendor"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 NUMBERS = {"us": 1.0, "bytes": 1, "flops": 1, "floor_us": 1.0, "fraction": 1.0, "gain_us": 0.0}
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 
 @pytest.fixture(scope="module")
@@ -241,22 +229,6 @@ def test_the_command_writes_the_page_and_says_how_large_it_is(
     assert refused.code == 2
     assert "ends in .html" in refused.err
     assert not (tmp_path / "report.txt").exists()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium. Where there is none, its tests are skipped, but in CI they fail."""
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        path = None
-    if path is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("needs Chromium and the package playwright")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

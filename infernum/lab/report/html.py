@@ -6,14 +6,17 @@ import json
 import re
 from collections.abc import Mapping
 from html import escape
-from importlib.resources import files
 from typing import Any
+
+from infernum import web
+
+PACKAGE = "infernum.lab.report"
 
 LIBRARIES = ("d3", "dagre", "highlight")
 SCRIPTS = (
     "model.js",
     "state.js",
-    "elements.js",
+    "tables.js",
     "layout.js",
     "pane.js",
     "nodes.js",
@@ -30,33 +33,28 @@ SCRIPTS = (
 )
 """In the order in which they are run; functions of all of them are called once `main.js` starts the page."""
 
-_PLACE = re.compile(r"\{\{ (\w+) \}\}")
 _SOURCE_MAP = re.compile(r"^//# sourceMappingURL=.*\n?", re.MULTILINE)
 
 
 def html_of(data: Mapping[str, Any], title: str) -> str:
     """The page about some data, as `infernum.lab.report.data.report_data` gives it. Same data, same text."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    scripts = [web.read("infernum", "elements.js"), *(web.read(PACKAGE, name) for name in SCRIPTS)]
     parts = {
         "title": escape(title),
-        "style": _read("report.css"),
+        "style": web.read("infernum", "theme.css") + web.read(PACKAGE, "report.css"),
         "data": text.replace("<", "\\u003c"),
         "libraries": "\n".join(map(_library, LIBRARIES)),
-        "scripts": "\n".join(_script(_read(name)) for name in SCRIPTS),
+        "scripts": "\n".join(map(_script, scripts)),
     }
-    return _PLACE.sub(lambda place: parts[place[1]], _read("report.html"))
+    return web.fill(web.read(PACKAGE, "report.html"), parts)
 
 
 def _library(name: str) -> str:
     """A library with its licence, which must accompany it, and without the reference to its source map."""
-    code = _SOURCE_MAP.sub("", _read(f"vendor/{name}.min.js"))
-    return _script(f"/*!\n{_read(f'vendor/{name}.LICENSE')}*/\n{code}")
+    code = _SOURCE_MAP.sub("", web.read(PACKAGE, f"vendor/{name}.min.js"))
+    return _script(f"/*!\n{web.read(PACKAGE, f'vendor/{name}.LICENSE')}*/\n{code}")
 
 
 def _script(text: str) -> str:
-    assert "</script" not in text.lower(), "a script would end the element that it is put into"
-    return f"<script>\n{text}</script>"
-
-
-def _read(name: str) -> str:
-    return files("infernum.lab.report").joinpath("web", *name.split("/")).read_text(encoding="utf-8")
+    return f"<script>\n{web.checked_script(text)}</script>"
