@@ -21,6 +21,7 @@ from infernum.checkpoint import Checkpoint
 from infernum.cpu.executor import CpuExecutor
 from infernum.engine.engine import Engine
 from infernum.engine.events import Event, PromptLogprobs, TokenLogprobs
+from infernum.engine.sequence import Mask
 from infernum.graph_bundle import trace_model
 from infernum.models.presets import resolve
 from infernum.resources import demo_folder
@@ -36,7 +37,8 @@ VOCAB = 4000
 class Request:
     prompt: list[int]
     params: SamplingParams
-    priority: int
+    priority: int = 0
+    allowed: Mask | None = None
 
 
 def open_engine(folder: Path, *, max_batch_tokens: int, pages: int) -> Engine:
@@ -80,7 +82,7 @@ def output_of(event: Event) -> Output:
 
 def alone(engine: Engine, request: Request, salt: str) -> Output:
     """The output of a request in an idle engine; under a salt of its own it finds nothing in the cache."""
-    engine.add(request.prompt, request.params, salt=salt)
+    engine.add(request.prompt, request.params, salt=salt, allowed=request.allowed)
     output: Output = []
     while engine.busy:
         output += [each for event in engine.step() for each in output_of(event)]
@@ -98,7 +100,10 @@ def together(
     while waiting or engine.busy:
         for place in waiting[: int(rng.integers(0, 12))]:
             request = requests[place]
-            numbers[engine.add(request.prompt, request.params, priority=request.priority)] = place
+            number = engine.add(
+                request.prompt, request.params, priority=request.priority, allowed=request.allowed
+            )
+            numbers[number] = place
             waiting.remove(place)
         for number, place in numbers.items():
             if place in doomed and rng.random() < 0.1:
