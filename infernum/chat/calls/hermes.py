@@ -1,0 +1,17 @@
+"""Calls of Hermes and Qwen: <tool_call>{"name": …, "arguments": {…}}</tool_call>, one behind the other."""
+
+from __future__ import annotations
+
+from infernum.chat.calls.json_body import JsonBody
+from infernum.chat.calls.scanner import Body, Scanner
+
+
+class Hermes(Scanner):
+    """Finds calls in tags. A closing tag may be missing, where the model has forgotten it."""
+
+    mark = "<tool_call>"
+    behind = ("</tool_call>",)
+    special = ("<tool_call>", "</tool_call>")
+
+    def body(self) -> Body:
+        return JsonBody()
