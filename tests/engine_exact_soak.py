@@ -42,10 +42,12 @@ class Request:
 
 
 def open_engine(folder: Path, *, max_batch_tokens: int, pages: int) -> Engine:
-    """The demo, with its graphs in `folder`."""
+    """The demo, with its graphs in `folder`. It admits without a reserve of pages, so that many are preempted."""
     bundle = trace_model(resolve("dante"), folder, dtype="float32", max_batch_tokens=max_batch_tokens)
     executor = CpuExecutor.open(bundle, Checkpoint.open(demo_folder()), max_pages_total=pages)
-    return Engine(executor, bundle.manifest.model, max_model_len=300)
+    engine = Engine(executor, bundle.manifest.model, max_model_len=300)
+    engine._scheduler._reserved = lambda own: 0
+    return engine
 
 
 def random_requests(rng: np.random.Generator, count: int) -> list[Request]:

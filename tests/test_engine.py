@@ -221,8 +221,16 @@ def test_sequences_get_pages_as_they_need_them_and_the_newest_is_preempted_when_
     engine, toy = make(pages=4)  # 16 positions: one sequence of 3 + 10 tokens
     prompts = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
     assert [c.tokens for c in engine.generate(prompts, GREEDY)] == [alone(p, GREEDY) for p in prompts]
-    assert max(b.seqs for b in toy.batches) == 3
+    assert max(b.seqs for b in toy.batches) == 2
     assert engine._scheduler.preempted > 0 and engine._pool.free_pages == 4
+
+
+def test_sequences_that_need_one_page_more_are_not_preempted_for_lack_of_it():
+    engine, toy = make(pages=12)
+    params = SamplingParams(max_tokens=5, temperature=0)
+    prompts = [[1, 2, 3, n] for n in range(60)]  # a whole page each, and a second one for the output
+    assert [c.tokens for c in engine.generate(prompts, params)] == [alone(p, params) for p in prompts]
+    assert max(b.seqs for b in toy.batches) == 6 and engine._scheduler.preempted == 0
 
 
 def test_a_thousand_tokens_come_out_as_they_should():

@@ -77,11 +77,11 @@ class StepPlan:
 class Scheduler:
     """Admits sequences by priority and arrival, gives them pages as they need them, and plans the steps.
 
-    A sequence is admitted when the pages of its tokens fit, and a reserve for what those that run may yet need; alone,
-    it always is. A sequence with penalties also needs a row of counts (`TableRows`). When pages run out, the newest
-    sequence of the lowest priority is preempted: it gives back its pages, waits, and its tokens are computed again.
-    Pages that were kept are found again. So is a sequence that grows beyond `short_context` tokens, from where on
-    LongRoPE turns all of them otherwise.
+    A sequence is admitted when the pages of its tokens fit, and a reserve for what those that run may yet need: a page
+    for each of them, or a share of all. Alone, it always is. A sequence with penalties also needs a row of counts
+    (`TableRows`). When pages run out, the newest sequence of the lowest priority is preempted: it gives back its pages,
+    waits, and its tokens are computed again. Pages that were kept are found again. So is a sequence that grows beyond
+    `short_context` tokens, from where on LongRoPE turns all of them otherwise.
 
     `max_rows` are the rows of logits of a step. At most so many sequences run, or `max_sequences`.
 
@@ -248,7 +248,7 @@ class Scheduler:
                 return
             sequence.is_long = self._is_long(len(sequence.tokens))
             own = self.pool.pages_for(sequence.limit) - self.pool.pages_for(len(sequence.tokens))
-            reserved = math.ceil(self.reserve * (self._growth + own)) if len(self.slots.active) else 0
+            reserved = self._reserved(own) if len(self.slots.active) else 0
             if len(self.slots.active) and reserved + 1 > self.pool.free_pages:
                 return
             computes_all = bool(self.slots.windowed) or sequence.asks_for_scores
@@ -268,6 +268,17 @@ class Scheduler:
             self.slots.held[slot] = len(sequence.pages) * self.pool.page_size
             self.slots.pages[slot, : len(sequence.pages)] = sequence.pages
             self.table_version += 1
+
+    def _reserved(self, own: int) -> int:
+        """Pages that stay free when a sequence that may need `own` further pages is admitted beside others.
+
+        Each sequence that may need further pages needs the next one soon. Of the pages behind it, `reserve` is the
+        share.
+        """
+        growing = int(
+            np.count_nonzero(self.slots.held[self.slots.active] < self.slots.limit[self.slots.active])
+        )
+        return max(growing + (own > 0), math.ceil(self.reserve * (self._growth + own)))
 
     def _grow_all(self, slots: Int64) -> bool:
         """Give the sequence of each slot one more page; False where there are too few for all."""
