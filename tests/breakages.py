@@ -61,7 +61,20 @@ BREAKAGES = [
         "warp_stats[warp]);\n",
     ),
     Breakage(
-        "wrong scale", "decoder", "prefill", "attention_prefill_wgmma", "base_two(0.125f)", "base_two(0.25f)"
+        "wrong scale",
+        "decoder",
+        "prefill",
+        "attention_prefill_wgmma",
+        "FACTOR = CAP == 0.0f ? SCALE : 1.0f;",
+        "FACTOR = CAP == 0.0f ? 2.0f * SCALE : 1.0f;",
+    ),
+    Breakage(
+        "last token of a prompt taken for a decode",
+        "decoder",
+        "prefill",
+        "attention_prefill_wgmma",
+        "tile.count <= 0 || tile.is_single",
+        "tile.count <= 1",
     ),
     Breakage(
         "unwritten tail",

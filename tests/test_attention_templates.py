@@ -107,6 +107,9 @@ LIMITS: list[dict[str, float]] = [
 ]
 """Windows on both sides of what the kernels call a long context, capped scores, and both."""
 
+ON_HOPPER = ["attention_prefill_wgmma", "attention_units", "attention_combine"]
+"""Kernels of prompts, and of the decodes beside them."""
+
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("kv_heads", [1, 2, 8])
@@ -186,7 +189,7 @@ def test_one_token_splits_its_context(arch: str, heads: int, kv_heads: int, dim:
 def test_a_prompt_runs_on_tensor_cores(arch: str, heads: int, kv_heads: int, dim: int, of: str) -> None:
     found = kernels(lambda inputs: attend(inputs, heads, kv_heads, dim), arch, 8192, of)
     on_hopper = arch == "sm_90a" and dim in (64, 128, 256)
-    assert found == ["attention_prefill_wgmma" if on_hopper else "attention_prefill"]
+    assert found == (ON_HOPPER if on_hopper else ["attention_prefill"])
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -208,8 +211,8 @@ def test_windows_and_capped_scores_compile_for_every_number_of_tokens(
         assert names == (["attend_cluster"] if one_kernel else split)
     names = kernels(lambda inputs: attend(inputs, 8, 2, dim, **attrs), arch, 8192, of)
     on_hopper = arch == "sm_90a" and dim in (64, 128, 256)
-    prefill = "attention_prefill_wgmma" if on_hopper else "attention_prefill"
-    assert names == (["attention_split", "attention_combine"] if of == "f32" else [prefill])
+    prefill = ON_HOPPER if on_hopper else ["attention_prefill"]
+    assert names == (["attention_split", "attention_combine"] if of == "f32" else prefill)
 
 
 @pytest.mark.skipif("sm_90a" not in KNOWN, reason="NVRTC does not know Hopper")
@@ -237,7 +240,7 @@ def test_products_of_a_warpgroup_are_not_serialized(
 
     monkeypatch.setattr(nvrtc, "parse_resources", parse)
     found = kernels(lambda inputs: attend(inputs, heads, kv_heads, dim, **attrs), "sm_90a", 8192, of)
-    assert found == ["attention_prefill_wgmma"]
+    assert found == ON_HOPPER
     assert len(reports) == 1 and "registers" in reports[0]
     assert "C7" not in reports[0], "ptxas serializes products, or ignores who gives up registers"
 

@@ -31,6 +31,7 @@ from infernum.ir.kernel import (
     Target,
     Template,
     alternatives,
+    one_layout,
 )
 from infernum.ir.op import Op
 from infernum.ir.parameters import ParameterSpace, settle
@@ -117,14 +118,18 @@ class NodePlanner:
         self._check_accesses(constants, [*operands, *outs])
         steps: list[KernelStep | ProductStep] = []
         scratch: list[Operand] = []
+        counted: list[Operand] = []
         spec: Template | None = kernel
         while spec is not None:
+            if spec is not kernel and spec.layouts is not one_layout:
+                constants = self._settled(spec, call)
             scratch += [self._workspace(w.name, w.shape, w.dtype, constants) for w in spec.workspaces]
             everything = (*operands, *outs, *scratch)
             context = {o.name: o for o in everything} | prologues | dict(call.attrs) | constants
             arguments = [o for o in everything if not spec.arguments or o.name in spec.arguments]
             arguments += row_op_operands if spec is kernel else []
-            steps.append(self._kernel(spec, arguments, context, constants, call, first=spec is kernel))
+            steps.append(self._kernel(spec, arguments, context, constants, call, counted=counted))
+            counted += arguments
             spec = spec.next_kernel
         return steps
 
@@ -337,11 +342,12 @@ class NodePlanner:
         call: Call,
         name: str | None = None,
         *,
-        first: bool = True,
+        counted: Sequence[Operand] = (),
     ) -> KernelStep:
-        """A step. Of several kernels of one node, the `first` one is counted the node's arithmetic.
+        """A step. Of several kernels of one node, the first one is counted the node's arithmetic.
 
-        Workspaces cost nothing: how much of them is used, and that they are, is the kernels' own affair.
+        What a kernel moves are its operands without those that the kernels before it have `counted`. Workspaces cost
+        nothing: how much of them is used, and that they are, is the kernels' own affair.
         """
         lead = _leading_symbol(call)
         if lead not in SYMBOLS and "tokens" in f"{spec.grid} {spec.symbols}":
@@ -349,7 +355,7 @@ class NodePlanner:
                 f"{self._where()}: {self.node.op.name} has {lead} rows; the rows of a kernel are counted by a symbol, "
                 f"one of {', '.join(SYMBOLS)}"
             )
-        moved = [o.place for o in operands if o.place.tensor not in self.workspaces]
+        moved = [o.place for o in operands if o.place.tensor not in self.workspaces and o not in counted]
         formula = {key: self._formula(value, constants, lead) for key, value in _formulas(spec).items()}
         return KernelStep(
             name=name or self._fresh(spec.name),
@@ -364,8 +370,8 @@ class NodePlanner:
             shared_bytes=evaluate(formula["shared"], {}),
             cluster=formula["cluster"],
             bytes=bytes_moved(moved, partly_moved_by(self.body, self.inputs, lead)),
-            flops=flops(self.body, lead) if first else 0,
-            passed_over=self.passed_over if first else (),
+            flops=0 if counted else flops(self.body, lead),
+            passed_over=() if counted else self.passed_over,
             parameters=self.parameters,
         )
 

@@ -209,7 +209,7 @@ class Template:
     reads_cached       operands among these that a kernel of the step may be writing, while only what earlier steps have
                        written is read: the KV cache up to the first position of the step
     workspaces         scratch tensors
-    next_kernel        a further kernel of the same op with the same layout, launched after this one
+    next_kernel        a further kernel of the same op, launched after this one, with the same layout if it has none
     arguments          operands, results and workspaces that are passed to the kernel; empty: all of them
     symbols            symbols that are passed to the kernel, as ints
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from infernum.ir.block import PAGE
 from infernum.ir.kernel import Call, Layout, Refusal, Target, Template, alternatives
-from infernum.ops.attention_split import heads_of
+from infernum.ops.attention_split import SINGLES, heads_of
 from infernum.roofline import GPUS
 
 
@@ -140,8 +140,9 @@ PREFILL_WGMMA = Template(
         "attention_prefill_wgmma.cuh",
     ),
     symbols=("seqs", "max_pages"),
+    next_kernel=SINGLES,
 )
-"""Hopper: one warpgroup loads keys and values, the others multiply (wgmma)."""
+"""Hopper: one warpgroup loads keys and values, the others multiply (wgmma). Single tokens have their own kernel."""
 
 PREFILL = Template(
     "attention_prefill",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from infernum.ir.block import PAGE
 from infernum.ir.kernel import Call, Layout, Refusal, Target, Template, Workspace, alternatives
@@ -25,8 +26,8 @@ _WHOLE = 4096
 UNIT = 16
 """Positions that a warp attends to at once on tensor cores: the rows of an mma."""
 
-_BLOCKS_PER_SM = 4
-"""Blocks for each SM that splits are to give: with fewer, some SMs would have twice the work of others."""
+_BLOCKS_PER_SM = 2
+"""Blocks for each SM that splits are to give. Four took longer: 4 µs at 16 sequences of 640 positions (8B, H200)."""
 
 _LEAST_THREADS = 128
 """Threads of the smallest block: four warps."""
@@ -104,6 +105,7 @@ def _split_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
             "SPLIT_COUNT": "SPLITS",
             "COMBINED": constants["HEADS"],
             "COMBINE_GROUPS": 1 if target.decodes else min(4, splits),
+            "BY_SEQUENCE": 0,
             "Z": f"min({splits}, ceildiv({context}, {least}))",
         }
         yield Layout(constants | of_values, values)
@@ -116,11 +118,23 @@ def _context(target: Target) -> str:
 
 def _unit_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     """Warps of a block, and units of 16 positions in the ring of each: what lets two blocks or more share an SM."""
-    *_, dim = heads_of(call)
-    gpu = GPUS[target.arch]
     if target.max_tokens <= FEW_TOKENS or (target.max_tokens > 64 and not target.decodes):
         yield Refusal("it serves decodes of ten to hundreds of sequences")
         return
+    yield from _layouts_of_units(call, target)
+
+
+def _single_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
+    """As in a step of nothing but decodes, so that a token has the same sums in both."""
+    for layout in _layouts_of_units(call, replace(target, decodes=True)):
+        if isinstance(layout, Layout):
+            layout = replace(layout, constants={**layout.constants, "BY_SEQUENCE": 1})
+        yield layout
+
+
+def _layouts_of_units(call: Call, target: Target) -> Iterator[Layout | Refusal]:
+    *_, dim = heads_of(call)
+    gpu = GPUS[target.arch]
     if call.operands["q"].dtype.bytes != 2:
         yield Refusal(f"tensor cores multiply bf16 and f16 here, not {call.operands['q'].dtype}")
         return
@@ -155,6 +169,7 @@ def _unit_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
             "COMBINE_GROUPS": 1 if target.decodes else 4,
             "COMBINED": f"{of_heads['HEADS']} * min(1, {z} - 1)",
             "Z": z,
+            "BY_SEQUENCE": 0,
         }
         yield Layout(constants, values)
 
@@ -199,6 +214,9 @@ _WORKSPACES = (
     Workspace("partial_out", ("tokens", "HEADS", "SPLITS", "HEAD_DIM")),
     Workspace("partial_stats", ("tokens", "HEADS", "SPLITS", 2)),
 )
+
+_SEVERAL = "seqs if seqs > 1 else 0"
+"""The sequences of a step of more than 64 tokens, where any of them may have a single one."""
 
 _SPLIT_GRID = ("tokens", "KV_HEADS * HEAD_TILES", "Z")
 
@@ -265,6 +283,21 @@ UNITS = Template(
     next_kernel=_COMBINE,
 )
 """As `SPLIT`, on tensor cores. Where no context is split, it writes the results itself."""
+
+SINGLES = replace(
+    UNITS,
+    grid=(_SEVERAL, *_SPLIT_GRID[1:]),
+    layouts=_single_layouts,
+    workspaces=tuple(replace(w, shape=("seqs", *w.shape[1:])) for w in _WORKSPACES),
+    symbols=("max_pages",),
+    next_kernel=replace(
+        _COMBINE,
+        grid=(_SEVERAL, "COMBINED", 1),
+        reads_before_wait=(*_COMBINE.reads_before_wait, "query_start"),
+        arguments=(*_COMBINE.arguments, "query_start"),
+    ),
+)
+"""As `UNITS`, for the sequences that have one token in a step with others that have more."""
 
 ATTEND = Template(
     "attend",

@@ -37,7 +37,7 @@ def step_limits(manifest: Manifest, max_model_len: int | None) -> Limits:
     tokens = max(variant.max_tokens for variant in manifest.variants)
     return Limits(
         tokens=tokens,
-        seqs=tokens,
+        seqs=min(MOST_DECODES, tokens),
         rows=min(MOST_DECODES, tokens),
         max_pages=dims.ceildiv(length, manifest.page_size),
         vocab=manifest.model.vocab_size,
@@ -86,7 +86,12 @@ def tensor_bytes(spec: TensorSpec, symbols: Mapping[str, int]) -> int:
 def largest_symbols(variant: VariantSpec, limits: Limits) -> dict[str, int]:
     """The values of symbols in the largest step of a variant."""
     tokens = variant.max_tokens
-    return {"tokens": tokens, "seqs": tokens, "rows": variant.max_rows, "max_pages": limits.max_pages}
+    return {
+        "tokens": tokens,
+        "seqs": min(limits.seqs, tokens),
+        "rows": variant.max_rows,
+        "max_pages": limits.max_pages,
+    }
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 // Up to QUERIES neighbouring tokens of one sequence; `count` is not positive where there is nothing to do.
 struct QueryTile {
     int sequence, first, count;
+    bool is_single;  // the sequence has no other token in the step
 };
 
 // The tile of queries in a slot. Sequence s owns the slots from query_start[s] / QUERIES + s on: as rounding down
@@ -20,5 +21,6 @@ __device__ __forceinline__ QueryTile find_queries(const int* query_start, int se
     }
     const int start = query_start[sequence];
     const int first = start + (slot - start / QUERIES - sequence) * QUERIES;
-    return {sequence, first, min(QUERIES, query_start[sequence + 1] - first)};
+    const int end = query_start[sequence + 1];
+    return {sequence, first, min(QUERIES, end - first), end - start == 1};
 }

@@ -1379,7 +1379,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_split(
 // ---- attention_combine
 // attention
 // from models/llama.py:154
-// 1 token(s): 132 B, 0 FLOP; at least 0.00 us on one H200
+// 1 token(s): 128 B, 0 FLOP; at least 0.00 us on one H200
 // One block per token and query head, GROUPS threads per element: they sum the splits of the context, rescaled.
 extern "C" __global__ void __launch_bounds__(128) attention_combine(
     const int* positions,
@@ -1393,12 +1393,13 @@ extern "C" __global__ void __launch_bounds__(128) attention_combine(
     __shared__ Part shares[GROUPS][COLUMNS];
 
     let_next_kernel_start();
-    const int token = blockIdx.x, head = blockIdx.y, column = threadIdx.x % COLUMNS, group = threadIdx.x / COLUMNS;
+    const int head = blockIdx.y, column = threadIdx.x % COLUMNS, group = threadIdx.x / COLUMNS;
+    const int token = blockIdx.x;
     const int position = positions[token];
     const int attended = position + 1 - first_attended<0>(position);
     const int length = split_length<SPLIT_MIN>(attended, SPLITS);
     const int splits = (attended + length - 1) / length;  // the others were never written
-    const size_t part = (size_t(token) * HEADS + head) * SPLITS;
+    const size_t part = (size_t(blockIdx.x) * HEADS + head) * SPLITS;
 
     wait_for_previous_kernel();
     const float2* stats = reinterpret_cast<const float2*>(partial_stats) + part;
