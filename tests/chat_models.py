@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ SPECIAL = ("<|im_start|>", "<|im_end|>")
 
 def write_chat_model(
     folder: Path,
-    answer: str,
+    answer: Sequence[str],
     *,
     endless: bool = False,
     template: str | None = "chatml",
@@ -26,12 +27,14 @@ def write_chat_model(
 ) -> Path:
     """A model whose answers are `answer`, characters that differ, and then the end of the turn; or `answer` again.
 
+    What has several characters, in a list, is a special token.
+
     A token is one dimension of the hidden state, which nothing but the head reads: the head maps it to its successor.
     The answer follows a line break, with which the prompts of ChatML end. `<|im_end|>` is no end token of the model.
     """
     backend = byte_level(adds_bos=False)
-    backend.add_special_tokens([AddedToken(text) for text in SPECIAL])
-    ids = [backend.encode(character).ids[0] for character in "\n" + answer]
+    backend.add_special_tokens([AddedToken(text) for text in (*SPECIAL, *answer) if len(text) > 1])
+    ids = [backend.encode(text).ids[0] for text in ("\n", *answer)]
     assert len(set(ids)) == len(ids), "a token has one successor"
     last = ids[1] if endless else backend.token_to_id("<|im_end|>")
     vocab = backend.get_vocab_size()

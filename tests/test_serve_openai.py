@@ -86,6 +86,64 @@ def test_completions_are_valid_and_streams_say_the_same(
         assert texts == [choice.text for choice in whole.choices]
 
 
+CANTO: Any = {
+    "type": "function",
+    "function": {
+        "name": "canto",
+        "description": "Get a canto.",
+        "parameters": {
+            "type": "object",
+            "properties": {"number": {"type": "integer"}},
+            "required": ["number"],
+        },
+    },
+}
+
+TOOL_FIELDS: list[dict[str, Any]] = [
+    {},
+    {"n": 2},
+    {"tool_choice": "auto"},
+    {"tool_choice": "none"},
+    {"parallel_tool_calls": False},
+    {"logprobs": True, "top_logprobs": 2},
+    {"max_tokens": 9},
+    {"stop": ["arguments"]},
+    {"stop": "}"},
+    {"temperature": 1.0, "seed": 4},
+]
+
+
+@pytest.mark.parametrize("fields", TOOL_FIELDS, ids=lambda fields: ",".join(fields) or "none")
+@pytest.mark.parametrize("question", ["Read canto 5.", "Who guides Dante?", "What does canto 7 say?"])
+def test_calls_are_valid_and_streams_say_the_same(question: str, fields: dict[str, Any], client: Any) -> None:
+    messages: Any = [{"role": "user", "content": question}]
+    fields = {"temperature": 0, "max_tokens": 40, "tools": [CANTO], **fields}
+    whole = client.chat.completions.create(model=MODEL, messages=messages, **fields)
+    texts: dict[int, str] = {}
+    calls: dict[tuple[int, int], tuple[str, str]] = {}
+    reasons: dict[int, str] = {}
+    for chunk in client.chat.completions.create(model=MODEL, messages=messages, stream=True, **fields):
+        for choice in chunk.choices:
+            texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+            for call in choice.delta.tool_calls or ():
+                name, arguments = calls.get((choice.index, call.index), ("", ""))
+                function = call.function
+                calls[choice.index, call.index] = (
+                    name + (function.name or ""),
+                    arguments + function.arguments,
+                )
+            if choice.finish_reason:
+                reasons[choice.index] = choice.finish_reason
+    choices = whole.choices
+    assert texts == {choice.index: choice.message.content or "" for choice in choices}
+    assert reasons == {choice.index: choice.finish_reason for choice in choices}
+    assert calls == {
+        (choice.index, index): (call.function.name, call.function.arguments)
+        for choice in choices
+        for index, call in enumerate(choice.message.tool_calls or ())
+    }
+
+
 def test_models_are_valid(client: Any) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).id == MODEL
@@ -97,7 +155,7 @@ def test_models_are_valid(client: Any) -> None:
         ({"model": "other"}, "NotFoundError"),
         ({"temperature": 1e9}, "BadRequestError"),
         ({"max_tokens": 10**6}, "BadRequestError"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "BadRequestError"),
+        ({"tools": [{"type": "function", "function": {}}]}, "BadRequestError"),
         ({"response_format": {"type": "json_object"}}, "BadRequestError"),
         ({"messages": []}, "BadRequestError"),
         ({"messages": [{"role": "nobody"}]}, "BadRequestError"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from infernum.chat.calls.json_body import arguments_of
 from infernum.engine.request import shown
 from infernum.errors import RequestError
 
@@ -41,6 +42,19 @@ def read_tools(tools: object) -> list[dict[str, Any]] | None:
     return schemas
 
 
+def with_argument_objects(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """The messages, with objects as the arguments of calls, as templates expect, where clients send the text of these.
+
+    A text that is not of an object stays: a model may have written it, and the conversation goes on.
+    """
+    return [
+        {**message, "tool_calls": [_with_argument_object(call) for call in calls]}
+        if (calls := as_list(message.get("tool_calls")))
+        else dict(message)
+        for message in messages
+    ]
+
+
 def joined_parts(messages: object) -> list[Message]:
     """The messages, parts of text joined by newlines, for templates that know no parts. Raises RequestError."""
     return [_joined(place, message) for place, message in enumerate(read_messages(messages))]
@@ -54,6 +68,15 @@ def as_list(value: object) -> list[Any] | None:
 def as_fields(value: object) -> Mapping[str, Any] | None:
     """A mapping; None for anything else."""
     return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else None
+
+
+def _with_argument_object(call: object) -> object:
+    fields = as_fields(call)
+    function = as_fields(fields.get("function")) if fields else None
+    if fields is None or function is None:
+        return call
+    arguments = arguments_of(function.get("arguments"))
+    return call if arguments is None else {**fields, "function": {**function, "arguments": arguments}}
 
 
 def _message(place: int, item: object) -> Message:

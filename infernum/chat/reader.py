@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from infernum.chat.calls.scanner import Call, Scanner
@@ -17,6 +18,20 @@ class Thought:
 
 Segment = str | Call | Thought
 """A part of an answer."""
+
+
+def merged(segments: Iterable[Segment]) -> list[Segment]:
+    """The segments of an answer, of which no two texts, and no two thoughts, are side by side."""
+    result: list[Segment] = []
+    for segment in segments:
+        match result[-1:], segment:
+            case [str(text)], str():
+                result[-1] = text + segment
+            case [Thought(text)], Thought():
+                result[-1] = Thought(text + segment.text)
+            case _:
+                result.append(segment)
+    return result
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,10 @@ class ChatTemplate:
         file = self._templates.get(DEFAULT)
         return None if file is None else file.text
 
+    def text_for(self, *, tools: bool) -> str:
+        """The template of conversations with tools or without, as it was written. Raises ConfigError."""
+        return self._choose([] if tools else None).text
+
     def render(
         self,
         messages: object,

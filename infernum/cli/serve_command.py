@@ -48,6 +48,21 @@ from infernum.cli import options
 @click.option("--ssl-keyfile", type=options.path, help="Private key for HTTPS.")
 @click.option("--chat-template", type=options.path, help="The file of a template, in place of the model's.")
 @click.option(
+    "--tool-call-parser",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "none", "hermes", "llama3_json", "mistral", "pythonic"]),
+    help="How the model writes calls of functions; auto: as its chat template does.",
+)
+@click.option(
+    "--reasoning-parser",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "none", "think"]),
+    help="think: answers may begin with <think>…</think>, which is returned as reasoning; auto: as the chat"
+    " template does.",
+)
+@click.option(
     "--metrics-prefix",
     default="infernum",
     show_default=True,
@@ -127,6 +142,8 @@ def command(
     ssl_certfile: Path | None,
     ssl_keyfile: Path | None,
     chat_template: Path | None,
+    tool_call_parser: str,
+    reasoning_parser: str,
     metrics_prefix: str,
     max_queue: int,
     reader_timeout: float,
@@ -161,6 +178,7 @@ def command(
     from infernum.cli.console import progress_bar
     from infernum.models.presets import resolve
     from infernum.serve.guards import Exchanged
+    from infernum.serve.parsers import Parsers
     from infernum.serve.served import Limits, Served
     from infernum.serve.wire import EngineOptions
 
@@ -198,6 +216,7 @@ def command(
         ssl_keyfile=None if ssl_keyfile is None else str(ssl_keyfile),
         metrics_prefix=metrics_prefix,
         chat_template=chat_template,
+        parsers=Parsers(tool_call_parser, reasoning_parser),
         shutdown_seconds=shutdown_timeout,
         stall_seconds=stall_seconds,
         limits=Limits(queue=max_queue, reader=reader_timeout, cache_per_key=cache_per_key),

@@ -6,7 +6,7 @@ import codecs
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -245,8 +245,8 @@ class TextStream:
 
     Only whole characters are returned, and no text that may still begin a stop string.
 
-    Special tokens are not shown, unless `special`. A stop string that contains the text of a special token is searched
-    in the text with special tokens spelled out; any other stop string in the shown text.
+    Special tokens are not shown, unless `special`: all, or those of these texts. A stop string that contains the text
+    of a special token is searched in the text with special tokens spelled out; any other stop string in the shown text.
     """
 
     def __init__(
@@ -255,12 +255,13 @@ class TextStream:
         prompt: Sequence[int] = (),
         stop: tuple[str, ...] = (),
         *,
-        special: bool = False,
+        special: bool | Collection[str] = False,
     ) -> None:
         self._tokenizer = tokenizer
         self.stops = bool(stop)
         """True when there is a stop string to look for."""
-        self._hidden: Mapping[int, str] = {} if special else tokenizer.special
+        shown = tokenizer.special.values() if special is True else special or ()
+        self._hidden = {token: text for token, text in tokenizer.special.items() if text not in shown}
         texts = [text for text in tokenizer.special.values() if text]
         self._spelled_stops = tuple(text for text in stop if any(part in text for part in texts))
         self._shown_stops = tuple(text for text in stop if text not in self._spelled_stops)
@@ -268,7 +269,7 @@ class TextStream:
         self._decoder = (
             ByteDecoder(tokenizer, before)
             if tokenizer.adds_bytes
-            else ContextDecoder(tokenizer, before, special)
+            else ContextDecoder(tokenizer, before, bool(special))
         )
         self._held: list[Character] = []
         self.stop_text: str | None = None

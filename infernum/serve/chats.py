@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+from infernum.chat.calls.scanner import Call
+from infernum.chat.reader import Thought
 from infernum.serve.generation import Piece
 from infernum.serve.problems import invalid
 from infernum.serve.requests import ChatRequest
 from infernum.serve.responses import (
+    CalledFunction,
     ChatChoice,
     ChatChunk,
     ChatDelta,
@@ -13,29 +18,36 @@ from infernum.serve.responses import (
     ChatMessage,
     ChatResponse,
     ChatStreamChoice,
+    ToolCall,
     Usage,
     event,
 )
 from infernum.serve.served import Served
 from infernum.serve.task import Task
+from infernum.serve.tools import check_choice
 
 
 class ChatTask(Task[ChatRequest]):
     """One request of /v1/chat/completions."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._calls = Counter[int]()
+        """Calls so far of each choice of a stream."""
+
     @classmethod
     async def of(cls, served: Served, request: ChatRequest, identity: str) -> ChatTask:
         """Read a request. Raises Problem."""
         model = served.check_model(request.model)
-        if request.tool_choice not in (None, "none", "auto"):
-            raise invalid("tool_choice: tools are not supported yet", "tool_choice")
+        check_choice(request.tool_choice, request.tools or [])
         if request.modalities not in (None, ["text"]):
             raise invalid("modalities: answers are text", "modalities")
         prompt = served.check_ids(await served.encode_chat(request))
         most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
         if most == 0:
             raise invalid("max_completion_tokens is 0; ask for one token at least", "max_completion_tokens")
-        wishes = served.wishes(request, [prompt], most, chat=True)
+        form = served.answer_form(request, prompt)
+        wishes = served.wishes(request, [prompt], most, chat=True, form=form)
         return cls(served, request, f"chatcmpl-{identity}", model, [prompt], wishes)
 
     def opening(self) -> bytes:
@@ -61,8 +73,21 @@ class ChatTask(Task[ChatRequest]):
 
     def chunk(self, piece: Piece | None, usage: Usage | None) -> ChatChunk:
         return self._chunk(
-            [] if piece is None else [self._added(piece.index, ChatDelta(content=piece.text), piece)], usage
+            [] if piece is None else [self._added(piece.index, self._delta(piece), piece)], usage
         )
+
+    def _delta(self, piece: Piece) -> ChatDelta:
+        delta, reasoning, calls = ChatDelta(), _reasoning(piece), _calls(piece)
+        if reasoning:
+            delta.reasoning = delta.reasoning_content = reasoning
+        for index, call in enumerate(calls, self._calls[piece.index]):
+            call.index = index
+        if calls:
+            delta.tool_calls = calls
+            self._calls[piece.index] += len(calls)
+        if piece.text or not (reasoning or calls):
+            delta.content = piece.text
+        return delta
 
     def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
         return self.served.speller.chat(piece.logprobs, piece.tokens) if piece.logprobs else None
@@ -71,7 +96,7 @@ class ChatTask(Task[ChatRequest]):
         assert piece.finish_reason is not None, "the last piece of a choice ends it"
         return ChatChoice(
             index=piece.index,
-            message=ChatMessage(role="assistant", content=piece.text),
+            message=_message(piece),
             logprobs=self._logprobs(piece),
             finish_reason=piece.finish_reason,
             stop_reason=piece.stop_reason,
@@ -100,3 +125,27 @@ class ChatTask(Task[ChatRequest]):
         if usage is not None:
             chunk.usage = usage
         return chunk
+
+
+def _message(piece: Piece) -> ChatMessage:
+    reasoning, calls = _reasoning(piece), _calls(piece)
+    message = ChatMessage(role="assistant", content=piece.text if piece.text or not calls else None)
+    if reasoning:
+        message.reasoning = message.reasoning_content = reasoning
+    if calls:
+        message.tool_calls = calls
+    return message
+
+
+def _reasoning(piece: Piece) -> str:
+    return "".join(segment.text for segment in piece.segments if isinstance(segment, Thought))
+
+
+def _calls(piece: Piece) -> list[ToolCall]:
+    return [
+        ToolCall(
+            id=call.id, type="function", function=CalledFunction(name=call.name, arguments=call.arguments)
+        )
+        for call in piece.segments
+        if isinstance(call, Call)
+    ]

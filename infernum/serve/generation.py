@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 
+from infernum.chat.reader import AnswerForm, AnswerReader, Segment, merged
 from infernum.engine.events import FinishReason, PromptLogprobs
 from infernum.engine.tokenizer import TextStream, Tokenizer
 from infernum.sampling_params import SamplingParams
@@ -20,7 +22,8 @@ from infernum.serve.wire import Logprobs
 class Wish:
     """One sequence to generate: the token ids of its prompt, and how.
 
-    `stop` and `stop_tokens` are those that the request names, and that are named as the reason of an end.
+    `stop` and `stop_tokens` are those that the request names, and that are named as the reason of an end. `form` is how
+    the answer is written where it may have reasoning or calls.
     """
 
     prompt: list[int]
@@ -31,22 +34,39 @@ class Wish:
     shows_special: bool = False
     priority: int = 0
     salt: str = ""
+    form: AnswerForm | None = None
+
+    @property
+    def shown_special(self) -> bool | tuple[str, ...]:
+        """The special tokens that are part of the text: True: all; else their texts."""
+        return self.shows_special or (() if self.form is None else self.form.special)
 
 
 class Piece(msgspec.Struct, gc=False):
     """What has come for the choice `index` since its last piece. `logprobs` is empty where the request asks for none.
 
     `prompt` has the log-probabilities of the prompt, in the first piece, where the request asks for them.
-    `stop_reason` is the stop string or the stop token that has ended it.
+    `stop_reason` is the stop string or the stop token that has ended it. `segments` has reasoning, text and calls in
+    their order, of an answer that may have all of these; `text` is then the text among them.
     """
 
     index: int
     text: str
     tokens: list[int]
     logprobs: list[Logprobs]
-    finish_reason: FinishReason | None = None
+    finish_reason: FinishReason | Literal["tool_calls"] | None = None
     stop_reason: str | int | None = None
     prompt: PromptLogprobs | None = None
+    segments: list[Segment] = []
+
+    @property
+    def is_text(self) -> bool:
+        """True where the piece adds text to an answer and nothing else."""
+        return (
+            self.finish_reason is None
+            and not self.logprobs
+            and all(isinstance(segment, str) for segment in self.segments)
+        )
 
 
 @dataclass
@@ -56,6 +76,7 @@ class Gathered:
     parts: list[str] = field(default_factory=list[str])
     tokens: list[int] = field(default_factory=list[int])
     logprobs: list[Logprobs] = field(default_factory=list[Logprobs])
+    segments: list[Segment] = field(default_factory=list[Segment])
     prompt: PromptLogprobs | None = None
     last: Piece | None = None
 
@@ -64,6 +85,7 @@ class Gathered:
         self.parts.append(piece.text)
         self.tokens += piece.tokens
         self.logprobs += piece.logprobs
+        self.segments += piece.segments
         self.prompt = piece.prompt or self.prompt
         self.last = piece
 
@@ -71,7 +93,10 @@ class Gathered:
         """The whole choice as one piece."""
         assert self.last is not None, "every choice has a last piece"
         reason, stop = self.last.finish_reason, self.last.stop_reason
-        return Piece(index, "".join(self.parts), self.tokens, self.logprobs, reason, stop, self.prompt)
+        text = "".join(self.parts)
+        return Piece(
+            index, text, self.tokens, self.logprobs, reason, stop, self.prompt, merged(self.segments)
+        )
 
 
 @dataclass(slots=True)
@@ -82,6 +107,7 @@ class _Choice:
     number: int
     inbox: Inbox
     text: TextStream | None
+    reader: AnswerReader | None
     output_tokens: int = 0
     finished: bool = False
 
@@ -104,11 +130,12 @@ class Generation:
                     wish.prompt, wish.params, self._wake, priority=wish.priority, salt=wish.salt
                 )
                 text = (
-                    TextStream(tokenizer, wish.prompt, wish.stop, special=wish.shows_special)
+                    TextStream(tokenizer, wish.prompt, wish.stop, special=wish.shown_special)
                     if tokenizer
                     else None
                 )
-                self._choices.append(_Choice(wish, number, inbox, text))
+                reader = AnswerReader(wish.form) if wish.form else None
+                self._choices.append(_Choice(wish, number, inbox, text, reader))
         except EngineGone as error:
             self.close()
             raise unavailable(str(error)) from error
@@ -166,6 +193,8 @@ class Generation:
             self.unfinished -= 1
             self._count(choice, piece.finish_reason)
             self._engine.cancel([choice.number])
+        if choice.reader is not None:
+            _read_segments(piece, choice.reader)
         return piece
 
     def _count(self, choice: _Choice, reason: str) -> None:
@@ -183,6 +212,14 @@ class Generation:
             last,
         )
         self._metrics.ended(ended)
+
+
+def _read_segments(piece: Piece, reader: AnswerReader) -> None:
+    """Part the text of a piece into its segments."""
+    piece.segments = reader.push(piece.text, final=piece.finish_reason is not None)
+    piece.text = "".join(segment for segment in piece.segments if isinstance(segment, str))
+    if piece.finish_reason == "stop" and reader.calls:
+        piece.finish_reason = "tool_calls"
 
 
 def _spelled(

@@ -61,6 +61,7 @@ async def tokenize(served: Served, request: TokenizeRequest) -> Tokens:
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
             chat_template_kwargs=request.chat_template_kwargs,
+            tools=request.tools,
         )
         ids = await served.encode_chat(chat)
     else:

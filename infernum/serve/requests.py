@@ -11,6 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
+from infernum.serve.tools import Tool, ToolChoice, Tools
+
 MOST_CHOICES = 128
 """Largest n, and largest number of prompts of a request."""
 
@@ -133,8 +135,8 @@ class ChatRequest(Generating, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None
@@ -145,11 +147,15 @@ class ChatRequest(Generating, kw_only=True):
     def most_likely(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    @property
+    def offered_tools(self) -> list[Tool]:
+        """The tools that the model learns of: none where it may call none."""
+        return [] if self.tool_choice == "none" else self.tools or []
+
     UNSUPPORTED: ClassVar[dict[str, str]] = {
         **Generating.UNSUPPORTED,
-        "tools": "tools are not supported yet",
-        "functions": "functions are not supported; and tools not yet",
-        "function_call": "functions are not supported; and tools not yet",
+        "functions": "functions are not supported; give tools",
+        "function_call": "functions are not supported; give tools and tool_choice",
         "audio": "answers are text",
     }
 
@@ -169,6 +175,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Tools | None = None
     return_token_strs: bool | None = None
     with_pieces: bool | None = None
 

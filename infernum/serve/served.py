@@ -11,6 +11,9 @@ from typing import Any
 
 from infernum.chat.chat import Chat
 from infernum.chat.files import find_templates
+from infernum.chat.messages import with_argument_objects
+from infernum.chat.reader import AnswerForm
+from infernum.chat.reasoning import OPENING
 from infernum.engine.tokenizer import Tokenizer, load_tokenizer, why_no_tokenizer
 from infernum.errors import InfernumError, RequestError
 from infernum.models.presets import ModelSource
@@ -19,8 +22,10 @@ from infernum.serve.engine_client import EngineClient
 from infernum.serve.generation import Generation, Wish
 from infernum.serve.logprobs import Speller
 from infernum.serve.metrics import Metrics
+from infernum.serve.parsers import Parsers
 from infernum.serve.problems import Problem, invalid, too_long
 from infernum.serve.requests import MOST_BIASES, ChatRequest, Generating
+from infernum.serve.tools import for_template
 from infernum.serve.wire import Ready
 
 LONG_TEXT = 4096
@@ -59,6 +64,7 @@ class Served:
     limits: Limits
     metrics: Metrics
     chat_template: Path | None = None
+    parsers: Parsers = field(default_factory=Parsers)
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
@@ -132,6 +138,7 @@ class Served:
 
     async def encode_chat(self, request: ChatRequest) -> list[int]:
         """The token ids of a conversation. Raises Problem."""
+        offered = request.offered_tools
         arguments = dict(request.chat_template_kwargs or {})
         if "chat_template" in arguments:
             raise invalid("chat_template_kwargs: a request may not bring a template", "chat_template_kwargs")
@@ -140,7 +147,8 @@ class Served:
         try:
             return await asyncio.to_thread(
                 self.chat.encode,
-                request.messages,
+                with_argument_objects(request.messages),
+                tools=for_template(offered) if offered else None,
                 template_args=arguments,
                 add_generation_prompt=request.add_generation_prompt,
                 continue_final_message=request.continue_final_message or False,
@@ -148,8 +156,24 @@ class Served:
         except InfernumError as error:
             raise invalid(str(error), "messages") from error
 
+    def answer_form(self, request: ChatRequest, prompt: list[int]) -> AnswerForm | None:
+        """How the answer to a conversation is written; None: as plain text. Raises Problem."""
+        tokenizer, tools = self.needed_tokenizer, bool(request.offered_tools)
+        template = self.chat.template.text_for(tools=tools)
+        calls = self.parsers.calls(template) if tools else None
+        reasons = self.parsers.reasoning(template)
+        opened = reasons and tokenizer.decode(prompt[-8:], special=True).rstrip().endswith(OPENING)
+        one_call = request.parallel_tool_calls is False
+        return AnswerForm(calls, reasons, opened, one_call) if calls or reasons else None
+
     def wishes(
-        self, request: Generating, prompts: list[list[int]], max_tokens: int | None, *, chat: bool
+        self,
+        request: Generating,
+        prompts: list[list[int]],
+        max_tokens: int | None,
+        *,
+        chat: bool,
+        form: AnswerForm | None = None,
     ) -> list[Wish]:
         """The sequences that a request asks for: n for each prompt, prompt after prompt. Raises Problem."""
         count = request.n or 1
@@ -176,6 +200,7 @@ class Served:
                         shows_special=request.skip_special_tokens is False,
                         priority=-(request.priority or 0),
                         salt=request.cache_salt or "",
+                        form=form,
                     )
                 )
         return wishes

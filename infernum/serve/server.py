@@ -21,6 +21,7 @@ from infernum.serve.engine_client import EngineClient, OnLoading
 from infernum.serve.guards import Exchanged, Guard, hashed_keys, local_hosts
 from infernum.serve.http_protocol import HttpProtocol
 from infernum.serve.metrics import Metrics
+from infernum.serve.parsers import Parsers
 from infernum.serve.served import Limits, Served
 from infernum.serve.wire import EngineOptions
 
@@ -53,6 +54,7 @@ class ServerOptions:
     ssl_keyfile: str | None = None
     metrics_prefix: str = "infernum"
     chat_template: Path | None = None
+    parsers: Parsers = field(default_factory=Parsers)
     shutdown_seconds: float = 30.0
     stall_seconds: float = 60.0
     limits: Limits = field(default_factory=Limits)
@@ -126,7 +128,9 @@ async def serve(
         ready = await engine.ready(on_loading)
         names = options.names or (source.name,)
         metrics = Metrics(options.metrics_prefix, names[0])
-        served = Served(source, names, engine, ready, options.limits, metrics, options.chat_template)
+        served = Served(
+            source, names, engine, ready, options.limits, metrics, options.chat_template, options.parsers
+        )
         engine.on_step = lambda stepped, gaps: metrics.stepped(stepped.load, ready, len(stepped.tokens), gaps)
         app = App(served, stall_seconds=options.stall_seconds)
         server = HttpServer(_config(app, options, on_end), app, served, options.shutdown_seconds)

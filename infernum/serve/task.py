@@ -83,7 +83,7 @@ class Task(ABC, Generic[Asked]):
         """The events of what has come since the last ones. Raises Problem."""
         body, self._opening = self._opening, b""
         for piece in generation.pieces():
-            if piece.finish_reason is not None or piece.logprobs or piece.index in self._in_full:
+            if not piece.is_text or piece.index in self._in_full:
                 body += event(self.chunk(piece, self._usage(generation) if self._always_has_usage else None))
                 if not self._always_has_usage:
                     self._in_full.discard(piece.index)

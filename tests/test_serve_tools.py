@@ -1,0 +1,184 @@
+"""Calls of functions and reasoning in the answers of the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_models import write_chat_model
+from oracle.chat_cases import CANTO, WEATHER
+from serving import Reply, RunningServer, running, start
+
+from infernum import LLM
+
+QUESTION = "Read canto 5."
+CANTO_5 = (
+    "Inferno: Canto V\n\nThus I descended out of the first circle\nDown to the second, that less space begirds,\n"
+    "And so much greater dole, that goads to wailing."
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    yield from running()
+
+
+def streamed(reply: Reply) -> dict[str, Any]:
+    """The message of a stream, put together as clients do it: calls by their index."""
+    message: dict[str, Any] = {"role": "assistant", "content": "", "refusal": None}
+    calls: dict[int, dict[str, Any]] = {}
+    for event in reply.events:
+        for choice in event["choices"]:
+            delta = choice["delta"]
+            for name in ("content", "reasoning", "reasoning_content"):
+                if name in delta:
+                    message[name] = message.get(name, "") + delta[name]
+            for call in delta.get("tool_calls", ()):
+                first = calls.setdefault(call["index"], {**call, "function": {"name": "", "arguments": ""}})
+                for name, text in call["function"].items():
+                    first["function"][name] += text
+    if calls:
+        message["content"] = message["content"] or None
+        message["tool_calls"] = [calls[index] for index in range(len(calls))]
+        for call in message["tool_calls"]:
+            del call["index"]
+    return message
+
+
+def without_ids(message: dict[str, Any]) -> dict[str, Any]:
+    calls = [
+        {name: value for name, value in call.items() if name != "id"}
+        for call in message.get("tool_calls", ())
+    ]
+    return {**message, "tool_calls": calls}
+
+
+def test_a_function_is_called_and_its_result_answered(server: RunningServer) -> None:
+    tools = [CANTO]
+    choice = server.chat(QUESTION, tools=tools).json["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    message = choice["message"]
+    assert message["content"] is None
+    [call] = message["tool_calls"]
+    assert call["type"] == "function" and call["function"] == {"name": "canto", "arguments": '{"number": 5}'}
+    conversation = [
+        {"role": "user", "content": QUESTION},
+        message,
+        {"role": "tool", "tool_call_id": call["id"], "content": CANTO_5},
+    ]
+    reply = server.ask("/v1/chat/completions", {"messages": conversation, "tools": tools, "temperature": 0})
+    choice = reply.json["choices"][0]
+    assert choice["message"]["content"].startswith("Canto 5 begins:") and choice["finish_reason"] == "stop"
+    assert "tool_calls" not in choice["message"]
+
+
+def test_a_stream_has_the_calls_of_the_whole_answer(server: RunningServer) -> None:
+    fields: dict[str, Any] = {"tools": [CANTO, WEATHER], "n": 1}
+    whole = server.chat(QUESTION, **fields).json["choices"][0]
+    reply = server.chat(QUESTION, stream=True, **fields)
+    assert without_ids(streamed(reply)) == without_ids(whole["message"])
+    reasons = [choice["finish_reason"] for event in reply.events for choice in event["choices"]]
+    assert [reason for reason in reasons if reason] == [whole["finish_reason"]] == ["tool_calls"]
+    assert "<tool_call>" not in reply.body.decode()
+
+
+def test_the_template_sees_the_tools_and_calls_as_in_python(server: RunningServer) -> None:
+    call = {
+        "id": "abc123xyz",
+        "type": "function",
+        "function": {"name": "canto", "arguments": '{"number": 3}'},
+    }
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "text", "tool_call_id": "abc123xyz"},
+    ]
+    with LLM("dante-chat", device="cpu") as llm:
+        parsed = {**call, "function": {"name": "canto", "arguments": {"number": 3}}}
+        expected = llm.encode_chat(
+            [messages[0], {**messages[1], "tool_calls": [parsed]}, messages[2]], tools=[CANTO]
+        )
+    assert server.ask("/tokenize", {"messages": messages, "tools": [CANTO]}).json["tokens"] == expected
+
+
+def test_no_call_where_none_is_allowed(server: RunningServer) -> None:
+    plain = server.chat(QUESTION).json["choices"][0]
+    forbidden = server.chat(QUESTION, tools=[CANTO], tool_choice="none").json["choices"][0]
+    assert forbidden["message"] == plain["message"] and forbidden["finish_reason"] == "stop"
+
+
+def test_a_call_that_is_cut_is_text(server: RunningServer) -> None:
+    for stream in (False, True):
+        reply = server.chat(QUESTION, tools=[CANTO], max_tokens=8, stream=stream)
+        message = streamed(reply) if stream else reply.json["choices"][0]["message"]
+        assert message["content"].startswith("<tool_call>") and "tool_calls" not in message
+        last = reply.events[-1] if stream else reply.json
+        assert last["choices"][0]["finish_reason"] == "length"
+
+
+def test_log_probabilities_of_a_call_are_those_of_all_its_tokens(server: RunningServer) -> None:
+    fields: dict[str, Any] = {"tools": [CANTO], "logprobs": True}
+    body = server.chat(QUESTION, **fields).json
+    content = body["choices"][0]["logprobs"]["content"]
+    assert len(content) == body["usage"]["completion_tokens"]
+    events = server.chat(QUESTION, stream=True, **fields).events
+    parts = [choice["logprobs"] for event in events for choice in event["choices"]]
+    assert [place for part in parts if part for place in part["content"]] == content
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"tools": [{"type": "retrieval"}]}, "tools", "retrieval"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools", "name"),
+        ({"tools": [CANTO], "tool_choice": "always"}, "tool_choice", "always"),
+        ({"tool_choice": "required"}, "tool_choice", "give tools"),
+        (
+            {"tools": [CANTO], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+            "tool_choice",
+            "'canto'",
+        ),
+        ({"functions": [{"name": "f"}]}, "functions", "tools"),
+    ],
+)
+def test_a_wrong_tool_is_named(fields: dict[str, Any], param: str, words: str, server: RunningServer) -> None:
+    reply = server.chat(QUESTION, **fields)
+    assert reply.status == 400
+    assert reply.error["param"] == param and words in reply.error["message"], reply.error
+
+
+ASSISTANT = "{% if add_generation_prompt %}<|im_start|>assistant\n{{ open }}{% endif %}"
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_reasoning_has_fields_of_its_own(opened: bool, tmp_path: Path) -> None:
+    """A model that writes <think> itself, and one whose prompts end with it; the marks are special tokens."""
+    answer = [*([] if opened else ["<think>"]), *"He ask", "</think>", *"INFRO"]
+    folder = write_chat_model(tmp_path / "model", answer)
+    opening = "<think>\n" if opened else ""
+    template = f'{{% set open = "{opening}" %}}{{# <think> #}}{TURNS}{ASSISTANT}'
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    server = start(model=str(folder))
+    for fields in ({}, {"logprobs": True}, {"max_tokens": 5}):
+        choice = server.chat("Hello", **fields).json["choices"][0]
+        message = choice["message"]
+        assert message["reasoning"] == message["reasoning_content"]
+        reply = server.chat("Hello", stream=True, **fields)
+        assert streamed(reply) == message
+        if "max_tokens" not in fields:
+            assert (message["reasoning"], message["content"]) == ("He ask", "INFRO")
+    assert server.stop() == 0
+
+
+def test_the_names_of_parsers_are_those_of_the_families() -> None:
+    import click
+
+    from infernum.chat.calls.families import FAMILIES
+    from infernum.cli.serve_command import command
+
+    option = next(each for each in command.params if each.name == "tool_call_parser")
+    assert isinstance(option.type, click.Choice)
+    assert set(option.type.choices) == {"auto", "none", *FAMILIES}
