@@ -2,8 +2,9 @@
 
     python tests/engine_scripts_soak.py [SCRIPTS] [SEED]
 
-A script adds, cancels, steps, and lets launches fail, with pages, rows and priorities at random. The script that fails
-is shortened and printed. Ten thousand scripts take a quarter of an hour on one core.
+A script adds, cancels, steps, and lets launches and reads fail, with pages, rows, priorities, windows, masks and
+log-probabilities of prompts at random. The script that fails is shortened and printed. Ten thousand scripts take a
+quarter of an hour on one core.
 """
 
 from __future__ import annotations

@@ -2,36 +2,80 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine import GREEDY, VOCAB, alone, make
+from test_engine import (
+    GREEDY,
+    VOCAB,
+    alone,
+    alternating,
+    assert_logprobs,
+    assert_prompt_logprobs,
+    make,
+    masked_model,
+)
 from toy_executor import ToyExecutor
 
 from infernum.engine.engine import Engine
+from infernum.engine.events import Event
 from infernum.engine.page_pool import Content, PagePool
+from infernum.engine.sequence import Mask
+from infernum.engine.windowed_pages import WindowedPages
 from infernum.errors import DeviceError
 from infernum.sampling_params import SamplingParams
 
+
+class MaskError(Exception):
+    """What a mask raises that fails."""
+
+
+def fails_at_the_third(output: np.ndarray) -> None:
+    """Any token may follow, until there are two."""
+    if len(output) >= 2:
+        raise MaskError
+
+
+def params_of(max_tokens: int, min_tokens: int, prompt_logprobs: int | None, **others: Any) -> SamplingParams:
+    """Only a prompt that is scored may have no output, and no output is shorter than `min_tokens`."""
+    longest = max_tokens if prompt_logprobs is not None else max(1, max_tokens)
+    return SamplingParams(
+        max_tokens=longest, min_tokens=min(min_tokens, longest), prompt_logprobs=prompt_logprobs, **others
+    )
+
+
 PARAMS = st.builds(
-    SamplingParams,
-    max_tokens=st.integers(1, 14),
+    params_of,
+    max_tokens=st.integers(0, 14),
+    min_tokens=st.sampled_from([0, 0, 1]),
+    prompt_logprobs=st.sampled_from([None, None, None, 0, 2]),
+    logprobs=st.sampled_from([None, None, None, 1]),
     temperature=st.sampled_from([0.0, 0.9]),
     repetition_penalty=st.sampled_from([1.0, 1.0, 1.0, 1.3]),
     presence_penalty=st.sampled_from([0.0, 0.0, 0.5]),
     frequency_penalty=st.sampled_from([0.0, 0.0, 0.0, 0.7]),
     logit_bias=st.sampled_from([{}, {}, {1: 2.5, 3: -100}]),
-    min_tokens=st.sampled_from([0, 0, 1]),
-    stop_token_ids=st.sampled_from([(), (5, 9)]),
+    stop_token_ids=st.sampled_from([(), (), tuple(range(0, VOCAB, 4))]),
     seed=st.integers(0, 5),
 )
-PROMPT = st.lists(st.integers(0, 3), min_size=1, max_size=14)  # few tokens, so that prefixes are shared
+PROMPT = st.builds(
+    lambda shared, own: [0, 1, 2, 3, 1, 0, 2, 1, 3][:shared] + own,
+    st.integers(0, 9),
+    st.lists(st.integers(0, 3), min_size=1, max_size=6),
+)
+MASK = st.sampled_from([None, None, None, alternating, fails_at_the_third])
+REQUEST = st.tuples(PROMPT, PARAMS, st.integers(0, 2), MASK)
 ACTION = st.one_of(
-    st.tuples(st.just("add"), PROMPT, PARAMS, st.integers(0, 2)),
+    st.tuples(st.just("add"), st.lists(REQUEST, min_size=1, max_size=5)),
     st.tuples(st.just("cancel"), st.integers(0, 30)),
     st.tuples(st.just("steps"), st.integers(1, 6)),
-    st.tuples(st.just("fail"), st.sampled_from(["run", "advance"]), st.booleans()),
+    st.tuples(
+        st.just("fail"), st.sampled_from(["run", "advance"]), st.sampled_from(["at once", "then", "read"])
+    ),
 )
 
 
@@ -51,75 +95,132 @@ def check_pages(engine: Engine) -> None:
     free = [*pool._empty, *pool._idle]
     assert sorted(free) == np.flatnonzero(owners == 0).tolist()
     assert all(content.parent in pool._contents for content in pool._kept if isinstance(content.parent, int))
+    for group in engine._scheduler.slots.windowed:
+        check_windowed_pages(group, [sequence.slot for sequence in running])
+
+
+def check_windowed_pages(group: WindowedPages, slots: list[int]) -> None:
+    """Every page of a group with a window is free, or owned by one running sequence, at a column of its range."""
+    owned = [
+        page for slot in slots for page in group.table[slot, group.first[slot] : group.end[slot]].tolist()
+    ]
+    assert sorted([*owned, *group.pool._empty]) == list(range(group.pool.num_pages))
+    assert np.count_nonzero(group.table >= 0) == len(owned)
 
 
 SCRIPT = given(
     actions=st.lists(ACTION, min_size=1, max_size=14),
-    pages=st.integers(7, 24),
+    pages=st.sampled_from([8, 9, 10, 12, 24]),
     max_batch_tokens=st.integers(3, 24),
     max_rows=st.integers(1, 6),
+    window=st.sampled_from([None, None, 1, 3, 6, 9, 20]),
+    spare=st.integers(0, 6),
 )
 
 
 @settings(max_examples=300)
 @SCRIPT
 def test_whatever_happens_each_sequence_gets_its_own_tokens_and_no_page_is_lost(
-    actions, pages, max_batch_tokens, max_rows
+    actions, pages, max_batch_tokens, max_rows, window, spare
 ):
-    engine, toy = make(pages=pages, max_batch_tokens=max_batch_tokens, max_rows=max_rows)
-    asked, tokens, cancelled, failing = {}, {}, set(), []
+    windowed = {} if window is None else {window: -(-window // 4) + 2 + spare}
+    engine, toy = make(pages=pages, max_batch_tokens=max_batch_tokens, max_rows=max_rows, windowed=windowed)
+    requests: dict[int, Requested] = {}
+    failing = []
     for name in ("run", "advance"):
         method = getattr(toy, name)
 
         def call(*arguments, method=method, name=name):
-            fails = dict(failing).get(name)
-            pending = None if fails == "at once" else method(*arguments)
-            if fails is not None:
-                failing.clear()
-                raise DeviceError("the GPU is out of memory")
-            return pending
+            when = dict(failing).get(name)
+            pending = None if when == "at once" else method(*arguments)
+            if when is None:
+                return pending
+            failing.clear()
+            if when == "read":
+                return LostTokens()
+            raise DeviceError("the GPU is out of memory")
 
         setattr(toy, name, call)
 
     def step() -> None:
         try:
             for event in engine.step():
-                tokens[event.sequence].extend(event.tokens)
-        except DeviceError:
+                requests[event.sequence].events.append(event)
+        except (DeviceError, MaskError):
             pass
         check_pages(engine)
 
     for action in actions:
         match action:
-            case ("add", prompt, params, priority):
-                number = engine.add(prompt, params, priority=priority)
-                asked[number], tokens[number] = (prompt, params), []
-            case ("cancel", which) if asked:
-                number = list(asked)[which % len(asked)]
+            case ("add", several):
+                for prompt, params, priority, mask in several:
+                    number = engine.add(prompt, params, priority=priority, allowed=mask)
+                    requests[number] = Requested(prompt, params, mask)
+            case ("cancel", which) if requests:
+                number = list(requests)[which % len(requests)]
                 engine.cancel(number)
-                cancelled.add(number)
+                requests[number].cancelled = True
             case ("steps", count):
                 for _ in range(count):
                     step()
-            case ("fail", name, at_once):
-                failing[:] = [(name, "at once" if at_once else "when it has run")]
+            case ("fail", name, when):
+                failing[:] = [(name, when)]
             case _:
                 pass
-    bound = 40 + 4 * sum(len(prompt) + params.max_tokens for prompt, params in asked.values())
+    bound = 40 + 4 * sum(len(each.prompt) + each.params.max_tokens for each in requests.values())
     for _ in range(bound):
         if not engine.busy:
             break
         step()
     assert not engine.busy, "everything ends"
-    for number, (prompt, params) in asked.items():
-        expected = alone(prompt, params)
-        stops = [place for place, token in enumerate(expected) if token in params.stop_token_ids]
-        expected = expected[: stops[0] + 1] if stops else expected
-        if number in cancelled:
-            assert tuple(tokens[number]) == expected[: len(tokens[number])]
-        else:
-            assert tuple(tokens[number]) == expected
+    for each in requests.values():
+        each.check()
     assert engine._pool.free_pages == pages
+    assert not engine._scheduler.slots.tables.in_use and not engine._unscored
+
+
+class LostTokens:
+    """A step that was launched, and whose tokens cannot be read."""
+
+    def tokens(self) -> np.ndarray:
+        raise DeviceError("the GPU is lost")
+
+
+@dataclass
+class Requested:
+    """A sequence of a script, and the events that it has had."""
+
+    prompt: list[int]
+    params: SamplingParams
+    mask: Mask | None
+    cancelled: bool = False
+    events: list[Event] = field(default_factory=list)
+
+    def check(self) -> None:
+        """The sequence has the tokens and log-probabilities that it would have alone, up to where it was ended."""
+        tokens = tuple(token for event in self.events for token in event.tokens)
+        whole = self.expected()
+        complete = not self.cancelled and (self.mask is not fails_at_the_third or len(whole) <= 2)
+        if complete:
+            assert tokens == whole
+        else:
+            assert tokens == whole[: len(tokens)]
+            assert self.mask is not fails_at_the_third or len(tokens) <= 2
+        logprobs = [each for event in self.events for each in event.logprobs or ()]
+        if self.params.logprobs is None:
+            assert not logprobs
+        else:
+            assert_logprobs(logprobs, self.prompt, tokens, self.params.logprobs)
+        scores = [event.prompt_logprobs for event in self.events if event.prompt_logprobs is not None]
+        assert len(scores) == (self.params.prompt_logprobs is not None and (complete or bool(self.events)))
+        for each in scores:
+            assert_prompt_logprobs(each, self.prompt, self.params.prompt_logprobs)
+
+    def expected(self) -> tuple[int, ...]:
+        model = masked_model(len(self.prompt)) if self.mask is alternating else None
+        whole = alone(self.prompt, self.params, model=model)
+        stops = [place for place, token in enumerate(whole) if token in self.params.stop_token_ids]
+        return whole[: stops[0] + 1] if stops else whole
 
 
 def test_every_step_is_launched_before_the_tokens_of_the_last_are_read_while_sequences_come_and_go():

@@ -5,7 +5,7 @@ position or order changes the text. It checks each batch, and it notes when step
 tokens are read.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -59,6 +59,8 @@ class ToyExecutor:
     """Speaks `infernum.step.Executor`. `log` holds `run n`, `advance n` and `read n`, in order.
 
     With a `short_context`, a position must have been computed as one of a long sequence just when its sequence is long.
+    `windowed` are the pages of further cache groups, by their windows: each holds the tokens too, and a step must find
+    there all that lie within the window of its tokens.
     """
 
     def __init__(
@@ -71,16 +73,20 @@ class ToyExecutor:
         max_batch_tokens=32,
         max_rows=8,
         short_context=2**31 - 1,
+        windowed: Mapping[int, int] | None = None,
     ):
         self.model = model
         self.vocab = vocab
         self.num_pages = pages
-        self.windowed_pages: dict[int, int] = {}
+        self.windowed_pages = dict(windowed or {})
         self.page_size = page_size
         self.max_batch_tokens = max_batch_tokens
         self.max_rows = max_rows
         self.dtype = "f16"
         self.cache = np.full((pages, page_size), -1)
+        self.windowed_caches = {
+            window: np.full((count, page_size), -1) for window, count in self.windowed_pages.items()
+        }
         self.short_context = short_context
         self.is_long = np.zeros((pages, page_size), bool)
         self.log: list[str] = []
@@ -141,16 +147,7 @@ class ToyExecutor:
         self._next = None
         if batch.tokens == batch.seqs == batch.rows:
             ids, positions = sampling.advance.meaning(tokens, batch.token_ids.copy(), batch.positions.copy())
-            following = Batch(
-                ids,
-                positions,
-                batch.sequence,
-                batch.query_start,
-                batch.page_table,
-                batch.output_rows,
-                batch.lengths,
-            )
-            self._next = following, s
+            self._next = replace(batch, token_ids=ids, positions=positions), s
         self._sampled = tokens
         self.steps += 1
         scored = s.arrays()["scored_token"]
@@ -163,6 +160,8 @@ class ToyExecutor:
             page = batch.page_table[row, position // self.page_size]
             assert page >= 0, f"position {position} of sequence {row} has no page"
             self.cache[page, position % self.page_size] = token
+        for group, window in enumerate(self.windowed_caches, 1):
+            self._write_and_check(batch, group, window)
         page = batch.page_table[batch.sequence, batch.positions // self.page_size]
         self.is_long[page, batch.positions % self.page_size] = batch.lengths > self.short_context
         logits = np.empty((batch.rows, self.vocab), np.float32)
@@ -180,6 +179,26 @@ class ToyExecutor:
             )
             logits[out] = self.model(context.tolist())
         return logits
+
+    def _write_and_check(self, batch: Batch, group: int, window: int) -> None:
+        """Write the tokens to the pages of a cache group; then each step must find there what its tokens attend to."""
+        assert batch.windowed is not None, "a batch has the page tables of all cache groups"
+        cache, table = self.windowed_caches[window], batch.page_table_of(group)
+        pages = table[batch.sequence, batch.positions // self.page_size]
+        assert np.all(pages >= 0), "a token has no page of a group with a window"
+        cache[pages, batch.positions % self.page_size] = batch.token_ids
+        for row, (first, last) in enumerate(
+            zip(batch.query_start[:-1], batch.query_start[1:] - 1, strict=True)
+        ):
+            read = np.arange(max(0, batch.positions[first] + 1 - window), batch.positions[last] + 1)
+            column, offset = np.divmod(read, self.page_size)
+            assert np.all(table[row, column] >= 0), (
+                f"sequence {row} lacks a page within the window of {window}"
+            )
+            whole = self.cache[batch.page_table[row, column], offset]
+            assert np.array_equal(cache[table[row, column], offset], whole), (
+                "another sequence has such a page"
+            )
 
     def _check(self, batch: Batch) -> None:
         arrays = (
