@@ -79,7 +79,10 @@ Open = Callable[..., Engine]
 
 @pytest.fixture(scope="module")
 def open_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
-    """Engines of the demo, and of a Gemma 3 whose layers have a window of 100 tokens, every other one."""
+    """Engines of the demo, and of a Gemma 3 whose layers have a window of 100 tokens, every other one.
+
+    They admit without a reserve of pages, so that many sequences are preempted.
+    """
     folder = tmp_path_factory.mktemp("as-if-alone")
     config = case("gemma3_text").config | {"sliding_window": 100, "head_dim": 64}
     windowed = write_checkpoint(folder / "windowed", config, random_weights(config))
@@ -92,8 +95,10 @@ def open_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
         executor = load_executor(
             bundle, Checkpoint.open(weights), place.device, max_model_len=LONGEST, max_pages_total=pages
         )
-        opened.append(Engine(executor, bundle.manifest.model, max_model_len=LONGEST))
-        return opened[-1]
+        engine = Engine(executor, bundle.manifest.model, max_model_len=LONGEST)
+        engine._scheduler._reserved = lambda own: 0
+        opened.append(engine)
+        return engine
 
     yield open_engine
     for engine in opened:

@@ -115,16 +115,19 @@ SCRIPT = given(
     max_rows=st.integers(1, 6),
     window=st.sampled_from([None, None, 1, 3, 6, 9, 20]),
     spare=st.integers(0, 6),
+    reserves=st.booleans(),
 )
 
 
 @settings(max_examples=300)
 @SCRIPT
 def test_whatever_happens_each_sequence_gets_its_own_tokens_and_no_page_is_lost(
-    actions, pages, max_batch_tokens, max_rows, window, spare
+    actions, pages, max_batch_tokens, max_rows, window, spare, reserves
 ):
     windowed = {} if window is None else {window: -(-window // 4) + 2 + spare}
     engine, toy = make(pages=pages, max_batch_tokens=max_batch_tokens, max_rows=max_rows, windowed=windowed)
+    if not reserves:  # so that many are preempted
+        engine._scheduler._reserved = lambda own: 0
     requests: dict[int, Requested] = {}
     failing = []
     for name in ("run", "advance"):
