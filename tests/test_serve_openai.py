@@ -144,6 +144,34 @@ def test_calls_are_valid_and_streams_say_the_same(question: str, fields: dict[st
     }
 
 
+RESPONSES: list[dict[str, Any]] = [
+    {},
+    {"instructions": "You are Virgil."},
+    {"max_output_tokens": 4},
+    {"tools": [{"type": "function", "strict": True, **CANTO["function"]}]},
+    {"tools": [{"type": "function", "strict": None, **CANTO["function"]}], "parallel_tool_calls": False},
+    {"tools": [{"type": "function", "strict": None, **CANTO["function"]}], "tool_choice": "none"},
+    {"temperature": 1.0, "top_p": 0.9, "extra_body": {"seed": 3}},
+    {"metadata": {"a": "b"}, "store": False, "include": ["reasoning.encrypted_content"]},
+]
+
+
+@pytest.mark.parametrize("fields", RESPONSES, ids=lambda fields: ",".join(fields) or "none")
+def test_responses_are_valid_and_streams_say_the_same(fields: dict[str, Any], client: Any) -> None:
+    fields = {"temperature": 0, "model": MODEL, "input": "Read canto 5.", **fields}
+    whole = client.responses.create(**fields)
+    events = list(client.responses.create(stream=True, **fields))
+    final = events[-1].response
+    assert [event.type for event in events[:2]] == ["response.created", "response.in_progress"]
+    assert final.output_text == whole.output_text
+    assert [item.type for item in final.output] == [item.type for item in whole.output]
+    calls = [
+        [item.arguments for item in body.output if item.type == "function_call"] for body in (final, whole)
+    ]
+    assert calls[0] == calls[1] and final.usage.output_tokens == whole.usage.output_tokens
+    assert final.status == whole.status
+
+
 def test_models_are_valid(client: Any) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).id == MODEL

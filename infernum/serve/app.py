@@ -23,6 +23,8 @@ from infernum.serve.metrics import CONTENT_TYPE
 from infernum.serve.openapi import document
 from infernum.serve.problems import Problem, internal, unavailable
 from infernum.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from infernum.serve.response_request import ResponsesRequest
+from infernum.serve.response_task import ResponseTask
 from infernum.serve.served import Served
 
 
@@ -47,6 +49,7 @@ class App:
         self.paths: dict[str, tuple[str, Endpoint]] = {
             "/v1/completions": ("POST", self._posted(CompletionRequest, self._complete)),
             "/v1/chat/completions": ("POST", self._posted(ChatRequest, self._chat)),
+            "/v1/responses": ("POST", self._posted(ResponsesRequest, self._respond)),
             "/v1/models": ("GET", self._got(lambda request: information.models(served))),
             "/v1/models/{id:path}": ("GET", self._got(lambda request: information.model(served, request))),
             "/tokenize": ("POST", self._posted(TokenizeRequest, self._tokenize)),
@@ -93,6 +96,10 @@ class App:
     async def _chat(self, body: ChatRequest, request: Request) -> ChatTask:
         self._check_open()
         return await ChatTask.of(self._served, body, request.state.identity)
+
+    async def _respond(self, body: ResponsesRequest, request: Request) -> ResponseTask:
+        self._check_open()
+        return await ResponseTask.of(self._served, body, request.state.identity)
 
     async def _tokenize(self, body: TokenizeRequest, request: Request) -> Answer:
         return Answer(await information.tokenize(self._served, body))

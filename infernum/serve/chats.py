@@ -6,6 +6,7 @@ from collections import Counter
 
 from infernum.chat.calls.scanner import Call
 from infernum.chat.reader import Thought
+from infernum.serve.chunks import ChunkedTask
 from infernum.serve.generation import Piece
 from infernum.serve.problems import invalid
 from infernum.serve.requests import ChatRequest
@@ -23,11 +24,10 @@ from infernum.serve.responses import (
     event,
 )
 from infernum.serve.served import Served
-from infernum.serve.task import Task
 from infernum.serve.tools import check_choice
 
 
-class ChatTask(Task[ChatRequest]):
+class ChatTask(ChunkedTask[ChatRequest]):
     """One request of /v1/chat/completions."""
 
     def __post_init__(self) -> None:

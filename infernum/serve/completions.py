@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from infernum.serve.chunks import ChunkedTask
 from infernum.serve.generation import Piece
 from infernum.serve.logprobs import Offsets, Place
 from infernum.serve.problems import invalid
 from infernum.serve.requests import MOST_CHOICES, CompletionRequest
 from infernum.serve.responses import CompletionChoice, CompletionResponse, Usage
 from infernum.serve.served import Served
-from infernum.serve.task import Task
 
 DEFAULT_TOKENS = 16
 """max_tokens of a request that has none, as in OpenAI's interface."""
 
 
-class CompletionTask(Task[CompletionRequest]):
+class CompletionTask(ChunkedTask[CompletionRequest]):
     """One request of /v1/completions."""
 
     def __post_init__(self) -> None:

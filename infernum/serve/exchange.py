@@ -14,7 +14,6 @@ from starlette.types import Receive, Scope, Send
 from infernum.serve.generation import Generation
 from infernum.serve.http_protocol import CONNECTION, HttpProtocol
 from infernum.serve.problems import Problem, internal
-from infernum.serve.responses import DONE, event
 
 Result = TypeVar("Result")
 
@@ -61,23 +60,23 @@ async def whole(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
 async def stream(
     generation: Generation,
     events: Callable[[], bytes],
-    last_event: Callable[[], bytes],
+    ending: Callable[[Problem | None], bytes],
     scope: Scope,
     receive: Receive,
     send: Send,
 ) -> None:
-    """Send the events that a generation has for the client, and [DONE] behind them. A problem is the last event.
+    """Send the events that a generation has for the client, and `ending` behind them, or behind a problem.
 
     `events` are those that have come since its last call. The first are awaited before the response begins, so that a
     request that fails at once has its status. Raises ClientGone when the client goes.
     """
-    await _while_connected(_send_events(generation, events, last_event, scope, send), receive)
+    await _while_connected(_send_events(generation, events, ending, scope, send), receive)
 
 
 async def _send_events(
     generation: Generation,
     events: Callable[[], bytes],
-    last_event: Callable[[], bytes],
+    ending: Callable[[Problem | None], bytes],
     scope: Scope,
     send: Send,
 ) -> None:
@@ -89,11 +88,11 @@ async def _send_events(
     await send({"type": "http.response.body", "body": body, "more_body": True})
     try:
         await _write(generation, events, scope["state"][CONNECTION])
-        last = last_event() + DONE
+        last = ending(None)
     except Problem as problem:
-        last = event(problem.body) + DONE
+        last = ending(problem)
     except Exception:
-        last = event(internal("the server failed").body) + DONE
+        last = ending(internal("the server failed"))
         await send({"type": "http.response.body", "body": last, "more_body": False})
         raise
     await send({"type": "http.response.body", "body": last, "more_body": False})

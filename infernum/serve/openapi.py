@@ -11,10 +11,13 @@ from infernum import __version__
 from infernum.serve import responses
 from infernum.serve.problems import ErrorBody
 from infernum.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from infernum.serve.response_items import ResponseBody
+from infernum.serve.response_request import ResponsesRequest
 
 POSTS: dict[str, tuple[type[Any], type[Any], str]] = {
     "/v1/completions": (CompletionRequest, responses.CompletionResponse, "Continue texts."),
     "/v1/chat/completions": (ChatRequest, responses.ChatResponse, "Answer a conversation."),
+    "/v1/responses": (ResponsesRequest, ResponseBody, "Answer a conversation, item by item."),
     "/tokenize": (TokenizeRequest, responses.Tokens, "The tokens of a text or a conversation."),
     "/detokenize": (DetokenizeRequest, responses.Text, "The text of tokens."),
 }
@@ -26,7 +29,7 @@ GETS: dict[str, tuple[type[Any], str]] = {
     "/ping": (responses.Health, "Whether the engine works."),
     "/version": (responses.Version, "The version of Infernum."),
 }
-STREAMS = {"/v1/completions", "/v1/chat/completions"}
+STREAMS = {"/v1/completions", "/v1/chat/completions", "/v1/responses"}
 
 
 @cache
