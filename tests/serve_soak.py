@@ -52,6 +52,19 @@ WORDS = (
     "🇮🇹",
 )
 
+CANTO = {
+    "type": "function",
+    "function": {
+        "name": "canto",
+        "description": "Get a canto.",
+        "parameters": {
+            "type": "object",
+            "properties": {"number": {"type": "integer"}},
+            "required": ["number"],
+        },
+    },
+}
+
 Problem = str
 
 
@@ -71,6 +84,11 @@ def prompt_of(draw: random.Random) -> str:
     return " ".join(draw.choice(WORDS) for _ in range(draw.randint(1, 12)))
 
 
+def canto_of(draw: random.Random) -> str:
+    """A question that the model answers by a call."""
+    return draw.choice(("Read canto {}.", "What does canto {} say?")).format(draw.randint(1, 34))
+
+
 def request_of(draw: random.Random) -> tuple[str, dict[str, Any]]:
     """A path and a body of a valid request with a seed, and perhaps stop strings and log-probabilities."""
     body: dict[str, Any] = {
@@ -85,6 +103,9 @@ def request_of(draw: random.Random) -> tuple[str, dict[str, Any]]:
         body["include_stop_str_in_output"] = True
     if draw.random() < 0.5:
         body["messages"] = [{"role": "user", "content": prompt_of(draw)}]
+        if draw.random() < 0.4:
+            body |= {"messages": [{"role": "user", "content": canto_of(draw)}], "tools": [CANTO]}
+            body["max_tokens"] += draw.choice((0, 20))
         if draw.random() < 0.4:
             body |= {"logprobs": True, "top_logprobs": draw.randint(0, 3)}
         return "/v1/chat/completions", body
@@ -106,13 +127,15 @@ def connected(server: RunningServer, timeout: float = 120) -> http.client.HTTPCo
 def merged(events: Sequence[dict[str, Any]], chat: bool) -> dict[str, Any]:
     """What a stream has told of one answer, in the form of `whole`."""
     text, reason, logprobs, usage = "", None, list[Any](), None
+    calls: list[tuple[str, str]] = []
     for event in events:
         usage = event.get("usage") or usage
         for choice in event["choices"]:
             text += (choice["delta"].get("content") or "") if chat else choice["text"]
+            calls += calls_of(choice["delta"]) if chat else []
             reason = choice["finish_reason"] or reason
             logprobs += tokens_of(choice.get("logprobs"))
-    return {"text": text, "reason": reason, "logprobs": logprobs, "usage": counts(usage)}
+    return {"text": text, "calls": calls, "reason": reason, "logprobs": logprobs, "usage": counts(usage)}
 
 
 def whole(answer: dict[str, Any], chat: bool) -> dict[str, Any]:
@@ -120,10 +143,17 @@ def whole(answer: dict[str, Any], chat: bool) -> dict[str, Any]:
     text = choice["message"]["content"] if chat else choice["text"]
     return {
         "text": text or "",
+        "calls": calls_of(choice["message"]) if chat else [],
         "reason": choice["finish_reason"],
         "logprobs": tokens_of(choice.get("logprobs")),
         "usage": counts(answer["usage"]),
     }
+
+
+def calls_of(message: dict[str, Any]) -> list[tuple[str, str]]:
+    """The calls of a message, or of what an event adds to it, in which the server never cuts them."""
+    functions = [call["function"] for call in message.get("tool_calls", ())]
+    return [(function["name"], function["arguments"]) for function in functions]
 
 
 def counts(usage: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -296,10 +326,11 @@ def any_value(draw: random.Random, depth: int = 0) -> Any:
 def any_body(server: RunningServer, draw: random.Random) -> Problem | None:
     """A valid request with some fields spoilt, or no JSON at all, to some path and by some method."""
     path, body = request_of(draw)
-    body["max_tokens"] = 1
-    for name in draw.sample(
-        [*body, "n", "top_p", "logit_bias", "stream", "model", "echo"], draw.randint(1, 3)
-    ):
+    if draw.random() < 0.2:
+        path, body = "/v1/responses", {"input": body.get("messages", "Hello"), "tools": [CANTO["function"]]}
+    body["max_tokens"] = body["max_output_tokens"] = 1
+    others = ["n", "top_p", "logit_bias", "stream", "model", "echo", "tools", "tool_choice"]
+    for name in draw.sample(list(dict.fromkeys([*body, *others])), draw.randint(1, 3)):
         body[name] = any_value(draw)
     raw = json.dumps(body).encode()
     if draw.random() < 0.3:

@@ -1,6 +1,6 @@
 """Failures of other servers, each with the row of the list that it is number of, that this one must not have.
 
-Those of structured output and tools (11 to 14) come with these. 9, 10, 17, 18 and 19 are in test_serve_defences and
+Those of structured output (11 and 12) come with it. 9, 10, 17, 18 and 19 are in test_serve_defences and
 test_chat_template too.
 """
 
@@ -12,10 +12,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_models import write_chat_model
 from serving import Reply, RunningServer, running, start
+
+FUNCTION = {"type": "function", "function": {"name": "f"}}
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +91,37 @@ def test_9_a_template_of_the_request(server: RunningServer) -> None:
     bomb = "{% for a in range(9999999) %}{% for b in range(9999999) %}x{% endfor %}{% endfor %}"
     for fields in ({"chat_template": bomb}, {"chat_template_kwargs": {"chat_template": bomb}}):
         assert server.chat("Hello", **fields).status == 400
+
+
+def test_13_an_output_that_takes_long_to_parse(tmp_path: Path) -> None:
+    """Beginnings of calls within each other, of which test_chat_calls has more: text, as fast as without tools."""
+    folder = write_chat_model(tmp_path / "model", ["<tool_call>", *'{"[:'], endless=True)
+    hostile = start("--tool-call-parser", "hermes", model=str(folder))
+    answers = []
+    for tools in ([], [FUNCTION]):
+        begin = time.monotonic()
+        answers.append(hostile.chat("Hello", tools=tools, max_tokens=900).json["choices"][0]["message"])
+        assert time.monotonic() - begin < 30
+    assert answers[0] == answers[1]
+    assert hostile.stop() == 0
+
+
+@pytest.mark.parametrize("arguments", ["{}", '{"t": "é\\n"}', "null", None])
+def test_14_arguments_of_a_stream_and_of_a_whole_answer(arguments: str | None, tmp_path: Path) -> None:
+    """They are the same bytes, and "{}" where a function has none."""
+    given = "" if arguments is None else f', "arguments": {arguments}'
+    call = f'<tool_call>{{"name": "f"{given}}}</tool_call>'
+    folder = write_chat_model(tmp_path / "model", [call, "."])
+    calling = start("--tool-call-parser", "hermes", model=str(folder))
+    whole = calling.chat("Hello", tools=[FUNCTION]).json["choices"][0]["message"]
+    events = calling.chat("Hello", tools=[FUNCTION], stream=True).events
+    deltas = [choice["delta"] for event in events for choice in event["choices"]]
+    calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+    assert [call["index"] for call in calls] == [0] and calls[0]["id"]
+    joined = "".join(call["function"]["arguments"] for call in calls)
+    assert joined == whole["tool_calls"][0]["function"]["arguments"]
+    assert joined == (arguments if arguments not in (None, "null") else "{}")
+    assert calling.stop() == 0
 
 
 @pytest.mark.parametrize("length", range(1, 12))

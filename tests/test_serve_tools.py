@@ -157,7 +157,7 @@ TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_en
 def test_reasoning_has_fields_of_its_own(opened: bool, tmp_path: Path) -> None:
     """A model that writes <think> itself, and one whose prompts end with it; the marks are special tokens."""
     answer = [*([] if opened else ["<think>"]), *"He ask", "</think>", *"INFRO"]
-    folder = write_chat_model(tmp_path / "model", answer)
+    folder = write_chat_model(tmp_path / "model", answer, special=True)
     opening = "<think>\n" if opened else ""
     template = f'{{% set open = "{opening}" %}}{{# <think> #}}{TURNS}{ASSISTANT}'
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
