@@ -31,6 +31,10 @@ POLL_SECONDS = 0.05
 ACCEPTS = 16
 """New connections that one turn of the event loop accepts. A turn takes milliseconds where many streams run."""
 
+UNSENT_BYTES = 1 << 16
+"""Bytes of a connection that the kernel takes before the client is ready for them. Megabytes are its own choice, and
+hide for as long that a client reads nothing."""
+
 
 @dataclass(frozen=True)
 class ServerOptions:
@@ -86,6 +90,8 @@ class HttpServer(uvicorn.Server):
             app_state=self.lifespan.state,
         )
         for listening in [each for server in self.servers for each in server.sockets]:
+            with socket.fromfd(listening.fileno(), listening.family, listening.type) as shared:
+                shared.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
             for _ in range(ACCEPTS - 1):
                 again = socket.fromfd(listening.fileno(), listening.family, listening.type)
                 self.servers.append(
