@@ -4,6 +4,7 @@
     python tests/serve_soak.py --disconnects 2000  # clients that leave at any moment leave nothing behind
     python tests/serve_soak.py --bodies 10000      # bodies of any kind get JSON, and never an error of ours
     python tests/serve_soak.py --slow 200          # readers of a byte a second cost the others nothing
+    python tests/serve_soak.py --ends 20           # servers that are stopped end each answer as they should
     python tests/serve_soak.py --soak 30           # minutes of all of it: memory, files and threads stay as they were
 
 Each part prints a line with what it saw, and the script exits with 1 where something was wrong. The model is dante-chat
@@ -31,6 +32,7 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from serve_ends import ends
 from serving import RunningServer, start
 
 CLIENTS = 24
@@ -371,11 +373,8 @@ def resources(pids: Sequence[int]) -> dict[str, int]:
 
 def soak(server: RunningServer, minutes: float, seed: int) -> list[Problem]:
     """Everything at once for so long. Memory is compared from a fifth of the time on, when caches are full."""
-    pids, end, problems = (
-        [server.process.pid, server.engine],
-        time.monotonic() + 60 * minutes,
-        list[Problem](),
-    )
+    processes = {"server": server.process.pid, "engine": server.engine}
+    end, problems = time.monotonic() + 60 * minutes, list[Problem]()
     answered, lock = Counter[str](), threading.Lock()
 
     def client(number: int) -> None:
@@ -388,23 +387,28 @@ def soak(server: RunningServer, minutes: float, seed: int) -> list[Problem]:
                 if problem:
                     problems.append(problem)
 
-    seen: list[dict[str, int]] = []
+    seen: list[dict[str, dict[str, int]]] = []
+
+    def look() -> None:
+        seen.append({name: resources([pid]) for name, pid in processes.items()})
+
     with ThreadPoolExecutor(CLIENTS) as pool:
         running = [pool.submit(client, number) for number in range(CLIENTS)]
         while any(not each.done() for each in running):
             time.sleep(min(5.0, max(0.5, 60 * minutes / 20)))
-            seen.append(resources(pids))
+            look()
         for each in running:
             each.result()
     problems += [problem] if (problem := left_behind(server, 5)) else []
-    settled, last = seen[len(seen) // 5], resources(pids)
-    print(
-        f"soak: {dict(answered)}; {seen[0]} at first, {settled} after a fifth, {last} at the end", flush=True
-    )
-    if last["MiB"] > settled["MiB"] * 1.02 + 4:
-        problems.append(f"memory grew from {settled['MiB']} to {last['MiB']} MiB")
-    if last["files"] > seen[0]["files"] + 8 or last["threads"] > seen[0]["threads"] + 8:
-        problems.append(f"files or threads were left: {seen[0]} at first, {last} at the end")
+    look()
+    print(f"soak: {dict(answered)}", flush=True)
+    for name in processes:
+        first, settled, last = (seen[place][name] for place in (0, len(seen) // 5, -1))
+        print(f"soak: {name}: {first} at first, {settled} after a fifth, {last} at the end", flush=True)
+        if last["MiB"] > settled["MiB"] * 1.02 + 4:
+            problems.append(f"memory of the {name} grew from {settled['MiB']} to {last['MiB']} MiB")
+        if last["files"] > first["files"] + 8 or last["threads"] > first["threads"] + 8:
+            problems.append(f"files or threads of the {name} were left: {first} at first, {last} at the end")
     return problems
 
 
@@ -434,6 +438,10 @@ def run(server: RunningServer, args: argparse.Namespace) -> list[Problem]:
     part("bodies", args.bodies, any_body)
     if args.slow:
         problems.extend(slow_readers(server, args.slow))
+    if args.ends:
+        wrong = ends(args.ends, seed)
+        print(f"ends: {args.ends} rounds, {len(wrong)} wrong", flush=True)
+        problems.extend(wrong)
     if args.soak:
         problems.extend(soak(server, args.soak, seed))
     health = server.ask("/health").status
@@ -448,6 +456,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--disconnects", type=int, default=0, metavar="N")
     parser.add_argument("--bodies", type=int, default=0, metavar="N")
     parser.add_argument("--slow", type=int, default=0, metavar="N")
+    parser.add_argument("--ends", type=int, default=0, metavar="ROUNDS")
     parser.add_argument("--soak", type=float, default=0, metavar="MINUTES")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)

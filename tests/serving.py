@@ -79,8 +79,8 @@ class RunningServer:
             with error:
                 return Reply(error.code, dict(error.headers.items()), error.read())
 
-    def complete(self, prompt: Any, **fields: Any) -> Reply:
-        return self.ask("/v1/completions", {"prompt": prompt, "temperature": 0, **fields})
+    def complete(self, prompt: Any, *, timeout: float = 60, **fields: Any) -> Reply:
+        return self.ask("/v1/completions", {"prompt": prompt, "temperature": 0, **fields}, timeout=timeout)
 
     def chat(self, text: str, **fields: Any) -> Reply:
         messages = [{"role": "user", "content": text}]

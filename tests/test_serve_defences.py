@@ -6,9 +6,9 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -136,44 +136,46 @@ def test_a_client_that_goes_frees_its_sequences(server: RunningServer) -> None:
         server.wait_until_idle()
 
 
+def asked_for_a_long_stream(server: RunningServer, tokens: int) -> socket.socket:
+    """A connection on which eight streams of so many tokens come, to a client with hardly a buffer."""
+    place = urlsplit(server.url)
+    body = json.dumps({"prompt": "a", "max_tokens": tokens, "ignore_eos": True, "n": 8, "stream": True})
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+    connection.connect((place.hostname, place.port))
+    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    return connection
+
+
+def test_a_client_that_reads_nothing_is_cut_off_and_one_that_reads_slowly_is_not() -> None:
+    server = start("--reader-timeout", "1", "--null-token-us", "400")
+    try:
+        with asked_for_a_long_stream(server, 1500) as idle, asked_for_a_long_stream(server, 1500) as slow:
+            slow.settimeout(10)
+            answer, begin = b"", time.monotonic()
+            while time.monotonic() < begin + 4:
+                answer += slow.recv(8192)
+                time.sleep(0.05)
+            assert server.metric("num_requests_running") == 8, "those of the client that reads"
+            assert server.metric("generation_tokens_total") < 2 * 8 * 1500
+            while not answer.endswith(b"0\r\n\r\n"):
+                answer += slow.recv(1 << 16)
+            assert b"data: [DONE]" in answer and answer.count(b'"finish_reason":"length"') == 8
+            cut = b""
+            while part := idle.recv(1 << 16):
+                cut += part
+            assert len(cut) < 200_000 and not cut.endswith(b"0\r\n\r\n")
+        assert sum(" 499 " in line for line in server.lines) == 1
+    finally:
+        assert server.stop() == 0
+
+
 def test_logs_hold_no_prompts(server: RunningServer) -> None:
     server.complete("a secret that nobody may see", max_tokens=1)
     server.ask("/v1/completions", {"prompt": "a secret that nobody may see", "temperature": -1})
     assert not [line for line in server.lines if "secret" in line]
     assert any("POST /v1/completions 200" in line for line in server.lines)
-
-
-def test_a_server_that_is_to_stop_finishes_what_it_answers() -> None:
-    server = start()
-    asking, replies = asked_in_background(server, 400)
-    server.process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
-    refused = server.ask("/v1/completions", {"prompt": "a"})
-    assert refused.status == 503 and refused.headers["retry-after"]
-    asking.join(60)
-    assert server.process.wait(10) == 0
-    assert replies[0].events[-1]["choices"][0]["finish_reason"] == "length"
-
-
-def test_a_server_that_must_stop_ends_streams_with_an_error() -> None:
-    server = start("--shutdown-timeout", "0.3")
-    asking, replies = asked_in_background(server, 2000)
-    server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(10) == 0
-    asking.join(10)
-    assert "shutting down" in replies[0].events[-1]["error"]["message"]
-
-
-def asked_in_background(server: RunningServer, tokens: int) -> tuple[threading.Thread, list[Reply]]:
-    """A thread that asks for a stream of `tokens` tokens, of which the first have come, and where it puts the reply."""
-    replies: list[Reply] = []
-    fields = {"max_tokens": tokens, "ignore_eos": True, "stream": True}
-    asking = threading.Thread(target=lambda: replies.append(server.complete("a", **fields)))
-    asking.start()
-    end = time.monotonic() + 20
-    while server.metric("generation_tokens_total") < 3:
-        assert time.monotonic() < end
-    return asking, replies
 
 
 def test_a_cache_by_key_needs_keys(infernum: Callable[..., Outcome]) -> None:
@@ -182,8 +184,8 @@ def test_a_cache_by_key_needs_keys(infernum: Callable[..., Outcome]) -> None:
     assert "--cache-per-key needs the keys that it tells apart; give --api-key" in refused.err
 
 
-def test_the_cache_is_kept_apart_by_key_and_no_more_sequences_run_than_were_asked_for() -> None:
-    server = start("--api-key", "one", "--api-key", "two", "--cache-per-key", "--max-num-seqs", "2")
+def test_the_cache_is_kept_apart_by_key() -> None:
+    server = start("--api-key", "one", "--api-key", "two", "--cache-per-key")
     try:
         fields = {"prompt": list(range(10, 210)), "max_tokens": 1, "cache_salt": "s"}
 
@@ -192,31 +194,49 @@ def test_the_cache_is_kept_apart_by_key_and_no_more_sequences_run_than_were_aske
             return usage["prompt_tokens_details"]["cached_tokens"]
 
         assert [cached("one"), cached("one"), cached("two"), cached("two")] == [0, 192, 0, 192]
-        headers = {"x-api-key": "one"}
-        many = {"prompt": "Then", "max_tokens": 200, "ignore_eos": True, "n": 6, "temperature": 1}
-        asking = threading.Thread(
-            target=lambda: server.ask("/v1/completions", many, headers=headers, timeout=120)
-        )
-        asking.start()
-        running = set[float]()
-        while asking.is_alive():
-            text = server.ask("/metrics", headers=headers).body.decode()
-            (line,) = (
-                line for line in text.splitlines() if line.startswith("infernum:num_requests_running{")
-            )
-            running.add(float(line.split()[-1]))
-        assert max(running) == 2
     finally:
         assert server.stop() == 0
 
 
-def test_when_the_engine_dies_streams_end_with_an_error_and_health_says_so() -> None:
-    server = start()
-    asking, replies = asked_in_background(server, 2000)
-    os.kill(server.engine, signal.SIGKILL)
-    asking.join(5)
-    assert "has ended" in replies[0].events[-1]["error"]["message"]
-    assert server.ask("/health").status == 503
+def test_no_more_sequences_run_than_the_server_may() -> None:
+    """Of six that are asked for at once, the third begins when one of the first two has ended, and so on."""
+    server = start("--max-num-seqs", "2")
+    try:
+        fields = {"max_tokens": 20, "ignore_eos": True, "n": 6, "temperature": 1, "stream": True}
+        reply = server.complete("Then", **fields, stream_options={"include_usage": True})
+        order = [choice["index"] for event in reply.events for choice in event["choices"]]
+        lasts = {index: place for place, index in enumerate(order)}
+        most = max(sum(order.index(i) <= place <= lasts[i] for i in range(6)) for place in range(len(order)))
+        assert most == 2 and sorted(lasts) == list(range(6))
+        assert reply.events[-1]["usage"]["completion_tokens"] == 6 * 20
+        reasons = [choice["finish_reason"] for event in reply.events for choice in event["choices"]]
+        assert reasons.count("length") == 6
+    finally:
+        assert server.stop() == 0
+
+
+def test_when_the_engine_dies_every_answer_ends_with_an_error_and_health_says_so_within_two_seconds() -> None:
+    """Of eight answers two are computed, one of them a stream; the others wait."""
+    server = start("--max-num-seqs", "2")
+    fields = {"max_tokens": 1500, "ignore_eos": True}
+    with ThreadPoolExecutor(8) as pool:
+        asked: list[Future[Reply]] = []
+        for stream in (True, False, True, True, False, True, False, True):
+            asked.append(pool.submit(server.complete, "a", stream=stream, **fields))
+            while server.metric("num_requests_running") + server.metric("num_requests_waiting") < len(asked):
+                time.sleep(0.01)
+        while server.metric("generation_tokens_total") < 6:
+            time.sleep(0.01)
+        begin = time.monotonic()
+        os.kill(server.engine, signal.SIGKILL)
+        while (health := server.ask("/health")).status == 200:
+            time.sleep(0.01)
+        first, *others = [each.result(5) for each in asked]
+        assert time.monotonic() - begin <= 2
+    assert health.status == 503 and "has ended" in health.error["message"]
+    assert "has ended" in first.events[-1]["error"]["message"] and len(first.events) > 2
+    for reply in others:
+        assert reply.status == 503 and reply.headers["retry-after"] and "has ended" in reply.error["message"]
     assert server.complete("a").status == 503
     assert server.stop() == 0
 

@@ -175,7 +175,7 @@ class Generation:
             if choice.finished:
                 continue
             if inbox.error is not None:
-                raise _problem(inbox)
+                raise self._problem(inbox)
             if inbox.tokens or inbox.finish_reason is not None:
                 pieces.append(self._read(index, choice))
         return pieces
@@ -196,6 +196,13 @@ class Generation:
         if choice.reader is not None:
             _read_segments(piece, choice.reader)
         return piece
+
+    def _problem(self, inbox: Inbox) -> Problem:
+        """Why a sequence was ended. Another server may answer what an engine that is gone cannot."""
+        assert inbox.error is not None, "there is an error"
+        if not inbox.ours:
+            return invalid(inbox.error)
+        return internal(inbox.error) if self._engine.death is None else unavailable(inbox.error)
 
     def _count(self, choice: _Choice, reason: str) -> None:
         inbox, params = choice.inbox, choice.wish.params
@@ -252,14 +259,3 @@ def _stopped(
     index: int, choice: _Choice, text: str, tokens: list[int], logprobs: list[Logprobs], stop: str
 ) -> Piece:
     return Piece(index, text + stop if choice.wish.includes_stop else text, tokens, logprobs, "stop", stop)
-
-
-def _problem(inbox: Inbox) -> Problem:
-    assert inbox.error is not None, "there is an error"
-    return (
-        invalid(inbox.error)
-        if not inbox.ours
-        else internal(inbox.error)
-        if inbox.first
-        else unavailable(inbox.error)
-    )
