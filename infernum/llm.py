@@ -10,6 +10,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -182,7 +183,7 @@ class LLM:
     @property
     def statistics(self) -> Statistics:
         """Counts of tokens and seconds since the model was loaded."""
-        return self._engine.statistics
+        return replace(self._engine.statistics)
 
     def generate(self, prompts: Prompts, params: Params | None = None) -> list[Completion]:
         """Generate for all prompts as one ragged batch. Returns one completion for each prompt, in order.

@@ -25,6 +25,7 @@ from infernum.engine.engine import Engine
 from infernum.engine.events import Event
 from infernum.engine.page_pool import Content, PagePool
 from infernum.engine.sequence import Mask
+from infernum.engine.slots import Slots
 from infernum.engine.windowed_pages import WindowedPages
 from infernum.errors import DeviceError
 from infernum.sampling_params import SamplingParams
@@ -94,9 +95,20 @@ def check_pages(engine: Engine) -> None:
     assert engine._scheduler._growth == growth
     free = [*pool._empty, *pool._idle]
     assert sorted(free) == np.flatnonzero(owners == 0).tolist()
-    assert all(content.parent in pool._contents for content in pool._kept if isinstance(content.parent, int))
+    parents = [content.parent for content in pool._kept if isinstance(content.parent, int)]
+    assert all(pool._contents[parent] is not None for parent in parents)
     for group in engine._scheduler.slots.windowed:
         check_windowed_pages(group, [sequence.slot for sequence in running])
+    check_groups(engine._scheduler.slots)
+
+
+def check_groups(slots: Slots) -> None:
+    """Slots decode, compute prompts, or have come to their limits, as follows from what is computed of each."""
+    decoding, prompting = slots.decoding, slots.prompting
+    slots.regroup()
+    assert sorted(slots.decoding.tolist()) == sorted(decoding.tolist())
+    assert sorted(slots.prompting) == sorted(prompting)
+    slots.decoding, slots.prompting = decoding, prompting  # an equal array would be another step's
 
 
 def check_windowed_pages(group: WindowedPages, slots: list[int]) -> None:

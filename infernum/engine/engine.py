@@ -97,7 +97,7 @@ class Engine:
     max_itl_ms: float | None = None
     max_num_seqs: int | None = None
     on_step: Callable[[StepRecord], None] | None = None
-    statistics: Statistics = field(default=Statistics(), init=False)
+    statistics: Statistics = field(default_factory=Statistics, init=False)
     closed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -474,7 +474,7 @@ class Engine:
                 flight is not None
                 and flight.table_version == version
                 and not len(masked)
-                and _follows(plan, flight.plan)
+                and plan.follows(flight.plan)
                 and not (
                     slots.tables.in_use
                     and slots.tables.differ(plan.slots, plan.starts + 1 - slots.prompt[plan.slots])
@@ -504,12 +504,12 @@ class Engine:
         sampled = flight.pending.tokens() if flight is not None else np.empty(0, np.int32)
         self._waited += time.perf_counter() - began
         rows: list[TableRow] = []
-        for slot, row, total in rows_of(slots, held.row[slots], held.total[slots]):
+        for slot, newest, total in rows_of(slots, held.newest[slots], held.total[slots]):
             sequence = held.sequences[slot]
-            assert sequence is not None and sequence.mask is not None, "the sequence of a mask runs"
-            held.flush(sequence, total - (row >= 0))
-            tokens = np.append(sequence.tokens, sampled[row]) if row >= 0 else sequence.tokens
-            if row >= 0 and self._is_last(sequence, int(sampled[row])):
+            is_unread, row = newest < 0, -1 - newest
+            held.flush(sequence, total - is_unread)
+            tokens = np.append(sequence.tokens, sampled[row]) if is_unread else sequence.tokens
+            if is_unread and self._is_last(sequence, int(sampled[row])):
                 continue
             try:
                 rows.append(
@@ -551,31 +551,34 @@ class Engine:
             logprobs = flight.pending.logprobs() if flight.logprobs else None
             arrived = time.perf_counter()
         except BaseException:
-            for step in (launched, flight):
-                if step is not None:
-                    self._scheduler.take_back(step.plan)
+            self._scheduler.take_back(step.plan for step in (launched, flight) if step is not None)
             raise
         seconds, self._mark = arrived - self._mark, arrived
         self._waited += arrived - began
         if self.max_itl_ms is not None and flight.queued and plan.chunk_tokens:
             self._scheduler.step_time.measure(plan.chunk_tokens, plan.decodes, seconds)
-        if launched is None:
-            slots.row[:] = -1
         self._scheduler.keep_pages(plan)
         current = self._scheduler.is_current(plan)
         if logprobs is not None and plan.scored is not None:
             self._score(plan, logprobs, current)
-        places, which = plan.sampled, plan.sampled_rows
-        tokens, valid = sampled.take(which), current[places]
-        if np.count_nonzero(tokens < 0):
-            self._fail(plan.numbers[places[tokens == NO_TOKEN]])
-            valid &= tokens != NO_TOKEN
-        if np.count_nonzero(valid) < len(valid):
-            places, tokens, which = places[valid], tokens[valid], which[valid]
-        rows, numbers = plan.slots.take(places), plan.numbers.take(places)
-        stopped, full = slots.append(rows, plan.ends.take(places), tokens, self._is_end)
-        ends = full.view(np.int8) * np.int8(_LENGTH)
-        ends[stopped] = _STOP
+        which, rows, full = plan.sampled_rows, plan.sampling, plan.full
+        tokens, numbers, positions = (
+            sampled.take(which),
+            plan.of_sampled(plan.numbers),
+            plan.of_sampled(plan.ends),
+        )
+        valid = tokens != NO_TOKEN
+        if current is not None or np.count_nonzero(valid) < len(valid):
+            self._fail(numbers[~valid])
+            if current is not None:
+                valid &= plan.of_sampled(current)
+            which, rows, full, tokens = which[valid], rows[valid], full[valid], tokens[valid]
+            numbers, positions = numbers[valid], positions[valid]
+        if launched is None:
+            slots.newest[rows] = tokens
+        ends = np.zeros(len(tokens), np.int8)
+        ends[full] = _LENGTH
+        ends[slots.append(rows, positions, tokens, self._is_end)] = _STOP
         events = StepEvents(numbers, tokens, ends)
         if logprobs is not None:
             events = replace(events, logprobs=logprobs_of(logprobs, which, slots.logprobs[rows]))
@@ -585,12 +588,12 @@ class Engine:
         self._deliver(events, rows)
         for number in integers(numbers[ends > 0]):
             self._remove(self._sequences[number])
-        self.statistics = self.statistics.plus(plan.prompt_tokens, len(tokens), seconds)
+        self.statistics.add(plan.prompt_tokens, len(tokens), seconds)
 
-    def _score(self, plan: StepPlan, logprobs: Logprobs, current: Bools) -> None:
+    def _score(self, plan: StepPlan, logprobs: Logprobs, current: Bools | None) -> None:
         """Give the sequences of a step the log-probabilities of their prompts."""
         for place, rows in plan.scored.chunks if plan.scored is not None else ():
-            if current[place]:
+            if current is None or current[place]:
                 sequence = self._sequences[int(plan.numbers[place])]
                 sequence.score(Logprobs(logprobs.tokens[rows], logprobs.values[rows]))
 
@@ -613,10 +616,11 @@ class Engine:
 
     def _deliver(self, events: StepEvents, slots: Int64) -> None:
         """Give each stream its events; those of sequences of `add`, which are of no stream, wait for `_next_step`."""
+        if not len(events):
+            return
         streams = self._scheduler.slots.stream.take(slots)
         if not np.count_nonzero(streams):
-            if len(events):
-                self._unread_events.append(events)
+            self._unread_events.append(events)
             return
         for number in set(integers(streams)):
             part = events.where(streams == number)
@@ -643,13 +647,3 @@ class Engine:
         del self._sequences[sequence.number]
         self._unscored.discard(sequence.number)
         self._scheduler.remove(sequence)
-
-
-def _follows(plan: StepPlan, last: StepPlan) -> bool:
-    """True when the step of `plan` is that of `last` one position on: the input of each row is what it sampled."""
-    return (
-        last.is_decode
-        and plan.is_decode
-        and len(plan.slots) == len(last.slots)
-        and bool(np.array_equal(plan.slots, last.slots) and np.array_equal(plan.starts, last.starts + 1))
-    )

@@ -132,9 +132,9 @@ def tokens_of(token: int) -> tuple[int, ...]:
 
 
 def logprobs_of(logprobs: Logprobs, rows: Array, counts: Int32) -> tuple[TokenLogprobs | None, ...]:
-    """What sequences that ask for `counts` [events] most likely tokens get of these rows of a step; −1: nothing."""
+    """What sequences that ask for `counts` [events] tokens, the sampled one included, get of these rows of a step."""
     return tuple(
-        None if count < 0 else _chosen(tokens[: 1 + count], values[: 1 + count])
+        _chosen(tokens[:count], values[:count]) if count else None
         for tokens, values, count in zip(
             logprobs.tokens[rows], logprobs.values[rows], counts.tolist(), strict=True
         )
@@ -215,7 +215,7 @@ class StepRecord:
     masked: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class Statistics:
     """Tokens and wall-clock seconds since the engine was created.
 
@@ -229,13 +229,12 @@ class Statistics:
     decoded_tokens: int = 0
     decode_seconds: float = 0.0
 
-    def plus(self, prompt_tokens: int, sampled_tokens: int, seconds: float) -> Statistics:
-        """These statistics plus one step."""
-        in_prompt = prompt_tokens > 0
-        return Statistics(
-            prompt_tokens=self.prompt_tokens + prompt_tokens,
-            prompt_seconds=self.prompt_seconds + (seconds if in_prompt else 0.0),
-            output_tokens=self.output_tokens + sampled_tokens,
-            decoded_tokens=self.decoded_tokens + (0 if in_prompt else sampled_tokens),
-            decode_seconds=self.decode_seconds + (0.0 if in_prompt else seconds),
-        )
+    def add(self, prompt_tokens: int, sampled_tokens: int, seconds: float) -> None:
+        """Count one step more."""
+        self.prompt_tokens += prompt_tokens
+        self.output_tokens += sampled_tokens
+        if prompt_tokens:
+            self.prompt_seconds += seconds
+        else:
+            self.decoded_tokens += sampled_tokens
+            self.decode_seconds += seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +38,7 @@ class PagePool:
         self.page_size = page_size
         self._empty = list(range(num_pages - 1, -1, -1))
         self._owners = [0] * num_pages
-        self._contents: dict[int, Content] = {}
+        self._contents: list[Content | None] = [None] * num_pages
         self._kept: dict[Content, int] = {}
         self._idle = OrderedDict[int, None]()
 
@@ -63,7 +63,9 @@ class PagePool:
         pages = [self._empty.pop() for _ in range(min(count, len(self._empty)))]
         while len(pages) < count:
             page, _ = self._idle.popitem(last=False)
-            del self._kept[self._contents.pop(page)]
+            content, self._contents[page] = self._contents[page], None
+            assert content is not None, "what is idle is kept"
+            del self._kept[content]
             pages.append(page)
         for page in pages:
             self._owners[page] = 1
@@ -76,9 +78,10 @@ class PagePool:
         """
         pages: list[int] = []
         parent: Parent = salt
-        ids = np.asarray(tokens, np.int32)
-        for start in range(0, len(tokens) - self.page_size, self.page_size):
-            page = self._kept.get(Content(parent, ids[start : start + self.page_size].tobytes()))
+        held = np.asarray(tokens, np.int32).tobytes()
+        width = len(held) // len(tokens) * self.page_size
+        for start in range(0, len(held) - width, width):
+            page = self._kept.get(Content(parent, held[start : start + width]))
             if page is None:
                 break
             self._idle.pop(page, None)
@@ -92,8 +95,11 @@ class PagePool:
 
         That is another page when one of this content is kept already; `page` then loses its owner.
         """
-        assert self._owners[page] == 1 and page not in self._contents, f"page {page} is not its owner's alone"
-        assert isinstance(content.parent, str) or content.parent in self._contents, "the parent is not kept"
+        parent = content.parent
+        assert self._owners[page] == 1 and self._contents[page] is None, (
+            f"page {page} is not its owner's alone"
+        )
+        assert isinstance(parent, str) or self._contents[parent] is not None, "the parent is not kept"
         known = self._kept.setdefault(content, page)
         if known == page:
             self._contents[page] = content
@@ -103,14 +109,15 @@ class PagePool:
         self.release([page])
         return known
 
-    def release(self, pages: Iterable[int]) -> None:
+    def release(self, pages: Sequence[int]) -> None:
         """Take an owner from each page of a sequence, in the order of its positions."""
-        for page in reversed(list(pages)):
-            assert self._owners[page] > 0, f"page {page} is released and has no owner"
-            self._owners[page] -= 1
-            if self._owners[page]:
+        owners = self._owners
+        for page in reversed(pages):
+            assert owners[page] > 0, f"page {page} is released and has no owner"
+            owners[page] -= 1
+            if owners[page]:
                 continue
-            if page in self._contents:
+            if self._contents[page] is not None:
                 self._idle[page] = None
             else:
                 self._empty.append(page)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from infernum.engine.page_pool import PagePool
+from infernum.engine.page_pool import Content, PagePool
 from infernum.engine.scored_prompts import ScoredRows, scored_rows
 from infernum.engine.sequence import Sequence
 from infernum.engine.slots import Bools, Int64, Slots, integers, rows_of
 from infernum.engine.step_time import StepTime
 from infernum.engine.windowed_pages import WindowedPages
-from infernum.step import Int32
+from infernum.step import Array, Int32
+
+Chunk = tuple[int, int, int]
+"""Slot, first position and end of the tokens of a prompt, or of a sequence that is computed again."""
 
 LEAST_RESERVE = 0.1
 """Share of what running sequences may yet need that stays free when another is admitted: its least value.
@@ -40,6 +43,9 @@ class StepPlan:
     sampled   [sampled]  the sequences whose last token is among them, so that the step samples the next one
     sampling  [sampled]  slots of these
     sampled_rows  [sampled]  their rows of logits
+    totals    [sampled]  lengths of these sequences, with the tokens that the step samples
+    full      bool [sampled]  where that is the most that the sequence may come to
+    departures  `Slots.departures` when the step was planned
     """
 
     slots: Int64
@@ -50,21 +56,29 @@ class StepPlan:
     sampled: Int64
     sampling: Int64
     sampled_rows: Int32
+    totals: Int32
+    full: Bools
     prompt_tokens: int
     decodes: int
-    """Number of the sequences that have one token and sample one; they come first. The others compute their prompts."""
+    """Number of the sequences that have one token and sample one; they come first. The others compute `chunks`."""
+    chunks: list[Chunk]
+    departures: int
     scored: ScoredRows | None = None
     """The rows of a step that computes log-probabilities of prompts."""
 
     @property
     def is_decode(self) -> bool:
         """True when every sequence has one token, and samples one."""
-        return self.decodes == len(self.slots)
+        return not self.chunks
 
     @property
     def chunk_tokens(self) -> int:
         """Tokens of the sequences that do not decode: of prompts, and of outputs that are computed again."""
-        return 0 if self.is_decode else int(self.lengths[self.decodes :].sum())
+        return sum(end - start for _, start, end in self.chunks)
+
+    def of_sampled(self, values: Array) -> Array:
+        """Of values [seqs], those of the sequences that sample."""
+        return values if len(self.sampled) == len(values) else values.take(self.sampled)
 
     @property
     def rows(self) -> Int64:
@@ -72,6 +86,10 @@ class StepPlan:
         if self.scored is not None:
             return self.scored.sequences.astype(np.int64)
         return self.sampled if len(self.sampled) else np.array([len(self.slots) - 1])
+
+    def follows(self, last: StepPlan) -> bool:
+        """True when the step is that of `last` one position on: the input of each row is what it has sampled."""
+        return last.is_decode and self.slots is last.slots
 
 
 class Scheduler:
@@ -133,7 +151,7 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting) or len(self.slots.active) > 0
+        return bool(self.waiting or self.slots.sequences)
 
     @property
     def running(self) -> list[Sequence]:
@@ -170,53 +188,49 @@ class Scheduler:
         for group in slots.windowed:
             self._release_behind(group)
         self._admit()
-        active = slots.active
-        computed, _, total, limit, held, _, _ = slots.state.take(active, axis=1)
-        lengths = total - computed
-        lengths[total >= limit] = 0
-        decoding = lengths == 1
-        decodes, prompts = active[decoding][: self.max_tokens], active[lengths > 1]
-        growing = active[decoding & (computed >= held)]
-        preempted = self.preempted
-        if not self._grow_all(growing):
-            for slot in integers(growing):
-                if not self._grow(slot, self._grow_all, unread):
-                    return None
-        for group in slots.windowed:
-            if not self._grow_windowed(group, decodes, unread):
-                return None
-        if self.preempted > preempted:
-            decodes, prompts = decodes[slots.number[decodes] >= 0], prompts[slots.number[prompts] >= 0]
+        if not self._grow_decodes(unread):
+            return None
         self.reserve = max(LEAST_RESERVE, self.reserve * _FORGETTING)
-        chunks = self._prompts(prompts, self._prompt_room(len(decodes)))
-        while len(prompts) and not chunks and not len(decodes):  # prompts own all pages of a group
+        chunks = self._prompts(self._prompt_room(len(slots.decoding)))
+        while slots.prompting and not chunks and not len(slots.decoding):  # prompts own all pages of a group
             if unread:
                 return None
             self._preempt(max(self.running, key=_order))
-            prompts = prompts[slots.number[prompts] >= 0]
-            chunks = self._prompts(prompts, self.max_tokens)
-        return self._step(decodes, chunks)
+            chunks = self._prompts(self.max_tokens)
+        return self._step(chunks)
 
-    def is_current(self, plan: StepPlan) -> Bools:
-        """For each sequence of a plan, whether it still has the slot that it had."""
-        return self.slots.number.take(plan.slots) == plan.numbers
+    def is_current(self, plan: StepPlan) -> Bools | None:
+        """For each sequence of a plan, whether it still has the slot that it had; None: all have."""
+        if self.slots.departures == plan.departures:
+            return None
+        current = self.slots.number.take(plan.slots) == plan.numbers
+        return None if np.count_nonzero(current) == len(current) else current
 
     def launched(self, plan: StepPlan) -> None:
         """Note a step that was launched: its positions are computed, and one token of each row is to be read."""
         slots = self.slots
         slots.computed[plan.slots] = plan.ends
-        slots.row[:] = -1
-        slots.row[plan.sampling] = plan.sampled_rows
-        slots.total[plan.sampling] += 1
+        slots.newest[plan.sampling] = ~plan.sampled_rows
+        slots.total[plan.sampling] = plan.totals
         slots.tables.written(plan.slots)
+        if len(plan.sampled) < len(plan.slots):
+            slots.regroup()
+            return
+        slots.decoding = plan.slots[~plan.full] if np.count_nonzero(plan.full) else plan.slots
+        for slot, _, _ in plan.chunks:
+            slots.prompting.remove(slot)
 
-    def take_back(self, plan: StepPlan) -> None:
-        """Undo `launched`: the step has come to nothing."""
-        current = self.is_current(plan)
-        self.slots.row[:] = -1
-        self.slots.computed[plan.slots[current]] = plan.starts[current]
-        self.slots.total[plan.slots[plan.sampled[current[plan.sampled]]]] -= 1
-        self.slots.tables.write_again(plan.slots[current])
+    def take_back(self, plans: Iterable[StepPlan]) -> None:
+        """Undo `launched` for all steps whose tokens the host has not read: they have come to nothing."""
+        slots = self.slots
+        for plan in plans:
+            current = slots.number.take(plan.slots) == plan.numbers
+            slots.computed[plan.slots[current]] = plan.starts[current]
+            slots.total[plan.slots[plan.sampled[current[plan.sampled]]]] -= 1
+            slots.tables.write_again(plan.slots[current])
+        for sequence in slots.running:
+            slots.newest[sequence.slot] = slots.tokens_of(sequence)[-1]
+        slots.regroup()
 
     def keep_pages(self, plan: StepPlan) -> None:
         """Keep the pages that a step has filled, whose tokens are all known."""
@@ -224,15 +238,16 @@ class Scheduler:
         (places,) = (plan.ends % size < plan.lengths).nonzero()
         columns = (plan.slots, plan.numbers, plan.starts, plan.ends)
         for slot, sequence_number, start, end in rows_of(*(column[places] for column in columns)):
-            sequence = slots.sequences[slot]
+            sequence = slots.sequences.get(slot)
             if sequence is None or sequence.number != sequence_number:
                 continue
             slots.flush(sequence, end - end % size)
             if slots.windowed:
                 continue
-            pages = sequence.pages
-            for number in range(start // size, end // size):
-                page = self.pool.keep(pages[number], sequence.content(number, size))
+            pages, numbers = sequence.pages, range(start // size, end // size)
+            for number, tokens in zip(numbers, sequence.tokens_of_pages(numbers, size), strict=True):
+                parent = pages[number - 1] if number else sequence.first_parent
+                page = self.pool.keep(pages[number], Content(parent, tokens))
                 if page != pages[number]:
                     pages[number] = slots.pages[slot, number] = page
                     self.table_version += 1
@@ -246,14 +261,14 @@ class Scheduler:
                 return
             if not all(self._fits(sequence, group) for group in self.slots.windowed):
                 return
-            sequence.is_long = self._is_long(len(sequence.tokens))
-            own = self.pool.pages_for(sequence.limit) - self.pool.pages_for(len(sequence.tokens))
-            reserved = self._reserved(own) if len(self.slots.active) else 0
-            if len(self.slots.active) and reserved + 1 > self.pool.free_pages:
+            sequence.is_long = self._is_long(sequence.length)
+            own = self.pool.pages_for(sequence.limit) - self.pool.pages_for(sequence.length)
+            reserved = self._reserved(own) if self.slots.sequences else 0
+            if self.slots.sequences and reserved + 1 > self.pool.free_pages:
                 return
             computes_all = bool(self.slots.windowed) or sequence.asks_for_scores
             shared = [] if computes_all else self.pool.find(sequence.tokens, sequence.first_parent)
-            count = self.pool.pages_for(len(sequence.tokens)) - len(shared)
+            count = self.pool.pages_for(sequence.length) - len(shared)
             pages = self.pool.allocate(count) if count + reserved <= self.pool.free_pages else None
             if pages is None:
                 self.pool.release(shared)
@@ -263,10 +278,7 @@ class Scheduler:
             sequence.pages = shared + pages
             sequence.shared = len(shared)
             self.cached_tokens += min(len(shared) * self.pool.page_size, sequence.prompt_length)
-            slot = self.slots.take(sequence)
-            self.slots.computed[slot] = len(shared) * self.pool.page_size
-            self.slots.held[slot] = len(sequence.pages) * self.pool.page_size
-            self.slots.pages[slot, : len(sequence.pages)] = sequence.pages
+            self.slots.take(sequence, computed=len(shared) * self.pool.page_size)
             self.table_version += 1
 
     def _reserved(self, own: int) -> int:
@@ -275,25 +287,31 @@ class Scheduler:
         Each sequence that may need further pages needs the next one soon. Of the pages behind it, `reserve` is the
         share.
         """
-        growing = int(
-            np.count_nonzero(self.slots.held[self.slots.active] < self.slots.limit[self.slots.active])
-        )
+        growing = int(np.count_nonzero(self.slots.held < self.slots.limit))
         return max(growing + (own > 0), math.ceil(self.reserve * (self._growth + own)))
+
+    def _grow_decodes(self, unread: bool) -> bool:
+        """Give each decode the page of its next position, where it lacks it; False as for `_grow`."""
+        slots = self.slots
+        growing = slots.decoding[slots.computed.take(slots.decoding) >= slots.held.take(slots.decoding)]
+        if len(growing) and not self._grow_all(growing):
+            for slot in integers(growing):
+                if not self._grow(slot, self._grow_all, unread):
+                    return False
+        return all(self._grow_windowed(group, slots.decoding, unread) for group in slots.windowed)
 
     def _grow_all(self, slots: Int64) -> bool:
         """Give the sequence of each slot one more page; False where there are too few for all."""
         pages = self.pool.allocate(len(slots))
         if pages is None:
             return False
-        if pages:
-            self._growth -= len(pages)
-            self.slots.pages[slots, self.slots.held[slots] // self.pool.page_size] = pages
-            self.slots.held[slots] += self.pool.page_size
-            self.table_version += 1
         for slot, page in zip(integers(slots), pages, strict=True):
-            sequence = self.slots.sequences[slot]
-            assert sequence is not None, "a free slot needs no page"
-            sequence.pages.append(page)
+            own = self.slots.sequences[slot].pages
+            self.slots.pages[slot, len(own)] = page
+            own.append(page)
+            self.slots.held[slot] = len(own) * self.pool.page_size
+        self._growth -= len(pages)
+        self.table_version += 1
         return True
 
     def _grow(self, slot: int, grow: Callable[[Int64], bool], unread: bool) -> bool:
@@ -301,7 +319,7 @@ class Scheduler:
 
         The sequence of the slot may be preempted itself, or has been a moment ago.
         """
-        while self.slots.sequences[slot] is not None and not grow(np.array([slot])):
+        while slot in self.slots.sequences and not grow(np.array([slot])):
             if unread:
                 return False
             self._preempt(max(self.running, key=_order))
@@ -309,7 +327,6 @@ class Scheduler:
 
     def _grow_windowed(self, group: WindowedPages, decodes: Int64, unread: bool) -> bool:
         """Give decodes the page of their next position, where they lack it; False as for `_grow`."""
-        decodes = decodes[self.slots.number[decodes] >= 0]  # a free slot was one of a sequence just preempted
         growing = decodes[self.slots.computed[decodes] // self.pool.page_size >= group.end[decodes]]
         if not len(growing):
             return True
@@ -321,7 +338,7 @@ class Scheduler:
         active = self.slots.active
         if not len(active):
             return True
-        now = group.needed(np.append(self.slots.total[active], len(sequence.tokens)))
+        now = group.needed(np.append(self.slots.total[active], sequence.length))
         later = group.needed(np.append(self.slots.limit[active], sequence.limit))
         missing = int(now.sum()) - group.owned(active)
         return missing + math.ceil(self.reserve * int((later - now).sum())) <= group.pool.free_pages
@@ -331,9 +348,8 @@ class Scheduler:
         slots = self.slots
         lost = group.first[slots.active] > group.first_columns(slots.computed[slots.active])
         if lost.any():
-            for sequence in [slots.sequences[slot] for slot in integers(slots.active[lost])]:
-                assert sequence is not None, "the slot of a sequence that runs is not free"
-                self._wait_again(sequence)
+            for slot in integers(slots.active[lost]):
+                self._wait_again(slots.sequences[slot])
         group.release_behind(slots.active, slots.computed[slots.active])
 
     def _is_long(self, length: int) -> bool:
@@ -345,7 +361,7 @@ class Scheduler:
         bisect.insort(self.waiting, sequence, key=_order)
 
     def _preempt(self, sequence: Sequence) -> None:
-        assert len(self.slots.active) > 1, "a sequence that fits alone never lacks pages alone"
+        assert len(self.slots.sequences) > 1, "a sequence that fits alone never lacks pages alone"
         self._wait_again(sequence)
         self.preempted += 1
         self.reserve = min(1.0, 1.5 * self.reserve + 0.05)
@@ -365,29 +381,30 @@ class Scheduler:
         timely = self.step_time.prompt_tokens_within(self.max_itl, decodes)
         return room if timely is None else min(room, max(LEAST_PROMPT_TOKENS, timely))
 
-    def _prompts(self, slots: Int64, room: int) -> list[tuple[int, int]]:
-        """Slot and length of the chunks of prompts that fit into `room` tokens."""
-        chunks: list[tuple[int, int]] = []
-        rows = self.max_rows - len(self.slots.active)  # further ones than one for each sequence
-        for slot in integers(slots):
-            length = min(room, int(self.slots.total[slot] - self.slots.computed[slot]))
+    def _prompts(self, room: int) -> list[Chunk]:
+        """The chunks of prompts that fit into `room` tokens."""
+        chunks: list[Chunk] = []
+        rows = self.max_rows - len(self.slots.sequences)  # further ones than one for each sequence
+        for slot in self.slots.prompting:
+            start = int(self.slots.computed[slot])
+            length = min(room, int(self.slots.total[slot]) - start)
             sequence = self.slots.sequences[slot]
-            if sequence is not None and sequence.asks_for_scores:
+            if sequence.asks_for_scores:
                 length = min(length, 1 + rows)
             for group in self.slots.windowed:
                 length = min(length, self._room(slot, group))
             if length > 0:
                 for group in self.slots.windowed:
                     self._extend(slot, group, length)
-                chunks.append((slot, length))
+                chunks.append((slot, start, start + length))
                 room -= length
-                if sequence is not None and sequence.asks_for_scores:
+                if sequence.asks_for_scores:
                     rows -= length - 1
         return chunks
 
     def _room(self, slot: int, group: WindowedPages) -> int:
         """Most further positions of a slot for which a group has pages, one being left for each other sequence."""
-        others = len(self.slots.active) - 1
+        others = len(self.slots.sequences) - 1
         columns = int(group.end[slot]) + max(0, group.pool.free_pages - others)
         return max(0, columns * self.pool.page_size - int(self.slots.computed[slot]))
 
@@ -398,34 +415,49 @@ class Scheduler:
         assert enough, "the pages were free a moment ago"
         self.table_version += 1
 
-    def _step(self, decodes: Int64, chunks: list[tuple[int, int]]) -> StepPlan | None:
-        if not len(decodes) and not chunks:
+    def _step(self, chunks: list[Chunk]) -> StepPlan | None:
+        """The step of all decodes and these chunks; None where there are neither."""
+        state, decodes = self.slots, len(self.slots.decoding)
+        count = decodes + len(chunks)
+        if not count:
             return None
-        slots, lengths = decodes, np.ones(len(decodes) + len(chunks), np.int32)
+        slots, lengths = state.decoding, state.ones[:count]
+        starts = state.computed.take(slots)
+        prompt_tokens = int(np.count_nonzero(starts < state.prompt.take(slots)))
         if chunks:
-            slots = np.concatenate((decodes, np.array([slot for slot, _ in chunks])))
-            lengths[len(decodes) :] = [length for _, length in chunks]
-        starts = self.slots.computed.take(slots)
-        ends = starts + lengths
-        (sampled,) = (ends == self.slots.total.take(slots)).nonzero()
-        in_prompt = self.slots.prompt.take(slots) - starts
+            slots: Int64 = np.concatenate((slots, np.array([slot for slot, _, _ in chunks])))
+            starts = np.concatenate((starts, np.array([start for _, start, _ in chunks], np.int32)))
+            lengths = lengths.copy()
+            lengths[decodes:] = [end - start for _, start, end in chunks]
+            for slot, start, end in chunks:
+                prompt_tokens += max(0, min(end, int(state.prompt[slot])) - start)
+        ends: Int32 = starts + lengths
+        totals: Int32 = ends + 1
+        sampled, sampling = state.indices[:count], slots
+        if any(end < state.total[slot] for slot, _, end in chunks):
+            sampled = np.flatnonzero(ends == state.total[slots])
+            sampling, totals = slots[sampled], totals[sampled]
         asking = [
             (place, sequence)
-            for place, (slot, _) in enumerate(chunks, len(decodes))
-            if (sequence := self.slots.sequences[slot]) is not None and sequence.asks_for_scores
+            for place, (slot, _, _) in enumerate(chunks, decodes)
+            if (sequence := state.sequences[slot]).asks_for_scores
         ]
         scored = scored_rows(asking, starts, lengths, sampled) if asking else None
         return StepPlan(
-            slots,
-            self.slots.number.take(slots),
-            starts,
-            lengths,
-            ends,
-            sampled,
-            slots if len(sampled) == len(slots) else slots[sampled],
-            self.slots.places[: len(sampled)] if scored is None else scored.sampled,
-            prompt_tokens=int(np.minimum(np.maximum(in_prompt, 0), lengths).sum()),
-            decodes=len(decodes),
+            slots=slots,
+            numbers=state.number.take(slots),
+            starts=starts,
+            lengths=lengths,
+            ends=ends,
+            sampled=sampled,
+            sampling=sampling,
+            sampled_rows=state.places[: len(sampled)] if scored is None else scored.sampled,
+            totals=totals,
+            full=totals >= state.limit.take(sampling),
+            prompt_tokens=prompt_tokens,
+            decodes=decodes,
+            chunks=chunks,
+            departures=state.departures,
             scored=scored,
         )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infernum.engine.sequence import Sequence
-from infernum.step import Int32
+from infernum.step import Array, Int32
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ScoredRows:
 
 
 def scored_rows(
-    asking: Iterable[tuple[int, Sequence]], starts: Int32, lengths: Int32, sampled: Int32
+    asking: Iterable[tuple[int, Sequence]], starts: Int32, lengths: Int32, sampled: Array
 ) -> ScoredRows | None:
     """The rows of a step of which these sequences, by their places, ask for log-probabilities of their prompts.
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from infernum.engine.events import PromptLogprobs
-from infernum.engine.page_pool import Content
 from infernum.sampling_params import SamplingParams
 from infernum.step import Int32, Logprobs
 
@@ -22,7 +21,7 @@ step fails. It must not call the engine.
 class Sequence:
     """A sequence from its request to its end.
 
-    tokens      int32: prompt and output. While the sequence runs, the newest may be missing (`Slots.tokens_of`)
+    length      the number of its `tokens`
     max_tokens  the `max_tokens` of the request, clamped to context and cache
     priority    the higher, the earlier it is admitted and the later preempted
     salt        only sequences of one salt share pages of the cache
@@ -46,8 +45,8 @@ class Sequence:
         salt: str = "",
     ) -> None:
         self.number = number
-        self.tokens = prompt
-        self.prompt_length = len(prompt)
+        self.length = self.prompt_length = len(prompt)
+        self._parts = [prompt]
         self.params = params
         self.max_tokens = max_tokens
         self.seed = seed
@@ -61,6 +60,18 @@ class Sequence:
         self.shared = 0
         self.scored = 0
         self._scores: list[Logprobs] = []
+
+    @property
+    def tokens(self) -> Int32:
+        """Prompt and output, int32 [length]. While the sequence runs, the newest may be missing (`Slots.tokens_of`)."""
+        if len(self._parts) > 1:
+            self._parts = [np.concatenate(self._parts)]
+        return self._parts[0]
+
+    def append(self, tokens: Int32) -> None:
+        """Append tokens to the output."""
+        self._parts.append(tokens)
+        self.length += len(tokens)
 
     @property
     def limit(self) -> int:
@@ -94,7 +105,12 @@ class Sequence:
         """What tells apart first pages of the same tokens: the salt, and the turn by LongRoPE."""
         return f"{'long' if self.is_long else 'short'}:{self.salt}"
 
-    def content(self, number: int, size: int) -> Content:
-        """What page `number` of the sequence holds, once it is full."""
-        parent = self.pages[number - 1] if number else self.first_parent
-        return Content(parent, self.tokens[number * size : (number + 1) * size].tobytes())
+    def tokens_of_pages(self, numbers: range, size: int) -> list[bytes]:
+        """The tokens of these pages, which are full, as `Content` has them."""
+        newest, start = self._parts[-1], numbers.start * size
+        first = self.length - len(newest)
+        if start < first:  # `newest` alone does not have them
+            newest, first = self.tokens, 0
+        tokens = newest[start - first : numbers.stop * size - first].tobytes()
+        width = size * newest.itemsize
+        return [tokens[place : place + width] for place in range(0, len(tokens), width)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from typing import cast
 
 import numpy as np
@@ -17,6 +18,11 @@ from infernum.step import PARAMETER_INPUTS, Array, Int32
 Int64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
+_NAMES = [item.name for item in PARAMETER_INPUTS]
+_INTEGER_ROWS = [row for row, item in enumerate(PARAMETER_INPUTS) if not item.dtype.is_float]
+_WITHOUT_SEED = [name for name in _NAMES if name != "seed"]
+_values_of = attrgetter(*_WITHOUT_SEED)
+
 
 def integers(values: Array) -> list[int]:
     """The elements of an array of integers."""
@@ -28,30 +34,40 @@ def rows_of(*columns: Array) -> Iterator[tuple[int, ...]]:
     return zip(*(integers(column) for column in columns), strict=True)
 
 
+def parameters_of(sampling: Int32) -> dict[str, Array]:
+    """The sampling parameters by name, of the rows of such an array as `Slots.sampling`."""
+    parameters: dict[str, Array] = dict(zip(_NAMES, sampling.view(np.float32), strict=True))
+    for row in _INTEGER_ROWS:
+        parameters[_NAMES[row]] = sampling[row]
+    return parameters
+
+
 class Slots:
     """`count` slots, each free or of one sequence that runs. Arrays are [count]; `pages` is [count, columns].
 
+    sequences   the sequences that run, by slot, in the order in which they were admitted
+    decoding    the slots with one token to compute, in the order in which they came to it. A step launched now has them
+                all. The array is never written to: as long as it is the same, the same sequences decode
+    prompting   the slots with more tokens to compute, in the order in which their sequences were admitted. Slots whose
+                sequences have come to their limits are in neither
+    departures  how many sequences have given back their slots
     number      int64: number of the sequence; −1: the slot is free
     computed    positions whose keys and values are in the cache, or will be once the launched steps have run
     prompt      tokens of the prompt
     total       tokens of the sequence, with the one that a launched step samples and the host has not read
     limit       most tokens that it may come to
-    newest      its last token; of no use while that is unread
-    row         the row of the last launched step that samples its newest token; −1: the host has read the token
+    newest      its last token; −1 − r is the token that row r of the last launched step samples (`Batch.token_ids`)
     pages       its pages in order, then −1; `held` positions lie in them
-    recent      [count, page_size]: the token at position p of a sequence stands at p % page_size, until `flush` appends
-                it to `Sequence.tokens`
+    recent      [count · page_size]: the tokens that `flush` has yet to append to `Sequence.tokens`; that of position p
+                stands at `shift` + p
     ends        True where the model's end tokens end the sequence
     own_stops   True where tokens end the sequence that do not end others
     stream      `Sequence.stream`
     windowed    the pages of the cache groups with a window
-    logprobs    `SamplingParams.logprobs`; −1: it asks for none
+    logprobs    number of tokens of which it asks for log-probabilities at each place, the sampled one included
     tables      the rows of the executor's tables that it owns
-    state       [fields, count]: the arrays of `FIELDS`, to be read all at once
     parameters  the sampling parameters by name; all of them are rows of `sampling`, int32 [parameters, count]
     """
-
-    FIELDS = ("computed", "prompt", "total", "limit", "held", "newest", "row")
 
     def __init__(
         self, count: int, columns: int, page_size: int, windowed: Mapping[int, PagePool] | None = None
@@ -60,32 +76,39 @@ class Slots:
         self.windowed = [
             WindowedPages(window, pool, count, columns) for window, pool in (windowed or {}).items()
         ]
-        self.sequences: list[Sequence | None] = [None] * count
+        self.sequences: dict[int, Sequence] = {}
+        self.decoding: Int64 = np.empty(0, np.int64)
+        self.prompting: list[int] = []
+        self.departures = 0
         self.number: Int64 = np.full(count, -1, np.int64)
-        self.state: Int32 = np.zeros((len(self.FIELDS), count), np.int32)
-        self.computed, self.prompt, self.total, self.limit, self.held, self.newest, self.row = self.state
-        self.row[:] = -1
+        state: Int32 = np.zeros((6, count), np.int32)
+        self.computed, self.prompt, self.total, self.limit, self.held, self.newest = state
         self.stream = np.zeros(count, np.int32)
         self.pages = np.full((count, columns), -1, np.int32)
-        self.recent = np.zeros((count, page_size), np.int32)
+        self.recent = np.zeros(count * page_size, np.int32)
+        self.shift = np.zeros(count, np.int64)
         self.ends, self.own_stops = np.zeros((2, count), np.bool_)
         self.places: Int32 = np.arange(count + 1, dtype=np.int32)
-        """0 … count, of which steps take the first elements."""
+        """0 … count, of which steps take the first elements, as of the next two arrays."""
+        self.indices: Int64 = np.arange(count)
+        self.ones: Int32 = np.ones(count, np.int32)
+        self.positions: Int32 = np.arange(columns * page_size, dtype=np.int32)
+        """The positions of the longest sequence."""
         self.sampling = np.zeros((len(PARAMETER_INPUTS), count), np.int32)
-        self.parameters: dict[str, Array] = {
-            item.name: row.view(item.dtype.numpy)
-            for item, row in zip(PARAMETER_INPUTS, self.sampling, strict=True)
-        }
+        self.parameters = parameters_of(self.sampling)
+        self.seeds = self.parameters["seed"].view(np.uint32)
+        self._parameter_columns = [self.parameters[name] for name in _WITHOUT_SEED]
         self.tables = TableRows(count)
-        self.logprobs = np.full(count, -1, np.int32)
-        self._order = np.zeros(count, np.int64)
-        self._taken = 0
+        self.logprobs = np.zeros(count, np.int32)
+        self._active: Int64 | None = None
         self._free = list(range(count - 1, -1, -1))
 
     @property
     def active(self) -> Int64:
         """The slots that are not free, in the order in which their sequences were admitted."""
-        return self._order[: self._taken]
+        if self._active is None:
+            self._active = np.fromiter(self.sequences, np.int64, len(self.sequences))
+        return self._active
 
     @property
     def free(self) -> int:
@@ -95,81 +118,85 @@ class Slots:
     @property
     def running(self) -> list[Sequence]:
         """The sequences that have slots, in the order in which they were admitted."""
-        return [sequence for slot in integers(self.active) if (sequence := self.sequences[slot]) is not None]
+        return list(self.sequences.values())
 
-    def take(self, sequence: Sequence) -> int:
-        """A slot for a sequence, whose `pages` hold the first of its tokens already."""
+    def take(self, sequence: Sequence, computed: int) -> None:
+        """Give a slot to a sequence, whose `pages` hold the first of its tokens: `computed` of them already."""
         slot = sequence.slot = self._free.pop()
         self.sequences[slot] = sequence
+        self._active = None
+        params, total = sequence.params, sequence.length
         self.number[slot] = sequence.number
-        self._order[self._taken] = slot
-        self._taken += 1
+        self.computed[slot] = computed
         self.prompt[slot] = sequence.prompt_length
-        self.total[slot] = len(sequence.tokens)
+        self.total[slot] = total
         self.limit[slot] = sequence.limit
         self.newest[slot] = sequence.tokens[-1]
-        self.ends[slot] = not sequence.params.ignore_eos
-        self.own_stops[slot] = bool(sequence.params.stop_token_ids)
+        self.shift[slot] = slot * self.page_size - total
+        self.held[slot] = len(sequence.pages) * self.page_size
+        self.pages[slot, : len(sequence.pages)] = sequence.pages
+        self.ends[slot] = not params.ignore_eos
+        self.own_stops[slot] = bool(params.stop_token_ids)
         self.stream[slot] = sequence.stream
-        self.logprobs[slot] = -1 if sequence.params.logprobs is None else sequence.params.logprobs
-        for name, values in self.parameters.items():
-            if name == "seed":
-                values.view(np.uint32)[slot] = sequence.seed
-            else:
-                values[slot] = getattr(sequence.params, name)
-        self.tables.take(slot, sequence.params, masked=sequence.mask is not None)
-        return slot
+        self.logprobs[slot] = 0 if params.logprobs is None else 1 + params.logprobs
+        for column, value in zip(self._parameter_columns, _values_of(params), strict=True):
+            column[slot] = value
+        self.seeds[slot] = sequence.seed
+        self.tables.take(slot, params, masked=sequence.mask is not None)
+        if total - computed == 1:
+            self.decoding = np.append(self.decoding, slot)
+        else:
+            self.prompting.append(slot)
 
     def give_back(self, sequence: Sequence) -> None:
         """Free the slot of a sequence."""
         slot, sequence.slot = sequence.slot, -1
-        self.sequences[slot] = None
+        del self.sequences[slot]
+        self._active = None
+        self.departures += 1
+        if slot in self.prompting:
+            self.prompting.remove(slot)
+        elif self.total[slot] < self.limit[slot]:
+            self.decoding = self.decoding[self.decoding != slot]
         self.number[slot] = -1
-        others = self.active[self.active != slot]
-        self._taken = len(others)
-        self._order[: self._taken] = others
-        self.row[slot] = -1
         self.pages[slot] = -1
-        self.held[slot] = 0
+        self.held[slot] = self.limit[slot] = 0
         for group in self.windowed:
             group.clear(slot)
         self.tables.give_back(slot)
         self.own_stops[slot] = False
         self._free.append(slot)
 
-    def newest_or_row(self, slots: Int64) -> Int32:
-        """The newest token of each slot, or where the host has not read it, −1 less its row (`Batch.token_ids`)."""
-        row = self.row.take(slots)
-        tokens = self.newest.take(slots)
-        np.copyto(tokens, ~row, where=row >= 0)
-        return tokens
+    def regroup(self) -> None:
+        """Find anew which slots decode, and which have more tokens to compute."""
+        active = self.active
+        left = self.total[active] - self.computed[active]
+        left[self.total[active] >= self.limit[active]] = 0
+        self.decoding, self.prompting = active[left == 1], integers(active[left > 1])
 
-    def append(self, slots: Int64, positions: Int32, tokens: Int32, is_end: Bools) -> tuple[Bools, Bools]:
-        """Append a token to the sequence of each slot, at the given position.
+    def append(self, slots: Int64, positions: Int32, tokens: Int32, is_end: Bools) -> Bools:
+        """Append a token to the sequence of each slot, at the given position. Returns where it ends its sequence.
 
-        `is_end` [vocab] marks the model's end tokens. Returns where a token ends its sequence, and where a sequence has
-        come to its limit.
+        `is_end` [vocab] marks the model's end tokens.
         """
-        self.newest[slots] = tokens
-        self.recent.reshape(-1)[slots * self.page_size + positions % self.page_size] = tokens
+        self.recent[self.shift.take(slots) + positions] = tokens
         stopped = is_end.take(tokens)
         if np.count_nonzero(stopped):
             stopped &= self.ends[slots]
         if np.count_nonzero(self.own_stops):
             for place in integers(np.flatnonzero(self.own_stops[slots])):
                 sequence = self.sequences[int(slots[place])]
-                assert sequence is not None, "a free slot gets no token"
                 stopped[place] |= int(tokens[place]) in sequence.params.stop_token_ids
-        return stopped, positions + 1 >= self.limit.take(slots)
+        return stopped
 
     def flush(self, sequence: Sequence, count: int) -> None:
         """Bring `Sequence.tokens` to `count` tokens, which the host must have read."""
-        missing = count - len(sequence.tokens)
+        missing = count - sequence.length
         if missing > 0:
-            start = len(sequence.tokens) % self.page_size
-            assert start + missing <= self.page_size, "the tokens of a page are flushed when it is full"
-            newest = self.recent[sequence.slot, start : start + missing]
-            sequence.tokens = np.concatenate((sequence.tokens, newest))
+            assert missing <= self.page_size, "the tokens of a page are flushed when it is full"
+            start = sequence.slot * self.page_size
+            sequence.append(self.recent[start : start + missing].copy())
+            self.shift[sequence.slot] = start - count
 
     def tokens_of(self, sequence: Sequence) -> Int32:
         """Prompt and output of a running sequence whose newest token the host has read."""

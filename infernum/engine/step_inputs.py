@@ -8,9 +8,9 @@ import numpy as np
 
 from infernum.cache_groups import first_page
 from infernum.engine.scheduler import StepPlan
-from infernum.engine.slots import Bools, Slots, integers, rows_of
+from infernum.engine.slots import Bools, Slots, integers, parameters_of
 from infernum.engine.windowed_pages import longest_chunk
-from infernum.step import PARAMETER_INPUTS, Array, Batch, Executor, Float32, Int32, Sampling
+from infernum.step import PARAMETER_INPUTS, Batch, Executor, Float32, Int32, Sampling
 
 
 def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
@@ -20,32 +20,30 @@ def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
     """
     count = len(plan.slots)
     columns = int(slots.held.take(plan.slots).max()) // page_size
-    table = slots.pages[plan.slots, :columns]
-    windowed = [group.table[plan.slots, :columns] for group in slots.windowed]
+    table = slots.pages[:, :columns].take(plan.slots, axis=0)
+    windowed = [group.table[:, :columns].take(plan.slots, axis=0) for group in slots.windowed]
     tables = np.stack(windowed) if windowed else None
-    total = slots.total.take(plan.slots)
     if plan.is_decode:
-        rows, token_ids = slots.places[:count], slots.newest_or_row(plan.slots)
-        return Batch(token_ids, plan.starts, rows, slots.places[: count + 1], table, rows, total, tables)
-    decodes, tokens = plan.decodes, int(plan.lengths.sum())
+        rows, token_ids = slots.places[:count], slots.newest.take(plan.slots)
+        return Batch(token_ids, plan.starts, rows, slots.places[: count + 1], table, rows, plan.ends, tables)
+    decodes, tokens = plan.decodes, plan.decodes + plan.chunk_tokens
     query_start = np.empty(count + 1, np.int32)
     query_start[: decodes + 1] = slots.places[: decodes + 1]
-    token_ids, positions, sequence, lengths = np.empty((4, tokens), np.int32)
-    token_ids[:decodes] = slots.newest_or_row(plan.slots[:decodes])
+    token_ids, positions, sequence, lengths = (np.empty(tokens, np.int32) for _ in range(4))
+    token_ids[:decodes] = slots.newest.take(plan.slots[:decodes])
     positions[:decodes] = plan.starts[:decodes]
     sequence[:decodes] = slots.places[:decodes]
-    lengths[:decodes] = total[:decodes]
+    lengths[:decodes] = plan.ends[:decodes]
     at = decodes
-    chunks = rows_of(plan.slots[decodes:], plan.starts[decodes:], plan.ends[decodes:], total[decodes:])
-    for place, (slot, start, end, length) in enumerate(chunks, decodes):
-        running = slots.sequences[slot]
-        assert running is not None, "a sequence that is planned has its slot"
+    for place, (slot, start, end) in enumerate(plan.chunks, decodes):
         chunk = slice(at, at + end - start)
-        token_ids[chunk] = running.tokens[start:end]
-        positions[chunk] = np.arange(start, end)
-        sequence[chunk], lengths[chunk] = place, length
+        token_ids[chunk] = slots.sequences[slot].tokens[start:end]
+        positions[chunk] = slots.positions[start:end]
+        sequence[chunk], lengths[chunk] = place, slots.total[slot]
         at = query_start[place + 1] = chunk.stop
-    rows = query_start.take(plan.rows + 1) - 1 if plan.scored is None else plan.scored.tokens
+    rows = query_start[1:] - 1 if plan.scored is None else plan.scored.tokens
+    if plan.scored is None and len(plan.sampled) < count:
+        rows = rows.take(plan.rows)
     return Batch(token_ids, positions, sequence, query_start, table, rows, lengths, tables)
 
 
@@ -64,15 +62,13 @@ def sampling_of(plan: StepPlan, slots: Slots, is_end: Bools) -> Sampling:
     """
     is_plain = len(plan.sampled) and plan.scored is None
     rows = plan.sampling if is_plain else plan.slots[plan.rows]
-    parameters: dict[str, Array] = {
-        item.name: values.view(item.dtype.numpy)
-        for item, values in zip(PARAMETER_INPUTS, slots.sampling.take(rows, axis=1), strict=True)
-    }
+    parameters = parameters_of(slots.sampling.take(rows, axis=1))
     writes = [
         write
         for slot in integers(slots.tables.unwritten(plan.slots))
-        if (sequence := slots.sequences[slot]) is not None
-        for write in slots.tables.writes(sequence, slots.tokens_of(sequence), is_end)
+        for write in slots.tables.writes(
+            slots.sequences[slot], slots.tokens_of(slots.sequences[slot]), is_end
+        )
     ]
     owned: dict[str, Int32] = {}
     if slots.tables.in_use and len(plan.sampled):
@@ -84,7 +80,7 @@ def sampling_of(plan: StepPlan, slots: Slots, is_end: Bools) -> Sampling:
             parameters[item.name][~samples] = item.default
         owned = {name: np.where(samples, own, np.int32(-1)) for name, own in owned.items()}
         return Sampling(parameters, owned, tuple(writes), logprobs=True, scored=plan.scored.scored)
-    logprobs = len(plan.sampled) > 0 and bool(slots.logprobs.take(rows).max() >= 0)
+    logprobs = len(plan.sampled) > 0 and bool(np.count_nonzero(slots.logprobs.take(rows)))
     return Sampling(parameters, owned, tuple(writes), logprobs=logprobs)
 
 

@@ -39,18 +39,19 @@ class TableRows:
 
     def has_room(self, params: SamplingParams) -> bool:
         """True when a sequence of these parameters gets the rows that it needs."""
-        return all(self._free[name] for name in _needed(params))
+        return all(self._free.values()) or all(self._free[name] for name in _needed(params))
 
     def take(self, slot: int, params: SamplingParams, *, masked: bool) -> None:
         """Give the sequence of a slot the rows that it needs. `masked`: its row of `allowed` changes in every step."""
         needed = _needed(params)
+        if not (needed or params.min_tokens or masked):
+            return
         for name in needed:
             self._rows[name][slot] = self._free[name].pop()
         self._min_tokens[slot] = params.min_tokens
         self._masked[slot] = masked
-        if needed or params.min_tokens or masked:
-            self._unwritten[slot] = True
-            self._owners.add(slot)
+        self._unwritten[slot] = True
+        self._owners.add(slot)
 
     def give_back(self, slot: int) -> None:
         """Free the rows of a slot."""
@@ -131,5 +132,4 @@ def bits_of(allowed: NDArray[np.bool_]) -> Int32:
 
 def _needed(params: SamplingParams) -> list[str]:
     """The scarce tables of which a sequence needs a row."""
-    needs = {"counts": params.penalised, "logit_bias": bool(params.logit_bias)}
-    return [name for name, needed in needs.items() if needed]
+    return ["counts"] * params.penalised + ["logit_bias"] * bool(params.logit_bias)
