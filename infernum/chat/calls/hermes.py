@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from infernum.chat.calls.json_body import JsonBody
-from infernum.chat.calls.scanner import Body, Scanner
+from infernum.chat.calls.scanner import Body, Scanner, Writing
 
 
 class Hermes(Scanner):
@@ -11,7 +11,8 @@ class Hermes(Scanner):
 
     mark = "<tool_call>"
     behind = ("</tool_call>",)
-    special = ("<tool_call>", "</tool_call>")
+    special = (mark, *behind)
+    writing = Writing('<tool_call>\n{"name": ', ', "arguments": ', "}\n</tool_call>", "\n")
 
     def body(self) -> Body:
         return JsonBody()

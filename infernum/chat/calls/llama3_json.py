@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from infernum.chat.calls.json_body import JsonBody
-from infernum.chat.calls.scanner import Body, Scanner
+from infernum.chat.calls.scanner import Body, Scanner, Writing
 
 
 class Llama3Json(Scanner):
@@ -12,7 +12,8 @@ class Llama3Json(Scanner):
     mark = "<|python_tag|>"
     bare = "{"
     behind = (";",)
-    special = ("<|python_tag|>",)
+    special = (mark,)
+    writing = Writing('{"name": ', ', "parameters": ', "}", "; ")
 
     def body(self) -> Body:
         return JsonBody(complete=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from infernum.chat.calls.brackets import BracketedValue
 from infernum.chat.calls.json_body import JsonBody, arguments_of
-from infernum.chat.calls.scanner import Body, Call, Scanner, beginning_at_end, call_of
+from infernum.chat.calls.scanner import Body, Call, EitherBody, Scanner, Writing, beginning_at_end, call_of
 
 ID = "[CALL_ID]"
 ARGUMENTS = "[ARGS]"
@@ -17,30 +17,10 @@ class Mistral(Scanner):
 
     mark = "[TOOL_CALLS]"
     special = (mark, ID, ARGUMENTS)
+    writing = Writing('{"name": ', ', "arguments": ', "}", ", ", "[TOOL_CALLS] [", "]")
 
     def body(self) -> Body:
-        return MistralBody()
-
-
-class MistralBody(Body):
-    """The array of calls, or one call with its name in front, behind a mark."""
-
-    def __init__(self) -> None:
-        self._form: JsonBody | NamedBody | None = None
-
-    def take(self, text: str) -> int:
-        white = 0
-        if self._form is None:
-            white = len(text) - len(text.lstrip())
-            if white == len(text):
-                return white
-            self._form = JsonBody("[") if text[white] == "[" else NamedBody()
-        size = white + self._form.take(text[white:])
-        self.ended = self._form.ended
-        return size
-
-    def calls(self) -> list[Call]:
-        return [] if self._form is None else self._form.calls()
+        return EitherBody("[", JsonBody("["), NamedBody())
 
 
 class NamedBody(Body):

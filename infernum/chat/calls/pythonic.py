@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from infernum.chat.calls.brackets import BracketedValue
+from infernum.chat.calls.json_body import JsonBody
+from infernum.chat.calls.llama3_json import Llama3Json
 from infernum.chat.calls.python_literals import Broken, Reader
-from infernum.chat.calls.scanner import Body, Call, Scanner, call_of
+from infernum.chat.calls.scanner import Body, Call, EitherBody, Scanner, call_of
 
 
 class Pythonic(Scanner):
-    """Finds a list of calls at the start of an answer and behind the tag, as Llama 4 and ToolACE write it."""
+    """Finds a list of calls at the start of an answer and behind the tag, as Llama 4 and ToolACE write it.
+
+    These models write JSON as well, as Llama 3 does; calls that they must make are written so.
+    """
 
     mark = "<|python_start|>"
-    bare = "["
-    behind = ("<|python_end|>",)
-    special = (mark, *behind)
+    bare = "[{"
+    behind = ("<|python_end|>", ";")
+    special = (mark, "<|python_end|>")
+    writing = Llama3Json.writing
 
     def body(self) -> Body:
-        return PythonicBody()
+        return EitherBody("{", JsonBody(complete=True), PythonicBody())
 
 
 class PythonicBody(Body):

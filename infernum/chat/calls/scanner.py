@@ -39,6 +39,25 @@ def call_of(name: object, arguments: Mapping[str, Any]) -> Call | None:
     return Call(name, text)
 
 
+@dataclass(frozen=True)
+class Writing:
+    """How calls are written where the model must call: the texts around names and arguments, marks among them.
+
+    opening, closing  around all calls
+    before            in front of the name, a JSON string
+    between           between the name and the arguments, a JSON object
+    after             behind the arguments
+    separator         between two calls
+    """
+
+    before: str
+    between: str
+    after: str
+    separator: str
+    opening: str = ""
+    closing: str = ""
+
+
 Segment = str | Call
 """A part of an answer: text for the reader, or a call."""
 
@@ -57,6 +76,30 @@ class Body(ABC):
         """The calls of a body that has ended; none where it is broken."""
 
 
+class EitherBody(Body):
+    """A body of one of two forms: that of the bracket with which it begins behind white space, or `other`."""
+
+    def __init__(self, bracket: str, bracketed: Body, other: Body) -> None:
+        self._bracket = bracket
+        self._bracketed = bracketed
+        self._other = other
+        self._chosen: Body | None = None
+
+    def take(self, text: str) -> int:
+        white = 0
+        if self._chosen is None:
+            white = len(text) - len(text.lstrip())
+            if white == len(text):
+                return white
+            self._chosen = self._bracketed if text[white] == self._bracket else self._other
+        size = white + self._chosen.take(text[white:])
+        self.ended = self._chosen.ended
+        return size
+
+    def calls(self) -> list[Call]:
+        return [] if self._chosen is None else self._chosen.calls()
+
+
 class Scanner(ABC):
     """Turns the text of an answer, piece by piece, into text and calls, alike wherever the pieces part.
 
@@ -67,12 +110,14 @@ class Scanner(ABC):
     bare     the characters with which a call begins that has no mark, at the start of an answer or behind another call
     behind   what may stand behind a call, and is no text
     special  the special tokens of this syntax, which are part of the text that the scanner needs
+    writing  the form of calls that a model must make, as the models of this family write them
     """
 
     mark: ClassVar[str]
     bare: ClassVar[str] = ""
     behind: ClassVar[tuple[str, ...]] = ()
     special: ClassVar[tuple[str, ...]] = ()
+    writing: ClassVar[Writing]
 
     def __init__(self) -> None:
         self._unread = ""
