@@ -17,6 +17,14 @@ from infernum.serve.problems import Problem, internal
 
 Result = TypeVar("Result")
 
+QUIET_SECONDS = 15.0
+"""A stream in which nothing was written for so long gets a comment, so that no proxy takes it for dead: a call of a
+function comes once it is complete.
+"""
+
+COMMENT = b": the answer goes on\n\n"
+"""What every reader of server-sent events skips."""
+
 CLIENT_GONE = 499
 """The status in the log where the client did not wait for the answer. Nobody receives it."""
 
@@ -104,8 +112,10 @@ async def _write(generation: Generation, events: Callable[[], bytes], connection
     Neither ASGI nor a task is between the engine's message and the socket, which is most of what an event would cost.
     """
     ended = asyncio.get_running_loop().create_future()
+    quiet = True
 
     def write() -> None:
+        nonlocal quiet
         if ended.done() or connection.is_full:
             return
         try:
@@ -114,6 +124,7 @@ async def _write(generation: Generation, events: Callable[[], bytes], connection
             ended.set_exception(error)
             return
         if body:
+            quiet = False
             connection.write_part(body)
         if not generation.unfinished:
             ended.set_result(None)
@@ -121,7 +132,12 @@ async def _write(generation: Generation, events: Callable[[], bytes], connection
     generation.on_news = connection.on_reading = write
     try:
         write()
-        await ended
+        while not ended.done():
+            quiet = True
+            await asyncio.wait([ended], timeout=QUIET_SECONDS)
+            if quiet and not ended.done() and not connection.is_full:
+                connection.write_part(COMMENT)
+        ended.result()
     finally:
         generation.on_news = connection.on_reading = None
 
