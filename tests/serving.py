@@ -44,10 +44,10 @@ class Reply:
 
     @property
     def events(self) -> list[Any]:
-        """The events of a stream, which ends with [DONE]."""
+        """The events of a stream, which ends with [DONE]; without the comments of a server that is slow."""
         parts = self.body.decode().split("\n\n")
         assert parts[-2:] == ["data: [DONE]", ""], parts[-3:]
-        return [json.loads(part.removeprefix("data: ")) for part in parts[:-2]]
+        return [json.loads(part.removeprefix("data: ")) for part in parts[:-2] if part[0] != ":"]
 
 
 @dataclass
