@@ -36,6 +36,8 @@ def events_of(reply: Reply) -> list[dict[str, Any]]:
     assert reply.headers["content-type"].startswith("text/event-stream"), reply.body
     events: list[dict[str, Any]] = []
     for part in reply.body.decode().removesuffix("\n\n").split("\n\n"):
+        if part[0] == ":":  # a comment, where the server is slow
+            continue
         name, data = part.split("\n")
         events.append(json.loads(data.removeprefix("data: ")))
         assert name == f"event: {events[-1]['type']}"

@@ -19,6 +19,8 @@ from infernum.serve import bodies, information
 from infernum.serve.chats import ChatTask
 from infernum.serve.completions import CompletionTask
 from infernum.serve.exchange import Answer
+from infernum.serve.messages_request import MessagesRequest
+from infernum.serve.messages_task import MessagesTask, count_tokens
 from infernum.serve.metrics import CONTENT_TYPE
 from infernum.serve.openapi import document
 from infernum.serve.problems import Problem, internal, unavailable
@@ -50,6 +52,8 @@ class App:
             "/v1/completions": ("POST", self._posted(CompletionRequest, self._complete)),
             "/v1/chat/completions": ("POST", self._posted(ChatRequest, self._chat)),
             "/v1/responses": ("POST", self._posted(ResponsesRequest, self._respond)),
+            "/v1/messages": ("POST", self._posted(MessagesRequest, self._answer_message)),
+            "/v1/messages/count_tokens": ("POST", self._posted(MessagesRequest, self._count_tokens)),
             "/v1/models": ("GET", self._got(lambda request: information.models(served))),
             "/v1/models/{id:path}": ("GET", self._got(lambda request: information.model(served, request))),
             "/tokenize": ("POST", self._posted(TokenizeRequest, self._tokenize)),
@@ -100,6 +104,13 @@ class App:
     async def _respond(self, body: ResponsesRequest, request: Request) -> ResponseTask:
         self._check_open()
         return await ResponseTask.of(self._served, body, request.state.identity)
+
+    async def _answer_message(self, body: MessagesRequest, request: Request) -> MessagesTask:
+        self._check_open()
+        return await MessagesTask.of(self._served, body, request.state.identity)
+
+    async def _count_tokens(self, body: MessagesRequest, request: Request) -> Answer:
+        return Answer(await count_tokens(self._served, body))
 
     async def _tokenize(self, body: TokenizeRequest, request: Request) -> Answer:
         return Answer(await information.tokenize(self._served, body))

@@ -9,6 +9,8 @@ import msgspec
 
 from infernum import __version__
 from infernum.serve import responses
+from infernum.serve.messages_request import MessagesRequest
+from infernum.serve.messages_task import MessageBody, TokenCount
 from infernum.serve.problems import ErrorBody
 from infernum.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from infernum.serve.response_items import ResponseBody
@@ -18,6 +20,8 @@ POSTS: dict[str, tuple[type[Any], type[Any], str]] = {
     "/v1/completions": (CompletionRequest, responses.CompletionResponse, "Continue texts."),
     "/v1/chat/completions": (ChatRequest, responses.ChatResponse, "Answer a conversation."),
     "/v1/responses": (ResponsesRequest, ResponseBody, "Answer a conversation, item by item."),
+    "/v1/messages": (MessagesRequest, MessageBody, "Answer a conversation, in Anthropic's form."),
+    "/v1/messages/count_tokens": (MessagesRequest, TokenCount, "Count the tokens of a conversation."),
     "/tokenize": (TokenizeRequest, responses.Tokens, "The tokens of a text or a conversation."),
     "/detokenize": (DetokenizeRequest, responses.Text, "The text of tokens."),
 }
@@ -29,7 +33,7 @@ GETS: dict[str, tuple[type[Any], str]] = {
     "/ping": (responses.Health, "Whether the engine works."),
     "/version": (responses.Version, "The version of Infernum."),
 }
-STREAMS = {"/v1/completions", "/v1/chat/completions", "/v1/responses"}
+STREAMS = {"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"}
 
 
 @cache

@@ -1,0 +1,205 @@
+"""/v1/messages, Anthropic's interface: the answer to a conversation as a list of blocks, and its stream."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from infernum.chat.calls.scanner import Call
+from infernum.chat.reader import AnswerForm, Segment, Thought
+from infernum.serve.generation import Generation, Piece
+from infernum.serve.messages_request import MessagesRequest, chat_of
+from infernum.serve.problems import Problem, invalid
+from infernum.serve.requests import ChatRequest
+from infernum.serve.responses import Usage, encode
+from infernum.serve.served import Served
+from infernum.serve.task import Task
+from infernum.serve.tools import check_choice
+
+
+class TextBlock(msgspec.Struct, kw_only=True, tag="text"):
+    """Text for the reader."""
+
+    text: str
+
+
+class ThinkingBlock(msgspec.Struct, kw_only=True, tag="thinking"):
+    """What the model thought in front of its answer. The signature, which others check, is empty."""
+
+    thinking: str
+    signature: str = ""
+
+
+class ToolUseBlock(msgspec.Struct, kw_only=True, tag="tool_use"):
+    """A call of a function."""
+
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+Block = TextBlock | ThinkingBlock | ToolUseBlock
+
+
+class MessageUsage(msgspec.Struct, kw_only=True):
+    """Numbers of tokens; `input_tokens` without those that the cache had."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_input_tokens: int
+    cache_creation_input_tokens: Literal[0] = 0
+
+
+class MessageBody(msgspec.Struct, kw_only=True):
+    """The body of an answer of /v1/messages."""
+
+    id: str
+    type: Literal["message"] = "message"
+    role: Literal["assistant"] = "assistant"
+    model: str
+    content: list[Block]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"] | None
+    stop_sequence: str | None
+    usage: MessageUsage
+
+
+class TokenCount(msgspec.Struct, kw_only=True):
+    """The body of an answer of /v1/messages/count_tokens."""
+
+    input_tokens: int
+
+
+async def count_tokens(served: Served, request: MessagesRequest) -> TokenCount:
+    """/v1/messages/count_tokens. Raises Problem."""
+    served.check_model(request.model)
+    return TokenCount(input_tokens=len(await served.encode_chat(chat_of(request))))
+
+
+@dataclass
+class MessagesTask(Task[ChatRequest]):
+    """One request of /v1/messages."""
+
+    @classmethod
+    async def of(cls, served: Served, asked: MessagesRequest, identity: str) -> MessagesTask:
+        """Read a request. Raises Problem. `max_tokens` is cut to what the context holds: clients must give one."""
+        request = chat_of(asked)
+        if asked.max_tokens is None:
+            raise invalid("max_tokens is missing; give the most tokens of the answer", "max_tokens")
+        model = served.check_model(request.model)
+        check_choice(request.tool_choice, request.tools or [])
+        prompt = served.check_ids(await served.encode_chat(request))
+        form = served.answer_form(request, prompt) or AnswerForm()
+        most = min(asked.max_tokens, max(served.ready.longest - len(prompt), 1))
+        wishes = served.wishes(request, [prompt], most, chat=True, form=form)
+        return cls(served, request, f"msg_{identity}", model, [prompt], wishes)
+
+    def __post_init__(self) -> None:
+        self._begun = False
+        self._blocks = 0
+        self._open: type[Segment] | None = None
+        """The kind of segments that the last block of the stream still takes."""
+
+    def response(self, pieces: list[Piece], usage: Usage) -> MessageBody:
+        [piece] = pieces
+        body = self._body(usage)
+        body.content = [_block(segment) for segment in piece.segments]
+        body.stop_reason, body.stop_sequence = _stop(piece)
+        return body
+
+    def events(self, generation: Generation) -> bytes:
+        events = b""
+        if not self._begun:
+            self._begun = True
+            events += _event("message_start", message=self._body(self.usage(generation)))
+        for piece in generation.pieces():
+            events += b"".join(self._growth(segment) for segment in piece.segments)
+            if piece.finish_reason is not None:
+                reason, sequence = _stop(piece)
+                delta = {"stop_reason": reason, "stop_sequence": sequence}
+                events += self._end_of_block()
+                events += _event("message_delta", delta=delta, usage=self._body(self.usage(generation)).usage)
+                events += _event("message_stop")
+        return events
+
+    def ending(self, generation: Generation, problem: Problem | None) -> bytes:
+        if problem is None:
+            return b""
+        error = problem.body.error
+        return _event("error", error={"type": "api_error", "message": error.message})
+
+    def _growth(self, segment: Segment) -> bytes:
+        """The events of what a segment adds: to the block that takes text of its kind, or as a new one."""
+        match segment:
+            case str(text):
+                return self._begin(segment, TextBlock(text="")) + self._delta("text_delta", text=text)
+            case Thought(text):
+                began = self._begin(segment, ThinkingBlock(thinking=""))
+                return began + self._delta("thinking_delta", thinking=text)
+            case Call(name, arguments, call):
+                began = self._end_of_block() + self._begin(
+                    segment, ToolUseBlock(id=call, name=name, input={})
+                )
+                return began + self._delta("input_json_delta", partial_json=arguments) + self._end_of_block()
+
+    def _begin(self, segment: Segment, block: Block) -> bytes:
+        """The events with which a block begins, if the last one does not take this segment."""
+        if self._open is type(segment):
+            return b""
+        ended = self._end_of_block()
+        self._open = type(segment)
+        self._blocks += 1
+        return ended + _event("content_block_start", index=self._blocks - 1, content_block=block)
+
+    def _delta(self, kind: str, **fields: str) -> bytes:
+        return _event("content_block_delta", index=self._blocks - 1, delta={"type": kind, **fields})
+
+    def _end_of_block(self) -> bytes:
+        """The event that ends the block that takes text, if there is one."""
+        if self._open is None:
+            return b""
+        self._open = None
+        return _event("content_block_stop", index=self._blocks - 1)
+
+    def _body(self, usage: Usage) -> MessageBody:
+        """The answer before its first block."""
+        cached = usage.prompt_tokens_details.cached_tokens
+        return MessageBody(
+            id=self.id,
+            model=self.model,
+            content=[],
+            stop_reason=None,
+            stop_sequence=None,
+            usage=MessageUsage(
+                input_tokens=usage.prompt_tokens - cached,
+                output_tokens=usage.completion_tokens,
+                cache_read_input_tokens=cached,
+            ),
+        )
+
+
+def _event(kind: str, **fields: Any) -> bytes:
+    return b"event: " + kind.encode() + b"\ndata: " + encode({"type": kind, **fields}) + b"\n\n"
+
+
+def _block(segment: Segment) -> Block:
+    match segment:
+        case str(text):
+            return TextBlock(text=text)
+        case Thought(text):
+            return ThinkingBlock(thinking=text)
+        case Call(name, arguments, call):
+            return ToolUseBlock(id=call, name=name, input=json.loads(arguments))
+
+
+def _stop(
+    piece: Piece,
+) -> tuple[Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"], str | None]:
+    """Why an answer ends, and the stop sequence that has ended it."""
+    if piece.finish_reason == "length":
+        return "max_tokens", None
+    if piece.finish_reason == "tool_calls":
+        return "tool_use", None
+    return ("stop_sequence", piece.stop_reason) if isinstance(piece.stop_reason, str) else ("end_turn", None)
