@@ -284,6 +284,22 @@ def test_sequences_that_run_side_by_side_share_the_pages_of_their_common_beginni
         check_pages(engine)
 
 
+@pytest.mark.parametrize("has_ended", [True, False])
+def test_an_answer_is_found_again_as_the_beginning_of_the_next_prompt(has_ended: bool):
+    engine, toy = make(context=64, pages=64, max_rows=4)
+    params = SamplingParams(max_tokens=30, temperature=0)
+    answer = alone([1, 2, 3], params)
+    engine.add([1, 2, 3], params)
+    for _ in range(40 if has_ended else 20):
+        engine.step()
+    assert engine.busy != has_ended
+    toy.batches.clear()
+    read = 29 if has_ended else 12  # a slot has its turn every four steps
+    engine.add([1, 2, 3, *answer[:read], 7], GREEDY)
+    engine.step()
+    assert toy.batches[0].tokens - (not has_ended) <= toy.page_size
+
+
 def test_a_page_is_found_by_what_it_holds_and_never_by_a_hash_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Content, "__hash__", lambda content: 1)
     pool = PagePool(8, 4)

@@ -41,7 +41,7 @@ from infernum.engine.windowed_pages import longest_sequence
 from infernum.errors import LogitsError, RequestError
 from infernum.manifest import ModelInfo
 from infernum.sampling_params import SamplingParams
-from infernum.step import NO_TOKEN, Executor, Float32, Int32, Logprobs, Pending, TableRow
+from infernum.step import NO_TOKEN, Executor, Float32, Int32, Logprobs, Pending, Sampling, TableRow
 
 _STOP, _LENGTH = FINISH_REASONS.index("stop"), FINISH_REASONS.index("length")
 
@@ -50,14 +50,13 @@ _STOP, _LENGTH = FINISH_REASONS.index("stop"), FINISH_REASONS.index("length")
 class Flight:
     """A launched step whose tokens the host has not read. `table_version` is that of the page tables it was given.
 
-    `logprobs`: it computes log-probabilities. `queued`: it was launched before the tokens of the last step were read,
-    so that the GPU was not idle between the two.
+    `queued`: it was launched before the tokens of the last step were read, so that the GPU was not idle between them.
     """
 
     plan: StepPlan
     pending: Pending
     table_version: int
-    logprobs: bool
+    sampling: Sampling
     queued: bool
 
 
@@ -189,8 +188,9 @@ class Engine:
         launches from the tokens that the host has read. Tokens that cannot be read are computed again.
         """
         events = self._next_step()
-        for number in integers(events.sequences[events.ends > 0]):
-            self._transcripts.pop(number, None)
+        if np.count_nonzero(events.ends):
+            for number in integers(events.sequences[events.ends > 0]):
+                self._transcripts.pop(number, None)
         return events
 
     def add(
@@ -469,24 +469,23 @@ class Engine:
                 return None
             version = self._scheduler.table_version
             slots = self._scheduler.slots
-            masked = slots.tables.masked(plan.sampling)
+            tables = slots.tables
+            last = flight if flight is not None and plan.follows(flight.plan) else None
             if (
-                flight is not None
-                and flight.table_version == version
-                and not len(masked)
-                and plan.follows(flight.plan)
+                last is not None
+                and last.plan.is_decode
+                and last.table_version == version
                 and not (
-                    slots.tables.in_use
-                    and slots.tables.differ(plan.slots, plan.starts + 1 - slots.prompt[plan.slots])
+                    tables.in_use and tables.change(plan.slots, plan.totals - 1 - slots.prompt[plan.slots])
                 )
             ):
-                pending, logprobs = self.executor.advance(), flight.logprobs
+                sampling, pending = last.sampling, self.executor.advance()
             else:
-                batch = batch_of(plan, slots, self.executor.page_size)
-                sampling = sampling_of(plan, slots, self._is_end)
-                if len(masked):
-                    sampling = replace(sampling, late=partial(self._masks, masked, flight))
-                pending, logprobs = self.executor.run(batch, sampling), sampling.logprobs
+                if last is not None and last.plan.scored is None and not tables.in_use:
+                    sampling = last.sampling
+                else:
+                    sampling = self._sampling(plan, flight)
+                pending = self.executor.run(batch_of(plan, slots, self.executor.page_size), sampling)
         except BaseException:
             if plan is not None:
                 self._scheduler.slots.tables.write_again(plan.slots)
@@ -495,7 +494,13 @@ class Engine:
                     self._read(flight, None)
             raise
         self._scheduler.launched(plan)
-        return Flight(plan, pending, version, logprobs, queued=flight is not None)
+        return Flight(plan, pending, version, sampling, queued=flight is not None)
+
+    def _sampling(self, plan: StepPlan, flight: Flight | None) -> Sampling:
+        """The sampling of a step, for whose masks the sampler waits. `flight` is the last step, if it is unread."""
+        sampling = sampling_of(plan, self._scheduler.slots, self._is_end)
+        masked = self._scheduler.slots.tables.masked(plan.sampling)
+        return replace(sampling, late=partial(self._masks, masked, flight)) if len(masked) else sampling
 
     def _masks(self, slots: Int64, flight: Flight | None) -> list[TableRow]:
         """The tokens that the sequences of these slots may sample after those that `flight`, if unread, has sampled."""
@@ -504,13 +509,14 @@ class Engine:
         sampled = flight.pending.tokens() if flight is not None else np.empty(0, np.int32)
         self._waited += time.perf_counter() - began
         rows: list[TableRow] = []
-        for slot, newest, total in rows_of(slots, held.newest[slots], held.total[slots]):
+        for slot, newest in rows_of(slots, held.newest[slots]):
             sequence = held.sequences[slot]
-            is_unread, row = newest < 0, -1 - newest
-            held.flush(sequence, total - is_unread)
-            tokens = np.append(sequence.tokens, sampled[row]) if is_unread else sequence.tokens
-            if is_unread and self._is_last(sequence, int(sampled[row])):
-                continue
+            tokens = held.tokens_of(sequence)
+            if newest < 0:
+                last = sampled[-1 - newest]
+                tokens = np.append(tokens, last)
+                if self._is_last(sequence, int(last)):
+                    continue
             try:
                 rows.append(
                     TableRow("allowed", slot, self._mask_of(sequence, tokens[sequence.prompt_length :]))
@@ -548,7 +554,7 @@ class Engine:
         try:
             began = time.perf_counter()
             sampled = flight.pending.tokens()
-            logprobs = flight.pending.logprobs() if flight.logprobs else None
+            logprobs = flight.pending.logprobs() if flight.sampling.logprobs else None
             arrived = time.perf_counter()
         except BaseException:
             self._scheduler.take_back(step.plan for step in (launched, flight) if step is not None)
@@ -561,24 +567,20 @@ class Engine:
         current = self._scheduler.is_current(plan)
         if logprobs is not None and plan.scored is not None:
             self._score(plan, logprobs, current)
-        which, rows, full = plan.sampled_rows, plan.sampling, plan.full
-        tokens, numbers, positions = (
-            sampled.take(which),
-            plan.of_sampled(plan.numbers),
-            plan.of_sampled(plan.ends),
-        )
+        which, rows, totals, full = plan.sampled_rows, plan.sampling, plan.totals, plan.full
+        tokens, numbers = sampled.take(which), plan.of_sampled(plan.numbers)
         valid = tokens != NO_TOKEN
         if current is not None or np.count_nonzero(valid) < len(valid):
             self._fail(numbers[~valid])
             if current is not None:
                 valid &= plan.of_sampled(current)
             which, rows, full, tokens = which[valid], rows[valid], full[valid], tokens[valid]
-            numbers, positions = numbers[valid], positions[valid]
+            numbers, totals = numbers[valid], totals[valid]
         if launched is None:
             slots.newest[rows] = tokens
         ends = np.zeros(len(tokens), np.int8)
         ends[full] = _LENGTH
-        ends[slots.append(rows, positions, tokens, self._is_end)] = _STOP
+        ends[slots.append(rows, totals, tokens, self._is_end)] = _STOP
         events = StepEvents(numbers, tokens, ends)
         if logprobs is not None:
             events = replace(events, logprobs=logprobs_of(logprobs, which, slots.logprobs[rows]))
@@ -586,8 +588,9 @@ class Engine:
             events = self._with_prompts(events)
             ends, tokens = events.ends, events.tokens[events.tokens != NO_TOKEN]
         self._deliver(events, rows)
-        for number in integers(numbers[ends > 0]):
-            self._remove(self._sequences[number])
+        if np.count_nonzero(ends):
+            for number in integers(numbers[ends > 0]):
+                self._remove(self._sequences[number])
         self.statistics.add(plan.prompt_tokens, len(tokens), seconds)
 
     def _score(self, plan: StepPlan, logprobs: Logprobs, current: Bools | None) -> None:

@@ -61,7 +61,7 @@ class PagePool:
         if count > self.free_pages:
             return None
         pages = [self._empty.pop() for _ in range(min(count, len(self._empty)))]
-        while len(pages) < count:
+        for _ in range(count - len(pages)):
             page, _ = self._idle.popitem(last=False)
             content, self._contents[page] = self._contents[page], None
             assert content is not None, "what is idle is kept"
@@ -113,9 +113,9 @@ class PagePool:
         """Take an owner from each page of a sequence, in the order of its positions."""
         owners = self._owners
         for page in reversed(pages):
-            assert owners[page] > 0, f"page {page} is released and has no owner"
-            owners[page] -= 1
-            if owners[page]:
+            others = owners[page] = owners[page] - 1
+            assert others >= 0, f"page {page} is released and has no owner"
+            if others:
                 continue
             if self._contents[page] is not None:
                 self._idle[page] = None

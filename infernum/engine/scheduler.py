@@ -12,7 +12,7 @@ import numpy as np
 from infernum.engine.page_pool import Content, PagePool
 from infernum.engine.scored_prompts import ScoredRows, scored_rows
 from infernum.engine.sequence import Sequence
-from infernum.engine.slots import Bools, Int64, Slots, integers, rows_of
+from infernum.engine.slots import Bools, Int64, Slots, integers
 from infernum.engine.step_time import StepTime
 from infernum.engine.windowed_pages import WindowedPages
 from infernum.step import Array, Int32
@@ -89,7 +89,7 @@ class StepPlan:
 
     def follows(self, last: StepPlan) -> bool:
         """True when the step is that of `last` one position on: the input of each row is what it has sampled."""
-        return last.is_decode and self.slots is last.slots
+        return self.slots is last.slots
 
 
 class Scheduler:
@@ -233,24 +233,39 @@ class Scheduler:
         slots.regroup()
 
     def keep_pages(self, plan: StepPlan) -> None:
-        """Keep the pages that a step has filled, whose tokens are all known."""
-        size, slots = self.pool.page_size, self.slots
-        (places,) = (plan.ends % size < plan.lengths).nonzero()
-        columns = (plan.slots, plan.numbers, plan.starts, plan.ends)
-        for slot, sequence_number, start, end in rows_of(*(column[places] for column in columns)):
+        """Keep the pages of prompts that a step has filled.
+
+        The pages of an output are kept when its slot has its turn, and when its sequence goes.
+        """
+        slots = self.slots
+        for (slot, _, end), number in zip(plan.chunks, integers(plan.numbers[plan.decodes :]), strict=True):
             sequence = slots.sequences.get(slot)
-            if sequence is None or sequence.number != sequence_number:
-                continue
-            slots.flush(sequence, end - end % size)
-            if slots.windowed:
-                continue
-            pages, numbers = sequence.pages, range(start // size, end // size)
-            for number, tokens in zip(numbers, sequence.tokens_of_pages(numbers, size), strict=True):
-                parent = pages[number - 1] if number else sequence.first_parent
-                page = self.pool.keep(pages[number], Content(parent, tokens))
-                if page != pages[number]:
-                    pages[number] = slots.pages[slot, number] = page
-                    self.table_version += 1
+            if sequence is not None and sequence.number == number:
+                self._keep(sequence, end)
+        sequence = slots.sequences.get(slots.turn)
+        if sequence is not None:
+            self._keep_output(sequence)
+
+    def _keep_output(self, sequence: Sequence) -> None:
+        """Keep the full pages of a sequence, as far as the host has read its output."""
+        read = int(self.slots.read[sequence.slot])
+        if read:
+            self.slots.tokens_of(sequence)
+            self._keep(sequence, read - 1)
+
+    def _keep(self, sequence: Sequence, computed: int) -> None:
+        """Keep the full pages among those of the first `computed` positions, whose tokens are in `Sequence.tokens`."""
+        size, pages = self.pool.page_size, sequence.pages
+        numbers = range(sequence.kept, computed // size)
+        if not numbers or self.slots.windowed:
+            return
+        for number, tokens in zip(numbers, sequence.tokens_of_pages(numbers, size), strict=True):
+            parent = pages[number - 1] if number else sequence.first_parent
+            page = self.pool.keep(pages[number], Content(parent, tokens))
+            if page != pages[number]:
+                pages[number] = self.slots.pages[sequence.slot, number] = page
+                self.table_version += 1
+        sequence.kept = numbers.stop
 
     def _admit(self) -> None:
         if not self.waiting or not self.slots.free:
@@ -261,14 +276,14 @@ class Scheduler:
                 return
             if not all(self._fits(sequence, group) for group in self.slots.windowed):
                 return
-            sequence.is_long = self._is_long(sequence.length)
-            own = self.pool.pages_for(sequence.limit) - self.pool.pages_for(sequence.length)
+            sequence.is_long = self._is_long(len(sequence.tokens))
+            own = self.pool.pages_for(sequence.limit) - self.pool.pages_for(len(sequence.tokens))
             reserved = self._reserved(own) if self.slots.sequences else 0
             if self.slots.sequences and reserved + 1 > self.pool.free_pages:
                 return
             computes_all = bool(self.slots.windowed) or sequence.asks_for_scores
             shared = [] if computes_all else self.pool.find(sequence.tokens, sequence.first_parent)
-            count = self.pool.pages_for(sequence.length) - len(shared)
+            count = self.pool.pages_for(len(sequence.tokens)) - len(shared)
             pages = self.pool.allocate(count) if count + reserved <= self.pool.free_pages else None
             if pages is None:
                 self.pool.release(shared)
@@ -276,7 +291,7 @@ class Scheduler:
             self.waiting.pop(0)
             self._growth += own
             sequence.pages = shared + pages
-            sequence.shared = len(shared)
+            sequence.shared = sequence.kept = len(shared)
             self.cached_tokens += min(len(shared) * self.pool.page_size, sequence.prompt_length)
             self.slots.take(sequence, computed=len(shared) * self.pool.page_size)
             self.table_version += 1
@@ -338,7 +353,7 @@ class Scheduler:
         active = self.slots.active
         if not len(active):
             return True
-        now = group.needed(np.append(self.slots.total[active], sequence.length))
+        now = group.needed(np.append(self.slots.total[active], len(sequence.tokens)))
         later = group.needed(np.append(self.slots.limit[active], sequence.limit))
         missing = int(now.sum()) - group.owned(active)
         return missing + math.ceil(self.reserve * int((later - now).sum())) <= group.pool.free_pages
@@ -367,6 +382,7 @@ class Scheduler:
         self.reserve = min(1.0, 1.5 * self.reserve + 0.05)
 
     def _take_pages(self, sequence: Sequence) -> None:
+        self._keep_output(sequence)
         self._growth -= self.pool.pages_for(sequence.limit) - len(sequence.pages)
         self.pool.release(sequence.pages)
         sequence.pages = []
@@ -433,16 +449,17 @@ class Scheduler:
                 prompt_tokens += max(0, min(end, int(state.prompt[slot])) - start)
         ends: Int32 = starts + lengths
         totals: Int32 = ends + 1
-        sampled, sampling = state.indices[:count], slots
-        if any(end < state.total[slot] for slot, _, end in chunks):
-            sampled = np.flatnonzero(ends == state.total[slots])
-            sampling, totals = slots[sampled], totals[sampled]
-        asking = [
-            (place, sequence)
-            for place, (slot, _, _) in enumerate(chunks, decodes)
-            if (sequence := state.sequences[slot]).asks_for_scores
-        ]
-        scored = scored_rows(asking, starts, lengths, sampled) if asking else None
+        sampled, sampling, scored = state.indices[:count], slots, None
+        if chunks:
+            if any(end < state.total[slot] for slot, _, end in chunks):
+                sampled = np.flatnonzero(ends == state.total[slots])
+                sampling, totals = slots[sampled], totals[sampled]
+            asking = [
+                (place, sequence)
+                for place, (slot, _, _) in enumerate(chunks, decodes)
+                if (sequence := state.sequences[slot]).asks_for_scores
+            ]
+            scored = scored_rows(asking, starts, lengths, sampled) if asking else None
         return StepPlan(
             slots=slots,
             numbers=state.number.take(slots),

@@ -21,7 +21,7 @@ step fails. It must not call the engine.
 class Sequence:
     """A sequence from its request to its end.
 
-    length      the number of its `tokens`
+    tokens      int32: prompt and output. While the sequence runs, the newest may be missing (`Slots.tokens_of`)
     max_tokens  the `max_tokens` of the request, clamped to context and cache
     priority    the higher, the earlier it is admitted and the later preempted
     salt        only sequences of one salt share pages of the cache
@@ -29,7 +29,8 @@ class Sequence:
     mask        gives the tokens that it may sample next; None: all, always
     is_long     it runs as one that is longer than the model's `short_context`
     slot        its slot while it runs, else −1
-    pages       its pages while it runs, else empty; the first `shared` were found in the cache when it was admitted
+    pages       its pages while it runs, else empty; the first `shared` were found in the cache when it was admitted,
+                the first `kept` can be found in it
     scored      the number of prompt tokens behind the first whose log-probabilities the host has read
     """
 
@@ -45,8 +46,8 @@ class Sequence:
         salt: str = "",
     ) -> None:
         self.number = number
-        self.length = self.prompt_length = len(prompt)
-        self._parts = [prompt]
+        self.tokens = prompt
+        self.prompt_length = len(prompt)
         self.params = params
         self.max_tokens = max_tokens
         self.seed = seed
@@ -57,21 +58,9 @@ class Sequence:
         self.is_long = False
         self.slot = -1
         self.pages: list[int] = []
-        self.shared = 0
+        self.shared = self.kept = 0
         self.scored = 0
         self._scores: list[Logprobs] = []
-
-    @property
-    def tokens(self) -> Int32:
-        """Prompt and output, int32 [length]. While the sequence runs, the newest may be missing (`Slots.tokens_of`)."""
-        if len(self._parts) > 1:
-            self._parts = [np.concatenate(self._parts)]
-        return self._parts[0]
-
-    def append(self, tokens: Int32) -> None:
-        """Append tokens to the output."""
-        self._parts.append(tokens)
-        self.length += len(tokens)
 
     @property
     def limit(self) -> int:
@@ -107,10 +96,6 @@ class Sequence:
 
     def tokens_of_pages(self, numbers: range, size: int) -> list[bytes]:
         """The tokens of these pages, which are full, as `Content` has them."""
-        newest, start = self._parts[-1], numbers.start * size
-        first = self.length - len(newest)
-        if start < first:  # `newest` alone does not have them
-            newest, first = self.tokens, 0
-        tokens = newest[start - first : numbers.stop * size - first].tobytes()
-        width = size * newest.itemsize
+        tokens = self.tokens[numbers.start * size : numbers.stop * size].tobytes()
+        width = size * self.tokens.itemsize
         return [tokens[place : place + width] for place in range(0, len(tokens), width)]

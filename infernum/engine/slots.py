@@ -58,8 +58,9 @@ class Slots:
     limit       most tokens that it may come to
     newest      its last token; −1 − r is the token that row r of the last launched step samples (`Batch.token_ids`)
     pages       its pages in order, then −1; `held` positions lie in them
-    recent      [count · page_size]: the tokens that `flush` has yet to append to `Sequence.tokens`; that of position p
-                stands at `shift` + p
+    read        tokens of the sequence that the host has read; 0: none was sampled yet, since it has this slot
+    recent      [count, count]: a column for each of the last steps that sampled, in a ring: the tokens that it gave.
+                Every step gives one to each slot that decodes, and `turn` appends them to `Sequence.tokens` in time
     ends        True where the model's end tokens end the sequence
     own_stops   True where tokens end the sequence that do not end others
     stream      `Sequence.stream`
@@ -81,12 +82,13 @@ class Slots:
         self.prompting: list[int] = []
         self.departures = 0
         self.number: Int64 = np.full(count, -1, np.int64)
-        state: Int32 = np.zeros((6, count), np.int32)
-        self.computed, self.prompt, self.total, self.limit, self.held, self.newest = state
+        state: Int32 = np.zeros((7, count), np.int32)
+        self.computed, self.prompt, self.total, self.limit, self.held, self.newest, self.read = state
         self.stream = np.zeros(count, np.int32)
         self.pages = np.full((count, columns), -1, np.int32)
-        self.recent = np.zeros(count * page_size, np.int32)
-        self.shift = np.zeros(count, np.int64)
+        self.recent = np.zeros((count, count), np.int32)
+        self.turn = 0
+        """The slot whose recent tokens must be taken by `tokens_of` before the next step's are appended."""
         self.ends, self.own_stops = np.zeros((2, count), np.bool_)
         self.places: Int32 = np.arange(count + 1, dtype=np.int32)
         """0 … count, of which steps take the first elements, as of the next two arrays."""
@@ -125,14 +127,14 @@ class Slots:
         slot = sequence.slot = self._free.pop()
         self.sequences[slot] = sequence
         self._active = None
-        params, total = sequence.params, sequence.length
+        params, total = sequence.params, len(sequence.tokens)
         self.number[slot] = sequence.number
         self.computed[slot] = computed
         self.prompt[slot] = sequence.prompt_length
         self.total[slot] = total
         self.limit[slot] = sequence.limit
         self.newest[slot] = sequence.tokens[-1]
-        self.shift[slot] = slot * self.page_size - total
+        self.read[slot] = 0
         self.held[slot] = len(sequence.pages) * self.page_size
         self.pages[slot, : len(sequence.pages)] = sequence.pages
         self.ends[slot] = not params.ignore_eos
@@ -174,12 +176,14 @@ class Slots:
         left[self.total[active] >= self.limit[active]] = 0
         self.decoding, self.prompting = active[left == 1], integers(active[left > 1])
 
-    def append(self, slots: Int64, positions: Int32, tokens: Int32, is_end: Bools) -> Bools:
-        """Append a token to the sequence of each slot, at the given position. Returns where it ends its sequence.
+    def append(self, slots: Int64, totals: Int32, tokens: Int32, is_end: Bools) -> Bools:
+        """Append a token to the sequence of each slot, which then has `totals` tokens.
 
-        `is_end` [vocab] marks the model's end tokens.
+        `is_end` [vocab] marks the model's end tokens. Returns where a token ends its sequence.
         """
-        self.recent[self.shift.take(slots) + positions] = tokens
+        self.recent[:, self.turn][slots] = tokens
+        self.read[slots] = totals
+        self.turn = (self.turn + 1) % len(self.recent)
         stopped = is_end.take(tokens)
         if np.count_nonzero(stopped):
             stopped &= self.ends[slots]
@@ -189,16 +193,12 @@ class Slots:
                 stopped[place] |= int(tokens[place]) in sequence.params.stop_token_ids
         return stopped
 
-    def flush(self, sequence: Sequence, count: int) -> None:
-        """Bring `Sequence.tokens` to `count` tokens, which the host must have read."""
-        missing = count - sequence.length
-        if missing > 0:
-            assert missing <= self.page_size, "the tokens of a page are flushed when it is full"
-            start = sequence.slot * self.page_size
-            sequence.append(self.recent[start : start + missing].copy())
-            self.shift[sequence.slot] = start - count
-
     def tokens_of(self, sequence: Sequence) -> Int32:
-        """Prompt and output of a running sequence whose newest token the host has read."""
-        self.flush(sequence, int(self.total[sequence.slot]))
+        """Prompt and output of a running sequence, as far as the host has read them."""
+        missing = int(self.read[sequence.slot]) - len(sequence.tokens)
+        if missing > 0:
+            recent = self.recent[sequence.slot]
+            wrapped = recent[self.turn - missing :] if missing > self.turn else recent[:0]
+            newest = recent[max(0, self.turn - missing) : self.turn]
+            sequence.tokens = np.concatenate((sequence.tokens, wrapped, newest))
         return sequence.tokens

@@ -79,9 +79,9 @@ class TableRows:
         """The slots among these whose sequences have a mask."""
         return slots[self._masked[slots]] if self._owners else slots[:0]
 
-    def differ(self, slots: Slots, output: Int32) -> bool:
-        """True when `rows` differ from those of the step before, in which each sequence had one token less."""
-        return bool(np.any(self._min_tokens[slots] == output))
+    def change(self, slots: Slots, output: Int32) -> bool:
+        """True when the sampler needs other rows than in the step before, in which each sequence had one token less."""
+        return bool(np.any(self._masked[slots] | (self._min_tokens[slots] == output)))
 
     def unwritten(self, slots: Slots) -> Slots:
         """The slots among these whose rows the executor needs before their next step."""
