@@ -22,21 +22,20 @@ def write_chat_model(
     answer: Sequence[str],
     *,
     endless: bool = False,
-    special: bool = False,
+    special: Sequence[str] = (),
     template: str | None = "chatml",
     context: int = CONTEXT,
 ) -> Path:
     """A model whose answers are `answer`, characters that differ, and then the end of the turn; or `answer` again.
 
-    What has several characters, in a list, is a token of its own, a special one if `special`.
+    What has several characters, in a list, is a token of its own, and one of `special` a special token.
 
     A token is one dimension of the hidden state, which nothing but the head reads: the head maps it to its successor.
     The answer follows a line break, with which the prompts of ChatML end. `<|im_end|>` is no end token of the model.
     """
     backend = byte_level(adds_bos=False)
-    backend.add_special_tokens([AddedToken(text) for text in SPECIAL])
-    words = [AddedToken(text, special=special) for text in answer if len(text) > 1]
-    (backend.add_special_tokens if special else backend.add_tokens)(words)
+    backend.add_special_tokens([AddedToken(text) for text in (*SPECIAL, *special)])
+    backend.add_tokens([AddedToken(text) for text in answer if len(text) > 1 and text not in special])
     ids = [backend.encode(text).ids[0] for text in ("\n", *answer)]
     assert len(set(ids)) == len(ids), "a token has one successor"
     last = ids[1] if endless else backend.token_to_id("<|im_end|>")

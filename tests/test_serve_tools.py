@@ -128,6 +128,31 @@ def test_log_probabilities_of_a_call_are_those_of_all_its_tokens(server: Running
     assert [place for part in parts if part for place in part["content"]] == content
 
 
+def test_marks_of_calls_are_read_where_they_are_special_tokens(tmp_path: Path) -> None:
+    """A family by name, whose marks the tokenizer hides; where no tools are offered, they stay hidden."""
+    body = '[{"name": "canto", "arguments": {"number": 3}}, {"name": "now", "arguments": {}}]'
+    folder = write_chat_model(tmp_path / "model", ["[TOOL_CALLS]", body], special=("[TOOL_CALLS]",))
+    server = start("--tool-call-parser", "mistral", model=str(folder))
+    assert server.chat("Hello").json["choices"][0]["message"]["content"] == body
+    message = server.chat("Hello", tools=[CANTO]).json["choices"][0]["message"]
+    functions = [call["function"] for call in message["tool_calls"]]
+    assert [(f["name"], f["arguments"]) for f in functions] == [("canto", '{"number": 3}'), ("now", "{}")]
+    assert len({call["id"] for call in message["tool_calls"]}) == 2
+    reply = server.chat("Hello", tools=[CANTO], stream=True)
+    assert without_ids(streamed(reply)) == without_ids(message)
+    one = server.chat("Hello", tools=[CANTO], parallel_tool_calls=False).json["choices"][0]["message"]
+    assert [call["function"]["name"] for call in one["tool_calls"]] == ["canto"]
+    assert server.stop() == 0
+
+
+def test_a_model_whose_syntax_is_not_known_refuses_tools(tmp_path: Path) -> None:
+    server = start(model=str(write_chat_model(tmp_path / "model", "abc")))
+    error = server.chat("Hello", tools=[CANTO]).error
+    assert error["param"] == "tools" and "--tool-call-parser hermes or" in error["message"]
+    assert server.chat("Hello", tools=[CANTO], tool_choice="none").status == 200
+    assert server.stop() == 0
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
@@ -157,7 +182,7 @@ TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_en
 def test_reasoning_has_fields_of_its_own(opened: bool, tmp_path: Path) -> None:
     """A model that writes <think> itself, and one whose prompts end with it; the marks are special tokens."""
     answer = [*([] if opened else ["<think>"]), *"He ask", "</think>", *"INFRO"]
-    folder = write_chat_model(tmp_path / "model", answer, special=True)
+    folder = write_chat_model(tmp_path / "model", answer, special=("<think>", "</think>"))
     opening = "<think>\n" if opened else ""
     template = f'{{% set open = "{opening}" %}}{{# <think> #}}{TURNS}{ASSISTANT}'
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")

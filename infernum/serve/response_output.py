@@ -111,7 +111,11 @@ class Output:
     def _of_item(self, item: OutputItem, kind: str, **fields: Any) -> bytes:
         return self.event(kind, item_id=item.id, output_index=len(self.items) - 1, **fields)
 
-    def _of_part(self, item: OutputItem, part: OutputText | ReasoningText, what: str, **fields: Any) -> bytes:
+    def _of_part(
+        self, item: OutputItem, part: OutputText | ReasoningText, change: str, **fields: Any
+    ) -> bytes:
         if isinstance(part, OutputText):
-            return self._of_item(item, f"response.output_text.{what}", content_index=0, logprobs=[], **fields)
-        return self._of_item(item, f"response.reasoning_text.{what}", content_index=0, **fields)
+            return self._of_item(
+                item, f"response.output_text.{change}", content_index=0, logprobs=[], **fields
+            )
+        return self._of_item(item, f"response.reasoning_text.{change}", content_index=0, **fields)
