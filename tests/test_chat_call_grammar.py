@@ -12,7 +12,7 @@ from test_chat_calls import merged, read
 
 from infernum import resources
 from infernum.chat.calls.families import FAMILIES
-from infernum.chat.calls.grammar import call_grammar
+from infernum.chat.calls.grammar import CalledSchema, answer_grammar
 from infernum.chat.reader import AnswerForm, Thought
 from infernum.engine.tokenizer import Tokenizer
 
@@ -66,6 +66,14 @@ def drawn(backend: tokenizers.Tokenizer, grammar: str, draw: random.Random, open
     return Tokenizer(backend).decode(tokens, special=True)
 
 
+def accepts(backend: tokenizers.Tokenizer, grammar: str, text: str) -> bool:
+    """Whether a text is a whole answer."""
+    matcher = llguidance.LLMatcher(llguidance.LLTokenizer(backend.to_str()), grammar)
+    assert not matcher.get_error(), matcher.get_error()
+    tokens = backend.encode(text, add_special_tokens=False).ids
+    return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
+
+
 def is_valid(name: str, arguments: dict[str, Any]) -> bool:
     match name, arguments:
         case "canto", {"number": int(number), "part": part}:
@@ -86,7 +94,8 @@ def test_whatever_is_drawn_is_calls_of_the_functions(
 ) -> None:
     form = AnswerForm(FAMILIES[family], one_call=one_call)
     backend = tokenizer_with(FAMILIES[family].special if marks_are_tokens else ())
-    grammar = call_grammar(form, FUNCTIONS, backend.token_to_id)
+    functions = [CalledSchema(name, schema) for name, schema in FUNCTIONS.items()]
+    grammar = answer_grammar(form, backend.token_to_id, functions)
     draw = random.Random(family)
     counts: set[int] = set()
     names: set[str] = set()
@@ -105,8 +114,7 @@ def test_whatever_is_drawn_is_calls_of_the_functions(
 def test_a_model_may_think_before_it_must_call(marks_are_tokens: bool, opened: bool) -> None:
     form = AnswerForm(FAMILIES["hermes"], reasons=True, opened=opened, one_call=True)
     backend = tokenizer_with(form.special if marks_are_tokens else ())
-    grammar = call_grammar(form, {"no_arguments": {}}, backend.token_to_id)
-    table = llguidance.LLTokenizer(backend.to_str())
+    grammar = answer_grammar(form, backend.token_to_id, [CalledSchema("no_arguments", {})])
     call = '<tool_call>\n{"name": "no_arguments", "arguments": {}}\n</tool_call>'
     thought = ("" if opened else "<think>") + "\nSo < it is.\n</think>\n\n"
     for text, complete in (
@@ -115,10 +123,38 @@ def test_a_model_may_think_before_it_must_call(marks_are_tokens: bool, opened: b
         (thought + "no", False),
         (thought, False),
     ):
-        matcher = llguidance.LLMatcher(table, grammar)
-        tokens = backend.encode(text, add_special_tokens=False).ids
-        accepted = matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
-        assert accepted == complete, text
+        assert accepts(backend, grammar, text) == complete, text
     segments = read(form, thought + call)
     assert isinstance(segments[0], Thought) and merged(segments)[-1] == ("no_arguments", {})
     assert json.loads(segments[-1].arguments) == {}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        llguidance.LLMatcher.grammar_from_json_schema('{"type": "object", "properties": {}}'),
+        'start: "{}" | "{" " " "}"',
+    ],
+)
+def test_an_answer_has_the_form_that_is_asked_for_or_calls(answer: str) -> None:
+    """With tools and response_format, and a model that thinks: after that, nothing but calls or the form."""
+    form = AnswerForm(FAMILIES["hermes"], reasons=True)
+    backend = tokenizer_with(form.special)
+    both = answer_grammar(form, backend.token_to_id, [CalledSchema("now", {})], answer)
+    alone = answer_grammar(form, backend.token_to_id, (), answer)
+    call = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+    for thought in ("", "<think>So {} it is</think>\n"):
+        assert accepts(backend, both, thought + "{}") and accepts(backend, both, thought + call)
+        assert accepts(backend, alone, thought + "{}") and not accepts(backend, alone, thought + call)
+        assert not accepts(backend, both, thought + "no") and not accepts(backend, both, call + "{}")
+
+
+def test_what_a_schema_asks_for_in_vain_is_left_out_unless_it_is_strict() -> None:
+    backend = tokenizer_with(())
+    schema = {"properties": {"x": {"type": "string", "format": "no such format"}}}
+    for lenient in (False, True):
+        function = CalledSchema("f", schema, lenient)
+        grammar = answer_grammar(AnswerForm(FAMILIES["hermes"]), backend.token_to_id, [function])
+        table = llguidance.LLTokenizer(backend.to_str())
+        failed, _ = llguidance.LLMatcher.validate_grammar_with_warnings(grammar, table)
+        assert failed != lenient

@@ -1,10 +1,11 @@
-"""The grammar of an answer that must call functions, in the Lark dialect of llguidance."""
+"""The grammar of an answer with reasoning, calls and a form of its own, in llguidance's notation: Lark, or JSON."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from infernum.chat.reader import AnswerForm
@@ -14,38 +15,63 @@ SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator"
 """The white space of arguments, as chat templates write them."""
 
 
-def call_grammar(
-    form: AnswerForm, functions: Mapping[str, Mapping[str, Any]], token_of: Callable[[str], int | None]
-) -> str:
-    """The grammar of answers in a form, which call some of these functions, or one of them with `form.one_call`.
+@dataclass(frozen=True)
+class CalledSchema:
+    """A function: its name, and the JSON schema of its arguments. What cannot be enforced is left out if `lenient`."""
 
-    functions  the JSON schemas of the arguments, by name
-    token_of   the id of the token that is this mark, if there is one; llguidance knows such a mark by its id only
+    name: str
+    schema: dict[str, Any]
+    lenient: bool = True
+
+
+def answer_grammar(
+    form: AnswerForm,
+    token_of: Callable[[str], int | None],
+    functions: Sequence[CalledSchema] = (),
+    answer: str | None = None,
+) -> str:
+    """The grammar of answers in a form, which call these functions or follow the grammar `answer`, where it is given.
+
+    A model that reasons may do so first. With `form.one_call` an answer has one call at most.
+
+    token_of  the id of the token that is this mark, if there is one; llguidance knows such a mark by its id only
     """
+    marks = (*(form.calls.special if form.calls else ()), OPENING, CLOSING)
+    spell = _Speller(marks, token_of)
+    ways = ["calls"] * bool(functions) + ["@answer"] * (answer is not None)
+    thought = "" if not form.reasons else "thinking" if form.opened else "thought?"
+    rules = ["%llguidance {}", f"start: {thought} ({' | '.join(ways)})"]
+    if functions:
+        rules += _calls(form, functions, spell)
+    if form.reasons:
+        rules += _thinking(spell, token_of(CLOSING) is not None)
+    lark = "\n".join(rules)
+    if answer is None:
+        return lark
+    parts = json.loads(answer)["grammars"] if answer.startswith("{") else [{"lark_grammar": answer}]
+    return json.dumps(
+        {"grammars": [{"name": "start", "lark_grammar": lark}, {**parts[0], "name": "answer"}, *parts[1:]]}
+    )
+
+
+def _calls(form: AnswerForm, functions: Sequence[CalledSchema], spell: _Speller) -> list[str]:
+    """The rules of calls. Each schema is a grammar of its own, because references in it start from its root."""
     assert form.calls is not None, "there is a syntax of calls"
     writing = form.calls.writing
-    spell = _Speller((*form.calls.special, OPENING, CLOSING), token_of)
     more = "" if form.one_call else f"({spell(writing.separator)} call)*"
     rules = [
-        "%llguidance {}",
-        f"start: {_thought(form)} {spell(writing.opening)} call {more} {spell(writing.closing)}",
+        f"calls: {spell(writing.opening)} call {more} {spell(writing.closing)}",
         f"call: {' | '.join(f'call_{number}' for number in range(len(functions)))}",
     ]
-    for number, (name, schema) in enumerate(functions.items()):
-        front = spell(writing.before + json.dumps(name, ensure_ascii=False) + writing.between)
-        arguments = json.dumps({**schema, "type": "object", "x-guidance": SPACING})
+    for number, function in enumerate(functions):
+        front = spell(writing.before + json.dumps(function.name, ensure_ascii=False) + writing.between)
+        options = {**SPACING, "lenient": function.lenient}
+        arguments = json.dumps({**function.schema, "type": "object", "x-guidance": options})
         rules += [
             f"call_{number}: {front} arguments_{number} {spell(writing.after)}",
             f"arguments_{number}: %json {arguments}",
         ]
-    if form.reasons:
-        rules += _thinking(spell, token_of(CLOSING) is not None)
-    return "\n".join(rules)
-
-
-def _thought(form: AnswerForm) -> str:
-    """The reasoning in front of the calls."""
-    return "" if not form.reasons else "thinking" if form.opened else "thought?"
+    return rules
 
 
 def _thinking(spell: _Speller, by_token: bool) -> list[str]:
