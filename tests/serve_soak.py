@@ -4,6 +4,7 @@
     python tests/serve_soak.py --disconnects 2000  # clients that leave at any moment leave nothing behind
     python tests/serve_soak.py --bodies 10000      # bodies of any kind get JSON, and never an error of ours
     python tests/serve_soak.py --slow 200          # readers of a byte a second cost the others nothing
+    python tests/serve_soak.py --counts 500        # /metrics agrees with what clients count
     python tests/serve_soak.py --ends 20           # servers that are stopped end each answer as they should
     python tests/serve_soak.py --soak 30           # minutes of all of it: memory, files and threads stay as they were
 
@@ -32,6 +33,7 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from serve_counts import compare_counts
 from serve_ends import ends
 from serving import RunningServer, start
 
@@ -115,6 +117,17 @@ def request_of(draw: random.Random) -> tuple[str, dict[str, Any]]:
     if draw.random() < 0.4:
         body["logprobs"] = draw.randint(0, 3)
     return "/v1/completions", body
+
+
+def counted_request(seed: int, number: int) -> tuple[str, dict[str, Any]]:
+    """A request whose tokens a client sees all: a server computes some behind a stop string, too."""
+    draw = random.Random(f"{seed}/counts/{number}")
+    path, body = request_of(draw)
+    body.pop("stop", None)
+    body |= {"stream": draw.random() < 0.5, "n": draw.choice((1, 1, 1, 2, 3))}
+    if "prompt" in body and draw.random() < 0.2:
+        body |= {"max_tokens": 0, "echo": True, "logprobs": 1}
+    return path, body
 
 
 def connected(server: RunningServer, timeout: float = 120) -> http.client.HTTPConnection:
@@ -441,6 +454,12 @@ def run(server: RunningServer, args: argparse.Namespace) -> list[Problem]:
     part("bodies", args.bodies, any_body)
     if args.slow:
         problems.extend(slow_readers(server, args.slow))
+    if args.counts:
+        wrong = compare_counts(
+            server, [counted_request(seed, number) for number in range(args.counts)], CLIENTS
+        )
+        print(f"counts: {args.counts} requests, {len(wrong)} wrong", flush=True)
+        problems.extend(wrong)
     if args.ends:
         wrong = ends(args.ends, seed)
         print(f"ends: {args.ends} rounds, {len(wrong)} wrong", flush=True)
@@ -459,6 +478,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--disconnects", type=int, default=0, metavar="N")
     parser.add_argument("--bodies", type=int, default=0, metavar="N")
     parser.add_argument("--slow", type=int, default=0, metavar="N")
+    parser.add_argument("--counts", type=int, default=0, metavar="N")
     parser.add_argument("--ends", type=int, default=0, metavar="ROUNDS")
     parser.add_argument("--soak", type=float, default=0, metavar="MINUTES")
     parser.add_argument("--seed", type=int, default=0)

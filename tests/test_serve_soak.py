@@ -11,7 +11,16 @@ from serve_ends import WAYS, stop_while_answering
 from serve_soak import run
 from serving import RunningServer, running
 
-NONE = {"streams": 0, "disconnects": 0, "bodies": 0, "slow": 0, "ends": 0, "soak": 0.0, "seed": 1}
+NONE = {
+    "streams": 0,
+    "disconnects": 0,
+    "bodies": 0,
+    "slow": 0,
+    "counts": 0,
+    "ends": 0,
+    "soak": 0.0,
+    "seed": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +30,7 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.mark.parametrize(
     "part",
-    [{"streams": 16}, {"disconnects": 60}, {"bodies": 200}, {"soak": 0.05}],
+    [{"streams": 16}, {"disconnects": 60}, {"bodies": 200}, {"counts": 60}, {"soak": 0.05}],
     ids=lambda part: next(iter(part)),
 )
 def test_a_server_does_all_that_it_is_asked_and_nothing_is_left(

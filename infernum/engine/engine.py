@@ -485,7 +485,10 @@ class Engine:
                     sampling = last.sampling
                 else:
                     sampling = self._sampling(plan, flight)
-                pending = self.executor.run(batch_of(plan, slots, self.executor.page_size), sampling)
+                batch = batch_of(plan, slots, self.executor.page_size)
+                if flight is None:
+                    self.statistics.idle_seconds += time.perf_counter() - self._mark
+                pending = self.executor.run(batch, sampling)
         except BaseException:
             if plan is not None:
                 self._scheduler.slots.tables.write_again(plan.slots)

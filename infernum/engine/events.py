@@ -221,6 +221,8 @@ class Statistics:
 
     The time of a step with prompt tokens counts as prompt time. Tokens sampled by such a step count as output tokens
     but not as decoded tokens.
+
+    idle_seconds  between steps, while the device waited though there was a sequence to compute
     """
 
     prompt_tokens: int = 0
@@ -228,6 +230,7 @@ class Statistics:
     output_tokens: int = 0
     decoded_tokens: int = 0
     decode_seconds: float = 0.0
+    idle_seconds: float = 0.0
 
     def add(self, prompt_tokens: int, sampled_tokens: int, seconds: float) -> None:
         """Count one step more."""

@@ -105,7 +105,7 @@ class EngineWorker:
         ]
         for number in integers(events.sequences[events.ends > 0]):
             self._forget(number)
-        record = self._record
+        record, sums = self._record, self._engine.statistics
         load = (
             Load()
             if record is None
@@ -115,8 +115,10 @@ class EngineWorker:
                 record.free_pages,
                 record.number + 1,
                 record.preemptions,
-                self._engine.statistics.prompt_tokens,
+                sums.prompt_tokens,
                 record.cached_tokens,
+                sums.prompt_seconds + sums.decode_seconds,
+                sums.idle_seconds,
             )
         )
         begun, self._begun = self._begun, []

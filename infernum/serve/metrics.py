@@ -77,6 +77,17 @@ class Metrics:
             "prompt_tokens_cached", "Tokens of prompts that the cache had."
         )
         self.generation_tokens = self._counter("generation_tokens", "Generated tokens.")
+        self._step_tokens = Counter(
+            f"{prefix}:step_tokens",
+            "Tokens of steps: those of prompts that were computed, and those that were sampled.",
+            ("model_name", "kind"),
+            registry=self._registry,
+        )
+        self.step_seconds = self._histogram("step_seconds", "From the end of one step to the next's.", GAPS)
+        self.idle_seconds = self._counter(
+            "gpu_idle_seconds",
+            "Between steps, while the device waited though there was a sequence to compute.",
+        )
         self.iteration_tokens = self._histogram("iteration_tokens_total", "Tokens of a step.", TOKENS)
         self.first_token = self._histogram(
             "time_to_first_token_seconds", "From request to first token.", SECONDS
@@ -137,6 +148,11 @@ class Metrics:
         self.cache_hits.inc(cached)
         self.prompt_tokens_cached.inc(cached)
         self.generation_tokens.inc(output)
+        self._step_tokens.labels(self._model, "prompt").inc(computed)
+        self._step_tokens.labels(self._model, "decode").inc(output)
+        self.idle_seconds.inc(load.idle_seconds - last.idle_seconds)
+        if load.seconds > last.seconds:
+            self.step_seconds.observe(load.seconds - last.seconds)
         self.iteration_tokens.observe(computed + output)
         for gap, count in gaps.items():
             self.gap.observe(gap, count)

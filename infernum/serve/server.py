@@ -24,6 +24,7 @@ from infernum.serve.metrics import Metrics
 from infernum.serve.parsers import Parsers
 from infernum.serve.served import Limits, Served
 from infernum.serve.wire import EngineOptions
+from infernum.step import NO_TOKEN
 
 POLL_SECONDS = 0.05
 """How often a server that shuts down looks whether the last sequence has ended."""
@@ -137,7 +138,9 @@ async def serve(
         served = Served(
             source, names, engine, ready, options.limits, metrics, options.chat_template, options.parsers
         )
-        engine.on_step = lambda stepped, gaps: metrics.stepped(stepped.load, ready, len(stepped.tokens), gaps)
+        engine.on_step = lambda stepped, gaps: metrics.stepped(
+            stepped.load, ready, len(stepped.tokens) - stepped.tokens.count(NO_TOKEN), gaps
+        )
         app = App(served, stall_seconds=options.stall_seconds)
         server = HttpServer(_config(app, options, on_end), app, served, options.shutdown_seconds)
         gc.collect()

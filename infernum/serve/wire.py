@@ -127,6 +127,8 @@ class Load(msgspec.Struct, array_like=True, frozen=True):
 
     prompt_tokens  tokens of prompts that were computed
     cached_tokens  tokens of prompts that the cache had
+    seconds        of steps
+    idle_seconds   between steps, while the device waited though there was a sequence to compute
     """
 
     running: int = 0
@@ -136,6 +138,8 @@ class Load(msgspec.Struct, array_like=True, frozen=True):
     preempted: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    seconds: float = 0.0
+    idle_seconds: float = 0.0
 
 
 class Stepped(msgspec.Struct, tag=True, array_like=True, frozen=True):
