@@ -13,8 +13,8 @@ from clock_gpu import MICROSECONDS, ClockGpu
 from test_profile import STEP, gpu, toy_on_gpu
 
 from infernum.bundle import Bundle
-from infernum.cli.profile_command import command, load_lengths
-from infernum.engine.events import StepRecord
+from infernum.cli.profile_command import command, load_lengths, rows
+from infernum.engine.events import StepRecord, ahead_share
 from infernum.errors import RequestError
 from infernum.lab.measure.load_profile import load_events, profile_load, summary
 
@@ -98,8 +98,22 @@ def test_the_gpu_is_idle_from_the_end_of_a_step_to_the_begin_of_the_next() -> No
     }
     assert about["kinds"]["with prompts"]["idle_ms"] == 0
     assert about["launched_ahead"] == pytest.approx(2 / 3)
+    assert about["masked"] == 0
     assert (about["preemptions"], about["cached_tokens"]) == (1, 4)
     assert (about["most_pages"], about["most_waiting"]) == (8, 2)
+
+
+def test_steps_with_masks_are_counted_apart() -> None:
+    records = [
+        record(step, [0], [1], [0], ahead=ahead, masked=masked)
+        for step, (ahead, masked) in enumerate([(True, False), (True, False), (False, False), (True, True)])
+    ]
+    about = summary(records, [(step, step + 1.0) for step in range(3)], pages=12)
+    assert (about["launched_ahead"], about["masked"]) == (0.5, 1)
+    lines = dict(rows({"summary": about, "pages": 12, "prompt_tokens": 1}))
+    assert lines["launched ahead"] == "50.0% of the steps without masks"
+    assert lines["masks"] == "steps whose samplers waited for the tokens of the last: 1"
+    assert ahead_share(records[3:]) == 1
 
 
 def test_the_name_of_a_step_says_how_many_decode_and_what_it_has_of_prompts() -> None:

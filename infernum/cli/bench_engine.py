@@ -65,6 +65,7 @@ def engine(null: bool, sizes: list[int], steps: int, as_json: bool, output: Path
     columns = (
         "sequences",
         "µs a step",
+        "10 % within",
         "fastest",
         "99 % within",
         "arrivals",
@@ -76,6 +77,7 @@ def engine(null: bool, sizes: list[int], steps: int, as_json: bool, output: Path
         (
             cost["sequences"],
             f"{cost['us']:.0f}",
+            f"{cost['p10_us']:.0f}",
             f"{cost['least_us']:.0f}",
             f"{cost['p99_us']:.0f}",
             f"{cost['arrivals']:.2f}",

@@ -128,6 +128,7 @@ def load_lengths(requests: int | None, mixed: bool, prompt: int, tokens: int) ->
 def rows(about: dict[str, Any]) -> list[tuple[str, str]]:
     """The lines of the printed table: what the steps of many requests took."""
     summary = about["summary"]
+    masked = summary["masked"]
     lines: list[tuple[str, str]] = []
     for name, kind in summary["kinds"].items():
         steps, idle = (
@@ -138,7 +139,8 @@ def rows(about: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append((name, f"{steps}: {times}; host {kind['host_ms']:.3f} ms a step"))
     return [
         *lines,
-        ("launched ahead", f"{summary['launched_ahead']:.1%} of the steps"),
+        ("launched ahead", f"{summary['launched_ahead']:.1%} of the steps{' without masks' * bool(masked)}"),
+        *([("masks", f"steps whose samplers waited for the tokens of the last: {masked}")] if masked else []),
         ("sequences", f"at most {summary['most_running']} running, {summary['most_waiting']} waiting"),
         ("pages", f"at most {summary['most_pages']} of {about['pages']}"),
         ("preemptions", str(summary["preemptions"])),

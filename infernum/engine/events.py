@@ -215,6 +215,15 @@ class StepRecord:
     masked: bool = False
 
 
+def ahead_share(records: Iterable[StepRecord]) -> float:
+    """Share of the steps without masks that were launched before the tokens of the last were read.
+
+    A step with masks always waits for these tokens, though only its sampler does. 1 where all steps have masks.
+    """
+    ahead = [record.ahead for record in records if not record.masked]
+    return sum(ahead) / len(ahead) if ahead else 1.0
+
+
 @dataclass
 class Statistics:
     """Tokens and wall-clock seconds since the engine was created.

@@ -11,7 +11,7 @@ import numpy as np
 
 from infernum import dims
 from infernum.engine.engine import Engine
-from infernum.engine.events import StepRecord
+from infernum.engine.events import StepRecord, ahead_share
 from infernum.engine.null_executor import NullExecutor
 from infernum.lab.measure.origin import cpu_name, versions
 from infernum.manifest import ModelInfo
@@ -39,23 +39,27 @@ class HostCost:
     """What a step costs the host with so many sequences, in microseconds of CPU time, and what the steps were like.
 
     us             median of all that the engine does for a step, `Engine.add` of the sequences that arrive included
+    p10_us         the time that one of 10 steps keeps below, which other work on the machine disturbs least
     least_us       the fastest step
     p99_us         the time that 99 of 100 steps keep below
     arrivals       sequences that arrive in a step, and as many end
     prompt_tokens  tokens of prompts that a step computes
     cached_share   of the tokens of prompts, the share that was found in the cache
-    ahead_share    of the steps, the share that was launched before the tokens of the last were read
+    ahead_share    of the steps without masks, the share that was launched before the tokens of the last were read
+    masked         steps with masks
     """
 
     sequences: int
     steps: int
     us: float
+    p10_us: float
     least_us: float
     p99_us: float
     arrivals: float
     prompt_tokens: float
     cached_share: float
     ahead_share: float
+    masked: int
 
 
 def measure_host(
@@ -95,12 +99,14 @@ def measure_steps(sequences: int, steps: int, warm_up: int = WARM_UP) -> HostCos
         sequences=sequences,
         steps=steps,
         us=1e6 * float(np.median(seconds)),
+        p10_us=1e6 * float(np.quantile(seconds, 0.1)),
         least_us=1e6 * float(seconds.min()),
         p99_us=1e6 * float(np.quantile(seconds, 0.99)),
         arrivals=(load.arrived - arrived) / steps,
         prompt_tokens=computed / steps,
         cached_share=cached / max(cached + computed, 1),
-        ahead_share=sum(record.ahead for record in records) / len(records),
+        ahead_share=ahead_share(records),
+        masked=sum(record.masked for record in records),
     )
 
 

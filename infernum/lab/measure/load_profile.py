@@ -16,7 +16,7 @@ import numpy as np
 
 from infernum.bundle import Bundle
 from infernum.engine.engine import Engine
-from infernum.engine.events import StepRecord
+from infernum.engine.events import StepRecord, ahead_share
 from infernum.errors import RequestError
 from infernum.lab.measure.origin import origin
 from infernum.lab.measure.requests import requests_of, serve, warm_up_lengths
@@ -112,7 +112,8 @@ def summary(records: Sequence[StepRecord], times: Times, pages: int) -> dict[str
         }
     return {
         "kinds": kinds,
-        "launched_ahead": float(np.mean([record.ahead for record in steps])),
+        "launched_ahead": ahead_share(steps),
+        "masked": sum(record.masked for record in steps),
         "most_running": max(record.running for record in steps),
         "most_waiting": max(record.waiting for record in steps),
         "most_pages": pages - min(record.free_pages for record in steps),
@@ -136,6 +137,7 @@ def load_events(title: str, records: Sequence[StepRecord], times: Times) -> list
             "lengths": record.lengths.tolist(),
             "prompt_tokens": record.prompt_tokens,
             "ahead": record.ahead,
+            "masked": record.masked,
             "host_ms": 1e3 * record.host_seconds,
         }
         events.append(complete_event(GPU, _step_name(record), "step", 1e3 * begin, 1e3 * end, args))
