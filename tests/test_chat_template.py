@@ -175,7 +175,7 @@ def test_several_threads_may_render_at_once(template: Callable[..., ChatTemplate
 def test_the_process_that_renders_ends_with_the_template(template: Callable[..., ChatTemplate]) -> None:
     chat = template("{{ messages[0].content }}")
     chat.render(HELLO)
-    process = chat._process._process
+    process = chat._process._process._process
     assert process is not None and process.poll() is None
     chat.close()
     assert process.poll() is not None

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import select
 import signal
-import subprocess
-import sys
-import time
-import weakref
 from collections.abc import Mapping
-from contextlib import suppress
-from threading import Lock
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from infernum.errors import ConfigError, InfernumError, RequestError
-
-PATIENCE = 30.0
-"""Seconds after which the process is ended in any case: it may be starved, since it counts processor time only."""
-
-LONGEST_ANSWER = 1 << 27
-"""Bytes. No answer of `infernum.chat.worker` is longer."""
+from infernum.worker_process import WorkerProcess
 
 _START = "from infernum.chat.worker import main; main()"
 
@@ -33,9 +20,7 @@ class TemplateProcess:
     """
 
     def __init__(self) -> None:
-        self._lock = Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._end: weakref.finalize[..., TemplateProcess] | None = None
+        self._process = WorkerProcess(_START)
 
     def render(self, template: str, where: str, variables: Mapping[str, Any], now: str) -> str:
         """The text of a template. `where` is its place, for errors; `now` the time in ISO 8601 notation.
@@ -48,8 +33,7 @@ class TemplateProcess:
             raise RequestError(
                 f"messages, tools and template_args must be values of JSON ({error or type(error).__name__})"
             ) from error
-        with self._lock:
-            answer = self._answer(request)
+        answer = self._answer(request)
         text = answer.get("text")
         if text is None:
             raise _failure(where, answer["error"], " ".join(answer["message"].split()).rstrip("."))
@@ -57,66 +41,16 @@ class TemplateProcess:
 
     def close(self) -> None:
         """End the process."""
-        if self._end is not None:
-            self._end()
-        self._process = self._end = None
+        self._process.close()
 
     def _answer(self, request: bytes) -> dict[str, str]:
-        """The answer of the process. Ends a process that gives none, or whose answer nobody waits for."""
-        process = self._started()
-        stdin, stdout = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
-        line = b""
-        try:
-            with suppress(BrokenPipeError):
-                stdin.write(request + b"\n")
-                stdin.flush()
-                line = _read_line(stdout.fileno())
-        finally:
-            if not line:
-                self.close()
-        if line:
-            return cast("dict[str, str]", json.loads(line))
-        if process.returncode == -signal.SIGPROF:
-            return {"error": "limit", "message": "it needs more than half a second of processor time"}
-        return {"error": "limit", "message": f"the process that renders it ended ({process.returncode})"}
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is not None and self._process.poll() is not None:
-            self.close()
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _START],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-                start_new_session=True,  # Ctrl-C is for this process only
-            )
-            self._end = weakref.finalize(self, _end, self._process)
-        return self._process
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and close its pipes. The return code of one that has ended by itself stays."""
-    process.kill()
-    with suppress(BrokenPipeError), process:
-        pass
-
-
-def _read_line(file: int) -> bytes:
-    """A line of a pipe; empty where the pipe ends or nothing comes for too long."""
-    deadline = time.monotonic() + PATIENCE
-    poll = select.poll()
-    poll.register(file, select.POLLIN)
-    line = bytearray()
-    while len(line) <= LONGEST_ANSWER and poll.poll(max(0.0, 1e3 * (deadline - time.monotonic()))):
-        piece = os.read(file, 1 << 20)
-        line += piece
-        if piece.endswith(b"\n"):
-            return bytes(line)
-        if not piece:
-            break
-    return b""
+        match self._process.ask(request):
+            case bytes(line):
+                return cast("dict[str, str]", json.loads(line))
+            case returncode if returncode == -signal.SIGPROF:
+                return {"error": "limit", "message": "it needs more than half a second of processor time"}
+            case returncode:
+                return {"error": "limit", "message": f"the process that renders it ended ({returncode})"}
 
 
 def _failure(where: str, kind: str, message: str) -> InfernumError:

@@ -7,12 +7,10 @@ needs to be trusted: processor time by a timer whose signal ends the process, me
 from __future__ import annotations
 
 import json
-import resource
 import signal
 import sys
 from datetime import datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import jinja2.debug  # noqa: F401  # which Jinja imports at the first error, when memory may be short
@@ -20,6 +18,7 @@ from jinja2.environment import Template
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 
 from infernum.chat.sandbox import Refusal, environment
+from infernum.worker_process import limit_memory
 
 SECONDS = 0.5
 """Processor time of one rendering."""
@@ -73,20 +72,13 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
 
 def main() -> None:
     """Answer requests until stdin ends."""
-    limit_memory()
+    limit_memory(MEBIBYTES)
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         result = json.dumps(answer(json.loads(line)))
         signal.setitimer(signal.ITIMER_PROF, 0)
         sys.stdout.write(result + "\n")
         sys.stdout.flush()
-
-
-def limit_memory() -> None:
-    """Limit the addresses of this process to those that it has, and MEBIBYTES more."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    most = pages * resource.getpagesize() + MEBIBYTES * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def _rendered(template: Template, variables: dict[str, Any]) -> str:
