@@ -248,8 +248,23 @@ def test_what_the_server_counts_agrees_with_what_a_client_counts(server: Running
         ({"prompt": "a", "stream_options": {}}, "stream_options", "stream"),
         ({"prompt": "a", "logprobs": 21}, "logprobs", "<= 20"),
         ({"prompt": "a", "suffix": "b"}, "suffix", "end"),
-        ({"prompt": "a", "structured_outputs": {"regex": "a*"}}, "structured_outputs", "not supported yet"),
-        ({"prompt": "a", "response_format": {"type": "json_object"}}, "response_format", "not supported yet"),
+        (
+            {"prompt": "a", "structured_outputs": {"structural_tag": {}}},
+            "structured_outputs",
+            "not supported",
+        ),
+        (
+            {"prompt": "a", "structured_outputs": {"regex": "a", "choice": ["b"]}},
+            "structured_outputs",
+            "give one",
+        ),
+        ({"prompt": "a", "response_format": {"type": "structural_tag"}}, "response_format", "not supported"),
+        ({"prompt": "a", "response_format": {"type": "json_schema"}}, "response_format", "is missing"),
+        (
+            {"prompt": "a", "response_format": {"type": "json_object"}, "ignore_eos": True},
+            "ignore_eos",
+            "exclude",
+        ),
         ({"prompt": "a", "chat_template": "{{ 1 }}"}, "chat_template", "template"),
     ],
 )

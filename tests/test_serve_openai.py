@@ -184,7 +184,7 @@ def test_models_are_valid(client: Any) -> None:
         ({"temperature": 1e9}, "BadRequestError"),
         ({"max_tokens": 10**6}, "BadRequestError"),
         ({"tools": [{"type": "function", "function": {}}]}, "BadRequestError"),
-        ({"response_format": {"type": "json_object"}}, "BadRequestError"),
+        ({"response_format": {"type": "json_schema"}}, "BadRequestError"),
         ({"messages": []}, "BadRequestError"),
         ({"messages": [{"role": "nobody"}]}, "BadRequestError"),
     ],

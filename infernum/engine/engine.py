@@ -79,6 +79,8 @@ class Engine:
     max_itl_ms     limit of milliseconds between the tokens of a sequence: a step that decodes computes no more prompt
                    tokens than are predicted to fit, but at least 64 (`Scheduler`); None: no limit
     max_num_seqs   most sequences that run at once; None: as many as the executor has rows
+    prepare_masks  called with the masks of a step and the output of each, before each mask is called: computes them at
+                   once, where that is faster
     on_step        called with the record of each launched step, by the thread that makes the step. It must not call the
                    engine
     closed         True once `close` was called; methods that need the executor then raise RequestError
@@ -96,6 +98,7 @@ class Engine:
     max_itl_ms: float | None = None
     max_num_seqs: int | None = None
     on_step: Callable[[StepRecord], None] | None = None
+    prepare_masks: Callable[[Ordered[tuple[Mask, Int32]]], None] = lambda masks: None
     statistics: Statistics = field(default_factory=Statistics, init=False)
     closed: bool = field(default=False, init=False)
 
@@ -511,19 +514,22 @@ class Engine:
         began = time.perf_counter()
         sampled = flight.pending.tokens() if flight is not None else np.empty(0, np.int32)
         self._waited += time.perf_counter() - began
-        rows: list[TableRow] = []
+        outputs: list[tuple[Sequence, Mask, Int32]] = []
         for slot, newest in rows_of(slots, held.newest[slots]):
             sequence = held.sequences[slot]
+            assert sequence.mask is not None, "the slot is one of a mask"
             tokens = held.tokens_of(sequence)
             if newest < 0:
                 last = sampled[-1 - newest]
                 tokens = np.append(tokens, last)
                 if self._is_last(sequence, int(last)):
                     continue
+            outputs.append((sequence, sequence.mask, tokens[sequence.prompt_length :]))
+        self.prepare_masks([(mask, output) for _, mask, output in outputs])
+        rows: list[TableRow] = []
+        for sequence, mask, output in outputs:
             try:
-                rows.append(
-                    TableRow("allowed", slot, self._mask_of(sequence, tokens[sequence.prompt_length :]))
-                )
+                rows.append(TableRow("allowed", sequence.slot, self._allowed(sequence, output, mask(output))))
             except BaseException:
                 self.cancel(sequence.number)
                 raise
@@ -534,19 +540,22 @@ class Engine:
         ends = token >= 0 and bool(self._is_end[token]) and not sequence.params.ignore_eos
         return token < 0 or ends or token in sequence.params.stop_token_ids
 
-    def _mask_of(self, sequence: Sequence, output: Int32) -> Int32:
-        """The row of the table `allowed` for the token after an output. Raises RequestError."""
-        assert sequence.mask is not None
+    def _allowed(self, sequence: Sequence, output: Int32, mask: Int32 | None) -> Int32:
+        """The row of the table `allowed` for the token after an output. Raises RequestError.
+
+        `min_tokens` forbids the end only where the mask leaves another token.
+        """
         words = -(-len(self._is_end) // 32)
-        mask = sequence.mask(output)
         bits = np.full(words, -1, np.int32) if mask is None else np.asarray(mask)
         if bits.shape != (words,) or bits.dtype != np.int32:
             raise RequestError(
                 f"the mask of sequence {sequence.number} is {bits.dtype} {list(bits.shape)}; give int32 [{words}], "
                 "a bit for each token, or None"
             )
-        early = len(output) < sequence.params.min_tokens
-        return bits & bits_without_ends(sequence.params, self._is_end) if early else bits
+        if len(output) >= sequence.params.min_tokens:
+            return bits
+        longer = bits & bits_without_ends(sequence.params, self._is_end)
+        return longer if longer.any() else bits
 
     def _read(self, flight: Flight, launched: Flight | None) -> None:
         """Read the tokens of a step, append each to its sequence, and remove the sequences that have ended.

@@ -86,12 +86,6 @@ def check_supported(request: Generating) -> None:
         value: Any = getattr(request, name)
         if value not in (None, False, [], {}):
             raise invalid(f"{name}: {reason}", name, "unsupported_parameter")
-    if request.response_format is not None and request.response_format.type != "text":
-        raise invalid(
-            f"response_format: {request.response_format.type} is not supported yet; only text is",
-            "response_format",
-            "unsupported_parameter",
-        )
     if isinstance(request, ChatRequest) and request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs needs logprobs; set logprobs to true", "top_logprobs")
     if request.prompt_logprobs is not None and request.stream:

@@ -46,8 +46,8 @@ class ChatTask(ChunkedTask[ChatRequest]):
         most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
         if most == 0:
             raise invalid("max_completion_tokens is 0; ask for one token at least", "max_completion_tokens")
-        form = served.answer_form(request, prompt)
-        wishes = served.wishes(request, [prompt], most, chat=True, form=form)
+        form, grammar = served.answer_form(request, prompt), await served.grammar(request)
+        wishes = served.wishes(request, [prompt], most, chat=True, form=form, grammar=grammar)
         return cls(served, request, f"chatcmpl-{identity}", model, [prompt], wishes)
 
     def opening(self) -> bytes:

@@ -37,7 +37,8 @@ class CompletionTask(ChunkedTask[CompletionRequest]):
         if request.echo:
             _ = served.needed_tokenizer
         most = DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
-        wishes = served.wishes(request, prompts, most, chat=False)
+        grammar = await served.grammar(request)
+        wishes = served.wishes(request, prompts, most, chat=False, grammar=grammar)
         return cls(served, request, f"cmpl-{identity}", model, prompts, wishes)
 
     def response(self, pieces: list[Piece], usage: Usage) -> CompletionResponse:

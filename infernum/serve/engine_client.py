@@ -188,13 +188,14 @@ class EngineClient:
         *,
         priority: int = 0,
         salt: str = "",
+        grammar: str | None = None,
     ) -> tuple[int, Inbox]:
         """Queue a sequence. Raises EngineGone."""
         if self.death is not None:
             raise EngineGone(self.death)
         number, self.asked = next(self._numbers), time.monotonic()
         inbox = self._inboxes[number] = Inbox(wake)
-        self._send(Add(number, np.array(tokens, np.int32).tobytes(), params, priority, salt))
+        self._send(Add(number, np.array(tokens, np.int32).tobytes(), params, priority, salt, grammar))
         return number, inbox
 
     def cancel(self, numbers: list[int]) -> None:

@@ -9,8 +9,9 @@ import socket
 import sys
 import threading
 from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import BinaryIO
 
@@ -20,11 +21,13 @@ import numpy as np
 from infernum import dims, logs, plugins
 from infernum.engine.engine import Engine
 from infernum.engine.events import StepEvents, StepRecord
+from infernum.engine.grammars import GrammarMask, Grammars
 from infernum.engine.null_executor import NullExecutor
 from infernum.engine.slots import integers
 from infernum.errors import InfernumError, LogitsError, RequestError
 from infernum.llm import LLM
 from infernum.manifest import Manifest, ModelInfo
+from infernum.model_folder.folder import TOKENIZER
 from infernum.models.presets import resolve
 from infernum.serve.wire import (
     Add,
@@ -54,24 +57,41 @@ NULL_ROWS = 1024
 """Sequences that run at once without a model."""
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """A request whose grammar is compiled, or cannot be."""
+
+    request: Add
+    mask: Future[GrammarMask]
+
+
 class EngineWorker:
     """One engine and its side of the connection.
 
-    A thread reads requests while a step runs. The process ends when the server closes the connection, or has ended.
+    A thread reads requests while a step runs, another compiles their grammars. The process ends when the server closes
+    the connection, or has ended.
     """
 
-    def __init__(self, engine: Engine, connection: socket.socket, reader: BinaryIO) -> None:
+    def __init__(
+        self, engine: Engine, connection: socket.socket, reader: BinaryIO, grammars: Grammars | None = None
+    ) -> None:
         self._engine = engine
         self._connection = connection
         self._reader = reader
         self._theirs: dict[int, int] = {}
         self._ours: dict[int, int] = {}
-        self._requests = SimpleQueue[Add | Cancel | None]()
+        self._masks: dict[int, GrammarMask] = {}
+        self._requests = SimpleQueue[Add | Compiled | Cancel | None]()
+        self._grammars = grammars
+        self._compiler = ThreadPoolExecutor(1)
+        self._compiling: set[int] = set()
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._record: StepRecord | None = None
         self._waiting: set[int] = set()
         self._begun: list[Begun] = []
         engine.on_step = self._note
+        if grammars is not None:
+            engine.prepare_masks = grammars.prepare
         threading.Thread(target=self._read, daemon=True).start()
 
     def serve(self) -> None:
@@ -83,7 +103,13 @@ class EngineWorker:
                 failures = 0
             except LogitsError as error:
                 for number in error.sequences:
-                    self._refuse(self._forget(number), str(error), ours=True)
+                    mask = self._masks.get(number)
+                    reason = None if mask is None else mask.error
+                    theirs = self._forget(number)
+                    if reason is None:
+                        self._refuse(theirs, str(error), ours=True)
+                    else:
+                        self._refuse(theirs, f"the answer cannot go on by its grammar: {reason}", ours=False)
                 continue
             except Exception as error:
                 failures += 1
@@ -142,13 +168,13 @@ class EngineWorker:
             request = self._requests.get()
             if request is None:
                 return False
-            if isinstance(request, Add):
-                self._add(request)
-            else:
-                for number in request.numbers:
-                    if number in self._ours:
-                        self._engine.cancel(self._ours[number])
-                        self._forget(self._ours[number])
+            match request:
+                case Add():
+                    self._add(request, None)
+                case Compiled():
+                    self._add_compiled(request)
+                case Cancel():
+                    self._cancel(request.numbers)
         return True
 
     def _rest_if_idle(self) -> None:
@@ -160,17 +186,39 @@ class EngineWorker:
             self._send(self._stepped(StepEvents.joined([])))
             self._record = None  # until the next step
 
-    def _add(self, request: Add) -> None:
+    def _add_compiled(self, compiled: Compiled) -> None:
+        request = compiled.request
+        if request.number not in self._compiling:  # cancelled
+            return
+        self._compiling.remove(request.number)
+        try:
+            self._add(request, compiled.mask.result())
+        except RequestError as error:
+            self._refuse(request.number, str(error), ours=False)
+
+    def _add(self, request: Add, mask: GrammarMask | None) -> None:
         tokens = np.frombuffer(request.tokens, np.int32)
         try:
-            number = self._engine.add(tokens, request.params, priority=request.priority, salt=request.salt)
+            number = self._engine.add(
+                tokens, request.params, priority=request.priority, salt=request.salt, allowed=mask
+            )
         except RequestError as error:
             self._refuse(request.number, str(error), ours=False)
             return
         self._theirs[number], self._ours[request.number] = request.number, number
         self._waiting.add(number)
+        if mask is not None:
+            self._masks[number] = mask
+
+    def _cancel(self, numbers: list[int]) -> None:
+        self._compiling.difference_update(numbers)
+        for number in numbers:
+            if number in self._ours:
+                self._engine.cancel(self._ours[number])
+                self._forget(self._ours[number])
 
     def _forget(self, number: int) -> int:
+        self._masks.pop(number, None)
         theirs = self._theirs.pop(number)
         self._waiting.discard(number)
         del self._ours[theirs]
@@ -181,9 +229,26 @@ class EngineWorker:
 
     def _read(self) -> None:
         while (body := receive(self._reader)) is not None:
-            self._requests.put(self._decoder.decode(body))
+            request = self._decoder.decode(body)
+            if isinstance(request, Add) and request.grammar is not None:
+                self._compile(request, request.grammar)
+            else:
+                self._requests.put(request)
         self._requests.put(None)
         threading.Timer(5, os._exit, (0,)).start()  # a step that never ends keeps no GPU
+
+    def _compile(self, request: Add, grammar: str) -> None:
+        """Compile the grammar of a request, which is taken then; requests behind it do not wait."""
+
+        def compiled() -> GrammarMask:
+            if self._grammars is None:
+                raise RequestError("this model has no tokenizer.json, which grammars need")
+            return self._grammars.mask(grammar, request.params.stop_token_ids)
+
+        self._compiling.add(request.number)
+        self._compiler.submit(compiled).add_done_callback(
+            lambda mask: self._requests.put(Compiled(request, mask))
+        )
 
     def _send(self, message: object) -> None:
         self._connection.sendall(frame(message))
@@ -200,9 +265,9 @@ def main() -> None:
         return
     options = msgspec.msgpack.decode(first, type=EngineOptions)
     try:
-        with logs.on_stderr(), _opened(options, connection) as (engine, ready):
+        with logs.on_stderr(), _opened(options, connection) as (engine, ready, grammars):
             connection.sendall(frame(ready))
-            EngineWorker(engine, connection, reader).serve()
+            EngineWorker(engine, connection, reader, grammars).serve()
     except (BrokenPipeError, ConnectionResetError):
         return
     except Exception as error:
@@ -214,13 +279,15 @@ def main() -> None:
 
 
 @contextmanager
-def _opened(options: EngineOptions, connection: socket.socket) -> Generator[tuple[Engine, Ready]]:
-    """The engine, and what the server is told of it."""
+def _opened(
+    options: EngineOptions, connection: socket.socket
+) -> Generator[tuple[Engine, Ready, Grammars | None]]:
+    """The engine, what the server is told of it, and the grammars over its tokens."""
     plugins.load_installed()
     for path in options.plugins:
         plugins.load_plugin(path)
     if options.null_token_us is not None:
-        yield _null_engine(options.model, options.null_token_us)
+        yield *_null_engine(options.model, options.null_token_us), None
         return
     with LLM(
         options.model,
@@ -240,9 +307,11 @@ def _opened(options: EngineOptions, connection: socket.socket) -> Generator[tupl
         progress=lambda what, done, total: connection.sendall(frame(Loading(what, done, total))),
     ) as llm:
         manifest = llm.bundle.manifest
+        vocab, ends = manifest.model.vocab_size, llm.engine.end_tokens
         yield (
             llm.engine,
-            _ready(llm.engine, manifest.model.vocab_size, llm.device, manifest.dtype, _origin(manifest)),
+            _ready(llm.engine, vocab, llm.device, manifest.dtype, _origin(manifest)),
+            Grammars(llm.source.folder / TOKENIZER, vocab, ends) if llm.source.folder else None,
         )
 
 

@@ -23,7 +23,8 @@ class Wish:
     """One sequence to generate: the token ids of its prompt, and how.
 
     `stop` and `stop_tokens` are those that the request names, and that are named as the reason of an end. `form` is how
-    the answer is written where it may have reasoning or calls.
+    the answer is written where it may have reasoning or calls. `grammar` (`infernum.engine.grammars`) is what it must
+    follow.
     """
 
     prompt: list[int]
@@ -35,6 +36,7 @@ class Wish:
     priority: int = 0
     salt: str = ""
     form: AnswerForm | None = None
+    grammar: str | None = None
 
     @property
     def shown_special(self) -> bool | tuple[str, ...]:
@@ -127,7 +129,12 @@ class Generation:
         try:
             for wish in wishes:
                 number, inbox = engine.add(
-                    wish.prompt, wish.params, self._wake, priority=wish.priority, salt=wish.salt
+                    wish.prompt,
+                    wish.params,
+                    self._wake,
+                    priority=wish.priority,
+                    salt=wish.salt,
+                    grammar=wish.grammar,
                 )
                 text = (
                     TextStream(tokenizer, wish.prompt, wish.stop, special=wish.shown_special)

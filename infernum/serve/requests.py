@@ -6,11 +6,12 @@ Fields that are not here are ignored, as all servers of this kind do. What is kn
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
 
+from infernum.serve.structured import ResponseFormat, StructuredOutputs
 from infernum.serve.tools import Tool, ToolChoice, Tools
 
 MOST_CHOICES = 128
@@ -39,12 +40,6 @@ class StreamOptions(msgspec.Struct, kw_only=True):
 
     include_usage: bool | None = False
     continuous_usage_stats: bool | None = False
-
-
-class ResponseFormat(msgspec.Struct, kw_only=True):
-    """The form of an answer; "text" is the only one so far."""
-
-    type: Literal["text", "json_object", "json_schema", "structural_tag"]
 
 
 class Generating(msgspec.Struct, kw_only=True):
@@ -76,7 +71,7 @@ class Generating(msgspec.Struct, kw_only=True):
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     response_format: ResponseFormat | None = None
-    structured_outputs: Any = None
+    structured_outputs: StructuredOutputs | None = None
     logits_processors: Any = None
     use_beam_search: bool | None = None
     chat_template: Any = None
@@ -92,7 +87,6 @@ class Generating(msgspec.Struct, kw_only=True):
         return self.prompt_logprobs
 
     UNSUPPORTED: ClassVar[dict[str, str]] = {
-        "structured_outputs": "structured output is not supported yet",
         "logits_processors": "a request may not bring code",
         "use_beam_search": "beam search is not supported",
         "chat_template": "a request may not bring a template; start the server with --chat-template FILE",

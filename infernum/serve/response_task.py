@@ -41,8 +41,9 @@ class ResponseTask(Task[ChatRequest]):
         model = served.check_model(request.model)
         check_choice(request.tool_choice, request.tools or [])
         prompt = served.check_ids(await served.encode_chat(request))
-        form = served.answer_form(request, prompt) or AnswerForm()
-        wishes = served.wishes(request, [prompt], request.max_completion_tokens, chat=True, form=form)
+        form, grammar = served.answer_form(request, prompt) or AnswerForm(), await served.grammar(request)
+        most = request.max_completion_tokens
+        wishes = served.wishes(request, [prompt], most, chat=True, form=form, grammar=grammar)
         return cls(
             served=served,
             request=request,

@@ -16,15 +16,18 @@ from infernum.chat.reader import AnswerForm
 from infernum.chat.reasoning import OPENING
 from infernum.engine.tokenizer import Tokenizer, load_tokenizer, why_no_tokenizer
 from infernum.errors import InfernumError, RequestError
+from infernum.model_folder.folder import TOKENIZER
 from infernum.models.presets import ModelSource
 from infernum.sampling_params import LARGEST_SEED, SamplingParams, derived_seed
 from infernum.serve.engine_client import EngineClient
 from infernum.serve.generation import Generation, Wish
+from infernum.serve.grammar_check import GrammarCheck, GrammarSource
 from infernum.serve.logprobs import Speller
 from infernum.serve.metrics import Metrics
 from infernum.serve.parsers import Parsers
 from infernum.serve.problems import Problem, invalid, too_long
 from infernum.serve.requests import MOST_BIASES, ChatRequest, Generating
+from infernum.serve.structured import source_of
 from infernum.serve.tools import for_template
 from infernum.serve.wire import Ready
 
@@ -92,6 +95,13 @@ class Served:
             raise invalid(str(error)) from error
         return Chat(templates, self.needed_tokenizer)
 
+    @cached_property
+    def _grammars(self) -> GrammarCheck | None:
+        folder = self.source.folder
+        if folder is None or self.tokenizer is None:
+            return None
+        return GrammarCheck(folder / TOKENIZER, self.ready.vocab_size)
+
     @property
     def needed_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises Problem where the model has none."""
@@ -156,6 +166,21 @@ class Served:
         except InfernumError as error:
             raise invalid(str(error), "messages") from error
 
+    async def grammar(self, request: Generating) -> str | None:
+        """The grammar of the answer that a request asks for; None: any text. Raises Problem."""
+        source = source_of(request.response_format, request.structured_outputs)
+        return None if source is None else await self.checked_grammar(source, request)
+
+    async def checked_grammar(self, source: GrammarSource, request: Generating) -> str:
+        """The grammar of a source, for `wishes`. Raises Problem where it is none."""
+        if request.ignore_eos:
+            raise invalid(
+                f"ignore_eos and {source.param} exclude each other: a grammar ends the answer", "ignore_eos"
+            )
+        if self._grammars is None:
+            raise invalid(why_no_tokenizer(self.source.folder, self.source.name), source.param)
+        return await self._grammars.grammar(source)
+
     def answer_form(self, request: ChatRequest, prompt: list[int]) -> AnswerForm | None:
         """How the answer to a conversation is written; None: as plain text. Raises Problem."""
         tokenizer, tools = self.needed_tokenizer, bool(request.offered_tools)
@@ -174,6 +199,7 @@ class Served:
         *,
         chat: bool,
         form: AnswerForm | None = None,
+        grammar: str | None = None,
     ) -> list[Wish]:
         """The sequences that a request asks for: n for each prompt, prompt after prompt. Raises Problem."""
         count = request.n or 1
@@ -201,6 +227,7 @@ class Served:
                         priority=-(request.priority or 0),
                         salt=request.cache_salt or "",
                         form=form,
+                        grammar=grammar,
                     )
                 )
         return wishes

@@ -41,13 +41,14 @@ class EngineOptions(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Add(msgspec.Struct, tag=True, array_like=True, frozen=True):
-    """Generate for a prompt. `tokens` are int32; results carry `number`."""
+    """Generate for a prompt. `tokens` are int32; results carry `number`; the answer follows `grammar`."""
 
     number: int
     tokens: bytes
     params: SamplingParams
     priority: int
     salt: str
+    grammar: str | None = None
 
 
 class Cancel(msgspec.Struct, tag=True, array_like=True, frozen=True):

@@ -1,0 +1,100 @@
+"""The process that reads the grammars of requests, whatever they are: one line of JSON for each, and one as answer.
+
+Each grammar is compiled by a child of its own, which the system ends by signal when it takes too much processor time,
+and which gets no more memory when it has too much. The child has the tokens of the model from its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from llguidance import LLMatcher
+from llguidance.gbnf_to_lark import any_to_lark
+
+from infernum.engine.grammars import Grammars, sentence
+from infernum.errors import RequestError
+from infernum.worker_process import limit_memory
+
+SECONDS = 0.06
+"""Processor time of one grammar."""
+
+MEBIBYTES = 256
+"""Memory of one grammar."""
+
+
+def grammar_of(kind: str, text: str, options: dict[str, Any]) -> str:
+    """The grammar that a text of some kind stands for. Raises ValueError.
+
+    kind     "json_schema"; "regex"; "choice", a list in JSON; "lark"; "grammar", in Lark's notation or in GBNF
+    options  of a JSON schema: as `LLMatcher.grammar_from_json_schema` takes them
+    """
+    match kind:
+        case "json_schema":
+            return LLMatcher.grammar_from_json_schema(text, overrides=options)  # pyright: ignore[reportArgumentType]
+        case "regex":
+            return LLMatcher.grammar_from_regex(text)
+        case "choice":
+            return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, json.loads(text))))
+        case "lark":
+            return LLMatcher.grammar_from_lark(text)
+        case "grammar":
+            return LLMatcher.grammar_from_lark(any_to_lark(text))
+        case _:
+            raise AssertionError(f"{kind} is no kind of a grammar")
+
+
+def answer(grammars: Grammars, request: dict[str, Any]) -> dict[str, str]:
+    """The `grammar` of a request, or the `error` that says what is wrong with it."""
+    try:
+        grammar = grammar_of(request["kind"], request["text"], request["options"])
+        grammars.check(grammar)
+    except MemoryError:
+        return {"error": f"it needs more than {MEBIBYTES} MiB of memory"}
+    except RecursionError:
+        return {"error": "it is nested too deeply"}
+    except RequestError as error:
+        return {"error": str(error)}
+    except Exception as error:  # GBNF is read by code that raises what it likes
+        return {"error": sentence(str(error))}
+    return {"grammar": grammar}
+
+
+def main() -> None:
+    """Answer requests until stdin ends. The arguments are the path of tokenizer.json, and the model's tokens."""
+    grammars = Grammars(Path(sys.argv[1]), int(sys.argv[2]))
+    for line in sys.stdin.buffer:
+        sys.stdout.buffer.write(_answered(grammars, line) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def _answered(grammars: Grammars, line: bytes) -> bytes:
+    try:
+        _ = grammars.tokenizer
+    except RequestError as error:
+        return json.dumps({"error": str(error)}).encode()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            limit_memory(MEBIBYTES)
+            with os.fdopen(writer, "wb") as pipe:
+                pipe.write(json.dumps(answer(grammars, json.loads(line))).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        body = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF:
+        return json.dumps({"error": f"it takes more than {SECONDS * 1e3:.0f} ms to compile"}).encode()
+    if status:
+        return json.dumps({"error": f"it needs more than {MEBIBYTES} MiB of memory, or fails"}).encode()
+    return body
