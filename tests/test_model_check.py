@@ -14,6 +14,7 @@ from conftest import Outcome, Tiny
 
 from infernum.model_folder.weights import StoredTensor
 from infernum.resources import demo_folder
+from infernum.runtime.driver import GpuFacts
 
 Run = Callable[..., Outcome]
 
@@ -88,6 +89,17 @@ def test_memory_is_that_of_the_dtype_and_of_every_layer(infernum: Run) -> None:
     _, seen = examined(infernum, "llama-3.2-1b")
     assert "2.47 GB of weights as bf16" in seen["memory"]["found"]
     assert "32.8 kB of KV cache a token: 4.29 GB for the whole context of 131072" in seen["memory"]["found"]
+
+
+@pytest.mark.parametrize(("model", "tokens"), [("llama-3.2-1b", 583_751), ("gemma-3-1b", 4_363_363)])
+def test_a_gpu_has_room_for_more_tokens_of_layers_with_a_window(
+    infernum: Run, model: str, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = GpuFacts(index=0, name="GPU", arch=(9, 0), sms=132, shared_optin=232448, total_bytes=24 * 10**9)
+    monkeypatch.setattr("infernum.runtime.driver.gpu_available", lambda: True)
+    monkeypatch.setattr("infernum.runtime.driver.gpu_facts", lambda index: gpu)
+    _, seen = examined(infernum, model)
+    assert f"room for {tokens:,} tokens" in seen["memory"]["found"]
 
 
 def test_a_machine_with_too_little_memory_is_said_to_have_too_little(

@@ -179,9 +179,10 @@ def _memory(manifest: Manifest) -> CheckResult:
     weights = plan_weights(manifest).total_bytes
     token = plan_cache(manifest).total_page_bytes / manifest.page_size
     context = manifest.model.context
+    longest = sequence_bytes(manifest, context)
     facts = (
         f"{size_text(weights)} of weights as {manifest.dtype}, and {size_text(token)} of KV cache a token:"
-        f" {size_text(sequence_bytes(manifest, context))} for the whole context of {context}"
+        f" {size_text(longest)} for the whole context of {context}"
     )
     if gpu_available():
         gpu = gpu_facts(0)
@@ -191,7 +192,10 @@ def _memory(manifest: Manifest) -> CheckResult:
             return CheckResult(
                 "memory", False, f"{facts}; {fits}", "use a smaller dtype, or a GPU with more memory"
             )
-        return CheckResult("memory", True, f"{facts}; {fits}, room for {int(room / token):,} tokens in all")
+        tokens = int(room / longest * context)
+        return CheckResult(
+            "memory", True, f"{facts}; {fits}, room for {tokens:,} tokens where sequences are that long"
+        )
     in_numpy = weights * 4 / dtypes.dtype(manifest.dtype).bytes
     here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     facts += (
