@@ -30,7 +30,8 @@ MEBIBYTES = 256
 def grammar_of(kind: str, text: str, options: dict[str, Any]) -> str:
     """The grammar that a text of some kind stands for. Raises ValueError.
 
-    kind     "json_schema"; "regex"; "choice", a list in JSON; "lark"; "grammar", in Lark's notation or in GBNF
+    kind     "json_schema"; "regex"; "choice", a list in JSON; "grammar", in Lark's notation or in GBNF;
+             "llguidance", as `LLMatcher` takes it
     options  of a JSON schema: as `LLMatcher.grammar_from_json_schema` takes them
     """
     match kind:
@@ -40,8 +41,8 @@ def grammar_of(kind: str, text: str, options: dict[str, Any]) -> str:
             return LLMatcher.grammar_from_regex(text)
         case "choice":
             return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, json.loads(text))))
-        case "lark":
-            return LLMatcher.grammar_from_lark(text)
+        case "llguidance":
+            return text
         case "grammar":
             return LLMatcher.grammar_from_lark(any_to_lark(text))
         case _:
