@@ -192,13 +192,14 @@ def test_a_prompt_behind_cached_pages_gives_what_it_gives_without_them(
 
 @on_each_device
 def test_a_sequence_that_was_preempted_gives_what_it_gives_undisturbed(
-    place: Place, open_engine: Open
+    place: Place, open_engine: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = open_engine(place, max_batch_tokens=512, pages=64)
     scarce = open_engine(place, max_batch_tokens=512, pages=8)
     prompts = random_prompts(scarce, [50, 60, 20, 63, 120, 40, 55, 10], seed=3)
     requests = [Request(prompt, greedy(70)) for prompt in prompts]
     preempted = scarce._scheduler.preempted
+    monkeypatch.setattr(scarce._scheduler, "_reserved", lambda own: 0)  # so that pages run out
     outputs, _ = serve(scarce, requests)
     assert scarce._scheduler.preempted >= preempted + 3
     check_as_if_alone(place, whole, requests, outputs)
@@ -222,7 +223,7 @@ def test_a_sequence_that_gives_back_pages_behind_a_window_gives_what_it_gives_wi
 
     monkeypatch.setattr(group, "release_behind", release_and_count)
     outputs, _ = serve(scarce, requests)
-    assert group.window == 100 and sum(behind) >= 10, "pages behind the window went to others"
+    assert group.window == 100 and sum(behind) >= 8, "pages behind the window went to others"
     check_as_if_alone(place, whole, requests, outputs)
 
 

@@ -144,3 +144,14 @@ def test_steps_that_are_all_alike_leave_a_limit_for_all_others():
         estimate.measure(200, 16, seconds_of(200, 16))
     most = estimate.prompt_tokens_within(2 * seconds_of(200, 16), 16)
     assert most is not None and 200 < most < 8000
+
+
+def test_large_steps_of_which_the_first_was_disturbed_do_not_hold_up_prompts():
+    estimate = StepTime()
+    for step in range(9):
+        estimate.measure(4096, 7 * step, seconds_of(4096, 7 * step) * (20 if step == 0 else 1))
+    for step in range(100):
+        decodes, most = 50 + step % 14, estimate.prompt_tokens_within(0.02, 60)
+        prompt_tokens = min(max(LEAST_PROMPT_TOKENS, most), (523, 200, 800, 60)[step % 4])
+        estimate.measure(prompt_tokens, decodes, seconds_of(prompt_tokens, decodes))
+    assert seconds_of(estimate.prompt_tokens_within(0.02, 60), 60) == pytest.approx(0.95 * 0.02, rel=0.1)
