@@ -32,9 +32,6 @@ from infernum.rule_phrases import fired, refusal
 
 kernel_log = logs.channel("kernels")
 
-DECODE = "decode"
-"""The variant of steps in which more than 64 sequences have one token each."""
-
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
@@ -184,13 +181,14 @@ def compile_block(traced: Graph, target: Target, rules: Sequence[Rule], sources:
 
 
 def variants_for(largest: int) -> list[VariantSpec]:
-    """The classes of steps up to `largest` tokens: one, a few (GEMV), tens, decodes of hundreds, and prompts."""
+    """The classes of steps up to `largest` tokens: one, a few (GEMV), tens, decodes of more, and prompts."""
     classes = [
-        ("t1", 1, 1),
-        ("t8", 2, 8),
-        ("t64", 9, 64),
-        (DECODE, 65, MOST_DECODES),
-        ("prefill", 65, largest),
+        ("t1", 1, 1, False),
+        ("t8", 2, 8, False),
+        ("t64", 9, 64, False),
+        ("d128", 65, 128, True),
+        ("decode", 129, MOST_DECODES, True),
+        ("prefill", 65, largest, False),
     ]
     return [
         VariantSpec(
@@ -198,9 +196,9 @@ def variants_for(largest: int) -> list[VariantSpec]:
             min_tokens=low,
             max_tokens=min(high, largest),
             max_rows=min(high, largest, MAX_ROWS),
-            decodes=name == DECODE,
+            decodes=decodes,
         )
-        for name, low, high in classes
+        for name, low, high, decodes in classes
         if low <= largest
     ]
 

@@ -132,3 +132,27 @@ def test_what_earlier_steps_put_into_the_cache_is_read_ahead_where_a_template_sa
     careless = replace(kernel, template=replace(kernel.template, reads_cached=()))
     with pytest.raises(CompileError, match=r"reads kv ahead of .*, but rope_append may still be writing it"):
         check_ahead(plan, careless, text)
+
+
+def test_a_kernel_beside_the_one_before_it_relies_on_that_ones_wait_and_needs_none_of_its_results(
+    write_template: Path,
+) -> None:
+    cfg = understand(Fields(SMALL, "small")).config
+    target = Target(90, "prefill", 65, 512, BF16)
+    plan = plan_block(decoder.trace(cfg, BF16), target)
+    beside = next(s for s in plan.steps if isinstance(s, KernelStep) and s.template.joins_previous)
+    text = emit_block(plan, "as it is")
+    check_ahead(plan, beside, text)
+    names = {operand.name: operand for operand in beside.operands}
+    needy = replace(beside, operands=(*beside.operands, replace(names["out"], const=True)))
+    needing = replace(plan, steps=tuple(needy if step is beside else step for step in plan.steps))
+    with pytest.raises(
+        CompileError, match=r"^attention_units: runs beside attention_prefill_wgmma, which writes"
+    ):
+        check_ahead(needing, needy, text)
+    name = "attention_prefill_wgmma.cu.j2"
+    early = (templates.templates_folder() / name).read_text().replace(WAIT, f"{START}\n    {WAIT}")
+    templates._environment.cache_clear()
+    (write_template / name).write_text(early)
+    with pytest.raises(CompileError, match=r"attention_units runs beside it and relies on its wait"):
+        emit_block(plan, "with an early start")

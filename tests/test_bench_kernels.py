@@ -220,12 +220,13 @@ def test_a_variant_is_measured_at_its_most_decodes_or_at_a_prompt_of_the_context
 ) -> None:
     sizes = {
         variant: workload(dante_bundle, variant=variant, tokens=None, context=200, room=64, seed=0)
-        for variant in ("t1", "t8", "t64", "decode", "prefill")
+        for variant in ("t1", "t8", "t64", "d128", "decode", "prefill")
     }
     assert {name: load.tokens for name, load in sizes.items()} == {
         "t1": 1,
         "t8": 8,
         "t64": 64,
+        "d128": 128,
         "decode": 256,
         "prefill": 200,
     }
@@ -233,6 +234,7 @@ def test_a_variant_is_measured_at_its_most_decodes_or_at_a_prompt_of_the_context
         "t1": 1,
         "t8": 8,
         "t64": 64,
+        "d128": 128,
         "decode": 256,
         "prefill": 1,
     }

@@ -47,7 +47,7 @@ from infernum.runtime.layout import block_variant
 EVERY = [
     (block, variant)
     for block in ("embed", "decoder", "head")
-    for variant in ("t1", "t8", "t64", "decode", "prefill")
+    for variant in ("t1", "t8", "t64", "d128", "decode", "prefill")
 ] + [("greedy", ANY), ("sample", ANY)]
 RULE = {rule.name: rule for rule in RULES}
 every_block = pytest.mark.parametrize(("block", "variant"), EVERY, ids=[".".join(pair) for pair in EVERY])

@@ -37,11 +37,12 @@ SHAPES = [
 ]
 
 
+@pytest.mark.parametrize("most", [64, 128])
 @pytest.mark.parametrize("call", SHAPES, ids=lambda call: f"{call.columns}x{call.operands['weight'].width}")
-def test_every_layout_covers_all_columns_and_fits_on_an_sm(call: Call) -> None:
+def test_every_layout_covers_all_columns_and_fits_on_an_sm(call: Call, most: int) -> None:
     gpu = GPUS[90]
     parts = call.epilogue.parts if call.epilogue else 1
-    layouts = [each for each in PRODUCT_WGMMA.layouts(call, target()) if isinstance(each, Layout)]
+    layouts = [each for each in PRODUCT_WGMMA.layouts(call, target(most=most)) if isinstance(each, Layout)]
     assert layouts
     for layout in layouts:
         constants = layout.constants | layout.parameters
@@ -66,7 +67,7 @@ def test_few_columns_are_shared_by_clusters_and_many_are_not() -> None:
     ("call", "of", "reason"),
     [
         (product(4096, 4096), target(arch=80), "Hopper"),
-        (product(4096, 4096), target(most=128), "a warpgroup serves 64 tokens, the variant t64 up to 128"),
+        (product(4096, 4096), target(most=256), "a block serves 128 tokens, the variant t64 up to 256"),
         (product(4096, 4096, dtype=F32), target(), "not f32"),
         (product(4096, 4000), target(), "rows of 4000 are not whole panels of 64 columns"),
         (product(4092, 4096), target(), "4092 columns are not whole octets"),

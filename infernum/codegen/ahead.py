@@ -31,11 +31,20 @@ def check_ahead(plan: BlockPlan, kernel: KernelStep, text: str) -> None:
     body = code[code.index("{", code.index(f"{kernel.name}(")) :]
     before, wait, _ = body.partition(WAIT)
     template = f"templates/{kernel.template.name}.cu.j2"
+    following = kernel.template.next_kernel
+    if following is not None and following.joins_previous and START in before:
+        raise CompileError(
+            f"{kernel.name}: {following.name} runs beside it and relies on its wait; move {START[:-1]} behind "
+            f"{WAIT[:-1]} in {template}"
+        )
     if not wait:
         raise CompileError(
             f"{kernel.name}: a kernel that may start early must call {WAIT[:-1]} before it reads what others write; "
             f"see include/programmatic.cuh, and mend {template}"
         )
+    if kernel.template.joins_previous:
+        _check_joining(plan, kernel)
+        before = ""
     for operand in (o for o in kernel.operands if not o.place.weight):
         if not re.search(rf"(?<![\w.]){operand.name}\b", before):
             continue
@@ -55,6 +64,17 @@ def check_ahead(plan: BlockPlan, kernel: KernelStep, text: str) -> None:
                 f"{kernel.name}: writes {operand.name}, which kernels of the next step read ahead of their wait; take "
                 f"{START[:-1]} out of {template}"
             )
+
+
+def _check_joining(plan: BlockPlan, kernel: KernelStep) -> None:
+    """Raise CompileError unless a kernel that runs beside the one before it needs none of that one's results."""
+    other = plan.steps[plan.steps.index(kernel) - 1]
+    assert isinstance(other, KernelStep) and other.node is kernel.node, "it is a next kernel"
+    read = {operand.place.tensor for operand in kernel.operands if operand.const}
+    if written := sorted(read & other.writes):
+        raise CompileError(
+            f"{kernel.name}: runs beside {other.name}, which writes {', '.join(written)}, and reads that"
+        )
 
 
 _AHEAD = frozenset(item.name for item in INPUTS if item.ahead)

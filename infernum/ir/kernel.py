@@ -208,6 +208,9 @@ class Template:
     reads_before_wait  operands that the kernel reads before it waits for the previous kernel; weights need no entry
     reads_cached       operands among these that a kernel of the step may be writing, while only what earlier steps have
                        written is read: the KV cache up to the first position of the step
+    joins_previous     True for a `next_kernel` that runs beside the kernel before it, and reads nothing that this other
+                       one writes. That one lets it start behind its own wait. It waits before it ends, and reads what
+                       others have written past the L1 cache, which nothing has made to forget older values
     workspaces         scratch tensors
     next_kernel        a further kernel of the same op, launched after this one, with the same layout if it has none
     arguments          operands, results and workspaces that are passed to the kernel; empty: all of them
@@ -229,6 +232,7 @@ class Template:
     epilogue: bool = False
     reads_before_wait: tuple[str, ...] = ()
     reads_cached: tuple[str, ...] = ()
+    joins_previous: bool = False
     workspaces: tuple[Workspace, ...] = ()
     next_kernel: Template | None = None
     arguments: tuple[str, ...] = ()

@@ -288,6 +288,9 @@ SINGLES = replace(
     UNITS,
     grid=(_SEVERAL, *_SPLIT_GRID[1:]),
     layouts=_single_layouts,
+    reads_before_wait=(),
+    reads_cached=(),
+    joins_previous=True,
     workspaces=tuple(replace(w, shape=("seqs", *w.shape[1:])) for w in _WORKSPACES),
     symbols=("max_pages",),
     next_kernel=replace(

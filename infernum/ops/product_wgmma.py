@@ -14,8 +14,11 @@ _PANEL = 64
 _MOST_ROWS = 256
 """Most rows of weights to a block: the columns of a wgmma."""
 
-_TOKENS = 64
-"""Tokens of a block: the rows of a wgmma."""
+_ROWS = 64
+"""Tokens of a warpgroup: the rows of a wgmma."""
+
+_MOST_TOKENS = 128
+"""Tokens of two warpgroups, whose sums leave room in the registers of an SM."""
 
 _FOREIGN = 3
 """A byte of another block's sums takes about as long to read as so many of weights."""
@@ -27,9 +30,9 @@ def _refusal(call: Call, target: Target) -> Refusal | None:
         return Refusal("wgmma is an instruction of Hopper (sm_90a) only")
     if weight.dtype.bytes != 2:
         return Refusal(f"tensor cores multiply bf16 and f16 here, not {weight.dtype}")
-    if target.max_tokens > _TOKENS:
+    if target.max_tokens > _MOST_TOKENS:
         most = target.max_tokens
-        return Refusal(f"a warpgroup serves {_TOKENS} tokens, the variant {target.variant} up to {most}")
+        return Refusal(f"a block serves {_MOST_TOKENS} tokens, the variant {target.variant} up to {most}")
     if weight.width % _PANEL:
         return Refusal(f"rows of {weight.width} are not whole panels of {_PANEL} columns")
     if call.columns % 8:
@@ -61,8 +64,13 @@ def _clusters(target: Target, split: int) -> int:
     return sms // split if split <= 2 else sms * 10 // 11 // split
 
 
-def _slot_bytes(rows: int) -> int:
-    return (_TOKENS + rows) * _PANEL * 2
+def _tokens(target: Target) -> int:
+    """Tokens of a block: whole warpgroups."""
+    return _ROWS * ceildiv(target.max_tokens, _ROWS)
+
+
+def _slot_bytes(target: Target, rows: int) -> int:
+    return (_tokens(target) + rows) * _PANEL * 2
 
 
 def _cost(call: Call, target: Target, split: int) -> float:
@@ -71,8 +79,8 @@ def _cost(call: Call, target: Target, split: int) -> float:
     rows = tile * _parts(call)
     panels = ceildiv(call.operands["weight"].width // _PANEL, split)
     rounds = ceildiv(ceildiv(call.columns, tile), _clusters(target, split))
-    sums = _TOKENS * rows * 4 * (split - 1) // split
-    return rounds * (_slot_bytes(rows) * panels + _FOREIGN * sums)
+    sums = _tokens(target) * rows * 4 * (split - 1) // split
+    return rounds * (_slot_bytes(target, rows) * panels + _FOREIGN * sums)
 
 
 def _layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
@@ -90,7 +98,8 @@ def _layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
         yield Refusal(f"{call.columns} columns are more than two blocks to an SM multiply")
         return
     splits.sort(key=lambda split: _cost(call, target, split))
-    for values in alternatives(SPLIT=splits, SLOTS=(0, 8, 7, 6, 5, 4, 3, 2), THREADS=(384, 320, 224)):
+    threads = (384, 320, 224) if _tokens(target) == _ROWS else (384, 416)
+    for values in alternatives(SPLIT=splits, SLOTS=(0, 8, 7, 6, 5, 4, 3, 2), THREADS=threads):
         values["SLOTS"] = values["SLOTS"] or _most_slots(call, target, values["SPLIT"])
         constants = _constants(call, target, values)
         most = _most_shared(target)
@@ -115,9 +124,11 @@ def _most_slots(call: Call, target: Target, split: int) -> int:
 def _constants(call: Call, target: Target, values: Mapping[str, int]) -> dict[str, int]:
     split, slots = values["SPLIT"], values["SLOTS"]
     tile, parts = _tile(call, target, split), _parts(call)
-    ring = slots * _slot_bytes(tile * parts)
-    sums = _TOKENS * (tile * parts + 32) * 4
+    tokens = _tokens(target)
+    ring = slots * _slot_bytes(target, tile * parts)
+    sums = tokens * (tile * parts + 32) * 4
     return {
+        "TOKENS": tokens,
         "WIDTH": call.operands["weight"].width,
         "COLUMNS": call.columns,
         "VECTOR": 8,

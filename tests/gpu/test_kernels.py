@@ -75,13 +75,14 @@ RECIPES = [
 of queries and keys, no turn, and a GeGLU between norms of a plugin; Gemma's norms with a sum behind them, and caps;
 turns of parts of heads, of neighbours, by position and by the lengths of sequences."""
 
-VARIANTS = ("t1", "t8", "t64", "decode", "prefill")
+VARIANTS = ("t1", "t8", "t64", "d128", "decode", "prefill")
 
 ONE_OF_MANY: dict[str, Chunks] = {
     "t1": ((211, 1),),
     "t8": ((211, 3), (64, 1), (0, 1)),
     "t64": ((211, 1), (64, 17), (0, 1), (130, 13), (63, 1)),
-    "decode": tuple((start, 1) for start in (211, 64, 0, 130, 63) * 13),
+    "d128": tuple((start, 1) for start in (211, 64, 0, 130, 63) * 13),
+    "decode": tuple((start, 1) for start in (211, 64, 0, 130, 63) * 26),
     "prefill": ((211, 131), (64, 1), (0, 66), (130, 1)),
 }
 """For the large layer, whose references take NumPy a while."""

@@ -37,7 +37,7 @@ def names_of(bundle: Bundle, variant: str) -> list[tuple[str, str]]:
     return [(b, kernel.name) for b in blocks for kernel in block_variant(bundle.manifest, b, variant).kernels]
 
 
-@pytest.mark.parametrize("variant", ["t1", "t8", "t64", "decode", "prefill"])
+@pytest.mark.parametrize("variant", ["t1", "t8", "t64", "d128", "decode", "prefill"])
 def test_every_kernel_is_measured_once_and_the_times_add_up_to_the_graph(
     bundles: Bundles, variant: str
 ) -> None:
