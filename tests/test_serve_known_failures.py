@@ -1,7 +1,7 @@
 """Failures of other servers, each with the row of the list that it is number of, that this one must not have.
 
-Those of structured output (11 and 12) come with it. 9, 10, 17, 18 and 19 are in test_serve_defences and
-test_chat_template too.
+9, 10, 17, 18 and 19 are in test_serve_defences and test_chat_template too; what grammars are refused for, in
+test_serve_structured.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from chat_models import write_chat_model
+from schemas import HOSTILE
 from serving import Reply, RunningServer, running, start
 
 FUNCTION = {"type": "function", "function": {"name": "f"}}
@@ -91,6 +92,36 @@ def test_9_a_template_of_the_request(server: RunningServer) -> None:
     bomb = "{% for a in range(9999999) %}{% for b in range(9999999) %}x{% endfor %}{% endfor %}"
     for fields in ({"chat_template": bomb}, {"chat_template_kwargs": {"chat_template": bomb}}):
         assert server.chat("Hello", **fields).status == 400
+
+
+def test_11_a_grammar_that_is_none(server: RunningServer) -> None:
+    """Each is refused, and an answer that runs meanwhile goes on."""
+    replies: list[Reply] = []
+    running = threading.Thread(
+        target=lambda: replies.append(server.complete("Then", max_tokens=60, ignore_eos=True))
+    )
+    running.start()
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "sequence"}}}
+    for fields in (
+        {"structured_outputs": {"regex": "("}},
+        {"structured_outputs": {"regex": "[z-a]"}},
+        {"structured_outputs": {"grammar": "root ::= other"}},
+        {"structured_outputs": {"json": {"$ref": "http://127.0.0.1/schema"}}},
+        {"response_format": schema},
+    ):
+        reply = server.complete("Then", **fields)
+        assert reply.status == 400 and reply.error["param"] == next(iter(fields))
+    running.join()
+    assert [reply.status for reply in replies] == [200]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_12_a_grammar_that_explodes(name: str, server: RunningServer) -> None:
+    """It is served or refused. Its limit is processor time, of which a busy machine has less."""
+    begin = time.monotonic()
+    reply = server.complete("Then", max_tokens=3, temperature=1.5, structured_outputs=HOSTILE[name])
+    assert reply.status in (200, 400), reply.body
+    assert time.monotonic() - begin < 5
 
 
 def test_13_an_output_that_takes_long_to_parse(tmp_path: Path) -> None:

@@ -24,12 +24,19 @@ RECENT = 64
 LIMITS = LLParserLimits(
     initial_lexer_fuel=500_000,
     step_lexer_fuel=50_000,
-    step_max_items=20_000,
+    step_max_items=3_000,
+    max_items_in_row=600,
     max_lexer_states=50_000,
     max_grammar_size=100_000,
     verbose_errors=False,
 )
-"""What a grammar may take: when it is compiled, for each token, and in memory."""
+"""What a grammar may take: when it is compiled, for each token, and in memory.
+
+An optional property takes four items of a row, as long as it may still come: an object may have about 150 of them.
+"""
+
+FIRST_TOKENS = 4
+"""Tokens whose masks are computed when a grammar is checked: some fail only there."""
 
 
 class GrammarMask:
@@ -108,11 +115,16 @@ class Grammars:
         return LLExecutor()
 
     def check(self, grammar: str) -> None:
-        """Raises RequestError for a grammar that is none, or that no text follows."""
+        """Raises RequestError for a grammar that is none, that no text follows, or that fails with its first tokens."""
         matcher = self.matcher(grammar)
-        matcher.compute_bitmask()
-        if matcher.is_error():
-            raise RequestError(sentence(matcher.get_error()))
+        for _ in range(FIRST_TOKENS):
+            allowed = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+            if matcher.is_error():
+                raise RequestError(sentence(matcher.get_error()))
+            byte = int(allowed.argmax())
+            if matcher.is_stopped() or not allowed[byte]:
+                return
+            matcher.consume_token(8 * byte + int(allowed[byte]).bit_length() - 1)
 
     def matcher(self, grammar: str) -> LLMatcher:
         """A matcher of a grammar that has read nothing. Raises RequestError with llguidance's sentence."""

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ SECONDS = 0.06
 
 MEBIBYTES = 256
 """Memory of one grammar."""
+
+STACK = 1 << 20
+"""Bytes of the stack on which a grammar is read here; the engine's threads have more."""
 
 
 def grammar_of(kind: str, text: str, options: dict[str, Any]) -> str:
@@ -81,21 +85,24 @@ def _answered(grammars: Grammars, line: bytes) -> bytes:
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        status = 1
-        try:
-            signal.setitimer(signal.ITIMER_PROF, SECONDS)
-            limit_memory(MEBIBYTES)
-            with os.fdopen(writer, "wb") as pipe:
-                pipe.write(json.dumps(answer(grammars, json.loads(line))).encode())
-            status = 0
-        finally:
-            os._exit(status)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        limit_memory(MEBIBYTES)
+        threading.stack_size(STACK)
+        thread = threading.Thread(target=_write_answer, args=(writer, grammars, line))
+        thread.start()
+        thread.join()
+        os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         body = pipe.read()
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF:
         return json.dumps({"error": f"it takes more than {SECONDS * 1e3:.0f} ms to compile"}).encode()
-    if status:
-        return json.dumps({"error": f"it needs more than {MEBIBYTES} MiB of memory, or fails"}).encode()
+    if not body:
+        return json.dumps({"error": f"it is nested too deeply, or needs more than {MEBIBYTES} MiB"}).encode()
     return body
+
+
+def _write_answer(writer: int, grammars: Grammars, line: bytes) -> None:
+    with os.fdopen(writer, "wb") as pipe:
+        pipe.write(json.dumps(answer(grammars, json.loads(line))).encode())
