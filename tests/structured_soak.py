@@ -33,7 +33,9 @@ def outcome(server: RunningServer, number: int, seed: int, max_tokens: int) -> s
     """What has become of one schema."""
     schema = random_schema(random.Random(f"{seed} {number}")) | {"$defs": {"node": NODE}}
     form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-    reply = server.complete("Then", temperature=1.5, seed=number, max_tokens=max_tokens, response_format=form)
+    reply = server.complete(
+        "Then", temperature=1.5, seed=number, max_tokens=max_tokens, response_format=form, timeout=300
+    )
     if reply.status == 400 and reply.error["param"] == "response_format":
         return "refused before it was queued"
     if reply.status != 200:
@@ -50,7 +52,7 @@ def outcome(server: RunningServer, number: int, seed: int, max_tokens: int) -> s
 
 def free(server: RunningServer, number: int, alone: str) -> str:
     """What has become of a neighbour without a schema."""
-    text = server.complete(**FREE, seed=number % 4).json["choices"][0]["text"]
+    text = server.complete(**FREE, seed=number % 4, timeout=300).json["choices"][0]["text"]
     return (
         "neighbour as if alone" if text == alone else f"failed: neighbour {number} is {text!r}, not {alone!r}"
     )
