@@ -99,6 +99,13 @@ CANTO: Any = {
     },
 }
 
+SCHEMA: Any = {
+    "type": "object",
+    "properties": {"x": {"enum": [1, 2]}},
+    "required": ["x"],
+    "additionalProperties": False,
+}
+
 TOOL_FIELDS: list[dict[str, Any]] = [
     {},
     {"n": 2},
@@ -110,6 +117,8 @@ TOOL_FIELDS: list[dict[str, Any]] = [
     {"stop": ["arguments"]},
     {"stop": "}"},
     {"temperature": 1.0, "seed": 4},
+    {"tool_choice": "required"},
+    {"tool_choice": {"type": "function", "function": {"name": "canto"}}, "temperature": 1.0, "seed": 4},
 ]
 
 
@@ -152,6 +161,11 @@ RESPONSES: list[dict[str, Any]] = [
     {"tools": [{"type": "function", "strict": None, **CANTO["function"]}], "parallel_tool_calls": False},
     {"tools": [{"type": "function", "strict": None, **CANTO["function"]}], "tool_choice": "none"},
     {"temperature": 1.0, "top_p": 0.9, "extra_body": {"seed": 3}},
+    {
+        "tools": [{"type": "function", "strict": True, **CANTO["function"]}],
+        "tool_choice": {"type": "function", "name": "canto"},
+    },
+    {"text": {"format": {"type": "json_schema", "name": "x", "strict": True, "schema": SCHEMA}}},
     {"metadata": {"a": "b"}, "store": False, "include": ["reasoning.encrypted_content"]},
 ]
 
@@ -170,6 +184,8 @@ def test_responses_are_valid_and_streams_say_the_same(fields: dict[str, Any], cl
     ]
     assert calls[0] == calls[1] and final.usage.output_tokens == whole.usage.output_tokens
     assert final.status == whole.status
+    if "text" in fields:
+        assert whole.output_text in ('{"x": 1}', '{"x": 2}', '{"x":1}', '{"x":2}')
 
 
 def test_models_are_valid(client: Any) -> None:

@@ -23,7 +23,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from serving import start
 
 LIST = Path(__file__).with_name("llama_cpp.txt")
-FILES = ("chat_completion", "basic", "completion", "tokenize", "security")
+FILES = (
+    "chat_completion",
+    "basic",
+    "completion",
+    "tokenize",
+    "security",
+    "compat_oai_responses",
+    "compat_anthropic",
+)
 PORT = 8080
 NAMES = ("dante-chat", "gpt-3.5-turbo", "gpt-3.5-turbo-instruct", "davinci-002")
 """Names that the tests use for whatever model there is."""
@@ -35,6 +43,14 @@ CONTEXT = "256"
 
 SERVERS = {
     "open": OPEN,
+    "agents": (
+        "--served-model-name",
+        "test",
+        "--served-model-name",
+        "gpt-4.1",
+        "--max-model-len",
+        "512",  # which the descriptions of tools need
+    ),
     "one name": ("--served-model-name", "tinyllama-2"),
     "keys": (*OPEN, "--api-key", "sk-this-is-the-secret-key", "--allowed-origins", "http://localhost"),
 }
