@@ -174,7 +174,7 @@ def test_no_token_depends_on_pages_behind_a_window(tmp_path: Path, name: str) ->
     assert all(group.pool.free_pages == group.pool.num_pages == 9 for group in scheduler.slots.windowed)
     for index, (prompt, completion) in enumerate(zip(prompts, together, strict=True)):
         number = ample.add(prompt, params[index])
-        ample._sequences[number].seed = derived_seed(7, index)  # pyright: ignore[reportPrivateUsage]
+        ample._loop.sequences[number].seed = derived_seed(7, index)  # pyright: ignore[reportPrivateUsage]
         tokens: list[int] = []
         while ample.busy:
             tokens += [token for event in ample.step() for token in event.tokens]

@@ -420,7 +420,7 @@ def test_logprobs_of_prompts_are_of_raw_logits_whoever_else_runs(
             assert_prompt_logprobs(completion.prompt_logprobs, prompt, own.prompt_logprobs)
         if own.logprobs is not None:
             assert_logprobs(completion.logprobs, prompt, completion.tokens, own.logprobs)
-    assert engine._pool.free_pages == pages and not engine._unscored
+    assert engine._pool.free_pages == pages and not engine._loop._unscored
     assert engine.statistics.output_tokens == sum(map(len, (each.tokens for each in found)))
 
 

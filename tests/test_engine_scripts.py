@@ -191,7 +191,7 @@ def test_whatever_happens_each_sequence_gets_its_own_tokens_and_no_page_is_lost(
     for each in requests.values():
         each.check()
     assert engine._pool.free_pages == pages
-    assert not engine._scheduler.slots.tables.in_use and not engine._unscored
+    assert not engine._scheduler.slots.tables.in_use and not engine._loop._unscored
 
 
 class LostTokens:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from toy_executor import ToyExecutor, ToyPending, scripted
 
-from infernum.engine import engine as engine_module
+from infernum.engine import step_loop
 from infernum.engine.engine import Engine
 from infernum.engine.scheduler import LEAST_PROMPT_TOKENS
 from infernum.engine.step_time import StepTime
@@ -70,7 +70,7 @@ def served(monkeypatch, max_itl_ms, slowness=lambda step: 1.0):
     """The steps of a load: 1300 tokens alone, then two of 64, which decode beside five long prompts."""
     toy = TimedExecutor()
     toy.slowness = slowness
-    monkeypatch.setattr(engine_module, "time", SimpleNamespace(perf_counter=lambda: toy.now))
+    monkeypatch.setattr(step_loop, "time", SimpleNamespace(perf_counter=lambda: toy.now))
     info = ModelInfo("toy", "toy", {}, "", vocab_size=VOCAB, context=4096, num_layers=1)
     engine = Engine(toy, info, max_itl_ms=max_itl_ms)
     engine.generate([[1] * 1300], SamplingParams(max_tokens=1, temperature=0))

@@ -273,7 +273,7 @@ def test_a_stop_string_is_a_cancel_and_tokens_computed_after_it_are_dropped():
         events += engine.step()
     assert sum(len(event.tokens) for event in events) == 7  # an, d, space, S, T, O, P
     assert engine.statistics.output_tokens >= 7
-    assert engine._sequences == {} == engine._transcripts
+    assert engine._loop.sequences == {} == engine._transcripts
 
 
 def test_no_text_is_made_by_the_thread_that_makes_the_step(monkeypatch):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator
 from collections.abc import Sequence as Ordered
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import count
 from queue import SimpleQueue
 from threading import Lock
@@ -16,7 +14,6 @@ from threading import Lock
 import numpy as np
 
 from infernum.engine.events import (
-    FINISH_REASONS,
     Completion,
     Event,
     PromptLogprobs,
@@ -24,40 +21,24 @@ from infernum.engine.events import (
     StepEvents,
     StepRecord,
     TokenLogprobs,
-    logprobs_of,
     tokens_of,
 )
 from infernum.engine.intake import Intake
+from infernum.engine.masks import PrepareMasks
 from infernum.engine.page_pool import PagePool
 from infernum.engine.request import read_params
-from infernum.engine.scheduler import Scheduler, StepPlan
+from infernum.engine.scheduler import Scheduler
 from infernum.engine.sequence import Mask, Sequence
-from infernum.engine.slots import Bools, Int64, integers, rows_of
-from infernum.engine.step_inputs import batch_of, prompt_logits, sampling_of
-from infernum.engine.table_rows import bits_without_ends
+from infernum.engine.slots import integers
+from infernum.engine.step_inputs import prompt_logits
+from infernum.engine.step_loop import StepLoop
 from infernum.engine.tokenizer import Tokenizer
 from infernum.engine.transcript import Transcript
 from infernum.engine.windowed_pages import longest_sequence
 from infernum.errors import LogitsError, RequestError
 from infernum.manifest import ModelInfo
 from infernum.sampling_params import SamplingParams
-from infernum.step import NO_TOKEN, Executor, Float32, Int32, Logprobs, Pending, Sampling, TableRow
-
-_STOP, _LENGTH = FINISH_REASONS.index("stop"), FINISH_REASONS.index("length")
-
-
-@dataclass(frozen=True)
-class Flight:
-    """A launched step whose tokens the host has not read. `table_version` is that of the page tables it was given.
-
-    `queued`: it was launched before the tokens of the last step were read, so that the GPU was not idle between them.
-    """
-
-    plan: StepPlan
-    pending: Pending
-    table_version: int
-    sampling: Sampling
-    queued: bool
+from infernum.step import Executor, Float32, Int32
 
 
 @dataclass
@@ -98,13 +79,12 @@ class Engine:
     max_itl_ms: float | None = None
     max_num_seqs: int | None = None
     on_step: Callable[[StepRecord], None] | None = None
-    prepare_masks: Callable[[Ordered[tuple[Mask, Int32]]], None] = lambda masks: None
-    statistics: Statistics = field(default_factory=Statistics, init=False)
+    prepare_masks: PrepareMasks = lambda masks: None
     closed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self._is_end = np.zeros(self.model.vocab_size, np.bool_)
-        self._is_end[[token for token in self.end_tokens if 0 <= token < self.model.vocab_size]] = True
+        is_end = np.zeros(self.model.vocab_size, np.bool_)
+        is_end[[token for token in self.end_tokens if 0 <= token < self.model.vocab_size]] = True
         self._pool = PagePool(self.executor.num_pages, self.executor.page_size)
         windowed = {
             window: PagePool(pages, self.executor.page_size)
@@ -124,21 +104,15 @@ class Engine:
             windowed=windowed,
             max_itl=None if self.max_itl_ms is None else self.max_itl_ms / 1e3,
         )
-        self._sequences: dict[int, Sequence] = {}
-        self._unscored = set[int]()
-        """Numbers of the sequences whose first event is to have log-probabilities of the prompt."""
+        self._loop = StepLoop(self.executor, self._scheduler, is_end)
         self._transcripts: dict[int, Transcript] = {}
         self._streams: dict[int, _Stream] = {}
-        self._in_flight: Flight | None = None
         self._unread_events: list[StepEvents] = []
         self._failed: list[int] = []
         self._numbers = count()
         self._stream_numbers = count(1)
         self._inbox = SimpleQueue[Sequence | int]()
         self._stepping = Lock()
-        self._mark = 0.0
-        self._steps = 0
-        self._waited = 0.0
 
     def close(self) -> None:
         """Close the executor. An open stream raises RequestError at its next event."""
@@ -154,8 +128,13 @@ class Engine:
     @property
     def busy(self) -> bool:
         """True while `step` has work or events left."""
-        waiting = not self._inbox.empty() or self._scheduler.busy or self._in_flight is not None
+        waiting = not self._inbox.empty() or self._loop.busy
         return waiting or bool(self._unread_events or self._failed)
+
+    @property
+    def statistics(self) -> Statistics:
+        """Counts of tokens and seconds since the engine was created, which grow with each step."""
+        return self._loop.statistics
 
     def step(self) -> list[Event]:
         """Make a step as `step_events` does, and return its events with their text.
@@ -383,58 +362,14 @@ class Engine:
         """Most tokens of one sequence, prompt and output."""
         return self._intake.longest
 
-    def _step(self) -> None:
-        """Launch the next step, then read the tokens of the last."""
-        self.require_open()
-        began, self._waited = time.perf_counter(), 0.0
-        self._take_requests()
-        flight, self._in_flight = self._in_flight, None
-        if flight is None:
-            self._mark = time.perf_counter()
-        launched = self._launch_after(flight)
-        ahead = launched is not None
-        if flight is not None:
-            self._read(flight, launched)
-        self._in_flight = launched if ahead or flight is None else self._launch_after(None)
-        if self._in_flight is None:
-            return
-        if self.on_step is not None:
-            seconds = time.perf_counter() - began - self._waited
-            self.on_step(self._record(self._in_flight.plan, ahead or flight is None, seconds))
-        self._steps += 1
-
-    def _record(self, plan: StepPlan, ahead: bool, host_seconds: float) -> StepRecord:
-        scheduler = self._scheduler
-        return StepRecord(
-            number=self._steps,
-            sequences=plan.numbers,
-            starts=plan.starts,
-            lengths=plan.lengths,
-            sampled=plan.sampled.astype(np.int32),
-            prompt_tokens=plan.prompt_tokens,
-            waiting=len(scheduler.waiting),
-            running=len(scheduler.running),
-            free_pages=self._pool.free_pages,
-            preemptions=scheduler.preempted,
-            cached_tokens=scheduler.cached_tokens,
-            ahead=ahead,
-            host_seconds=host_seconds,
-            masked=len(scheduler.slots.tables.masked(plan.sampling)) > 0,
-        )
-
     def _take_requests(self) -> None:
         """Queue what was added, and remove what was cancelled, by any thread."""
         while not self._inbox.empty():
             request = self._inbox.get()
             if isinstance(request, Sequence):
-                self._sequences[request.number] = request
-                if request.params.prompt_logprobs is not None:
-                    self._unscored.add(request.number)
-                self._scheduler.add(request)
+                self._loop.add(request)
                 continue
-            sequence = self._sequences.get(request)
-            if sequence is not None:
-                self._remove(sequence)
+            self._loop.remove(request)
             others = [part.where(part.sequences != request) for part in self._unread_events]
             self._unread_events = [part for part in others if len(part)]
             self._failed = [failed for failed in self._failed if failed != request]
@@ -450,8 +385,7 @@ class Engine:
         """Forget a step in flight that nobody waits for."""
         if self._stepping.acquire(blocking=False):
             try:
-                if not self._scheduler.busy:
-                    self._in_flight = None
+                self._loop.rest()
             finally:
                 self._stepping.release()
 
@@ -460,180 +394,26 @@ class Engine:
         if self.busy:
             raise RequestError("the engine is generating; finish or close that generation first")
 
-    def _launch_after(self, flight: Flight | None) -> Flight | None:
-        """Launch a step; `flight` is the last, if it is unread. When the launch fails, read it before raising.
-
-        None: there is nothing to launch, or `flight` must be read first.
-        """
-        plan = None
+    def _step(self) -> None:
+        self.require_open()
+        self._take_requests()
         try:
-            plan = self._scheduler.plan(unread=flight is not None)
-            if plan is None:
-                return None
-            version = self._scheduler.table_version
-            slots = self._scheduler.slots
-            tables = slots.tables
-            last = flight if flight is not None and plan.follows(flight.plan) else None
-            if (
-                last is not None
-                and last.plan.is_decode
-                and last.table_version == version
-                and not (
-                    tables.in_use and tables.change(plan.slots, plan.totals - 1 - slots.prompt[plan.slots])
-                )
-            ):
-                sampling, pending = last.sampling, self.executor.advance()
-            else:
-                if last is not None and last.plan.scored is None and not tables.in_use:
-                    sampling = last.sampling
-                else:
-                    sampling = self._sampling(plan, flight)
-                batch = batch_of(plan, slots, self.executor.page_size)
-                if flight is None:
-                    self.statistics.idle_seconds += time.perf_counter() - self._mark
-                pending = self.executor.run(batch, sampling)
-        except BaseException:
-            if plan is not None:
-                self._scheduler.slots.tables.write_again(plan.slots)
-            if flight is not None:
-                with suppress(Exception):  # the first error is the one to report
-                    self._read(flight, None)
-            raise
-        self._scheduler.launched(plan)
-        return Flight(plan, pending, version, sampling, queued=flight is not None)
+            self._loop.step(self.on_step, self.prepare_masks)
+        finally:
+            self._hand_out()
 
-    def _sampling(self, plan: StepPlan, flight: Flight | None) -> Sampling:
-        """The sampling of a step, for whose masks the sampler waits. `flight` is the last step, if it is unread."""
-        sampling = sampling_of(plan, self._scheduler.slots, self._is_end)
-        masked = self._scheduler.slots.tables.masked(plan.sampling)
-        return replace(sampling, late=partial(self._masks, masked, flight)) if len(masked) else sampling
+    def _hand_out(self) -> None:
+        """Give the streams what a step has brought, and cancel the sequences whose masks have failed."""
+        loop = self._loop
+        while loop.events:
+            self._deliver(*loop.events.pop(0))
+        while loop.failed:
+            self._fail(loop.failed.pop(0))
+        while loop.failed_masks:
+            self.cancel(loop.failed_masks.pop())
 
-    def _masks(self, slots: Int64, flight: Flight | None) -> list[TableRow]:
-        """The tokens that the sequences of these slots may sample after those that `flight`, if unread, has sampled."""
-        held = self._scheduler.slots
-        began = time.perf_counter()
-        sampled = flight.pending.tokens() if flight is not None else np.empty(0, np.int32)
-        self._waited += time.perf_counter() - began
-        outputs: list[tuple[Sequence, Mask, Int32]] = []
-        for slot, newest in rows_of(slots, held.newest[slots]):
-            sequence = held.sequences[slot]
-            assert sequence.mask is not None, "the slot is one of a mask"
-            tokens = held.tokens_of(sequence)
-            if newest < 0:
-                last = sampled[-1 - newest]
-                tokens = np.append(tokens, last)
-                if self._is_last(sequence, int(last)):
-                    continue
-            outputs.append((sequence, sequence.mask, tokens[sequence.prompt_length :]))
-        self.prepare_masks([(mask, output) for _, mask, output in outputs])
-        rows: list[TableRow] = []
-        for sequence, mask, output in outputs:
-            try:
-                rows.append(TableRow("allowed", sequence.slot, self._allowed(sequence, output, mask(output))))
-            except BaseException:
-                self.cancel(sequence.number)
-                raise
-        return rows
-
-    def _is_last(self, sequence: Sequence, token: int) -> bool:
-        """True for a token that ends a sequence, or is none."""
-        ends = token >= 0 and bool(self._is_end[token]) and not sequence.params.ignore_eos
-        return token < 0 or ends or token in sequence.params.stop_token_ids
-
-    def _allowed(self, sequence: Sequence, output: Int32, mask: Int32 | None) -> Int32:
-        """The row of the table `allowed` for the token after an output. Raises RequestError.
-
-        `min_tokens` forbids the end only where the mask leaves another token.
-        """
-        words = -(-len(self._is_end) // 32)
-        bits = np.full(words, -1, np.int32) if mask is None else np.asarray(mask)
-        if bits.shape != (words,) or bits.dtype != np.int32:
-            raise RequestError(
-                f"the mask of sequence {sequence.number} is {bits.dtype} {list(bits.shape)}; give int32 [{words}], "
-                "a bit for each token, or None"
-            )
-        if len(output) >= sequence.params.min_tokens:
-            return bits
-        longer = bits & bits_without_ends(sequence.params, self._is_end)
-        return longer if longer.any() else bits
-
-    def _read(self, flight: Flight, launched: Flight | None) -> None:
-        """Read the tokens of a step, append each to its sequence, and remove the sequences that have ended.
-
-        `launched` is the step that was launched since. When the tokens cannot be read, both come to nothing.
-        """
-        plan, slots = flight.plan, self._scheduler.slots
-        try:
-            began = time.perf_counter()
-            sampled = flight.pending.tokens()
-            logprobs = flight.pending.logprobs() if flight.sampling.logprobs else None
-            arrived = time.perf_counter()
-        except BaseException:
-            self._scheduler.take_back(step.plan for step in (launched, flight) if step is not None)
-            raise
-        seconds, self._mark = arrived - self._mark, arrived
-        self._waited += arrived - began
-        if self.max_itl_ms is not None and flight.queued and plan.chunk_tokens:
-            self._scheduler.step_time.measure(plan.chunk_tokens, plan.decodes, seconds)
-        self._scheduler.keep_pages(plan)
-        current = self._scheduler.is_current(plan)
-        if logprobs is not None and plan.scored is not None:
-            self._score(plan, logprobs, current)
-        which, rows, totals, full = plan.sampled_rows, plan.sampling, plan.totals, plan.full
-        tokens, numbers = sampled.take(which), plan.of_sampled(plan.numbers)
-        valid = tokens != NO_TOKEN
-        if current is not None or np.count_nonzero(valid) < len(valid):
-            self._fail(numbers[~valid])
-            if current is not None:
-                valid &= plan.of_sampled(current)
-            which, rows, full, tokens = which[valid], rows[valid], full[valid], tokens[valid]
-            numbers, totals = numbers[valid], totals[valid]
-        if launched is None:
-            slots.newest[rows] = tokens
-        ends = np.zeros(len(tokens), np.int8)
-        ends[full] = _LENGTH
-        ends[slots.append(rows, totals, tokens, self._is_end)] = _STOP
-        events = StepEvents(numbers, tokens, ends)
-        if logprobs is not None:
-            events = replace(events, logprobs=logprobs_of(logprobs, which, slots.logprobs[rows]))
-        if self._unscored:
-            events = self._with_prompts(events)
-            ends, tokens = events.ends, events.tokens[events.tokens != NO_TOKEN]
-        self._deliver(events, rows)
-        if np.count_nonzero(ends):
-            for number in integers(numbers[ends > 0]):
-                self._remove(self._sequences[number])
-        self.statistics.add(plan.prompt_tokens, len(tokens), seconds)
-
-    def _score(self, plan: StepPlan, logprobs: Logprobs, current: Bools | None) -> None:
-        """Give the sequences of a step the log-probabilities of their prompts."""
-        for place, rows in plan.scored.chunks if plan.scored is not None else ():
-            if current is None or current[place]:
-                sequence = self._sequences[int(plan.numbers[place])]
-                sequence.score(Logprobs(logprobs.tokens[rows], logprobs.values[rows]))
-
-    def _with_prompts(self, events: StepEvents) -> StepEvents:
-        """Events with the log-probabilities of prompts, where they are the first of sequences that ask for these.
-
-        A sequence of `max_tokens` 0 ends there: its token is dropped.
-        """
-        first = {number: place for place, number in enumerate(integers(events.sequences))}
-        scores: dict[int, PromptLogprobs] = {}
-        tokens, ends, logprobs = events.tokens.copy(), events.ends.copy(), list(events.logprobs)
-        for number in self._unscored & first.keys():
-            sequence, place = self._sequences[number], first[number]
-            scores[number] = sequence.take_scores()
-            if sequence.params.max_tokens == 0:
-                tokens[place], ends[place] = NO_TOKEN, _LENGTH
-                logprobs[place : place + 1] = [None] * bool(logprobs)
-        self._unscored -= scores.keys()
-        return StepEvents(events.sequences, tokens, ends, tuple(logprobs), scores)
-
-    def _deliver(self, events: StepEvents, slots: Int64) -> None:
+    def _deliver(self, events: StepEvents, streams: Int32) -> None:
         """Give each stream its events; those of sequences of `add`, which are of no stream, wait for `_next_step`."""
-        if not len(events):
-            return
-        streams = self._scheduler.slots.stream.take(slots)
         if not np.count_nonzero(streams):
             self._unread_events.append(events)
             return
@@ -645,20 +425,10 @@ class Engine:
             elif stream is not None:
                 stream.events.append(part)
 
-    def _fail(self, numbers: Int64) -> None:
-        """End the sequences for which no token could be drawn, if they have not ended before."""
-        for number in integers(numbers):
-            sequence = self._sequences.get(number)
-            if sequence is None:
-                continue
-            stream = self._streams.get(sequence.stream)
-            if stream is not None:
-                stream.failed.append(stream.numbers.index(number))
-            elif sequence.stream == 0:
-                self._failed.append(number)
-            self._remove(sequence)
-
-    def _remove(self, sequence: Sequence) -> None:
-        del self._sequences[sequence.number]
-        self._unscored.discard(sequence.number)
-        self._scheduler.remove(sequence)
+    def _fail(self, sequence: Sequence) -> None:
+        """Note that no token could be drawn for a sequence."""
+        stream = self._streams.get(sequence.stream)
+        if stream is not None:
+            stream.failed.append(stream.numbers.index(sequence.number))
+        elif sequence.stream == 0:
+            self._failed.append(sequence.number)
