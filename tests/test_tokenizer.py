@@ -14,6 +14,7 @@ from toy_executor import ToyExecutor, scripted
 
 from infernum.engine.engine import Engine
 from infernum.engine.events import FINISH_REASONS
+from infernum.engine.fallback_decoder import FallbackDecoder
 from infernum.engine.tokenizer import BROKEN, ContextDecoder, TextStream, Tokenizer, load_tokenizer
 from infernum.errors import ConfigError, RequestError
 from infernum.sampling_params import SamplingParams
@@ -153,6 +154,55 @@ def test_bytes_and_context_give_the_same_text_at_the_same_token(prompt, text, cu
     by_context._decoder = ContextDecoder(tokenizer, ids[:at], special=False)
     assert [by_bytes.push(token) for token in ids[at:]] == [by_context.push(token) for token in ids[at:]]
     assert by_bytes.flush() == by_context.flush()
+
+
+@given(st.text(max_size=12), st.text(max_size=40), st.integers(0, 4), st.booleans())
+def test_pieces_and_context_give_the_same_text_at_the_same_token(prompt, text, cut, strips):
+    tokenizer = fallback(strips)
+    ids = tokenizer.encode_plain((prompt + text).replace(BROKEN, "?"))
+    at = min(len(ids), len(tokenizer.encode_plain(prompt)) + cut)
+    while at < len(ids) and isinstance(piece := tokenizer.piece_of(ids[at]), int) and 0x80 <= piece < 0xC0:
+        at += 1  # within a character, the context has the characters before it again
+    by_pieces, by_context = TextStream(tokenizer, ids[:at]), TextStream(tokenizer, ids[:at])
+    by_context._decoder = ContextDecoder(tokenizer, ids[:at], special=False)
+    assert isinstance(by_pieces._decoder, FallbackDecoder)
+    assert "".join(map(by_pieces.push, ids[at:])) == "".join(map(by_context.push, ids[at:]))
+    assert by_pieces.flush() == by_context.flush()
+
+
+BYTE = st.integers(3, 258)
+ROW = st.one_of(
+    st.text(max_size=3).map(lambda text: [byte + 3 for byte in text.encode()]),
+    st.tuples(st.integers(0x83, 0xC2), st.lists(BYTE, max_size=6)).map(lambda row: [row[0], *row[1]]),
+)
+"""Byte tokens of characters; or such as are no characters from the first on, with any behind it."""
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.integers(0, 299), min_size=1, max_size=4), ROW), max_size=6), st.booleans()
+)
+def test_a_stream_of_pieces_is_what_the_tokenizer_decodes_of_any_rows(rows, strips):
+    tokenizer = fallback(strips)
+    others = {*range(3, 259), *tokenizer.special}
+    texts = [token for token in range(tokenizer.vocab_size) if token not in others]
+    tokens = [token for words, row in rows for token in [*(texts[word % len(texts)] for word in words), *row]]
+    shown = [token for token in tokens if token not in tokenizer.special]
+    stream = TextStream(tokenizer)
+    assert "".join(map(stream.push, tokens)) + stream.flush() == tokenizer.decode(shown)
+    whole = TextStream(tokenizer)
+    assert whole.push_all(tokens) + whole.flush() == tokenizer.decode(shown)
+
+
+def fallback(strips):
+    """As Llama 2 and Mistral, which strip the space in front of a text, or as Gemma, which does not."""
+    backend = sentencepiece(adds_bos=False)
+    if not strips:
+        backend.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
+    tokenizer = Tokenizer(backend)
+    assert (tokenizer.falls_back, tokenizer.strips_space, tokenizer.adds_bytes) == (True, strips, False)
+    return tokenizer
 
 
 def test_a_character_that_the_prompt_begins_and_no_token_ends_is_the_prompts():

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import tokenizers
 
+from infernum.engine.fallback_decoder import BROKEN, FallbackDecoder
 from infernum.errors import ConfigError, RequestError
 from infernum.model_folder.folder import TOKENIZER, TOKENIZER_CONFIG, find_tokenizer
 from infernum.model_folder.problems import Problem, is_listed
@@ -22,9 +23,6 @@ log = logging.getLogger(__name__)
 
 TOKEN_IDS = "`infernum run --prompt-ids 1,2,3`, or a list of integers in Python"
 """How to pass a prompt without a tokenizer, for errors."""
-
-BROKEN = "\ufffd"
-"""The character that a decoder writes for bytes that are not, or not yet, a whole character."""
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The names of special tokens in tokenizer_config.json, which are variables of chat templates."""
@@ -38,6 +36,15 @@ CONTEXT = 6
 
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 """How vocabularies of SentencePiece spell a single byte."""
+
+
+_FALLBACK: list[dict[str, object]] = [
+    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+]
+_STRIP: dict[str, object] = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+"""The decoder of Llama 2, Mistral and Gemma in tokenizer.json, and what some of them have behind it."""
 
 
 def _bytes_by_character() -> dict[str, int]:
@@ -90,7 +97,16 @@ class Tokenizer:
         self._by_bytes = b'"ByteLevel"' in decoder
         self.adds_bytes: bool = json.loads(decoder).get("type") == "ByteLevel"
         """True where a text is the bytes of its tokens, whatever stands around them."""
+        steps = json.loads(decoder).get("decoders", [])
+        self.falls_back: bool = steps[: len(_FALLBACK)] == _FALLBACK and steps[len(_FALLBACK) :] in (
+            [],
+            [_STRIP],
+        )
+        """True where a text is the texts of its tokens, and the bytes of those that are bytes (`FallbackDecoder`)."""
+        self.strips_space: bool = steps[-1:] == [_STRIP]
+        """True where a text does not begin with the space of its first word."""
         self._bytes: dict[int, bytes] = {}
+        self._pieces: dict[int, str | int] = {}
         added = cast("dict[int, Any]", backend.get_added_tokens_decoder())
         self.special: Mapping[int, str] = {
             number: token.content for number, token in added.items() if token.special
@@ -144,6 +160,15 @@ class Tokenizer:
         if of_token is None:
             of_token = self._bytes[token] = self._encoded(token)
         return of_token
+
+    def piece_of(self, token: int) -> str | int:
+        """The text or the byte that a token stands for, where `falls_back` holds."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            spelled = self.spelled(token)
+            byte = _BYTE_TOKEN.fullmatch(spelled)
+            piece = self._pieces[token] = int(byte[1], 16) if byte else spelled.replace("▁", " ")
+        return piece
 
     def _encoded(self, token: int) -> bytes:
         spelled = self.spelled(token)
@@ -270,11 +295,12 @@ class TextStream:
         self._spelled_stops = tuple(text for text in stop if any(part in text for part in texts))
         self._shown_stops = tuple(text for text in stop if text not in self._spelled_stops)
         before = [token for token in prompt[-4 * CONTEXT :] if token not in tokenizer.special]
-        self._decoder = (
-            ByteDecoder(tokenizer, before)
-            if tokenizer.adds_bytes
-            else ContextDecoder(tokenizer, before, bool(special))
-        )
+        if tokenizer.adds_bytes:
+            self._decoder = ByteDecoder(tokenizer, before)
+        elif tokenizer.falls_back:
+            self._decoder = FallbackDecoder(tokenizer.piece_of, before, strips_space=tokenizer.strips_space)
+        else:
+            self._decoder = ContextDecoder(tokenizer, before, bool(special))
         self._held: list[Character] = []
         self.stop_text: str | None = None
         """The stop string that has ended the text."""
