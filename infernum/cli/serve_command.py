@@ -106,6 +106,7 @@ from infernum.cli import options
     is_flag=True,
     help="Share what the cache holds of prompts only among requests with the same --api-key.",
 )
+@click.option("--no-ui", is_flag=True, help="Serve no page for browsers at /.")
 @click.option("--log-json", is_flag=True, help="Log each request as a line of JSON.")
 @options.bundle
 @options.device
@@ -151,6 +152,7 @@ def command(
     stall_seconds: float,
     null_token_us: float | None,
     cache_per_key: bool,
+    no_ui: bool,
     log_json: bool,
     bundle: Path | None,
     device: str,
@@ -168,12 +170,28 @@ def command(
 
     docs/serving.md lists endpoints, fields and limits, and says what the server defends.
     """
-    from infernum.serve.spawn import spawn
+    try:
+        import uvloop
+
+        from infernum.serve.server import ServerOptions, serve
+    except ModuleNotFoundError as error:
+        raise click.UsageError(f"{error.name} is not installed; run `pip install infernum[serve]`") from error
+    from infernum import plugins
+    from infernum.cli.console import progress_bar
+    from infernum.models.presets import resolve
+    from infernum.serve.app import WATCHING_PATHS
+    from infernum.serve.guards import Exchanged
+    from infernum.serve.parsers import Parsers
+    from infernum.serve.served import Limits, Served
     from infernum.serve.wire import EngineOptions
 
     options.check_bundle(bundle, fuse, rules)
     if cache_per_key and not keys:
         raise click.UsageError("--cache-per-key needs the keys that it tells apart; give --api-key")
+    plugins.load_installed()
+    for file in plugin_files:
+        plugins.load_plugin(file)
+    source = resolve(model)
     engine_options = EngineOptions(
         model=model,
         device=device,
@@ -189,25 +207,6 @@ def command(
         plugins=plugin_files,
         null_token_us=null_token_us,
     )
-    # The engine loads the model while this process imports its own half.
-    spawned = click.get_current_context().with_resource(spawn(engine_options))
-    try:
-        import uvloop
-
-        from infernum.serve.server import ServerOptions, serve
-    except ModuleNotFoundError as error:
-        raise click.UsageError(f"{error.name} is not installed; run `pip install infernum[serve]`") from error
-    from infernum import plugins
-    from infernum.cli.console import progress_bar
-    from infernum.models.presets import resolve
-    from infernum.serve.guards import Exchanged
-    from infernum.serve.parsers import Parsers
-    from infernum.serve.served import Limits, Served
-
-    plugins.load_installed()
-    for file in plugin_files:
-        plugins.load_plugin(file)
-    source = resolve(model)
     server_options = ServerOptions(
         names=names,
         host=host,
@@ -223,6 +222,7 @@ def command(
         parsers=Parsers(tool_call_parser, reasoning_parser),
         shutdown_seconds=shutdown_timeout,
         stall_seconds=stall_seconds,
+        ui=not no_ui,
         limits=Limits(queue=max_queue, reader=reader_timeout, cache_per_key=cache_per_key),
     )
 
@@ -232,6 +232,8 @@ def command(
         )
 
     def ended(exchanged: Exchanged) -> None:
+        if exchanged.path in WATCHING_PATHS and exchanged.status == 200:
+            return
         if log_json:
             line = json.dumps({"time": time.time(), **vars(exchanged)})
         else:
@@ -245,7 +247,7 @@ def command(
         return uvloop.run(
             serve(
                 source,
-                spawned,
+                engine_options,
                 server_options,
                 on_loading=progress or (lambda what, done, total: None),
                 on_ready=ready,

@@ -23,11 +23,16 @@ from infernum.serve.messages_request import MessagesRequest
 from infernum.serve.messages_task import MessagesTask, count_tokens
 from infernum.serve.metrics import CONTENT_TYPE
 from infernum.serve.openapi import document
+from infernum.serve.page import page
 from infernum.serve.problems import Problem, internal, unavailable
 from infernum.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from infernum.serve.response_request import ResponsesRequest
 from infernum.serve.response_task import ResponseTask
 from infernum.serve.served import Served
+from infernum.serve.status import status
+
+WATCHING_PATHS = frozenset({"/health", "/ping", "/metrics", "/status"})
+"""Paths that are asked for again and again by whoever watches a server, the page among them."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,12 @@ class Endpoint:
 
 
 class App:
-    """The endpoints of a server. Once `draining` is set, no request that generates is taken any more."""
+    """The endpoints of a server, with a page at / unless `ui` is False.
 
-    def __init__(self, served: Served, *, stall_seconds: float = 60.0) -> None:
+    Once `draining` is set, no request that generates is taken any more.
+    """
+
+    def __init__(self, served: Served, *, stall_seconds: float = 60.0, ui: bool = True) -> None:
         self._served = served
         self._stall_seconds = stall_seconds
         self.draining = False
@@ -63,8 +71,11 @@ class App:
             "/ping": ("GET", self._got(lambda request: self._health())),
             "/version": ("GET", self._got(lambda request: information.version())),
             "/metrics": ("GET", Endpoint(self._measure)),
+            "/status": ("GET", self._got(lambda request: status(served, self._trouble()))),
             "/openapi.json": ("GET", self._got(lambda request: msgspec.Raw(document()))),
         }
+        if ui:
+            self.paths["/"] = ("GET", Endpoint(self._page))
 
     def asgi(self) -> ASGIApp:
         """The application without its guard. Paths of /v1 are there without it too: some clients leave it out."""
@@ -121,9 +132,20 @@ class App:
     async def _measure(self, request: Request) -> Response:
         return Response(self._served.metrics.text(), media_type=CONTENT_TYPE)
 
+    async def _page(self, request: Request) -> Response:
+        return page()
+
     def _health(self) -> Any:
         self._check_open()
         return information.health(self._served, self._stall_seconds)
+
+    def _trouble(self) -> str | None:
+        """Why the server is not healthy."""
+        try:
+            self._health()
+        except Problem as problem:
+            return str(problem)
+        return None
 
     def _check_open(self) -> None:
         if self.draining:

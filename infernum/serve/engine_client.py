@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
+import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -17,11 +20,12 @@ import numpy as np
 from infernum.engine.events import FINISH_REASONS, FinishReason, PromptLogprobs
 from infernum.errors import InfernumError
 from infernum.sampling_params import SamplingParams
-from infernum.serve.spawn import Spawned
+from infernum.serve.engine_process import START
 from infernum.serve.wire import (
     LENGTH_BYTES,
     Add,
     Cancel,
+    EngineOptions,
     Failed,
     FromEngine,
     Load,
@@ -39,6 +43,9 @@ OnLoading: TypeAlias = Callable[[str, int, int], None]
 
 READ_BYTES = 1 << 17
 """Most bytes of results that are read at once."""
+
+SOCKET_BYTES = 1 << 22
+"""Bytes of results that wait for the server before the engine does."""
 
 
 class EngineGone(Exception):
@@ -78,6 +85,8 @@ class Signal:
 class Inbox:
     """What the engine has sent for one sequence and nobody has taken yet. Tokens that pile up lie together here.
 
+    request        the id of the request that the sequence belongs to
+    prompt_tokens, output_tokens, max_tokens  numbers of its tokens: of its prompt, so far, and at most
     wake           set when something has come; several sequences of one request share it
     logprobs       of each of these tokens, where the sequence asks for them
     prompt         log-probabilities of the prompt, where the sequence asks for them; they come with its first token
@@ -89,6 +98,10 @@ class Inbox:
     """
 
     wake: Signal
+    request: str
+    prompt_tokens: int
+    max_tokens: int
+    output_tokens: int = 0
     tokens: list[int] = field(default_factory=list[int])
     logprobs: list[Logprobs] = field(default_factory=list[Logprobs])
     prompt: PromptLogprobs | None = None
@@ -103,15 +116,17 @@ class Inbox:
 
 
 class EngineClient:
-    """One engine in a process of its own. All methods are for the event loop.
+    """One engine in a process of its own. All methods but `start` are for the event loop.
 
     When the connection closes, the process ends. When the process ends, every sequence ends with an error.
     """
 
-    def __init__(self, spawned: Spawned) -> None:
-        self._process, self._connection = spawned.process, spawned.connection
+    def __init__(self, options: EngineOptions) -> None:
+        self._options = options
         self._inboxes: dict[int, Inbox] = {}
         self._numbers = itertools.count()
+        self._connection: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self._cancelled: list[int] = []
@@ -125,9 +140,26 @@ class EngineClient:
         self.on_step: Callable[[Stepped, Mapping[float, int]], None] = lambda stepped, gaps: None
         """Called with each step, and with the numbers of its tokens by their seconds since their sequence's last."""
 
+    def start(self) -> None:
+        """Start the process, which begins to load the model."""
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", START, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+        ours.setblocking(False)
+        self._connection = ours
+
     async def ready(self, on_loading: OnLoading) -> Ready:
         """Wait until the model is loaded. Raises InfernumError with the reason when it cannot be."""
+        assert self._connection is not None, "start() comes first"
         reader, self._writer = await asyncio.open_connection(sock=self._connection)
+        self._writer.write(frame(self._options))
         messages = _Messages(reader)
         while batch := await messages.next():
             for message in batch:
@@ -150,9 +182,14 @@ class EngineClient:
         return len(self._inboxes)
 
     @property
-    def process_id(self) -> int:
+    def inboxes(self) -> Collection[Inbox]:
+        """Those of the sequences that have not ended, in the order in which they came."""
+        return self._inboxes.values()
+
+    @property
+    def process_id(self) -> int | None:
         """The process that holds the model."""
-        return self._process.pid
+        return None if self._process is None else self._process.pid
 
     def add(
         self,
@@ -160,6 +197,7 @@ class EngineClient:
         params: SamplingParams,
         wake: Signal,
         *,
+        request: str = "",
         priority: int = 0,
         salt: str = "",
         grammar: str | None = None,
@@ -168,7 +206,7 @@ class EngineClient:
         if self.death is not None:
             raise EngineGone(self.death)
         number, self.asked = next(self._numbers), time.monotonic()
-        inbox = self._inboxes[number] = Inbox(wake)
+        inbox = self._inboxes[number] = Inbox(wake, request, len(tokens), params.max_tokens)
         self._send(Add(number, np.array(tokens, np.int32).tobytes(), params, priority, salt, grammar))
         return number, inbox
 
@@ -187,17 +225,18 @@ class EngineClient:
         self._die("the server is shutting down")
         if self._writer is not None:
             self._writer.close()
-        else:
+        elif self._connection is not None:
             self._connection.close()
         if self._reading is not None:
             self._reading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reading
-        try:
-            await asyncio.to_thread(self._process.wait, 10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            await asyncio.to_thread(self._process.wait)
+        if self._process is not None:
+            try:
+                await asyncio.to_thread(self._process.wait, 10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                await asyncio.to_thread(self._process.wait)
 
     def _send(self, message: Add | Cancel) -> None:
         assert self._writer is not None, "the engine is not ready"
@@ -244,6 +283,7 @@ class EngineClient:
                         continue
                     if token != NO_TOKEN:
                         inbox.tokens.append(token)
+                        inbox.output_tokens += 1
                     if inbox.last is None:
                         inbox.first = now
                     else:
@@ -272,7 +312,7 @@ class EngineClient:
             inbox.wake.set()
 
     def _status(self) -> str:
-        code = self._process.poll()
+        code = None if self._process is None else self._process.poll()
         return "" if code is None else f" (exit status {code})"
 
 

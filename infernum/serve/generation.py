@@ -62,11 +62,6 @@ class Piece(msgspec.Struct, gc=False):
     segments: list[Segment] = []
 
     @property
-    def parts(self) -> list[Segment]:
-        """The segments, also of an answer that is plain text."""
-        return self.segments or ([self.text] if self.text else [])
-
-    @property
     def is_text(self) -> bool:
         """True where the piece adds text to an answer and nothing else."""
         return (
@@ -123,7 +118,12 @@ class Generation:
     """The sequences of a request. Leaving the context stops those that have not ended."""
 
     def __init__(
-        self, engine: EngineClient, tokenizer: Tokenizer | None, wishes: list[Wish], metrics: Metrics
+        self,
+        engine: EngineClient,
+        tokenizer: Tokenizer | None,
+        wishes: list[Wish],
+        metrics: Metrics,
+        request: str = "",
     ) -> None:
         self._engine = engine
         self._metrics = metrics
@@ -137,6 +137,7 @@ class Generation:
                     wish.prompt,
                     wish.params,
                     self._wake,
+                    request=request,
                     priority=wish.priority,
                     salt=wish.salt,
                     grammar=wish.grammar,

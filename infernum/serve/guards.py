@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from infernum.serve.exchange import CLIENT_GONE, ClientGone, send_body
 from infernum.serve.problems import Problem, internal
 
-OPEN_PATHS = frozenset({"/health", "/ping", "/version"})
-"""Paths that need no key."""
+OPEN_PATHS = frozenset({"/", "/health", "/ping", "/version"})
+"""Paths that need no key. The page at / holds no data: it asks for the key, and sends it with each of its requests."""
 
 KEY_HASH = "infernum.key_hash"
 """Where a request's scope has the hash of the key that it carried, in hex."""
@@ -31,7 +31,10 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 @dataclass(frozen=True)
 class Exchanged:
-    """A request that was answered, for the log and for metrics. `seconds` from its first byte to its last."""
+    """A request that was answered, for the log and for metrics. `seconds` from its first byte to its last.
+
+    `path` is the one behind `--root-path`.
+    """
 
     method: str
     path: str
@@ -98,7 +101,7 @@ class Guard:
             self.on_end(
                 Exchanged(
                     scope["method"],
-                    scope["path"],
+                    _path(scope),
                     status,
                     time.perf_counter() - begin,
                     identity,
@@ -113,7 +116,7 @@ class Guard:
         if scope["method"] == "OPTIONS":
             await self._preflight(headers, send)
             return
-        if self.keys and scope["path"] not in OPEN_PATHS:
+        if self.keys and _path(scope) not in OPEN_PATHS:
             scope[KEY_HASH] = self._checked_key(headers)
         await self.app(scope, receive, send)
 
@@ -159,6 +162,11 @@ def local_hosts(host: str) -> frozenset[str] | None:
 def hashed_keys(keys: Sequence[str]) -> tuple[bytes, ...]:
     """Keys as a `Guard` knows them."""
     return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+
+
+def _path(scope: Scope) -> str:
+    """The path as routes know it: uvicorn puts the path that a proxy has taken off in front of it again."""
+    return scope["path"].removeprefix(scope.get("root_path", ""))
 
 
 def _host_name(host: str) -> str:

@@ -30,6 +30,7 @@ GETS: dict[str, tuple[type[Any], str]] = {
     "/v1/models/{id}": (responses.Model, "One name of the model."),
     "/tokenizer_info": (responses.TokenizerInfo, "The special tokens and the chat template."),
     "/health": (responses.Health, "Whether the engine works."),
+    "/status": (responses.Status, "What is served, and what is being computed."),
     "/ping": (responses.Health, "Whether the engine works."),
     "/version": (responses.Version, "The version of Infernum."),
 }

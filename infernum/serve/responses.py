@@ -233,6 +233,48 @@ class Version(msgspec.Struct):
     version: str
 
 
+class SequenceStatus(msgspec.Struct, kw_only=True):
+    """A sequence that has not ended. Neither its prompt nor its answer is here.
+
+    request      the id of its request, which the answer carries, too
+    state        it waits to be admitted, its prompt is computed, or tokens are generated
+    seconds      since it was asked for
+    """
+
+    request: str
+    state: Literal["waiting", "prompt", "answer"]
+    seconds: float
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    max_tokens: int
+
+
+class Status(msgspec.Struct, kw_only=True):
+    """What is served, and what is being computed.
+
+    chat         whether the model has a template for chats
+    seconds      since the server's start
+    unfinished   number of sequences that have not ended
+    sequences    the oldest of them
+    trouble      why /health answers 503; null where it answers 200
+    """
+
+    model: str
+    device: str
+    dtype: str
+    max_model_len: int
+    vocab_size: int
+    pages: int
+    page_size: int
+    chat: bool
+    version: str
+    seconds: float
+    unfinished: int
+    sequences: list[SequenceStatus]
+    trouble: str | None
+
+
 class Health(msgspec.Struct):
     """That the engine works."""
 

@@ -13,6 +13,7 @@ from infernum.chat.chat import Chat
 from infernum.chat.files import find_templates
 from infernum.chat.messages import with_argument_objects
 from infernum.chat.reader import AnswerForm
+from infernum.chat.reasoning import OPENING
 from infernum.engine.tokenizer import Tokenizer, load_tokenizer, why_no_tokenizer
 from infernum.errors import InfernumError, RequestError
 from infernum.model_folder.folder import TOKENIZER
@@ -101,6 +102,14 @@ class Served:
             return None
         return GrammarCheck(folder / TOKENIZER, self.ready.vocab_size)
 
+    @cached_property
+    def has_chat(self) -> bool:
+        """True where the model has a template for chats."""
+        try:
+            return bool(self.chat)
+        except (Problem, InfernumError):
+            return False
+
     @property
     def needed_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises Problem where the model has none."""
@@ -180,6 +189,16 @@ class Served:
             raise invalid(why_no_tokenizer(self.source.folder, self.source.name), source.param)
         return await self._grammars.grammar(source)
 
+    def answer_form(self, request: ChatRequest, prompt: list[int]) -> AnswerForm | None:
+        """How the answer to a conversation is written; None: as plain text. Raises Problem."""
+        tokenizer, tools = self.needed_tokenizer, bool(request.offered_tools)
+        template = self.chat.template.text_for(tools=tools)
+        calls = self.parsers.calls(template) if tools else None
+        reasons = self.parsers.reasoning(template)
+        opened = reasons and tokenizer.decode(prompt[-8:], special=True).rstrip().endswith(OPENING)
+        one_call = request.parallel_tool_calls is False
+        return AnswerForm(calls, reasons, opened, one_call) if calls or reasons else None
+
     def wishes(
         self,
         request: Generating,
@@ -221,12 +240,12 @@ class Served:
                 )
         return wishes
 
-    def generate(self, wishes: list[Wish], key: str) -> Generation:
-        """Queue the sequences of a request; `key` is the hash of the key that it came with. Raises Problem."""
+    def generate(self, wishes: list[Wish], key: str, request: str) -> Generation:
+        """Queue the sequences of a request with this id; `key` is the hash of its key. Raises Problem."""
         if self.limits.cache_per_key:
             wishes = [replace(wish, salt=f"{key} {wish.salt}") for wish in wishes]
         self.metrics.request_n.observe(len(wishes))
-        return Generation(self.engine, self.tokenizer, wishes, self.metrics)
+        return Generation(self.engine, self.tokenizer, wishes, self.metrics, request)
 
     def check_ids(self, ids: list[int]) -> list[int]:
         """The token ids of a prompt, as they are. Raises Problem for an empty prompt and unknown tokens."""

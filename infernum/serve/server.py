@@ -23,7 +23,7 @@ from infernum.serve.http_protocol import HttpProtocol
 from infernum.serve.metrics import Metrics
 from infernum.serve.parsers import Parsers
 from infernum.serve.served import Limits, Served
-from infernum.serve.spawn import Spawned
+from infernum.serve.wire import EngineOptions
 from infernum.step import NO_TOKEN
 
 POLL_SECONDS = 0.05
@@ -46,6 +46,7 @@ class ServerOptions:
     origins            pages of other sites that may read answers
     shutdown_seconds   how long running answers may take once the server is to stop
     stall_seconds      how long the engine may work on a step before /health says so
+    ui                 serve the page at /
     """
 
     names: tuple[str, ...] = ()
@@ -62,6 +63,7 @@ class ServerOptions:
     parsers: Parsers = field(default_factory=Parsers)
     shutdown_seconds: float = 30.0
     stall_seconds: float = 60.0
+    ui: bool = True
     limits: Limits = field(default_factory=Limits)
 
 
@@ -75,16 +77,12 @@ class HttpServer(uvicorn.Server):
         self._seconds = seconds
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
-        self.on_started: Callable[[], None] = lambda: None
-        """Called once connections are accepted."""
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)  # pyright: ignore[reportArgumentType]
         if not self.config.uds:
             await self._listen_again(self._loop)
-        if self.started:
-            self.on_started()
 
     async def _listen_again(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let the loop accept several connections in a turn: uvloop accepts one for each listening descriptor."""
@@ -125,7 +123,7 @@ class HttpServer(uvicorn.Server):
 
 async def serve(
     source: ModelSource,
-    spawned: Spawned,
+    engine_options: EngineOptions,
     options: ServerOptions,
     *,
     on_loading: OnLoading,
@@ -133,7 +131,8 @@ async def serve(
     on_end: Callable[[Exchanged], None],
 ) -> int:
     """Load the model, serve until a signal comes, and return the exit code. Raises InfernumError."""
-    engine = EngineClient(spawned)
+    engine = EngineClient(engine_options)
+    engine.start()
     try:
         ready = await engine.ready(on_loading)
         names = options.names or (source.name,)
@@ -144,12 +143,13 @@ async def serve(
         engine.on_step = lambda stepped, gaps: metrics.stepped(
             stepped.load, ready, len(stepped.tokens) - stepped.tokens.count(NO_TOKEN), gaps
         )
-        app = App(served, stall_seconds=options.stall_seconds)
+        app = App(served, stall_seconds=options.stall_seconds, ui=options.ui)
         server = HttpServer(_config(app, options, on_end), app, served, options.shutdown_seconds)
-        server.on_started = lambda: on_ready(served, _address(server))
         gc.collect()
         gc.freeze()  # what the start has made, collections need not look at again
+        announcement = asyncio.create_task(_told(server, served, on_ready))
         await server.serve()
+        announcement.cancel()
         return 0 if server.started else 1
     finally:
         await engine.close()
@@ -184,6 +184,12 @@ def _config(app: App, options: ServerOptions, on_end: Callable[[Exchanged], None
     except (OSError, ValueError) as error:
         raise InfernumError(f"the server cannot start: {error}") from error
     return config
+
+
+async def _told(server: HttpServer, served: Served, on_ready: Callable[[Served, str], None]) -> None:
+    while not server.started:
+        await asyncio.sleep(POLL_SECONDS)
+    on_ready(served, _address(server))
 
 
 def _address(server: HttpServer) -> str:

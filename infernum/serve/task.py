@@ -35,7 +35,7 @@ class Task(ABC, Generic[Asked]):
     created: int = field(default_factory=lambda: int(time.time()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with closing(self.served.generate(self.wishes, scope.get(KEY_HASH, ""))) as generation:
+        with closing(self.served.generate(self.wishes, scope.get(KEY_HASH, ""), self.id)) as generation:
             if self.request.stream:
                 events, ending = partial(self.events, generation), partial(self.ending, generation)
                 await stream(generation, events, ending, scope, receive, send)
