@@ -1,9 +1,9 @@
-"""lm-eval against our server: three kinds of tasks from Dante's text, by completions and by chats.
+"""lm-eval against our server: four kinds of tasks from Dante's text, by completions and by chats.
 
-    python tests/acceptance/lm_eval_run.py [--questions 100] [--lm-eval lm_eval]
+    python tests/acceptance/lm_eval_run.py [--questions 300] [--lm-eval lm_eval]
 
-Log-likelihoods of lines and of choices must be those of `LLM.logits` to 1e-3, and all answers the same at a concurrency
-of 1 and of 64. `lm_eval` is the command of lm-eval[api].
+Log-likelihoods must be those of `LLM.logits` to the last bit, and all answers the same at a concurrency of 1 and of 64.
+`lm_eval` is the command of lm-eval[api].
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from serving import ROOT, RunningServer, start
 
 from infernum import LLM
+from infernum.ops import sampling
 
 CONCURRENCIES = (1, 64)
 TASK = """\
@@ -38,10 +39,16 @@ doc_to_target: {target}
 metric_list:
   - metric: {metric}
 """
+ROLLING, ANSWERS = "dante_passages", "dante_answers"
 KINDS = {
     "dante_lines": ('"{{target}}"', "acc", "output_type: loglikelihood\ntarget_delimiter: ''"),
     "dante_choices": ("right", "acc", 'output_type: multiple_choice\ndoc_to_choice: "{{choices}}"'),
-    "dante_answers": (
+    ROLLING: (
+        '"{{target}}"',
+        "word_perplexity",
+        "output_type: loglikelihood_rolling",
+    ),
+    ANSWERS: (
         '"{{target}}"',
         "exact_match",
         "output_type: generate_until\ngeneration_kwargs:\n  until: ['\\n']\n  max_gen_toks: 24\n  temperature: 0",
@@ -50,7 +57,11 @@ KINDS = {
 
 
 def write_tasks(folder: Path, questions: int) -> None:
-    """Tasks from what dante-chat was taught: the last words of answers, an answer among others, and whole answers."""
+    """Tasks from what dante-chat was taught.
+
+    They ask for the last words of answers, for an answer among others, for every word of three questions and answers,
+    and for whole answers.
+    """
     lines = (ROOT / "examples/dante_chat/questions.jsonl").read_text().splitlines()
     conversations = [json.loads(line)["messages"] for line in lines]
     pairs = [
@@ -69,7 +80,9 @@ def write_tasks(folder: Path, questions: int) -> None:
         others = [answers[(number * 7 + i) % len(answers)] for i in range(3)]
         choices = list(dict.fromkeys([answer, *others]))
         documents["dante_choices"].append({"text": question, "choices": choices, "right": 0})
-        documents["dante_answers"].append({"text": question, "target": answer})
+        documents[ANSWERS].append({"text": question, "target": answer})
+        passage = [pairs[(number * 5 + i) % len(pairs)] for i in range(3)]
+        documents[ROLLING].append({"text": "", "target": " ".join(" ".join(pair) for pair in passage)})
     for name, (target, metric, rest) in KINDS.items():
         data = folder / f"{name}.jsonl"
         data.write_text("\n".join(map(json.dumps, documents[name])))
@@ -87,7 +100,7 @@ def evaluated(
         f"base_url={server.url}/v1/{path},model=dante-chat,num_concurrent={concurrency},max_length=1024"
     )
     kind = ["local-chat-completions", "--apply_chat_template"] if chat else ["local-completions"]
-    tasks = ["dante_answers"] if chat else list(KINDS)
+    tasks = [ANSWERS] if chat else list(KINDS)
     settings += "" if chat else ",tokenizer_backend=remote"
     options = ["--model_args", settings, "--tasks", ",".join(tasks), "--include_path", str(folder)]
     finished = subprocess.run(
@@ -106,33 +119,45 @@ def evaluated(
     return samples
 
 
-def log_likelihood(llm: LLM, context: str, continuation: str) -> float:
-    """The sum over the tokens of `continuation` behind `context`, from the raw logits in float64.
+def log_likelihood(llm: LLM, begun: list[int], whole: list[int]) -> tuple[float, float]:
+    """The sum over the tokens of `whole` behind `begun`, by the raw logits.
 
-    Without the token that begins a text, which lm-eval leaves out too.
+    First as a client has it, who adds up what the op `logprobs` rounds to float32; then unrounded, in float64.
+    """
+    logits = llm.logits(whole)[len(begun) - 1 : -1]
+    following = np.array(whole[len(begun) :], np.int32)
+    _, rounded = sampling.logprobs.meaning(logits, following, following)
+    exact = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    exact = exact[np.arange(len(following)), following] - np.log(np.exp(exact).sum(axis=1))
+    return sum(rounded[:, 0].tolist()), float(exact.sum())
+
+
+def differences(llm: LLM, samples: list[dict[str, Any]]) -> tuple[float, float]:
+    """The largest between the log-likelihoods of lm-eval's requests and those of the logits, rounded and not.
+
+    lm-eval leaves out the token that begins a text, but where every token of the text counts.
     """
     assert llm.tokenizer is not None
-    whole, begun = llm.tokenizer.encode_plain(context + continuation), llm.tokenizer.encode_plain(context)
-    logits = llm.logits(whole).astype(np.float64)
-    logits -= logits.max(axis=1, keepdims=True)
-    scores = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return float(sum(scores[at - 1, whole[at]] for at in range(len(begun), len(whole))))
-
-
-def largest_difference(llm: LLM, samples: list[dict[str, Any]]) -> float:
-    """Between the log-likelihoods of lm-eval's requests and those of the logits."""
-    worst = 0.0
+    encode = llm.tokenizer.encode_plain
+    first = llm.source.generation.bos_token_id
+    assert first is not None
+    worst = np.zeros(2)
     for sample in samples:
         requests = [arguments for _, arguments in sorted(sample["arguments"].items())]
         for request, response in zip(requests, sample["filtered_resps"], strict=True):
-            expected = log_likelihood(llm, request["arg_0"], request["arg_1"])
-            worst = max(worst, abs(expected - float(response[0])))
-    return worst
+            if "arg_1" in request:
+                begun, whole = encode(request["arg_0"]), encode(request["arg_0"] + request["arg_1"])
+                total = float(response[0])
+            else:
+                begun, whole = [first], [first, *encode(request["arg_0"])]
+                total = float(response)
+            worst = np.maximum(worst, np.abs(np.array(log_likelihood(llm, begun, whole)) - total))
+    return float(worst[0]), float(worst[1])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--questions", type=int, default=300)
     parser.add_argument("--lm-eval", default="lm_eval")
     arguments = parser.parse_args()
     wrong = 0
@@ -149,16 +174,20 @@ def main() -> int:
                     others = second[task]
                     same = [s["filtered_resps"] for s in samples] == [s["filtered_resps"] for s in others]
                     compared = ""
-                    if task != "dante_answers":  # which are texts
-                        difference = largest_difference(llm, samples)
-                        wrong += difference > 1e-3
-                        compared = f", largest difference from the logits {difference:.2g}"
+                    if task != ANSWERS:  # which are texts
+                        rounded, exact = differences(llm, samples)
+                        wrong += rounded > 0
+                        compared = f"; log-likelihoods differ from those of the logits by {rounded:.2g}, "
+                        compared += f"from those that nothing rounds by {exact:.2g}"
                     wrong += not same
                     metric = KINDS[task][1]
-                    score = sum(sample[metric] for sample in samples) / len(samples)
+                    score = ""
+                    if task != ROLLING:
+                        score = f", {metric} {sum(sample[metric] for sample in samples) / len(samples):.3f}"
                     print(
-                        f"{'chats' if chat else 'completions'} {task}: {len(samples)} documents, {metric} {score:.3f}, "
-                        f"{'the same' if same else 'NOT the same'} at a concurrency of {CONCURRENCIES}{compared}"
+                        f"{'chats' if chat else 'completions'} {task}: {len(samples)} documents{score}, "
+                        f"{'the same' if same else 'NOT the same'} at a concurrency of {CONCURRENCIES}{compared}",
+                        flush=True,
                     )
     finally:
         code = server.stop()
