@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,30 @@ from serving import Reply, RunningServer, running, start
 
 from infernum import LLM
 
+SHORT: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "canto",
+        "parameters": {
+            "properties": {"number": {"$ref": "#/$defs/number"}},
+            "required": ["number"],
+            "additionalProperties": False,
+            "$defs": {"number": {"enum": [1, 2]}},
+        },
+    },
+}
+BRIEF: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"place": {"enum": ["Hell", "Florence"]}},
+            "required": ["place"],
+            "additionalProperties": False,
+        },
+    },
+}
 QUESTION = "Read canto 5."
 CANTO_5 = (
     "Inferno: Canto V\n\nThus I descended out of the first circle\nDown to the second, that less space begirds,\n"
@@ -45,6 +70,10 @@ def streamed(reply: Reply) -> dict[str, Any]:
         for call in message["tool_calls"]:
             del call["index"]
     return message
+
+
+def named(function: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": function}}
 
 
 def without_ids(message: dict[str, Any]) -> dict[str, Any]:
@@ -158,6 +187,11 @@ def test_a_model_whose_syntax_is_not_known_refuses_tools(tmp_path: Path) -> None
     [
         ({"tools": [{"type": "retrieval"}]}, "tools", "retrieval"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools", "name"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]},
+            "tools",
+            "'array'",
+        ),
         ({"tools": [CANTO], "tool_choice": "always"}, "tool_choice", "always"),
         ({"tool_choice": "required"}, "tool_choice", "give tools"),
         (
@@ -178,15 +212,32 @@ ASSISTANT = "{% if add_generation_prompt %}<|im_start|>assistant\n{{ open }}{% e
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
 
-@pytest.mark.parametrize("opened", [False, True])
-def test_reasoning_has_fields_of_its_own(opened: bool, tmp_path: Path) -> None:
-    """A model that writes <think> itself, and one whose prompts end with it; the marks are special tokens."""
-    answer = [*([] if opened else ["<think>"]), *"He ask", "</think>", *"INFRO"]
-    folder = write_chat_model(tmp_path / "model", answer, special=("<think>", "</think>"))
+def thinking_model(folder: Path, answer: list[str], *, opened: bool) -> RunningServer:
+    """A model that writes <think> itself, or whose prompts end with it; the marks are special tokens."""
+    answer = answer if opened else ["<think>", *answer]
+    write_chat_model(folder, answer, special=("<think>", "</think>"))
     opening = "<think>\n" if opened else ""
     template = f'{{% set open = "{opening}" %}}{{# <think> #}}{TURNS}{ASSISTANT}'
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    server = start(model=str(folder))
+    return start("--tool-call-parser", "hermes", model=str(folder))
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_model_thinks_before_an_answer_that_has_a_form(opened: bool, tmp_path: Path) -> None:
+    server = thinking_model(tmp_path / "model", [*"so", "</think>", "{}"], opened=opened)
+    form = {"type": "json_object"}
+    for fields in ({"response_format": form}, {"response_format": form, "tools": [CANTO]}):
+        message = server.chat("Hello", **fields).json["choices"][0]["message"]
+        assert (message["reasoning"], message["content"]) == ("so", "{}")
+    fields = {"tools": [BRIEF], "tool_choice": "required", "parallel_tool_calls": False}
+    message = server.chat("Hello", **fields).json["choices"][0]["message"]
+    assert message["reasoning"] == "so" and message["tool_calls"][0]["function"]["name"] == "weather"
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_reasoning_has_fields_of_its_own(opened: bool, tmp_path: Path) -> None:
+    server = thinking_model(tmp_path / "model", [*"He ask", "</think>", *"INFRO"], opened=opened)
     for fields in ({}, {"logprobs": True}, {"max_tokens": 5}):
         choice = server.chat("Hello", **fields).json["choices"][0]
         message = choice["message"]
@@ -196,6 +247,51 @@ def test_reasoning_has_fields_of_its_own(opened: bool, tmp_path: Path) -> None:
         if "max_tokens" not in fields:
             assert (message["reasoning"], message["content"]) == ("He ask", "INFRO")
     assert server.stop() == 0
+
+
+def test_an_answer_must_call_where_it_is_told_to(server: RunningServer) -> None:
+    """Whatever is asked, at any temperature: calls of functions that may be called, with arguments of their schemas."""
+    for choice, names in (("required", {"canto", "weather"}), (named("weather"), {"weather"})):
+        for seed in range(3):
+            fields: dict[str, Any] = {
+                "tools": [SHORT, BRIEF],
+                "tool_choice": choice,
+                "seed": seed,
+                "temperature": 1.5,
+            }
+            answer = server.chat("Who guides Dante?", **fields).json["choices"][0]
+            assert answer["finish_reason"] == "tool_calls" and answer["message"]["content"] is None
+            calls = [call["function"] for call in answer["message"]["tool_calls"]]
+            assert calls and {call["name"] for call in calls} <= names
+            for call in calls:
+                arguments = json.loads(call["arguments"])
+                assert set(arguments) == ({"number"} if call["name"] == "canto" else {"place"})
+                assert arguments.get("number") in (1, 2, None) and arguments.get("place") in (
+                    "Hell",
+                    "Florence",
+                    None,
+                )
+            if choice != "required":
+                assert len(calls) == 1
+            reply = server.chat("Who guides Dante?", stream=True, **fields)
+            assert without_ids(streamed(reply)) == without_ids(answer["message"])
+    usual = server.chat(QUESTION, tools=[CANTO], tool_choice="required").json["choices"][0]["message"]
+    assert usual["tool_calls"][0]["function"] == {"name": "canto", "arguments": '{"number": 5}'}
+
+
+def test_an_answer_has_the_form_that_is_asked_for_or_calls(server: RunningServer) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"guide": {"type": "string", "maxLength": 20}},
+        "required": ["guide"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "guide", "schema": schema}}
+    message = server.chat(QUESTION, tools=[CANTO], response_format=form).json["choices"][0]["message"]
+    assert message["tool_calls"][0]["function"] == {"name": "canto", "arguments": '{"number": 5}'}
+    fields: dict[str, Any] = {"tools": [CANTO], "response_format": form, "tool_choice": "none"}
+    message = server.chat(QUESTION, **fields).json["choices"][0]["message"]
+    assert set(json.loads(message["content"])) == {"guide"}
 
 
 def test_the_names_of_parsers_are_those_of_the_families() -> None:

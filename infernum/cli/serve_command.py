@@ -170,28 +170,12 @@ def command(
 
     docs/serving.md lists endpoints, fields and limits, and says what the server defends.
     """
-    try:
-        import uvloop
-
-        from infernum.serve.server import ServerOptions, serve
-    except ModuleNotFoundError as error:
-        raise click.UsageError(f"{error.name} is not installed; run `pip install infernum[serve]`") from error
-    from infernum import plugins
-    from infernum.cli.console import progress_bar
-    from infernum.models.presets import resolve
-    from infernum.serve.app import WATCHING_PATHS
-    from infernum.serve.guards import Exchanged
-    from infernum.serve.parsers import Parsers
-    from infernum.serve.served import Limits, Served
+    from infernum.serve.spawn import spawn
     from infernum.serve.wire import EngineOptions
 
     options.check_bundle(bundle, fuse, rules)
     if cache_per_key and not keys:
         raise click.UsageError("--cache-per-key needs the keys that it tells apart; give --api-key")
-    plugins.load_installed()
-    for file in plugin_files:
-        plugins.load_plugin(file)
-    source = resolve(model)
     engine_options = EngineOptions(
         model=model,
         device=device,
@@ -207,6 +191,26 @@ def command(
         plugins=plugin_files,
         null_token_us=null_token_us,
     )
+    # The engine loads the model while this process imports its own half.
+    spawned = click.get_current_context().with_resource(spawn(engine_options))
+    try:
+        import uvloop
+
+        from infernum.serve.server import ServerOptions, serve
+    except ModuleNotFoundError as error:
+        raise click.UsageError(f"{error.name} is not installed; run `pip install infernum[serve]`") from error
+    from infernum import plugins
+    from infernum.cli.console import progress_bar
+    from infernum.models.presets import resolve
+    from infernum.serve.app import WATCHING_PATHS
+    from infernum.serve.guards import Exchanged
+    from infernum.serve.parsers import Parsers
+    from infernum.serve.served import Limits, Served
+
+    plugins.load_installed()
+    for file in plugin_files:
+        plugins.load_plugin(file)
+    source = resolve(model)
     server_options = ServerOptions(
         names=names,
         host=host,
@@ -247,7 +251,7 @@ def command(
         return uvloop.run(
             serve(
                 source,
-                engine_options,
+                spawned,
                 server_options,
                 on_loading=progress or (lambda what, done, total: None),
                 on_ready=ready,

@@ -183,6 +183,10 @@ class Tokenizer:
             return bytes.fromhex(byte[1])
         return spelled.replace("▁", " ").encode()
 
+    def token(self, text: str) -> int | None:
+        """The token that is spelled so; None where the vocabulary has none."""
+        return self._backend.token_to_id(text)
+
     def spelled(self, token: int) -> str:
         """A token as the vocabulary spells it; empty for one that it has not."""
         return self._backend.id_to_token(token) or ""

@@ -7,6 +7,7 @@ from collections import Counter
 from infernum.chat.calls.scanner import Call
 from infernum.chat.reader import Thought
 from infernum.serve.chunks import ChunkedTask
+from infernum.serve.conversation import read_conversation
 from infernum.serve.generation import Piece
 from infernum.serve.problems import invalid
 from infernum.serve.requests import ChatRequest
@@ -24,7 +25,6 @@ from infernum.serve.responses import (
     event,
 )
 from infernum.serve.served import Served
-from infernum.serve.tools import check_choice
 
 
 class ChatTask(ChunkedTask[ChatRequest]):
@@ -38,17 +38,13 @@ class ChatTask(ChunkedTask[ChatRequest]):
     @classmethod
     async def of(cls, served: Served, request: ChatRequest, identity: str) -> ChatTask:
         """Read a request. Raises Problem."""
-        model = served.check_model(request.model)
-        check_choice(request.tool_choice, request.tools or [])
         if request.modalities not in (None, ["text"]):
             raise invalid("modalities: answers are text", "modalities")
-        prompt = served.check_ids(await served.encode_chat(request))
         most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
         if most == 0:
             raise invalid("max_completion_tokens is 0; ask for one token at least", "max_completion_tokens")
-        form, grammar = served.answer_form(request, prompt), await served.grammar(request)
-        wishes = served.wishes(request, [prompt], most, chat=True, form=form, grammar=grammar)
-        return cls(served, request, f"chatcmpl-{identity}", model, [prompt], wishes)
+        read = await read_conversation(served, request, most)
+        return cls(served, request, f"chatcmpl-{identity}", read.model, [read.prompt], read.wishes)
 
     def opening(self) -> bytes:
         """Each choice begins with the role of who speaks."""

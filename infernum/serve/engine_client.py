@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -20,12 +17,11 @@ import numpy as np
 from infernum.engine.events import FINISH_REASONS, FinishReason, PromptLogprobs
 from infernum.errors import InfernumError
 from infernum.sampling_params import SamplingParams
-from infernum.serve.engine_process import START
+from infernum.serve.spawn import Spawned
 from infernum.serve.wire import (
     LENGTH_BYTES,
     Add,
     Cancel,
-    EngineOptions,
     Failed,
     FromEngine,
     Load,
@@ -43,9 +39,6 @@ OnLoading: TypeAlias = Callable[[str, int, int], None]
 
 READ_BYTES = 1 << 17
 """Most bytes of results that are read at once."""
-
-SOCKET_BYTES = 1 << 22
-"""Bytes of results that wait for the server before the engine does."""
 
 
 class EngineGone(Exception):
@@ -116,17 +109,15 @@ class Inbox:
 
 
 class EngineClient:
-    """One engine in a process of its own. All methods but `start` are for the event loop.
+    """One engine in a process of its own. All methods are for the event loop.
 
     When the connection closes, the process ends. When the process ends, every sequence ends with an error.
     """
 
-    def __init__(self, options: EngineOptions) -> None:
-        self._options = options
+    def __init__(self, spawned: Spawned) -> None:
+        self._process, self._connection = spawned.process, spawned.connection
         self._inboxes: dict[int, Inbox] = {}
         self._numbers = itertools.count()
-        self._connection: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self._cancelled: list[int] = []
@@ -140,26 +131,9 @@ class EngineClient:
         self.on_step: Callable[[Stepped, Mapping[float, int]], None] = lambda stepped, gaps: None
         """Called with each step, and with the numbers of its tokens by their seconds since their sequence's last."""
 
-    def start(self) -> None:
-        """Start the process, which begins to load the model."""
-        ours, theirs = socket.socketpair()
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", START, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            )
-        ours.setblocking(False)
-        self._connection = ours
-
     async def ready(self, on_loading: OnLoading) -> Ready:
         """Wait until the model is loaded. Raises InfernumError with the reason when it cannot be."""
-        assert self._connection is not None, "start() comes first"
         reader, self._writer = await asyncio.open_connection(sock=self._connection)
-        self._writer.write(frame(self._options))
         messages = _Messages(reader)
         while batch := await messages.next():
             for message in batch:
@@ -187,9 +161,9 @@ class EngineClient:
         return self._inboxes.values()
 
     @property
-    def process_id(self) -> int | None:
+    def process_id(self) -> int:
         """The process that holds the model."""
-        return None if self._process is None else self._process.pid
+        return self._process.pid
 
     def add(
         self,
@@ -225,18 +199,17 @@ class EngineClient:
         self._die("the server is shutting down")
         if self._writer is not None:
             self._writer.close()
-        elif self._connection is not None:
+        else:
             self._connection.close()
         if self._reading is not None:
             self._reading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reading
-        if self._process is not None:
-            try:
-                await asyncio.to_thread(self._process.wait, 10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                await asyncio.to_thread(self._process.wait)
+        try:
+            await asyncio.to_thread(self._process.wait, 10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
 
     def _send(self, message: Add | Cancel) -> None:
         assert self._writer is not None, "the engine is not ready"
@@ -312,7 +285,7 @@ class EngineClient:
             inbox.wake.set()
 
     def _status(self) -> str:
-        code = None if self._process is None else self._process.poll()
+        code = self._process.poll()
         return "" if code is None else f" (exit status {code})"
 
 

@@ -47,9 +47,6 @@ from infernum.serve.wire import (
     receive,
 )
 
-START = "from infernum.serve.engine_process import main; main()"
-"""What the interpreter runs. The file descriptor of the socket is its argument."""
-
 ATTEMPTS = 3
 """Launches in a row that may fail before the engine gives up."""
 
@@ -256,7 +253,6 @@ class EngineWorker:
 
 def main() -> None:
     """Open the model as the first message says, and serve until the connection closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which drains
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     connection = socket.socket(fileno=int(sys.argv[1]))
     reader = connection.makefile("rb")  # buffered: after each read, the thread waits until a step lets it run

@@ -62,6 +62,11 @@ class Piece(msgspec.Struct, gc=False):
     segments: list[Segment] = []
 
     @property
+    def parts(self) -> list[Segment]:
+        """The segments, also of an answer that is plain text."""
+        return self.segments or ([self.text] if self.text else [])
+
+    @property
     def is_text(self) -> bool:
         """True where the piece adds text to an answer and nothing else."""
         return (

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import msgspec
 
 from infernum.chat.calls.scanner import Call
-from infernum.chat.reader import AnswerForm, Segment, Thought
+from infernum.chat.reader import Segment, Thought
+from infernum.serve.conversation import read_conversation
 from infernum.serve.generation import Generation, Piece
 from infernum.serve.messages_request import MessagesRequest, chat_of
 from infernum.serve.problems import Problem, invalid
@@ -17,7 +18,6 @@ from infernum.serve.requests import ChatRequest
 from infernum.serve.responses import Usage, encode
 from infernum.serve.served import Served
 from infernum.serve.task import Task
-from infernum.serve.tools import check_choice
 
 
 class TextBlock(msgspec.Struct, kw_only=True, tag="text"):
@@ -88,13 +88,8 @@ class MessagesTask(Task[ChatRequest]):
         request = chat_of(asked)
         if asked.max_tokens is None:
             raise invalid("max_tokens is missing; give the most tokens of the answer", "max_tokens")
-        model = served.check_model(request.model)
-        check_choice(request.tool_choice, request.tools or [])
-        prompt = served.check_ids(await served.encode_chat(request))
-        form = served.answer_form(request, prompt) or AnswerForm()
-        most = min(asked.max_tokens, max(served.ready.longest - len(prompt), 1))
-        wishes = served.wishes(request, [prompt], most, chat=True, form=form)
-        return cls(served, request, f"msg_{identity}", model, [prompt], wishes)
+        read = await read_conversation(served, request, asked.max_tokens, cuts=True)
+        return cls(served, request, f"msg_{identity}", read.model, [read.prompt], read.wishes)
 
     def __post_init__(self) -> None:
         self._begun = False
@@ -105,7 +100,7 @@ class MessagesTask(Task[ChatRequest]):
     def response(self, pieces: list[Piece], usage: Usage) -> MessageBody:
         [piece] = pieces
         body = self._body(usage)
-        body.content = [_block(segment) for segment in piece.segments]
+        body.content = [_block(segment) for segment in piece.parts]
         body.stop_reason, body.stop_sequence = _stop(piece)
         return body
 
@@ -115,7 +110,7 @@ class MessagesTask(Task[ChatRequest]):
             self._begun = True
             events += _event("message_start", message=self._body(self.usage(generation)))
         for piece in generation.pieces():
-            events += b"".join(self._growth(segment) for segment in piece.segments)
+            events += b"".join(self._growth(segment) for segment in piece.parts)
             if piece.finish_reason is not None:
                 reason, sequence = _stop(piece)
                 delta = {"stop_reason": reason, "stop_sequence": sequence}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from infernum.chat.reader import AnswerForm
 from infernum.serve.bodies import check_supported
+from infernum.serve.conversation import read_conversation
 from infernum.serve.generation import Generation, Piece
 from infernum.serve.problems import Problem
 from infernum.serve.requests import ChatRequest
@@ -23,7 +23,6 @@ from infernum.serve.response_request import ResponsesRequest, chat_of
 from infernum.serve.responses import Usage
 from infernum.serve.served import Served
 from infernum.serve.task import Task
-from infernum.serve.tools import check_choice
 
 
 @dataclass(kw_only=True)
@@ -38,19 +37,14 @@ class ResponseTask(Task[ChatRequest]):
         """Read a request. Raises Problem."""
         request = chat_of(asked)
         check_supported(request)
-        model = served.check_model(request.model)
-        check_choice(request.tool_choice, request.tools or [])
-        prompt = served.check_ids(await served.encode_chat(request))
-        form, grammar = served.answer_form(request, prompt) or AnswerForm(), await served.grammar(request)
-        most = request.max_completion_tokens
-        wishes = served.wishes(request, [prompt], most, chat=True, form=form, grammar=grammar)
+        read = await read_conversation(served, request, request.max_completion_tokens)
         return cls(
             served=served,
             request=request,
             id=f"resp_{identity}",
-            model=model,
-            prompts=[prompt],
-            wishes=wishes,
+            model=read.model,
+            prompts=[read.prompt],
+            wishes=read.wishes,
             asked=asked,
         )
 
@@ -60,7 +54,7 @@ class ResponseTask(Task[ChatRequest]):
 
     def response(self, pieces: list[Piece], usage: Usage) -> ResponseBody:
         [piece] = pieces
-        for segment in piece.segments:
+        for segment in piece.parts:
             self.output.take(segment)
         return self._last(piece, usage)[1]
 
@@ -71,7 +65,7 @@ class ResponseTask(Task[ChatRequest]):
             events += self.output.event("response.created", response=self._body("in_progress"))
             events += self.output.event("response.in_progress", response=self._body("in_progress"))
         for piece in generation.pieces():
-            events += b"".join(self.output.take(segment) for segment in piece.segments)
+            events += b"".join(self.output.take(segment) for segment in piece.parts)
             if piece.finish_reason is not None:
                 ends, body = self._last(piece, self.usage(generation))
                 events += ends + self.output.event(f"response.{body.status}", response=body)

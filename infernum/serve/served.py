@@ -13,7 +13,6 @@ from infernum.chat.chat import Chat
 from infernum.chat.files import find_templates
 from infernum.chat.messages import with_argument_objects
 from infernum.chat.reader import AnswerForm
-from infernum.chat.reasoning import OPENING
 from infernum.engine.tokenizer import Tokenizer, load_tokenizer, why_no_tokenizer
 from infernum.errors import InfernumError, RequestError
 from infernum.model_folder.folder import TOKENIZER
@@ -188,16 +187,6 @@ class Served:
         if self._grammars is None:
             raise invalid(why_no_tokenizer(self.source.folder, self.source.name), source.param)
         return await self._grammars.grammar(source)
-
-    def answer_form(self, request: ChatRequest, prompt: list[int]) -> AnswerForm | None:
-        """How the answer to a conversation is written; None: as plain text. Raises Problem."""
-        tokenizer, tools = self.needed_tokenizer, bool(request.offered_tools)
-        template = self.chat.template.text_for(tools=tools)
-        calls = self.parsers.calls(template) if tools else None
-        reasons = self.parsers.reasoning(template)
-        opened = reasons and tokenizer.decode(prompt[-8:], special=True).rstrip().endswith(OPENING)
-        one_call = request.parallel_tool_calls is False
-        return AnswerForm(calls, reasons, opened, one_call) if calls or reasons else None
 
     def wishes(
         self,

@@ -23,7 +23,7 @@ from infernum.serve.http_protocol import HttpProtocol
 from infernum.serve.metrics import Metrics
 from infernum.serve.parsers import Parsers
 from infernum.serve.served import Limits, Served
-from infernum.serve.wire import EngineOptions
+from infernum.serve.spawn import Spawned
 from infernum.step import NO_TOKEN
 
 POLL_SECONDS = 0.05
@@ -77,12 +77,16 @@ class HttpServer(uvicorn.Server):
         self._seconds = seconds
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
+        self.on_started: Callable[[], None] = lambda: None
+        """Called once connections are accepted."""
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)  # pyright: ignore[reportArgumentType]
         if not self.config.uds:
             await self._listen_again(self._loop)
+        if self.started:
+            self.on_started()
 
     async def _listen_again(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let the loop accept several connections in a turn: uvloop accepts one for each listening descriptor."""
@@ -123,7 +127,7 @@ class HttpServer(uvicorn.Server):
 
 async def serve(
     source: ModelSource,
-    engine_options: EngineOptions,
+    spawned: Spawned,
     options: ServerOptions,
     *,
     on_loading: OnLoading,
@@ -131,8 +135,7 @@ async def serve(
     on_end: Callable[[Exchanged], None],
 ) -> int:
     """Load the model, serve until a signal comes, and return the exit code. Raises InfernumError."""
-    engine = EngineClient(engine_options)
-    engine.start()
+    engine = EngineClient(spawned)
     try:
         ready = await engine.ready(on_loading)
         names = options.names or (source.name,)
@@ -145,11 +148,10 @@ async def serve(
         )
         app = App(served, stall_seconds=options.stall_seconds, ui=options.ui)
         server = HttpServer(_config(app, options, on_end), app, served, options.shutdown_seconds)
+        server.on_started = lambda: on_ready(served, _address(server))
         gc.collect()
         gc.freeze()  # what the start has made, collections need not look at again
-        announcement = asyncio.create_task(_told(server, served, on_ready))
         await server.serve()
-        announcement.cancel()
         return 0 if server.started else 1
     finally:
         await engine.close()
@@ -184,12 +186,6 @@ def _config(app: App, options: ServerOptions, on_end: Callable[[Exchanged], None
     except (OSError, ValueError) as error:
         raise InfernumError(f"the server cannot start: {error}") from error
     return config
-
-
-async def _told(server: HttpServer, served: Served, on_ready: Callable[[Served, str], None]) -> None:
-    while not server.started:
-        await asyncio.sleep(POLL_SECONDS)
-    on_ready(served, _address(server))
 
 
 def _address(server: HttpServer) -> str:

@@ -48,8 +48,15 @@ Tools = Annotated[list[Tool], Meta(max_length=MOST_TOOLS)]
 ToolChoice = Literal["none", "auto", "required"] | NamedChoice
 
 
-def check_choice(choice: ToolChoice | None, tools: Sequence[Tool]) -> None:
-    """Raises Problem for a choice among tools that the request does not bring, or that cannot be enforced yet."""
+def check_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> None:
+    """Raises Problem for a schema that is not of objects, and for a choice among tools that are not there."""
+    for tool in tools:
+        kind = schema_of(tool).get("type", "object")
+        if kind != "object":
+            raise invalid(
+                f'tools: the parameters of {tool.function.name!r} have the type {kind!r}; give "object"',
+                "tools",
+            )
     if choice in (None, "none", "auto"):
         return
     if not tools:
@@ -61,11 +68,11 @@ def check_choice(choice: ToolChoice | None, tools: Sequence[Tool]) -> None:
                 f"tool_choice names {choice.function.name!r}; the tools are {', '.join(map(repr, names))}",
                 "tool_choice",
             )
-    raise invalid(
-        "tool_choice: a call cannot be enforced yet; only none and auto are supported",
-        "tool_choice",
-        "unsupported_parameter",
-    )
+
+
+def schema_of(tool: Tool) -> dict[str, Any]:
+    """The schema of the arguments of a function, which has none where the request gives no parameters."""
+    return tool.function.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 def for_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:
@@ -76,7 +83,7 @@ def for_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:
             "function": {
                 "name": tool.function.name,
                 **({"description": tool.function.description} if tool.function.description else {}),
-                "parameters": tool.function.parameters or {"type": "object", "properties": {}},
+                "parameters": schema_of(tool),
             },
         }
         for tool in tools
