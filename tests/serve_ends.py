@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from serving import Reply, RunningServer, start
 
 WAYS = {
-    "drain": ("--shutdown-timeout", "120"),
+    "drain": ("--shutdown-timeout", "600"),
     "timeout": ("--shutdown-timeout", "0.3"),
-    "twice": ("--shutdown-timeout", "120"),
+    "twice": ("--shutdown-timeout", "600"),
 }
 """Ways to stop a server, with their options: it may finish its answers; it may not; or it gets a second signal."""
 
-AT_ONCE_SECONDS = 2.0
+AT_ONCE_SECONDS = 4.0
 """How long a server may take that is not to finish its answers, beyond `--shutdown-timeout`."""
 
 Problem = str
@@ -44,7 +44,7 @@ def stop_while_answering(way: str, draw: random.Random, requests: int) -> list[P
     with ThreadPoolExecutor(requests) as pool:
         asked = [
             pool.submit(
-                server.complete, "Then", max_tokens=count, ignore_eos=True, stream=stream, timeout=180
+                server.complete, "Then", max_tokens=count, ignore_eos=True, stream=stream, timeout=700
             )
             for count, stream in zip(tokens, streamed, strict=True)
         ]
@@ -57,7 +57,7 @@ def stop_while_answering(way: str, draw: random.Random, requests: int) -> list[P
         problems += refusal_of(server)
         if way == "twice":
             server.process.send_signal(signal.SIGTERM)
-        code = server.process.wait(180)
+        code = server.process.wait(700)
         seconds = time.monotonic() - begin
         replies = [each.result(10) for each in asked]
     if code != 0 or any("Traceback" in line for line in server.lines):
