@@ -16,6 +16,7 @@ from infernum.codegen.manifest import CompiledBlock, describe_block
 from infernum.codegen.nvrtc import compile_all, nvrtc_version, parse_arch
 from infernum.codegen.plan import plan_block
 from infernum.codegen.weights import fold_weights
+from infernum.errors import CompileError
 from infernum.fusion import select_rules
 from infernum.ir.apply import apply_rules
 from infernum.ir.graph import Graph
@@ -32,6 +33,9 @@ from infernum.rule_phrases import fired, refusal
 
 kernel_log = logs.channel("kernels")
 
+LEAST_DETERMINISTIC = 128
+"""Tokens of the largest step of a deterministic bundle, at least: kernels of fewer split contexts by the step."""
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
@@ -41,6 +45,7 @@ class Options:
     """What to compile a model for. `dtype` auto: as the checkpoint stores it. `dump`: a folder for graphs by pass.
 
     `tuned`: parameters of kernels by key, as `infernum tune` found them (`infernum.machine.tuned_here`).
+    `deterministic`: the bits of a token's result do not depend on what else is in the step; nothing tuned is used.
     """
 
     arch: str = "sm_90a"
@@ -50,6 +55,7 @@ class Options:
     max_batch_tokens: int = MAX_BATCH_TOKENS
     dump: Path | None = None
     tuned: Mapping[str, Tuned] = field(default_factory=dict[str, Tuned], hash=False)
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ def cached_bundle(
     """The bundle of a model in the user's cache, compiled now unless the very same one is there already."""
     tuned = sorted((key, sorted(chosen.values.items()), chosen.why) for key, chosen in options.tuned.items())
     facts = [options.arch, options.dtype, options.fuse, options.rules, tuned]
-    facts += [options.max_batch_tokens, nvrtc_version()]
+    facts += [options.max_batch_tokens, options.deterministic, nvrtc_version()]
     return cached(source, facts, lambda folder: compile_model(source, options, folder, progress=progress))
 
 
@@ -130,8 +136,24 @@ def emit_sources(source: ModelSource, options: Options, passes: Passes | None = 
 def prepare(source: ModelSource, options: Options, passes: Passes | None = None) -> Sources:
     """What is to be compiled, no block of it emitted yet. Raises CompileError or ConfigError."""
     program = read_program(source, options.dtype, options.max_batch_tokens)
+    if options.deterministic:
+        _check_deterministic(program, options.arch)
     rules = select_rules(options.fuse, options.rules)
-    return Sources(program, options, variants_for(program.max_tokens), rules, passes=passes or Passes())
+    variants = variants_for(program.max_tokens, deterministic=options.deterministic)
+    return Sources(program, options, variants, rules, passes=passes or Passes())
+
+
+def _check_deterministic(program: Program, arch: str) -> None:
+    if parse_arch(arch) != 90 or program.dtype.bytes != 2:
+        raise CompileError(
+            f"--deterministic: its kernels are for sm_90a, in bfloat16 and float16, and not for {arch} in"
+            f" {program.dtype.long_name}; leave it out, or run in NumPy, which is deterministic"
+        )
+    if program.max_tokens < LEAST_DETERMINISTIC:
+        raise CompileError(
+            f"--deterministic: the largest step has {program.max_tokens} tokens; it must have {LEAST_DETERMINISTIC} or"
+            " more, of --max-batch-tokens and of the model's context"
+        )
 
 
 def emit_blocks(sources: Sources) -> Iterator[CompiledBlock]:
@@ -154,8 +176,9 @@ def emit_blocks(sources: Sources) -> Iterator[CompiledBlock]:
                 variant.min_tokens,
                 variant.max_tokens,
                 program.dtype,
-                options.tuned,
+                {} if options.deterministic else options.tuned,
                 variant.decodes,
+                options.deterministic,
             )
             sources.blocks.append(compile_block(traced, target, sources.rules, sources))
             yield sources.blocks[-1]
@@ -180,16 +203,22 @@ def compile_block(traced: Graph, target: Target, rules: Sequence[Rule], sources:
     return CompiledBlock(traced.name, target, traced, outcome, plan, before, emitted)
 
 
-def variants_for(largest: int) -> list[VariantSpec]:
-    """The classes of steps up to `largest` tokens: one, a few (GEMV), tens, decodes of more, and prompts."""
-    classes = [
-        ("t1", 1, 1, False),
-        ("t8", 2, 8, False),
-        ("t64", 9, 64, False),
-        ("d128", 65, 128, True),
-        ("decode", 129, MOST_DECODES, True),
-        ("prefill", 65, largest, False),
-    ]
+def variants_for(largest: int, *, deterministic: bool = False) -> list[VariantSpec]:
+    """The classes of steps up to `largest` tokens: one, a few (GEMV), tens, decodes of more, and prompts.
+
+    `deterministic`: one class of steps that decode and one of all others, whose kernels sum in the same orders.
+    """
+    if deterministic:
+        classes = [("decode", 1, MOST_DECODES, True), ("prefill", 1, largest, False)]
+    else:
+        classes = [
+            ("t1", 1, 1, False),
+            ("t8", 2, 8, False),
+            ("t64", 9, 64, False),
+            ("d128", 65, 128, True),
+            ("decode", 129, MOST_DECODES, True),
+            ("prefill", 65, largest, False),
+        ]
     return [
         VariantSpec(
             name=name,
@@ -218,6 +247,7 @@ def describe(sources: Sources, cubins: Mapping[str, Cubin]) -> Manifest:
         nvrtc=nvrtc_version(),
         fuse=options.fuse,
         rules=[rule.name for rule in sources.rules],
+        deterministic=options.deterministic,
     )
 
 

@@ -83,6 +83,8 @@ class LLM:
                             step with both computes as many of their tokens as are predicted to fit, but at least 64;
                             None: no limit
     max_num_seqs            most sequences that run at once, while others wait; None: as many as a step has room for
+    deterministic           compile kernels by which the bits of a token's result do not depend on what else is in the
+                            step (Hopper, in 16 bits); without effect on a compiled bundle and in NumPy, which always is
     warm_graphs             on a GPU, capture the CUDA graphs of decodes now, not at the second step of each size
     progress                called while the model is compiled and loaded
     chat_template           the file of a chat template, in place of those of the model
@@ -107,6 +109,7 @@ class LLM:
         max_num_seqs: int | None = None,
         seed: int = 0,
         warm_graphs: bool = False,
+        deterministic: bool = False,
         progress: Progress | None = None,
         chat_template: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -144,7 +147,9 @@ class LLM:
             else Path(_path(chat_template, "chat_template", "the file of a chat template"))
         )
         if bundle is None:
-            self.bundle = compile_for(self.source, self.device, dtype, fuse, rules, progress)
+            self.bundle = compile_for(
+                self.source, self.device, dtype, fuse, rules, progress, deterministic=deterministic
+            )
         else:
             self.bundle = (
                 bundle
@@ -333,10 +338,12 @@ def compile_for(
     fuse: bool,
     rules: Sequence[str],
     progress: Progress | None,
+    *,
+    deterministic: bool = False,
 ) -> Bundle:
     """The bundle of the model for this device, from the cache or compiled now, with the parameters tuned on this GPU.
 
-    NumPy runs the graphs as they were traced: `fuse` has no effect, and `rules` raise CompileError.
+    NumPy runs the graphs as they were traced, deterministic: `fuse` has no effect, and `rules` raise CompileError.
     """
     if device == "cpu":
         from infernum.graph_bundle import cached_graphs
@@ -351,7 +358,9 @@ def compile_for(
 
     arch = native_arch()
     tuned = tuned_here(config_hash(source.config), arch)
-    options = Options(arch=arch, dtype=dtype, fuse=fuse, rules=tuple(rules), tuned=tuned)
+    options = Options(
+        arch=arch, dtype=dtype, fuse=fuse, rules=tuple(rules), tuned=tuned, deterministic=deterministic
+    )
     return cached_bundle(source, options, progress=progress)
 
 

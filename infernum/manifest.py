@@ -355,6 +355,8 @@ class Manifest(Record, frozen=True):
     plugins: list[Plugin]
     edits: dict[str, Edit]
     blocks: dict[str, dict[str, BlockVariant]]
+    deterministic: bool = False
+    """The bits of a token's result do not depend on what else is in the step (`infernum compile --deterministic`)."""
 
 
 def variant_names(manifest: Manifest) -> list[str]:

@@ -99,6 +99,7 @@ def describe_program(
     nvrtc: str | None,
     fuse: bool,
     rules: Sequence[str],
+    deterministic: bool = False,
 ) -> Manifest:
     """The manifest of a program whose blocks were compiled, or only traced: then `arch` and `nvrtc` are None."""
     source = program.source
@@ -110,6 +111,7 @@ def describe_program(
         dtype=program.dtype.name,
         fuse=fuse,
         rules=list(rules),
+        deterministic=deterministic,
         page_size=PAGE,
         model=ModelInfo(
             family=source.family,

@@ -233,6 +233,15 @@ def test_sequences_that_need_one_page_more_are_not_preempted_for_lack_of_it():
     assert max(b.seqs for b in toy.batches) == 6 and engine._scheduler.preempted == 0
 
 
+def test_no_chunk_of_a_prompt_is_a_single_token():
+    engine, toy = make(max_batch_tokens=8)
+    params = SamplingParams(max_tokens=1, temperature=0)
+    prompts = [list(range(9)), list(range(20, 36)), list(range(40, 49))]
+    assert [c.tokens for c in engine.generate(prompts, params)] == [alone(p, params) for p in prompts]
+    lengths = [np.diff(batch.query_start).tolist() for batch in toy.batches]
+    assert lengths == [[7], [2, 6], [8], [2, 6], [3]]
+
+
 def test_a_thousand_tokens_come_out_as_they_should():
     params = SamplingParams(max_tokens=1000, temperature=0.8, seed=3)
     engine, toy = make(context=2000, pages=300)

@@ -63,6 +63,7 @@ def numbers(kind: Callable[[str], Number]) -> Callable[..., tuple[Number, ...]]:
     "--requests", type=int, default=512, show_default=True, help="Number of requests of mixed lengths."
 )
 @click.option("--fuse/--no-fuse", default=True, show_default=True, help="Apply the fusion rules.")
+@options.deterministic
 @options.rules
 @options.dtype
 @click.option(
@@ -88,6 +89,7 @@ def throughput(
     rates: tuple[float, ...],
     requests: int,
     fuse: bool,
+    deterministic: bool,
     rules: str,
     dtype: str,
     repeats: int,
@@ -128,6 +130,7 @@ def throughput(
         mixed=mixed,
         requests=requests,
         rates=rates,
+        deterministic=deterministic,
         repeats=repeats,
     )
     with progress_bar() as progress:

@@ -51,6 +51,7 @@ NUMPY = "numpy"
     show_default=True,
     help="Use the parameters that `infernum tune` chose for this model on this GPU.",
 )
+@options.deterministic
 @options.as_json
 @options.plugin
 @options.verbose
@@ -63,6 +64,7 @@ def command(
     max_batch_tokens: int,
     output: Path | None,
     dump_passes: bool,
+    deterministic: bool,
     tuned: bool,
     as_json: bool,
 ) -> None:
@@ -80,9 +82,10 @@ def command(
     warn(source.warnings)
     check_folder(source)
     if arch == NUMPY:
-        if fuse or rules or dump_passes:
+        if fuse or rules or dump_passes or deterministic:
             raise CompileError(
-                f"--arch {NUMPY}: takes no --fuse, --rules or --dump-passes; its graphs stay as they were traced"
+                f"--arch {NUMPY}: takes no --fuse, --rules, --dump-passes or --deterministic; its graphs stay as they"
+                " were traced, and are deterministic"
             )
         folder = output or Path("build") / f"{source.name}-numpy"
         _trace(source, folder, dtype, max_batch_tokens, as_json=as_json)
@@ -101,6 +104,7 @@ def command(
         max_batch_tokens=max_batch_tokens,
         dump=out.with_name(f"{out.name}-passes") if dump_passes else None,
         tuned=tuned_here(config_hash(source.config), compiled_for) if tuned else {},
+        deterministic=deterministic,
     )
     block_seconds: dict[str, float] = {}
     begin = time.perf_counter()

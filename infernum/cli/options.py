@@ -91,6 +91,11 @@ rules = click.option(
     metavar="+NAME,-NAME…",
     help="Switch single rules on or off; applied after --fuse or --no-fuse.",
 )
+deterministic = click.option(
+    "--deterministic",
+    is_flag=True,
+    help="Compile kernels by which the bits of a token's result do not depend on what else is in the step.",
+)
 gpu_memory_utilization = click.option(
     "--gpu-memory-utilization",
     type=float,
@@ -142,11 +147,11 @@ def chosen_sampling(sampling: dict[str, float | None], greedy: bool) -> dict[str
     return sampling | {name: value for name, value in GREEDY.items() if sampling[name] is None}
 
 
-def check_bundle(bundle: Path | None, fuse: bool | None, rules: str) -> None:
+def check_bundle(bundle: Path | None, fuse: bool | None, rules: str, deterministic: bool = False) -> None:
     """Raises UsageError for options of the compiler where a compiled bundle is given."""
-    if bundle is not None and (fuse is not None or rules):
+    if bundle is not None and (fuse is not None or rules or deterministic):
         raise click.UsageError(
-            "--fuse and --rules are for compiling; the bundle that is given is compiled already"
+            "--fuse, --rules and --deterministic are for compiling; the bundle that is given is compiled already"
         )
 
 

@@ -71,6 +71,7 @@ LONGEST_ID = 10
 @options.gpu_memory_utilization
 @options.max_model_len
 @options.max_itl_ms
+@options.deterministic
 @click.option("--stats", is_flag=True, help="Print speeds on stderr after the text.")
 @options.as_json
 @options.plugin
@@ -97,6 +98,7 @@ def command(
     gpu_memory_utilization: float,
     max_model_len: int | None,
     max_itl_ms: float | None,
+    deterministic: bool,
     stats: bool,
     as_json: bool,
     **sampling: float | None,
@@ -113,7 +115,7 @@ def command(
     from infernum.models.presets import resolve
 
     sampling = options.chosen_sampling(sampling, greedy)
-    options.check_bundle(bundle, fuse, rules)
+    options.check_bundle(bundle, fuse, rules, deterministic)
     if prompt is None and (prompt_ids or model != DEMO_MODEL):
         raise click.UsageError("a PROMPT is needed; - reads it from stdin")
     source = resolve(model)
@@ -146,6 +148,7 @@ def command(
             gpu_memory_utilization=gpu_memory_utilization,
             max_model_len=max_model_len,
             max_itl_ms=max_itl_ms,
+            deterministic=deterministic,
             seed=seed or 0,
             progress=progress,
         )

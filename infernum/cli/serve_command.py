@@ -117,6 +117,7 @@ from infernum.cli import options
 @options.gpu_memory_utilization
 @options.max_model_len
 @options.max_itl_ms
+@options.deterministic
 @click.option(
     "--max-num-seqs",
     type=int,
@@ -163,6 +164,7 @@ def command(
     gpu_memory_utilization: float,
     max_model_len: int | None,
     max_itl_ms: float | None,
+    deterministic: bool,
     max_num_seqs: int | None,
     plugin_files: tuple[str, ...],
 ) -> int:
@@ -173,7 +175,7 @@ def command(
     from infernum.serve.spawn import spawn
     from infernum.serve.wire import EngineOptions
 
-    options.check_bundle(bundle, fuse, rules)
+    options.check_bundle(bundle, fuse, rules, deterministic)
     if cache_per_key and not keys:
         raise click.UsageError("--cache-per-key needs the keys that it tells apart; give --api-key")
     engine_options = EngineOptions(
@@ -187,6 +189,7 @@ def command(
         gpu_memory_utilization=gpu_memory_utilization,
         max_model_len=max_model_len,
         max_itl_ms=max_itl_ms,
+        deterministic=deterministic,
         max_num_seqs=max_num_seqs,
         plugins=plugin_files,
         null_token_us=null_token_us,

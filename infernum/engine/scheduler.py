@@ -398,18 +398,24 @@ class Scheduler:
         return room if timely is None else min(room, max(LEAST_PROMPT_TOKENS, timely))
 
     def _prompts(self, room: int) -> list[Chunk]:
-        """The chunks of prompts that fit into `room` tokens."""
+        """The chunks of prompts that fit into `room` tokens.
+
+        A single token is computed as a decode is, on a GPU with other bits than among others: a cut leaves none behind,
+        and none is the last thing that a step has room for.
+        """
         chunks: list[Chunk] = []
         rows = self.max_rows - len(self.slots.sequences)  # further ones than one for each sequence
         for slot in self.slots.prompting:
-            start = int(self.slots.computed[slot])
-            length = min(room, int(self.slots.total[slot]) - start)
+            start, end = int(self.slots.computed[slot]), int(self.slots.total[slot])
+            length = min(room, end - start)
             sequence = self.slots.sequences[slot]
             if sequence.asks_for_scores:
                 length = min(length, 1 + rows)
             for group in self.slots.windowed:
                 length = min(length, self._room(slot, group))
-            if length > 0:
+            if start + length + 1 == end and length > 2:
+                length -= 1
+            if length > 0 and not (length == 1 and chunks):
                 for group in self.slots.windowed:
                     self._extend(slot, group, length)
                 chunks.append((slot, start, start + length))

@@ -38,7 +38,8 @@ class Target:
 
     `arch` is the compute capability as an int (80, 86, 89, 90, 100); a variant serves steps of `min_tokens` to
     `max_tokens` tokens. `tuned` holds tuned parameters of kernels by key (`infernum.ir.parameters`). With `decodes`,
-    every sequence of a step has one token.
+    every sequence of a step has one token. With `deterministic`, the bits of a token's result must not depend on what
+    else is in the step: a kernel whose order of sums does refuses.
     """
 
     arch: int
@@ -48,6 +49,7 @@ class Target:
     dtype: DType
     tuned: Mapping[str, Tuned] = field(default_factory=dict[str, Tuned], hash=False, repr=False)
     decodes: bool = False
+    deterministic: bool = False
 
     @property
     def programmatic(self) -> bool:
@@ -263,7 +265,8 @@ class Library:
 
     def plan(self, call: Call, target: Target) -> Layout | Refusal:
         """An empty layout, or the reason why the library cannot compute the call's epilogue."""
-        del target
+        if target.deterministic:
+            return Refusal("the order of the library's sums depends on the number of tokens")
         if call.prologues:
             return Refusal("the library reads rows as they are: it has no prologue")
         if call.epilogue is None:

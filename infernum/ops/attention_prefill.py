@@ -41,6 +41,9 @@ def _prefill_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     if refusal := _prefill_refusal(call, target):
         yield refusal
         return
+    if target.deterministic:
+        yield Refusal("decodes alone and beside prompts would have other sums")
+        return
     heads, kv_heads, dim = heads_of(call)
     rows, group, padded = _prefill_rows(dim, target), heads // kv_heads, dim + 8
     yield Layout(

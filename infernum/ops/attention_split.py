@@ -85,6 +85,9 @@ def _split_layouts(call: Call, target: Target) -> Iterator[Layout | Refusal]:
     if dim % 2 or dim > 256:
         yield Refusal(f"head size {dim} is not an even number up to 256")
         return
+    if target.deterministic:
+        yield Refusal("decodes alone and beside prompts would have other sums")
+        return
     widest = 16 // call.operands["q"].dtype.bytes
     vector = next(v for v in (8, 4, 2) if v <= widest and dim % v == 0)
     lanes = next((n for n in (1, 2, 4, 8, 16) if n * vector >= dim), 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from infernum.dims import ceildiv
 from infernum.ir.kernel import Call, Layout, Refusal, Target, Template, alternatives
@@ -30,7 +31,7 @@ def _refusal(call: Call, target: Target) -> Refusal | None:
         return Refusal("wgmma is an instruction of Hopper (sm_90a) only")
     if weight.dtype.bytes != 2:
         return Refusal(f"tensor cores multiply bf16 and f16 here, not {weight.dtype}")
-    if target.max_tokens > _MOST_TOKENS:
+    if target.max_tokens > _MOST_TOKENS and not target.deterministic:
         most = target.max_tokens
         return Refusal(f"a block serves {_MOST_TOKENS} tokens, the variant {target.variant} up to {most}")
     if weight.width % _PANEL:
@@ -48,7 +49,7 @@ def _parts(call: Call) -> int:
 def _tile(call: Call, target: Target, split: int) -> int:
     """Output columns of a cluster of `split` blocks; 0: a block would have more rows of weights than it multiplies."""
     clusters = _clusters(target, split)
-    for rounds in (1, 2):
+    for rounds in range(1, 17 if target.deterministic else 3):
         tile = min(8 * ceildiv(call.columns, 8 * clusters * rounds), call.columns)
         if tile * _parts(call) <= _MOST_ROWS:
             return tile
@@ -66,7 +67,7 @@ def _clusters(target: Target, split: int) -> int:
 
 def _tokens(target: Target) -> int:
     """Tokens of a block: whole warpgroups."""
-    return _ROWS * ceildiv(target.max_tokens, _ROWS)
+    return min(_ROWS * ceildiv(target.max_tokens, _ROWS), _MOST_TOKENS)
 
 
 def _slot_bytes(target: Target, rows: int) -> int:
@@ -121,7 +122,7 @@ def _most_slots(call: Call, target: Target, split: int) -> int:
     return next((n for n in counts if needed[n] <= _most_shared(target)), 2)
 
 
-def _constants(call: Call, target: Target, values: Mapping[str, int]) -> dict[str, int]:
+def _constants(call: Call, target: Target, values: Mapping[str, int]) -> dict[str, Any]:
     split, slots = values["SPLIT"], values["SLOTS"]
     tile, parts = _tile(call, target, split), _parts(call)
     tokens = _tokens(target)
@@ -129,6 +130,7 @@ def _constants(call: Call, target: Target, values: Mapping[str, int]) -> dict[st
     sums = tokens * (tile * parts + 32) * 4
     return {
         "TOKENS": tokens,
+        "TILES": f"ceildiv(tokens, {tokens})" if target.max_tokens > tokens else 1,
         "WIDTH": call.operands["weight"].width,
         "COLUMNS": call.columns,
         "VECTOR": 8,
@@ -140,7 +142,7 @@ def _constants(call: Call, target: Target, values: Mapping[str, int]) -> dict[st
 
 PRODUCT_WGMMA = Template(
     "product_wgmma",
-    grid=("BLOCKS", 1, "SPLIT"),
+    grid=("BLOCKS", "TILES", "SPLIT"),
     threads="THREADS",
     shared_bytes="SHARED",
     cluster="SPLIT",
@@ -158,4 +160,4 @@ PRODUCT_WGMMA = Template(
     row_ops={"x": ()},
     epilogue=True,
 )
-"""Tokens are the rows of a wgmma, weights its columns."""
+"""Tokens are the rows of a wgmma, weights its columns. The bits of a row do not depend on the number of tokens."""

@@ -296,6 +296,7 @@ def _opened(
         gpu_memory_utilization=options.gpu_memory_utilization,
         max_model_len=options.max_model_len,
         max_itl_ms=options.max_itl_ms,
+        deterministic=options.deterministic,
         max_num_seqs=options.max_num_seqs,
         max_pages_total=options.max_pages_total,
         seed=options.seed,

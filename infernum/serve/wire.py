@@ -35,6 +35,7 @@ class EngineOptions(msgspec.Struct, kw_only=True, frozen=True):
     max_pages_total: int | None = None
     seed: int = 0
     max_itl_ms: float | None = None
+    deterministic: bool = False
     max_num_seqs: int | None = None
     plugins: tuple[str, ...] = ()
     null_token_us: float | None = None

@@ -5,7 +5,7 @@
         compute-sanitizer --tool racecheck python3 tests/gpu/sanitize.py $case
     done
 
-The demo model, fused and unfused: prompts of 70 and 20 tokens, then three decode steps of one and of five sequences,
+The demo model, fused and unfused: prompts of 70 and 20 tokens, then three decode steps of one, five and 72 sequences,
 greedy and sampled; and, fused, such steps at a context that attention splits among clusters. Tiny models with random
 weights, at short and at long contexts: windows, caps, norms of heads, heads of 64 to 256, LongRoPE, and every kernel of
 attention. With `--no-graphs` decodes are launched kernel by kernel.
@@ -20,8 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMPT_LENGTHS = {"long": [70], "short": [20], "five": [70, 3, 9, 1, 20]}
-"""Tokens of the prompts that are run together: the variants prefill and t64, then t1 or t8 while decoding."""
+PROMPT_LENGTHS = {"long": [70], "short": [20], "five": [70, 3, 9, 1, 20], "many": [2, 70, *[1, 3] * 35]}
+"""Tokens of the prompts that are run together: the variants prefill and t64, then t1, t8 or d128 while decoding."""
 
 CASES = [
     f"{fused}/{lengths}/{way}"
@@ -58,7 +58,7 @@ FAR = 960
 LONG_CONTEXT = 8192
 """Positions that the model may have here; the last page of them is where a split case decodes."""
 
-PAGES = 32
+PAGES = 160
 """Pages of the KV cache."""
 
 NEW_TOKENS = 4

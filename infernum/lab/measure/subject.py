@@ -39,6 +39,7 @@ class ModelRequest:
     rules: tuple[str, ...] = ()
     seed: int = 0
     device: Device = "cuda"
+    deterministic: bool = False
 
     def checkpoint(self) -> Checkpoint | None:
         """The weights, which have the tensors that config.json claims; None: random ones. Raises CheckpointError."""
@@ -49,7 +50,15 @@ class ModelRequest:
 
     def bundle(self, progress: Progress | None) -> Bundle:
         """The bundle, from the cache or compiled now. Raises CompileError."""
-        return compile_for(self.source, self.device, self.dtype, self.fuse, self.rules, progress)
+        return compile_for(
+            self.source,
+            self.device,
+            self.dtype,
+            self.fuse,
+            self.rules,
+            progress,
+            deterministic=self.deterministic,
+        )
 
 
 @dataclass(frozen=True)
