@@ -249,7 +249,7 @@ def test_reasoning_has_fields_of_its_own(opened: bool, tmp_path: Path) -> None:
     assert server.stop() == 0
 
 
-def test_an_answer_must_call_where_it_is_told_to(server: RunningServer) -> None:
+def test_an_answer_calls_where_the_request_says_that_it_must(server: RunningServer) -> None:
     """Whatever is asked, at any temperature: calls of functions that may be called, with arguments of their schemas."""
     for choice, names in (("required", {"canto", "weather"}), (named("weather"), {"weather"})):
         for seed in range(3):

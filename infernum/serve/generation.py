@@ -62,7 +62,7 @@ class Piece(msgspec.Struct, gc=False):
     segments: list[Segment] = []
 
     @property
-    def parts(self) -> list[Segment]:
+    def all_segments(self) -> list[Segment]:
         """The segments, also of an answer that is plain text."""
         return self.segments or ([self.text] if self.text else [])
 

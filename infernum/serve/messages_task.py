@@ -100,7 +100,7 @@ class MessagesTask(Task[ChatRequest]):
     def response(self, pieces: list[Piece], usage: Usage) -> MessageBody:
         [piece] = pieces
         body = self._body(usage)
-        body.content = [_block(segment) for segment in piece.parts]
+        body.content = [_block(segment) for segment in piece.all_segments]
         body.stop_reason, body.stop_sequence = _stop(piece)
         return body
 
@@ -110,7 +110,7 @@ class MessagesTask(Task[ChatRequest]):
             self._begun = True
             events += _event("message_start", message=self._body(self.usage(generation)))
         for piece in generation.pieces():
-            events += b"".join(self._growth(segment) for segment in piece.parts)
+            events += b"".join(self._growth(segment) for segment in piece.all_segments)
             if piece.finish_reason is not None:
                 reason, sequence = _stop(piece)
                 delta = {"stop_reason": reason, "stop_sequence": sequence}

@@ -54,7 +54,7 @@ class ResponseTask(Task[ChatRequest]):
 
     def response(self, pieces: list[Piece], usage: Usage) -> ResponseBody:
         [piece] = pieces
-        for segment in piece.parts:
+        for segment in piece.all_segments:
             self.output.take(segment)
         return self._last(piece, usage)[1]
 
@@ -65,7 +65,7 @@ class ResponseTask(Task[ChatRequest]):
             events += self.output.event("response.created", response=self._body("in_progress"))
             events += self.output.event("response.in_progress", response=self._body("in_progress"))
         for piece in generation.pieces():
-            events += b"".join(self.output.take(segment) for segment in piece.parts)
+            events += b"".join(self.output.take(segment) for segment in piece.all_segments)
             if piece.finish_reason is not None:
                 ends, body = self._last(piece, self.usage(generation))
                 events += ends + self.output.event(f"response.{body.status}", response=body)

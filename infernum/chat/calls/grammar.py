@@ -37,14 +37,14 @@ def answer_grammar(
     token_of  the id of the token that is this mark, if there is one; llguidance knows such a mark by its id only
     """
     marks = (*(form.calls.special if form.calls else ()), OPENING, CLOSING)
-    spell = _Speller(marks, token_of)
+    literal = _Literals(marks, token_of)
     ways = ["calls"] * bool(functions) + ["@answer"] * (answer is not None)
     thought = "" if not form.reasons else "thinking" if form.opened else "thought?"
     rules = ["%llguidance {}", f"start: {thought} ({' | '.join(ways)})"]
     if functions:
-        rules += _calls(form, functions, spell)
+        rules += _calls(form, functions, literal)
     if form.reasons:
-        rules += _thinking(spell, token_of(CLOSING) is not None)
+        rules += _thinking(literal, token_of(CLOSING) is not None)
     lark = "\n".join(rules)
     if answer is None:
         return lark
@@ -54,38 +54,38 @@ def answer_grammar(
     )
 
 
-def _calls(form: AnswerForm, functions: Sequence[CalledSchema], spell: _Speller) -> list[str]:
+def _calls(form: AnswerForm, functions: Sequence[CalledSchema], literal: _Literals) -> list[str]:
     """The rules of calls. Each schema is a grammar of its own, because references in it start from its root."""
     assert form.calls is not None, "there is a syntax of calls"
     writing = form.calls.writing
-    more = "" if form.one_call else f"({spell(writing.separator)} call)*"
+    more = "" if form.one_call else f"({literal(writing.separator)} call)*"
     rules = [
-        f"calls: {spell(writing.opening)} call {more} {spell(writing.closing)}",
+        f"calls: {literal(writing.opening)} call {more} {literal(writing.closing)}",
         f"call: {' | '.join(f'call_{number}' for number in range(len(functions)))}",
     ]
     for number, function in enumerate(functions):
-        front = spell(writing.before + json.dumps(function.name, ensure_ascii=False) + writing.between)
+        front = literal(writing.before + json.dumps(function.name, ensure_ascii=False) + writing.between)
         options = {**SPACING, "lenient": function.lenient}
         arguments = json.dumps({**function.schema, "type": "object", "x-guidance": options})
         rules += [
-            f"call_{number}: {front} arguments_{number} {spell(writing.after)}",
+            f"call_{number}: {front} arguments_{number} {literal(writing.after)}",
             f"arguments_{number}: %json {arguments}",
         ]
     return rules
 
 
-def _thinking(spell: _Speller, by_token: bool) -> list[str]:
+def _thinking(literal: _Literals, by_token: bool) -> list[str]:
     """The rules of reasoning: any text up to the mark that ends it."""
     return [
-        f"thought: {spell(OPENING)} thinking",
-        f"thinking: TEXT {spell(CLOSING)} SPACE" if by_token else "thinking: closed SPACE",
-        f"closed[lazy]: TEXT {spell(CLOSING)}",
+        f"thought: {literal(OPENING)} thinking",
+        f"thinking: TEXT {literal(CLOSING)} SPACE" if by_token else "thinking: closed SPACE",
+        f"closed[lazy]: TEXT {literal(CLOSING)}",
         "TEXT: /(.|\\n)*/",
         "SPACE: /\\n{0,2}/",
     ]
 
 
-class _Speller:
+class _Literals:
     """Spells text as a grammar does: marks that are tokens by their ids, and all else between quotes."""
 
     def __init__(self, marks: tuple[str, ...], token_of: Callable[[str], int | None]) -> None:

@@ -58,10 +58,6 @@ class Writing:
     closing: str = ""
 
 
-Segment = str | Call
-"""A part of an answer: text for the reader, or a call."""
-
-
 class Body(ABC):
     """One call, or one list of calls, behind its mark. `ended`: the last character is read, or it is broken."""
 
@@ -131,17 +127,17 @@ class Scanner(ABC):
     def body(self) -> Body:
         """The reader of the next call."""
 
-    def push(self, text: str) -> list[Segment]:
+    def push(self, text: str) -> list[str | Call]:
         """Add text, and return what is certain now."""
         self._unread += text
         return self._segments(final=False)
 
-    def finish(self) -> list[Segment]:
+    def finish(self) -> list[str | Call]:
         """The rest, at the end of the answer."""
         return self._segments(final=True)
 
-    def _segments(self, *, final: bool) -> list[Segment]:
-        segments: list[Segment] = []
+    def _segments(self, *, final: bool) -> list[str | Call]:
+        segments: list[str | Call] = []
         while self._unread or self._body is not None:
             if self._body is not None:
                 goes_on = self._read_call(self._body, segments, final)
@@ -153,7 +149,7 @@ class Scanner(ABC):
                 break
         return segments
 
-    def _read_call(self, body: Body, segments: list[Segment], final: bool) -> bool:
+    def _read_call(self, body: Body, segments: list[str | Call], final: bool) -> bool:
         size = body.take(self._unread)
         self._of_call.append(self._unread[:size])
         self._unread = self._unread[size:]
@@ -183,7 +179,7 @@ class Scanner(ABC):
         self._may_be_bare = self._behind_call = False
         return True
 
-    def _read_text(self, segments: list[Segment], final: bool) -> bool:
+    def _read_text(self, segments: list[str | Call], final: bool) -> bool:
         place = self._unread.find(self.mark)
         if place >= 0:
             shown = len(self._unread[:place].rstrip())
