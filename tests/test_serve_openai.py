@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from serving import RunningServer, running
+from serving import ROOT, RunningServer, running
 
 openai = pytest.importorskip("openai")
 
@@ -225,3 +228,15 @@ def test_many_at_once_get_what_each_gets_alone(server: RunningServer, client: An
             return [answer.choices[0].text for answer in await asyncio.gather(*work)]
 
     assert asyncio.run(together()) == alone
+
+
+def test_the_example_streams_the_answer(server: RunningServer) -> None:
+    expected = server.chat(MESSAGES[0]["content"]).json["choices"][0]["message"]["content"]
+    example = subprocess.run(
+        [sys.executable, ROOT / "examples/clients/openai_python.py"],
+        env={**os.environ, "OPENAI_BASE_URL": f"{server.url}/v1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert example.stdout == f"{expected}\n"
