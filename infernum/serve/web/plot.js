@@ -11,10 +11,10 @@ function svg(tag, attributes = {}, ...children) {
     return element;
 }
 
-// The least of 1, 2, 2.5 and 5 times a power of ten that is not below a value.
+// The least of 1, 2, 4, 6 and 8 times a power of ten that is not below a value: their halves are short numbers.
 function roundUp(value) {
     const power = 10 ** Math.floor(Math.log10(value));
-    return [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((top) => top >= value * (1 - 1e-9));
+    return [1, 2, 4, 6, 8, 10].map((factor) => factor * power).find((top) => top >= value * (1 - 1e-9));
 }
 
 // series: {name, value(point)}, at most two, the first being drawn with an area; format(value): its text; least: the
