@@ -60,6 +60,8 @@ class GrammarMask:
 
     def __call__(self, output: Int32) -> Int32:
         """The tokens that may follow an output (`Mask`)."""
+        if output is self._output and self._is_ready:
+            return self._bits
         matcher = self.follow(output)
         if not self._is_ready:
             bits = np.zeros_like(self._bits)
@@ -70,7 +72,7 @@ class GrammarMask:
     def follow(self, output: Int32) -> LLMatcher:
         """The matcher, which has read an output."""
         read = len(self._output)
-        if read > len(output) or not np.array_equal(self._output, output[:read]):
+        if self._output.tobytes() != output[:read].tobytes():  # quicker than array_equal
             self._matcher.reset()
             read, self._is_ready = 0, False
         if read < len(output):
