@@ -167,6 +167,24 @@ def test_neighbours_without_a_form_have_the_tokens_that_they_have_alone(server: 
     assert texts == {place: alone[place % 3] for place in range(9)}
 
 
+def test_grammars_that_take_long_hold_up_no_other_request(server: RunningServer) -> None:
+    """A hundred come at once: those that find no place are told to try again, and texts are tokenized meanwhile."""
+    statuses: list[int] = []
+
+    def ask(number: int) -> None:
+        form = {"json": {"type": "integer", "multipleOf": 1_000_003 + number}}
+        statuses.append(server.complete("Then", structured_outputs=form).status)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(100)]
+    for thread in threads:
+        thread.start()
+    assert server.ask("/tokenize", {"prompt": "the gate of Hell " * 1000}).status == 200
+    assert any(thread.is_alive() for thread in threads), "the text waits for no grammar"
+    for thread in threads:
+        thread.join()
+    assert set(statuses) == {400, 429}
+
+
 def test_a_client_that_goes_while_its_grammar_is_compiled_leaves_nothing(server: RunningServer) -> None:
     for number in range(20):
         form = {"regex": f"a{{9,}}{number}"}

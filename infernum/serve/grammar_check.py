@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infernum.serve.problems import invalid
+from infernum.serve.problems import Problem, invalid
 from infernum.worker_process import WorkerProcess
 
 LONGEST = 256 << 10
@@ -17,6 +18,9 @@ LONGEST = 256 << 10
 
 RECENT = 256
 """Grammars that are known, and need not be looked at when a request brings them again."""
+
+MOST_WAITING = 64
+"""Grammars that wait to be looked at; each takes a tenth of a second at most."""
 
 _START = "from infernum.serve.grammar_worker import main; main()"
 
@@ -32,7 +36,7 @@ class GrammarSource:
 
 
 class GrammarCheck:
-    """Finds out about grammars in a process of its own, one at a time, beside the event loop.
+    """Finds out about grammars in a process of its own, one at a time, beside the event loop and its threads.
 
     tokenizer  the path of tokenizer.json
     vocab      the model's tokens
@@ -40,6 +44,8 @@ class GrammarCheck:
 
     def __init__(self, tokenizer: Path, vocab: int) -> None:
         self._process = WorkerProcess(_START, str(tokenizer), str(vocab))
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting = 0
         self._recent: OrderedDict[bytes, str] = OrderedDict()
 
     async def grammar(self, source: GrammarSource) -> str:
@@ -49,12 +55,29 @@ class GrammarCheck:
         line = json.dumps({"kind": source.kind, "text": source.text, "options": source.options}).encode()
         grammar = self._recent.get(line)
         if grammar is None:
-            grammar = self._recent[line] = await asyncio.to_thread(self._checked, source.param, line)
+            grammar = self._recent[line] = await self._read(source.param, line)
             if len(self._recent) > RECENT:
                 self._recent.popitem(last=False)
         else:
             self._recent.move_to_end(line)
         return grammar
+
+    async def _read(self, param: str, line: bytes) -> str:
+        if self._waiting == MOST_WAITING:
+            raise Problem(
+                429,
+                f"{MOST_WAITING} grammars are waiting to be looked at: try again",
+                kind="rate_limit_error",
+                param=param,
+                code="queue_full",
+                retry=True,
+            )
+        self._waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, self._checked, param, line)
+        finally:
+            self._waiting -= 1
 
     def close(self) -> None:
         """End the process."""
