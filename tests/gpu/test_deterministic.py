@@ -18,7 +18,7 @@ SEQUENCES = 60
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with LLM("dante", "cuda", "bfloat16", deterministic=True, max_model_len=300) as llm:
+    with LLM("dante", "cuda", "bfloat16", deterministic=True, max_model_len=300, max_pages_total=400) as llm:
         yield llm._engine
 
 

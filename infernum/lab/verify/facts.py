@@ -46,6 +46,8 @@ STEPS: tuple[Chunks, ...] = (
     ((0, 128),),
     ((211, 1), (64, 70), (0, 58), (130, 1)),
     ((211, 131), (64, 1), (0, 66), (130, 1)),
+    tuple((start, 1) for start in (211, 64, 0, 130, 63, 37, 255, 5, 100, 127) * 13),
+    ((63, 193), (130, 1)),
 )
 """Single tokens, odd numbers of them, decodes beside chunks of prompts; contexts that end one before, at and one after
 the end of a page, chunks that begin or end there, contexts long enough for kernels to go round more than once, and the
