@@ -367,7 +367,12 @@ def any_body(server: RunningServer, draw: random.Random) -> Problem | None:
     if answer.status >= 500:
         return f"{method} {path} {raw[:300]!r}: {answer.status} {text[:300]!r}"
     form = answer.headers.get_content_type()
-    if text and form not in ("application/json", "text/event-stream"):
+    is_page = path == "/" and method == "GET"
+    if (
+        text
+        and form not in ("application/json", "text/event-stream")
+        and not (is_page and form == "text/html")
+    ):
         return f"{method} {path} {raw[:300]!r}: {answer.status} is {form}"
     return None
 

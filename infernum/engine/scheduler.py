@@ -256,7 +256,7 @@ class Scheduler:
     def _keep(self, sequence: Sequence, computed: int) -> None:
         """Keep the full pages among those of the first `computed` positions, whose tokens are in `Sequence.tokens`."""
         size, pages = self.pool.page_size, sequence.pages
-        numbers = range(sequence.kept, computed // size)
+        numbers = range(sequence.findable, computed // size)
         if not numbers or self.slots.windowed:
             return
         for number, tokens in zip(numbers, sequence.tokens_of_pages(numbers, size), strict=True):
@@ -265,7 +265,7 @@ class Scheduler:
             if page != pages[number]:
                 pages[number] = self.slots.pages[sequence.slot, number] = page
                 self.table_version += 1
-        sequence.kept = numbers.stop
+        sequence.findable = numbers.stop
 
     def _admit(self) -> None:
         if not self.waiting or not self.slots.free:
@@ -291,7 +291,7 @@ class Scheduler:
             self.waiting.pop(0)
             self._growth += own
             sequence.pages = shared + pages
-            sequence.shared = sequence.kept = len(shared)
+            sequence.shared = sequence.findable = len(shared)
             self.cached_tokens += min(len(shared) * self.pool.page_size, sequence.prompt_length)
             self.slots.take(sequence, computed=len(shared) * self.pool.page_size)
             self.table_version += 1

@@ -30,7 +30,7 @@ class Sequence:
     is_long     it runs as one that is longer than the model's `short_context`
     slot        its slot while it runs, else −1
     pages       its pages while it runs, else empty; the first `shared` were found in the cache when it was admitted,
-                the first `kept` can be found in it
+                the first `findable` can be found in it
     scored      the number of prompt tokens behind the first whose log-probabilities the host has read
     """
 
@@ -58,7 +58,7 @@ class Sequence:
         self.is_long = False
         self.slot = -1
         self.pages: list[int] = []
-        self.shared = self.kept = 0
+        self.shared = self.findable = 0
         self.scored = 0
         self._scores: list[Logprobs] = []
 

@@ -172,9 +172,9 @@ class Slots:
     def regroup(self) -> None:
         """Find anew which slots decode, and which have more tokens to compute."""
         active = self.active
-        left = self.total[active] - self.computed[active]
-        left[self.total[active] >= self.limit[active]] = 0
-        self.decoding, self.prompting = active[left == 1], integers(active[left > 1])
+        missing = self.total[active] - self.computed[active]
+        missing[self.total[active] >= self.limit[active]] = 0
+        self.decoding, self.prompting = active[missing == 1], integers(active[missing > 1])
 
     def append(self, slots: Int64, totals: Int32, tokens: Int32, is_end: Bools) -> Bools:
         """Append a token to the sequence of each slot, which then has `totals` tokens.

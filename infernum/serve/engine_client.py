@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import subprocess
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -34,6 +34,10 @@ from infernum.serve.wire import (
     length_of,
 )
 from infernum.step import NO_TOKEN
+
+OnStep: TypeAlias = Callable[[Stepped, Iterable[float], Mapping[float, int]], None]
+"""Called with a step, the seconds since their requests of the tokens that are first, and the numbers of other tokens by
+the seconds since their sequence's last."""
 
 OnLoading: TypeAlias = Callable[[str, int, int], None]
 
@@ -128,8 +132,8 @@ class EngineClient:
         """When it was last given a sequence."""
         self.death: str | None = None
         """Why the engine serves no more."""
-        self.on_step: Callable[[Stepped, Mapping[float, int]], None] = lambda stepped, gaps: None
-        """Called with each step, and with the numbers of its tokens by their seconds since their sequence's last."""
+        self.on_step: OnStep = lambda stepped, first, gaps: None
+        """Called with each step."""
 
     async def ready(self, on_loading: OnLoading) -> Ready:
         """Wait until the model is loaded. Raises InfernumError with the reason when it cannot be."""
@@ -250,6 +254,7 @@ class EngineClient:
                         )
                 inboxes = self._inboxes
                 lasts: dict[float, int] = {}
+                first: list[float] = []
                 for number, token, end in zip(numbers, tokens, ends, strict=True):
                     inbox = inboxes.get(number)
                     if inbox is None:
@@ -259,6 +264,7 @@ class EngineClient:
                         inbox.output_tokens += 1
                     if inbox.last is None:
                         inbox.first = now
+                        first.append(now - inbox.asked)
                     else:
                         lasts[inbox.last] = lasts.get(inbox.last, 0) + 1
                     inbox.last = now
@@ -266,7 +272,7 @@ class EngineClient:
                         inbox.finish_reason = FINISH_REASONS[end]
                         del inboxes[number]
                     signals[inbox.wake] = None
-                self.on_step(message, {now - last: count for last, count in lasts.items()})
+                self.on_step(message, first, {now - last: count for last, count in lasts.items()})
             case Refused(number, reason, ours):
                 inbox = self._inboxes.pop(number, None)
                 if inbox is not None:

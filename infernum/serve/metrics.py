@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -124,7 +124,6 @@ class Metrics:
         self.request_prompt.observe(sequence.prompt_tokens)
         self.request_output.observe(sequence.output_tokens)
         self.request_most.observe(sequence.max_tokens)
-        self.first_token.observe(sequence.first - sequence.asked)
         self.whole.observe(sequence.last - sequence.asked)
         self.queued.observe(sequence.begun - sequence.asked)
         self.prefill.observe(sequence.first - sequence.begun)
@@ -132,10 +131,13 @@ class Metrics:
         if sequence.output_tokens > 1:
             self.per_token.observe((sequence.last - sequence.first) / (sequence.output_tokens - 1))
 
-    def stepped(self, load: Load, ready: Ready, output: int, gaps: Mapping[float, int]) -> None:
+    def stepped(
+        self, load: Load, ready: Ready, output: int, first: Iterable[float], gaps: Mapping[float, int]
+    ) -> None:
         """Take over the engine's own sums after a step, in which it sampled `output` tokens.
 
-        `gaps` are the numbers of tokens by the seconds since their sequence's last.
+        `first` are the seconds since their request of the tokens that are a sequence's first, `gaps` the numbers of
+        others by the seconds since their sequence's last.
         """
         last, self._last = self._last, load
         self.running.set(load.running)
@@ -154,6 +156,8 @@ class Metrics:
         if load.seconds > last.seconds:
             self.step_seconds.observe(load.seconds - last.seconds)
         self.iteration_tokens.observe(computed + output)
+        for seconds in first:
+            self.first_token.observe(seconds)
         for gap, count in gaps.items():
             self.gap.observe(gap, count)
 

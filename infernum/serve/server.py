@@ -143,8 +143,8 @@ async def serve(
         served = Served(
             source, names, engine, ready, options.limits, metrics, options.chat_template, options.parsers
         )
-        engine.on_step = lambda stepped, gaps: metrics.stepped(
-            stepped.load, ready, len(stepped.tokens) - stepped.tokens.count(NO_TOKEN), gaps
+        engine.on_step = lambda stepped, first, gaps: metrics.stepped(
+            stepped.load, ready, len(stepped.tokens) - stepped.tokens.count(NO_TOKEN), first, gaps
         )
         app = App(served, stall_seconds=options.stall_seconds, ui=options.ui)
         server = HttpServer(_config(app, options, on_end), app, served, options.shutdown_seconds)

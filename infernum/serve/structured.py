@@ -72,10 +72,10 @@ def _of_format(form: ResponseFormat) -> GrammarSource:
     field = "response_format"
     match form.type:
         case "json_schema":
-            given = form.json_schema or JsonSchema(schema=form.schema, strict=form.strict)
+            schema = form.json_schema or JsonSchema(schema=form.schema, strict=form.strict)
             if form.json_schema is None and form.schema is None:
                 raise invalid(f"{field}: json_schema is missing; give it a name and a schema", field)
-            return _json(field, given.schema, lenient=given.strict is False)
+            return _json(field, schema.schema, lenient=schema.strict is False)
         case "json_object":
             return _json(field, form.schema)
         case _:
@@ -89,14 +89,14 @@ def _of_format(form: ResponseFormat) -> GrammarSource:
 def _of_outputs(outputs: StructuredOutputs) -> GrammarSource:
     field = "structured_outputs"
     names = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
-    given = [name for name in names if getattr(outputs, name) is not None]
+    forms = [name for name in names if getattr(outputs, name) is not None]
     if outputs.json_object is False:
-        given.remove("json_object")
-    if len(given) != 1:
+        forms.remove("json_object")
+    if len(forms) != 1:
         raise invalid(
-            f"{field} has {' and '.join(given) or 'no form'}; give one of {', '.join(names[:-1])}", field
+            f"{field} has {' and '.join(forms) or 'no form'}; give one of {', '.join(names[:-1])}", field
         )
-    match given[0]:
+    match forms[0]:
         case "json" | "json_object":
             pattern = "" if outputs.disable_any_whitespace else outputs.whitespace_pattern
             return _json(field, outputs.json, pattern)
