@@ -165,9 +165,12 @@ def infernum(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     return invoke
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium. Where there is none, its tests are skipped, but in CI they fail."""
+    """Chromium. Where there is none, its tests are skipped, but in CI they fail.
+
+    Not for the whole session: while it is open an event loop runs in this thread, and no other can.
+    """
     path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     try:
         from playwright.sync_api import sync_playwright

@@ -116,7 +116,7 @@ def test_a_sampler_belongs_to_the_step_of_every_variant(dante_bundle: Bundle, da
     for variant, tokens in (("t1", 1), ("t8", 8)):
         found = difference(dante_unfused, dante_bundle, variant=variant, source=False)
         assert {s.where: s.tokens for s in found.summary}["greedy.any"] == tokens
-    with pytest.raises(BundleError, match="the variants t1, t8, t64, decode, prefill, any"):
+    with pytest.raises(BundleError, match="the variants t1, t8, t64, d128, decode, prefill, any"):
         difference(dante_unfused, dante_bundle, variant="t9")
 
 

@@ -360,7 +360,7 @@ def test_the_overview_counts_a_whole_step_by_layers(llama: Bundle) -> None:
     steps = {step.variant: (step.before.kernels, step.after.kernels) for step in told.steps}
     assert steps["t1"] == (1 + 16 * 18 + 3, 1 + 16 * 5 + 2)
     rules = {rule.name: (rule.fired, rule.refused) for rule in told.rules}
-    assert rules["into_prologue"] == (10, 7)
+    assert rules["into_prologue"] == (10, 8)
 
 
 # ---- rules
@@ -544,7 +544,9 @@ def test_a_variant_that_is_not_there_is_named_with_those_that_are(
     llama: Bundle, infernum: Callable[..., Outcome]
 ) -> None:
     for args in (("greedy.t3",), ("greedy", "--variant", "zzz")):
-        assert "it has t1, t8, t64, decode, prefill, any" in infernum("explain", llama.folder, *args).err
+        assert (
+            "it has t1, t8, t64, d128, decode, prefill, any" in infernum("explain", llama.folder, *args).err
+        )
 
 
 def test_an_unknown_name_is_answered_with_near_ones(llama: Bundle) -> None:
@@ -599,8 +601,8 @@ def test_the_command_explains_what_it_is_asked(llama: Bundle, infernum: Callable
         "gemv_mma_o_proj in decoder.t1"
         in infernum("explain", folder, "gemv_mma_o_proj", "--variant", "t1").out
     )
-    assert infernum("explain", folder, "decoder").out.count("before: 1") == 5
-    assert "Refused 7 times" in infernum("explain", folder, "into_prologue").out
+    assert infernum("explain", folder, "decoder").out.count("before: 1") == 6
+    assert "Refused 8 times" in infernum("explain", folder, "into_prologue").out
     assert "Refused 3 times" in infernum("explain", folder, "into_prologue", "--variant", "decode").out
     assert "decoder.t8  5 tokens, context 99" in infernum(
         "explain", folder, "decoder", "--tokens", "5", "--context", "99"
@@ -639,9 +641,9 @@ def test_json_has_everything_of_a_kernel_a_rule_and_a_block(
     expected = explain_kernels(llama, "gemv_mma_down_proj", [llama.manifest.blocks["decoder"]["t1"]])
     assert kernel == json.loads(msgspec.json.encode(expected[0]))
     rule = asked("into_prologue")
-    assert (rule["firings"], rule["refusals"]) == (10, 7)
+    assert (rule["firings"], rule["refusals"]) == (10, 8)
     (block,) = asked("decoder.t1")["blocks"]  # pyright: ignore[reportGeneralTypeIssues]
     assert [k["kernel"]["name"] for g in block["groups"] for k in g["kernels"]] == [
         k.name for k in llama.manifest.blocks["decoder"]["t1"].kernels
     ]
-    assert len(asked()["blocks"]) == 18  # pyright: ignore[reportArgumentType]
+    assert len(asked()["blocks"]) == 21  # pyright: ignore[reportArgumentType]

@@ -29,7 +29,9 @@ def request_(tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch) -> la
     """A request that NumPy serves, two sequences at once and the prompts in several steps."""
     case = tiny(NAME)
 
-    def compiled(source: object, device: str, dtype: str, fuse: bool, *rest: object) -> object:
+    def compiled(
+        source: object, device: str, dtype: str, fuse: bool, *rest: object, **options: object
+    ) -> object:
         return case.bundle(fuse=fuse, max_batch_tokens=50)
 
     def opened(request: latency.LatencyRequest, bundle: Any, weights: Any, pages: np.ndarray) -> CpuExecutor:

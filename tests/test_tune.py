@@ -640,7 +640,7 @@ def test_without_a_gpu_the_command_says_so_on_one_line(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--variant", "t9"), "--variant is 't9'; this model has t1, t8, t64, decode, prefill"),
+        (("--variant", "t9"), "--variant is 't9'; this model has t1, t8, t64, d128, decode, prefill"),
         (("--budget", "0"), "it must be more than 0 seconds"),
         (("--context", "0"), "contexts of 1 to"),
         (("--variant", "prefill", "--prompt", "0"), "--prompt is 0"),
