@@ -75,6 +75,15 @@ def compile_for_host(text: str, folder: Path) -> ctypes.CDLL:
     file, library = folder / "kernels.cpp", folder / "kernels.so"
     file.write_text(f'{_BEFORE_SM_90}#include "{HEADER}"\n{text}', encoding="utf-8")
     # Hidden, since a kernel may be called like a function of the C library: `advance`.
-    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-w", "-shared", "-fPIC", "-fvisibility=hidden"]
+    flags = [
+        "-std=c++17",
+        "-O1",
+        "-ffp-contract=off",
+        "-w",
+        "-U_FORTIFY_SOURCE",
+        "-shared",
+        "-fPIC",
+        "-fvisibility=hidden",
+    ]
     subprocess.run([str(COMPILER), *flags, str(file), "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #define __device__
@@ -37,11 +38,14 @@ namespace host {
 
 constexpr int LANES = 32, STACK_BYTES = 1 << 16, MOST_ROUNDS = 1000000;
 
+// A fiber lives on from block to block. It is begun by setcontext, and entered again by _longjmp, which unlike
+// swapcontext asks nothing of the kernel.
 struct Fiber {
     ucontext_t context;
+    jmp_buf place;
     std::unique_ptr<char[]> stack{new char[STACK_BYTES]};
     int thread = 0;
-    bool ended = false;
+    bool begun = false, ended = false;
 };
 
 // What lanes give each other: in the exchange under way, and in the one before, which some have yet to read.
@@ -56,12 +60,14 @@ struct Index { int x = 0, y = 0, z = 0; };
 static std::vector<std::unique_ptr<Fiber>> fibers;
 static std::vector<Warp> warps;
 static std::function<void()> kernel;
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static Fiber* running = nullptr;
 static int alive = 0, arrived = 0, counting = 0, counted = 0;
 static long barriers = 0;
 
-inline void let_others_run() { swapcontext(&running->context, &scheduler); }
+inline void let_others_run() {
+    if (_setjmp(running->place) == 0) _longjmp(scheduler, 1);
+}
 inline int lane() { return running->thread % LANES; }
 
 inline void open_barrier() {
@@ -96,11 +102,24 @@ template <typename T> struct Exchange {
     }
 };
 
-inline void run_thread() {
-    kernel();
-    running->ended = true;
-    if (--alive > 0 && arrived == alive) open_barrier();  // who has returned is not waited for
-    let_others_run();
+inline void run_threads() {
+    for (;;) {
+        kernel();
+        running->ended = true;
+        if (--alive > 0 && arrived == alive) open_barrier();  // who has returned is not waited for
+        let_others_run();
+    }
+}
+
+inline void let_run(Fiber& fiber) {
+    running = &fiber;
+    if (_setjmp(scheduler) != 0) return;
+    if (fiber.begun) _longjmp(fiber.place, 1);
+    fiber.begun = true;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack = {fiber.stack.get(), 0, STACK_BYTES};
+    makecontext(&fiber.context, run_threads, 0);
+    setcontext(&fiber.context);
 }
 
 template <typename To, typename From> To bits(From from) {
@@ -123,22 +142,16 @@ inline void run_block(int threads) {
     alive = threads;
     arrived = counting = 0;
     for (int thread = 0; thread < threads; thread++) {
-        Fiber& fiber = *fibers[thread];
-        fiber.thread = thread;
-        fiber.ended = false;
-        getcontext(&fiber.context);
-        fiber.context.uc_stack = {fiber.stack.get(), 0, STACK_BYTES};
-        makecontext(&fiber.context, run_thread, 0);
+        fibers[thread]->thread = thread;
+        fibers[thread]->ended = false;
     }
     for (int round = 0; alive > 0; round++) {
         if (round == MOST_ROUNDS) {
             std::fputs("a thread waits for one that does not come\n", stderr);
             std::abort();
         }
-        for (int thread = 0; thread < threads; thread++) {
-            running = fibers[thread].get();
-            if (!running->ended) swapcontext(&scheduler, &running->context);
-        }
+        for (int thread = 0; thread < threads; thread++)
+            if (!fibers[thread]->ended) let_run(*fibers[thread]);
     }
 }
 
