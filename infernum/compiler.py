@@ -46,6 +46,7 @@ class Options:
 
     `tuned`: parameters of kernels by key, as `infernum tune` found them (`infernum.machine.tuned_here`).
     `deterministic`: the bits of a token's result do not depend on what else is in the step; nothing tuned is used.
+    `ranks`: number of GPUs that the model is divided among.
     """
 
     arch: str = "sm_90a"
@@ -56,6 +57,7 @@ class Options:
     dump: Path | None = None
     tuned: Mapping[str, Tuned] = field(default_factory=dict[str, Tuned], hash=False)
     deterministic: bool = False
+    ranks: int = 1
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def cached_bundle(
     """The bundle of a model in the user's cache, compiled now unless the very same one is there already."""
     tuned = sorted((key, sorted(chosen.values.items()), chosen.why) for key, chosen in options.tuned.items())
     facts = [options.arch, options.dtype, options.fuse, options.rules, tuned]
-    facts += [options.max_batch_tokens, options.deterministic, nvrtc_version()]
+    facts += [options.max_batch_tokens, options.deterministic, options.ranks, nvrtc_version()]
     return cached(source, facts, lambda folder: compile_model(source, options, folder, progress=progress))
 
 
@@ -135,7 +137,7 @@ def emit_sources(source: ModelSource, options: Options, passes: Passes | None = 
 
 def prepare(source: ModelSource, options: Options, passes: Passes | None = None) -> Sources:
     """What is to be compiled, no block of it emitted yet. Raises CompileError or ConfigError."""
-    program = read_program(source, options.dtype, options.max_batch_tokens)
+    program = read_program(source, options.dtype, options.max_batch_tokens, options.ranks)
     if options.deterministic:
         _check_deterministic(program, options.arch)
     rules = select_rules(options.fuse, options.rules)
@@ -167,7 +169,7 @@ def emit_blocks(sources: Sources) -> Iterator[CompiledBlock]:
     for block in [*sorted(samplers, key=lambda block: block.name, reverse=True), *model]:
         classes = [any_step(sources.variants)] if block in samplers else sources.variants
         begin = time.perf_counter()
-        traced = block.trace(program.source.config, program.dtype)
+        traced = program.trace(block)
         sources.passes.traced(traced, time.perf_counter() - begin)
         for variant in classes:
             target = Target(

@@ -16,11 +16,19 @@ from infernum.roofline import MAX_ROWS
 
 
 def trace_model(
-    source: ModelSource, out: Path, *, dtype: str = "auto", max_batch_tokens: int = MAX_BATCH_TOKENS
+    source: ModelSource,
+    out: Path,
+    *,
+    dtype: str = "auto",
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    ranks: int = 1,
 ) -> bundle.Bundle:
-    """Trace a model and write its graphs as the bundle `out`. Raises CompileError, ConfigError or BundleError."""
+    """Trace a model and write the graphs of each rank as the bundle `out`.
+
+    Raises CompileError, ConfigError or BundleError.
+    """
     bundle.check_replaceable(out)
-    program = read_program(source, dtype, max_batch_tokens)
+    program = read_program(source, dtype, max_batch_tokens, ranks)
     graphs = _trace(program)
     files = {bundle.traced_name(name): print_graph(graph).encode() for name, graph in graphs.items()}
     return bundle.write_bundle(out, _describe(program, graphs), files)
@@ -32,14 +40,14 @@ def describe_graphs(source: ModelSource, dtype: str = "auto") -> Manifest:
     return _describe(program, _trace(program))
 
 
-def cached_graphs(source: ModelSource, dtype: str) -> bundle.Bundle:
+def cached_graphs(source: ModelSource, dtype: str, ranks: int = 1) -> bundle.Bundle:
     """The bundle of a model's graphs in the user's cache, traced now unless it is there already."""
-    facts = ("numpy", dtype, MAX_BATCH_TOKENS)
-    return cached(source, facts, lambda folder: trace_model(source, folder, dtype=dtype))
+    facts = ("numpy", dtype, MAX_BATCH_TOKENS, ranks)
+    return cached(source, facts, lambda folder: trace_model(source, folder, dtype=dtype, ranks=ranks))
 
 
 def _trace(program: Program) -> dict[str, Graph]:
-    return {block.name: block.trace(program.source.config, program.dtype) for block in program.blocks}
+    return {block.name: program.trace(block) for block in program.blocks}
 
 
 def _describe(program: Program, graphs: dict[str, Graph]) -> Manifest:

@@ -83,6 +83,8 @@ class LLM:
                             step with both computes as many of their tokens as are predicted to fit, but at least 64;
                             None: no limit
     max_num_seqs            most sequences that run at once, while others wait; None: as many as a step has room for
+    tensor_parallel_size    number of ranks that the model is divided among, 1 to 8; in NumPy they run in lockstep.
+                            Without effect on a compiled bundle
     deterministic           compile kernels by which the bits of a token's result do not depend on what else is in the
                             step (Hopper, in 16 bits); without effect on a compiled bundle and in NumPy, which always is
     warm_graphs             on a GPU, capture the CUDA graphs of decodes now, not at the second step of each size
@@ -107,6 +109,7 @@ class LLM:
         max_pages_total: int | None = None,
         max_itl_ms: float | None = None,
         max_num_seqs: int | None = None,
+        tensor_parallel_size: int = 1,
         seed: int = 0,
         warm_graphs: bool = False,
         deterministic: bool = False,
@@ -148,7 +151,14 @@ class LLM:
         )
         if bundle is None:
             self.bundle = compile_for(
-                self.source, self.device, dtype, fuse, rules, progress, deterministic=deterministic
+                self.source,
+                self.device,
+                dtype,
+                fuse,
+                rules,
+                progress,
+                deterministic=deterministic,
+                tensor_parallel_size=tensor_parallel_size,
             )
         else:
             self.bundle = (
@@ -340,6 +350,7 @@ def compile_for(
     progress: Progress | None,
     *,
     deterministic: bool = False,
+    tensor_parallel_size: int = 1,
 ) -> Bundle:
     """The bundle of the model for this device, from the cache or compiled now, with the parameters tuned on this GPU.
 
@@ -353,7 +364,8 @@ def compile_for(
                 "--rules: no rule is applied in NumPy, which runs the graphs as they were traced;"
                 " `infernum compile MODEL --rules …` and `infernum verify` show what a rule does"
             )
-        return cached_graphs(source, dtype)
+        return cached_graphs(source, dtype, tensor_parallel_size)
+    check_ranks(tensor_parallel_size, device)
     from infernum.compiler import Options, cached_bundle
 
     arch = native_arch()
@@ -362,6 +374,15 @@ def compile_for(
         arch=arch, dtype=dtype, fuse=fuse, rules=tuple(rules), tuned=tuned, deterministic=deterministic
     )
     return cached_bundle(source, options, progress=progress)
+
+
+def check_ranks(ranks: int, device: Device) -> None:
+    """Raises DeviceError for several ranks on GPUs, where they have not been verified."""
+    if device == "cuda" and ranks != 1:
+        raise DeviceError(
+            f"--tensor-parallel-size {ranks}: running on several GPUs has not been verified on hardware yet;"
+            " --device cpu runs the ranks in NumPy"
+        )
 
 
 def check_bundle(bundle: Bundle, source: ModelSource, dtype: str = "auto") -> None:
@@ -467,6 +488,7 @@ def load_executor(
 
     `warm_graphs`: capture the CUDA graphs of decodes now, rather than at the second step of each size.
     """
+    check_ranks(bundle.manifest.ranks, device)
     check_limits(
         bundle.manifest.model.context,
         gpu_memory_utilization=gpu_memory_utilization,

@@ -18,6 +18,10 @@ ANY = "any"
 """The variant of a block, such as a sampler, that is compiled once for steps of every class."""
 
 
+EXCHANGE = "exchange"
+"""What the steps call the record by which kernels of several ranks exchange words (templates/include/exchange.cuh)."""
+
+
 def check_file_name(name: str) -> str:
     """`name`, which a bundle may call one of its files: it lies in the bundle's folder, on every system.
 
@@ -75,7 +79,7 @@ class Weight(Record, frozen=True):
 class Pointer(Record, frozen=True, tag="pointer"):
     """A kernel argument: the address of a tensor plus `offset` bytes.
 
-    `tensor` names a buffer, a weight, a stream, a batch input or a state of the same block variant.
+    `tensor` names a buffer, a weight, a stream, a batch input or a state of the same block variant, or is `EXCHANGE`.
     """
 
     tensor: str
@@ -97,6 +101,7 @@ class Launch(Record, frozen=True, tag="launch"):
     shared_bytes  dynamic shared memory of a block
     cluster       blocks, side by side along z, that run at the same time and share their shared memory; 1: none do
     programmatic  the kernel waits by itself for the one before (griddepcontrol)
+    exchanged     words that the kernel sends to each other rank
     """
 
     kernel: str
@@ -106,6 +111,7 @@ class Launch(Record, frozen=True, tag="launch"):
     shared_bytes: int = 0
     cluster: Formula = 1
     programmatic: bool = False
+    exchanged: Formula = 0
 
 
 class Gemm(Record, frozen=True, tag="gemm"):
@@ -357,6 +363,8 @@ class Manifest(Record, frozen=True):
     blocks: dict[str, dict[str, BlockVariant]]
     deterministic: bool = False
     """The bits of a token's result do not depend on what else is in the step (`infernum compile --deterministic`)."""
+    ranks: int = 1
+    """Number of GPUs that the model is divided among (`--tensor-parallel-size`). Each runs these blocks."""
 
 
 def variant_names(manifest: Manifest) -> list[str]:

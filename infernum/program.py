@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import infernum.ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # fills the registry
 from infernum import __version__, logs, plugins
 from infernum.dtypes import DType
 from infernum.dtypes import dtype as dtype_named
-from infernum.errors import CompileError
+from infernum.errors import CompileError, ShapeError
 from infernum.ir.block import PAGE, Block
+from infernum.ir.graph import Graph
 from infernum.ir.interface import weights_of
+from infernum.ir.op import Op
 from infernum.manifest import SCHEMA, BlockVariant, Manifest, ModelInfo, Plugin, Stage, VariantSpec
 from infernum.models import sampler
 from infernum.models.config import config_hash, find_family
@@ -23,31 +25,78 @@ pass_log = logs.channel("passes")
 MAX_BATCH_TOKENS = 4096
 """Most tokens in one step, unless another number is given."""
 
+MOST_RANKS = 8
+"""Most GPUs that a model is divided among: those of one host."""
+
 
 @dataclass(frozen=True)
 class Program:
-    """What is known of a model before a block is traced. `stages`: blocks, and the layers they are applied for."""
+    """What is known of a model before a block is traced. `stages`: blocks, and the layers they are applied for.
+
+    ranks  number of GPUs that the model is divided among
+    """
 
     source: ModelSource
     dtype: DType
     stages: list[tuple[Block, int | None]]
     max_tokens: int
+    ranks: int = 1
 
     @property
     def blocks(self) -> list[Block]:
         """The blocks of the model and the samplers, each once, in order of first use."""
         return distinct_blocks([*(block for block, _ in self.stages), *sampler.BEHIND_THE_MODEL])
 
+    def trace(self, block: Block) -> Graph:
+        """The graph of a block, which each rank runs."""
+        return block.trace(self.source.config, self.dtype, self.ranks)
 
-def read_program(source: ModelSource, dtype: str, max_batch_tokens: int) -> Program:
-    """The program of a model in `dtype`; "auto": as its weights are stored. Raises CompileError or ConfigError."""
+
+def read_program(source: ModelSource, dtype: str, max_batch_tokens: int, ranks: int = 1) -> Program:
+    """The program of a model in `dtype`; "auto": as its weights are stored. Raises CompileError or ConfigError.
+
+    `ranks`: number of GPUs that the model is divided among; each axis that is divided must be a multiple of it.
+    """
     element = dtype_named(source.config.dtype if dtype == "auto" else dtype)
     if not element.is_float:
         raise CompileError(f"--dtype {dtype}: use float32, float16 or bfloat16")
     reason = source.dtype_reason if dtype == "auto" else "as --dtype says"
     pass_log.info("%s is compiled for %s, %s", source.name, element.long_name, reason)
     max_tokens = max(1, min(max_batch_tokens, source.config.max_position_embeddings))
-    return Program(source, element, find_family(source.family).program(source.config), max_tokens)
+    program = Program(source, element, find_family(source.family).program(source.config), max_tokens, ranks)
+    if ranks != 1:
+        _check_ranks(program)
+    return program
+
+
+def _check_ranks(program: Program) -> None:
+    """Raises CompileError unless the blocks divide among the ranks, and says among how many they do."""
+    if not 1 <= program.ranks <= MOST_RANKS:
+        raise CompileError(
+            f"--tensor-parallel-size {program.ranks}: a model is divided among 1 to {MOST_RANKS} GPUs of one host"
+        )
+    try:
+        graphs = [program.trace(block) for block in program.blocks]
+    except ShapeError as error:
+        fitting = [
+            str(ranks) for ranks in range(2, MOST_RANKS + 1) if _divides(replace(program, ranks=ranks))
+        ]
+        fits = f"divides among {', '.join(fitting)} GPUs" if fitting else "cannot be divided"
+        raise CompileError(
+            f"--tensor-parallel-size {program.ranks}: {error}; {program.source.name} {fits}"
+        ) from error
+    if not any(isinstance(node.op, Op) and node.op.collective for graph in graphs for node in graph.calls):
+        raise CompileError(
+            f"--tensor-parallel-size {program.ranks}: no block of the family {program.source.family!r} says how its"
+            ' products are divided; give them shard="rows" or "columns"'
+        )
+
+
+def _divides(program: Program) -> bool:
+    try:
+        return all(map(program.trace, program.blocks))
+    except ShapeError:
+        return False
 
 
 def needed_weights(source: ModelSource) -> Iterator[tuple[int | None, list[Recipe]]]:
@@ -112,6 +161,7 @@ def describe_program(
         fuse=fuse,
         rules=list(rules),
         deterministic=deterministic,
+        ranks=program.ranks,
         page_size=PAGE,
         model=ModelInfo(
             family=source.family,

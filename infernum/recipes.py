@@ -63,10 +63,15 @@ class Rows(_RecipeBase, frozen=True):
 
 
 class Share(_RecipeBase, frozen=True):
-    """The part of this rank, when an axis is split into equal parts, one for each rank."""
+    """The part of this rank, when an axis is split into equal parts, one for each rank.
+
+    heads  the axis is this many heads, which are not cut; where there are fewer than ranks, neighbouring ranks have
+           the same one. 0: the axis may be cut anywhere
+    """
 
     of: Recipe
     axis: int
+    heads: int = 0
 
 
 class Stack(_RecipeBase, frozen=True):
@@ -257,6 +262,17 @@ def has_field(recipe: Recipe, field: str) -> bool:
     return any(f"{{{field}}}" in name for name in all_names(recipe))
 
 
+def parts_among(share: Share, ranks: int) -> int:
+    """Number of equal parts into which `ranks` GPUs divide the axis of a share: fewer than ranks where heads are."""
+    return min(share.heads or ranks, ranks)
+
+
+def first_of(share: Share, rank: Rank) -> int:
+    """The first index of a rank's part along the axis of a share."""
+    part = rank.index * parts_among(share, rank.count) // rank.count
+    return part * shape_of(share, rank.count)[share.axis]
+
+
 def size_of(recipe: Recipe, ranks: int = 1) -> int:
     """Number of elements on each of `ranks` GPUs."""
     return math.prod(shape_of(recipe, ranks))
@@ -272,15 +288,18 @@ def shape_of(recipe: Recipe, ranks: int = 1) -> Shape:
             if not 0 <= start < stop <= rows:
                 raise ShapeError(f"{_named(of)}: has {rows} rows, and not rows {start} to {stop}")
             return (stop - start, *rest)
-        case Share(of=of, axis=axis):
+        case Share(of=of, axis=axis, heads=heads):
             whole = shape_of(of, ranks)
             if not 0 <= axis < len(whole):
                 raise ShapeError(f"{_named(of)}: {list(whole)} has no axis {axis} to share")
-            if whole[axis] % ranks:
+            parts = parts_among(recipe, ranks)
+            if heads and (whole[axis] % heads or (heads % ranks and ranks % heads)):
+                raise ShapeError(f"{_named(of)}: {heads} heads do not divide among {ranks} GPUs")
+            if whole[axis] % parts:
                 raise ShapeError(
                     f"{_named(of)}: axis {axis} of {list(whole)} does not divide among {ranks} GPUs"
                 )
-            return (*whole[:axis], whole[axis] // ranks, *whole[axis + 1 :])
+            return (*whole[:axis], whole[axis] // parts, *whole[axis + 1 :])
         case Stack(of=parts):
             shapes = [shape_of(part, ranks) for part in parts]
             if len(shapes) < 2 or len({whole[1:] for whole in shapes}) != 1:

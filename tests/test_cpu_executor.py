@@ -165,7 +165,7 @@ def test_advancing_after_a_step_that_failed_is_refused(
 
     executor.run(step([tokens_of(bundle, 3)], [1], [[0]]), greedy(1))
     with monkeypatch.context() as patch:
-        patch.setattr(Routine, "run", fails)
+        patch.setattr(Routine, "run_ranks", fails)
         with pytest.raises(MemoryError):
             executor.advance()
     with pytest.raises(AssertionError, match="follows a run"):

@@ -87,6 +87,8 @@ EXAMPLES: dict[str, Example] = {
     "softcap": ((ROWS,), {"cap": 2.0}, (ROWS,)),
     "softplus": ((ROWS,), {}, (ROWS,)),
     "sqrt_softplus": ((ROWS,), {}, (ROWS,)),
+    "sum_ranks": ((TensorType(("tokens", 64), F32),), {"ranks": 2, "out": "bf16"}, (ROWS,)),
+    "gather_ranks": ((TensorType(("rows", 64), F32),), {"ranks": 2}, (TensorType(("rows", 128), F32),)),
     "stack_rows": ((MATRIX, TensorType((32, 64), BF16)), {}, (TensorType((128, 64), BF16),)),
     "tanh": ((ROWS,), {}, (ROWS,)),
 }

@@ -84,7 +84,7 @@ def manifest_of(weights: Mapping[str, tuple[Recipe, str]], ranks: int = 1) -> Ma
         name: msgspec.structs.replace(variant, weights=held)
         for name, variant in made.blocks["decoder"].items()
     }
-    return msgspec.structs.replace(made, blocks={**made.blocks, "decoder": decoder})
+    return msgspec.structs.replace(made, ranks=ranks, blocks={**made.blocks, "decoder": decoder})
 
 
 def write(folder: Path, dropped: tuple[str, ...] = (), **changed: np.ndarray) -> Checkpoint:
@@ -221,7 +221,7 @@ def test_a_rank_plans_and_loads_its_share(tmp_path: Path, rank: Rank) -> None:
         "o": (Share(read("l.{layer}.o.weight", WIDTH, Q), 1), "bf16"),
     }
     checkpoint, manifest = write(tmp_path), manifest_of(weights, ranks=2)
-    plan = plan_weights(manifest, rank)
+    plan = plan_weights(manifest, rank.index)
     wanted: dict[str, np.ndarray] = {}
     cut = slice(rank.index, None, 2)
     qkv = checkpoint.read("l.1.qkv.weight").astype(ml_dtypes.bfloat16)
@@ -240,9 +240,9 @@ def test_a_rank_plans_and_loads_its_share(tmp_path: Path, rank: Rank) -> None:
 
 
 def test_a_shared_plan_that_does_not_divide_is_refused() -> None:
-    manifest = manifest_of({"k": (Share(K_ROWS, 0), "bf16")})
+    manifest = msgspec.structs.replace(manifest_of({"k": (Share(K_ROWS, 0), "bf16")}), ranks=3)
     with pytest.raises(BundleError, match=r"decoder\.k: .*qkv.*does not divide among 3 GPUs"):
-        plan_weights(manifest, Rank(0, 3))
+        plan_weights(manifest)
 
 
 def test_a_recipe_that_does_not_give_its_weight_is_refused() -> None:

@@ -18,7 +18,8 @@ def print_overview(bundle: Bundle) -> None:
     """The manifest in a page."""
     manifest, model = bundle.manifest, bundle.manifest.model
     compiler = f"NVRTC {manifest.nvrtc}" if manifest.arch else "graphs only"
-    compiled_for = f"{manifest.arch or 'NumPy'}, {manifest.dtype}, {compiler}"
+    ranks = f"{manifest.ranks} ranks, " if manifest.ranks > 1 else ""
+    compiled_for = f"{manifest.arch or 'NumPy'}, {ranks}{manifest.dtype}, {compiler}"
     facts = [
         ("model", f"{model.name} ({model.family}), {model.num_layers} layers, vocabulary {model.vocab_size}"),
         ("context", f"{model.context} tokens, in pages of {manifest.page_size}"),

@@ -41,6 +41,7 @@ DEMO_MODEL = "dante-chat"
 @options.load_format
 @options.gpu_memory_utilization
 @options.max_model_len
+@options.tensor_parallel_size
 @click.option("--json", "as_json", is_flag=True, help="Print each answer as a JSON object, one line each.")
 @options.plugin
 @options.verbose
@@ -60,6 +61,7 @@ def command(
     load_format: str,
     gpu_memory_utilization: float,
     max_model_len: int | None,
+    tensor_parallel_size: int,
     as_json: bool,
     **sampling: float | None,
 ) -> None:
@@ -78,7 +80,7 @@ def command(
     from infernum.models.presets import resolve
 
     sampling = options.chosen_sampling(sampling, greedy)
-    options.check_bundle(bundle, fuse, rules)
+    options.check_bundle(bundle, fuse, rules, ranks=tensor_parallel_size)
     arguments = _template_arguments(template_args)
     source = resolve(model)
     context = source.config.max_position_embeddings
@@ -103,6 +105,7 @@ def command(
             rules=options.split_rules(rules),
             gpu_memory_utilization=gpu_memory_utilization,
             max_model_len=max_model_len,
+            tensor_parallel_size=tensor_parallel_size,
             seed=seed or 0,
             progress=progress,
             chat_template=chat_template,

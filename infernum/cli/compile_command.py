@@ -52,6 +52,7 @@ NUMPY = "numpy"
     help="Use the parameters that `infernum tune` chose for this model on this GPU.",
 )
 @options.deterministic
+@options.tensor_parallel_size
 @options.as_json
 @options.plugin
 @options.verbose
@@ -65,6 +66,7 @@ def command(
     output: Path | None,
     dump_passes: bool,
     deterministic: bool,
+    tensor_parallel_size: int,
     tuned: bool,
     as_json: bool,
 ) -> None:
@@ -88,7 +90,7 @@ def command(
                 " were traced, and are deterministic"
             )
         folder = output or Path("build") / f"{source.name}-numpy"
-        _trace(source, folder, dtype, max_batch_tokens, as_json=as_json)
+        _trace(source, folder, dtype, max_batch_tokens, tensor_parallel_size, as_json=as_json)
         return
     from infernum.compiler import Options, compile_model
 
@@ -105,6 +107,7 @@ def command(
         dump=out.with_name(f"{out.name}-passes") if dump_passes else None,
         tuned=tuned_here(config_hash(source.config), compiled_for) if tuned else {},
         deterministic=deterministic,
+        ranks=tensor_parallel_size,
     )
     block_seconds: dict[str, float] = {}
     begin = time.perf_counter()
@@ -124,13 +127,15 @@ def command(
         click.echo(f"{chosen.dump}: what each pass changed, and how long it took")
 
 
-def _trace(source: ModelSource, out: Path, dtype: str, max_batch_tokens: int, *, as_json: bool) -> None:
+def _trace(
+    source: ModelSource, out: Path, dtype: str, max_batch_tokens: int, ranks: int, *, as_json: bool
+) -> None:
     """Write a bundle for NumPy, which holds graphs and no kernels."""
     from infernum.cli.console import print_json
     from infernum.graph_bundle import trace_model
 
     begin = time.perf_counter()
-    bundle = trace_model(source, out, dtype=dtype, max_batch_tokens=max_batch_tokens)
+    bundle = trace_model(source, out, dtype=dtype, max_batch_tokens=max_batch_tokens, ranks=ranks)
     seconds = time.perf_counter() - begin
     if as_json:
         print_json(_summary(bundle, {}, seconds))

@@ -96,6 +96,14 @@ deterministic = click.option(
     is_flag=True,
     help="Compile kernels by which the bits of a token's result do not depend on what else is in the step.",
 )
+tensor_parallel_size = click.option(
+    "--tensor-parallel-size",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Number of GPUs that the model is divided among, 1 to 8. So far only NumPy (--device cpu) runs several ranks.",
+)
 gpu_memory_utilization = click.option(
     "--gpu-memory-utilization",
     type=float,
@@ -147,11 +155,14 @@ def chosen_sampling(sampling: dict[str, float | None], greedy: bool) -> dict[str
     return sampling | {name: value for name, value in GREEDY.items() if sampling[name] is None}
 
 
-def check_bundle(bundle: Path | None, fuse: bool | None, rules: str, deterministic: bool = False) -> None:
+def check_bundle(
+    bundle: Path | None, fuse: bool | None, rules: str, deterministic: bool = False, ranks: int = 1
+) -> None:
     """Raises UsageError for options of the compiler where a compiled bundle is given."""
-    if bundle is not None and (fuse is not None or rules or deterministic):
+    if bundle is not None and (fuse is not None or rules or deterministic or ranks != 1):
         raise click.UsageError(
-            "--fuse, --rules and --deterministic are for compiling; the bundle that is given is compiled already"
+            "--fuse, --rules, --deterministic and --tensor-parallel-size are for compiling; the bundle that is given"
+            " is compiled already"
         )
 
 

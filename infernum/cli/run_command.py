@@ -72,6 +72,7 @@ LONGEST_ID = 10
 @options.max_model_len
 @options.max_itl_ms
 @options.deterministic
+@options.tensor_parallel_size
 @click.option("--stats", is_flag=True, help="Print speeds on stderr after the text.")
 @options.as_json
 @options.plugin
@@ -99,6 +100,7 @@ def command(
     max_model_len: int | None,
     max_itl_ms: float | None,
     deterministic: bool,
+    tensor_parallel_size: int,
     stats: bool,
     as_json: bool,
     **sampling: float | None,
@@ -115,7 +117,7 @@ def command(
     from infernum.models.presets import resolve
 
     sampling = options.chosen_sampling(sampling, greedy)
-    options.check_bundle(bundle, fuse, rules, deterministic)
+    options.check_bundle(bundle, fuse, rules, deterministic, tensor_parallel_size)
     if prompt is None and (prompt_ids or model != DEMO_MODEL):
         raise click.UsageError("a PROMPT is needed; - reads it from stdin")
     source = resolve(model)
@@ -149,6 +151,7 @@ def command(
             max_model_len=max_model_len,
             max_itl_ms=max_itl_ms,
             deterministic=deterministic,
+            tensor_parallel_size=tensor_parallel_size,
             seed=seed or 0,
             progress=progress,
         )

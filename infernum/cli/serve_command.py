@@ -118,6 +118,7 @@ from infernum.cli import options
 @options.max_model_len
 @options.max_itl_ms
 @options.deterministic
+@options.tensor_parallel_size
 @click.option(
     "--max-num-seqs",
     type=int,
@@ -165,6 +166,7 @@ def command(
     max_model_len: int | None,
     max_itl_ms: float | None,
     deterministic: bool,
+    tensor_parallel_size: int,
     max_num_seqs: int | None,
     plugin_files: tuple[str, ...],
 ) -> int:
@@ -175,7 +177,7 @@ def command(
     from infernum.serve.spawn import spawn
     from infernum.serve.wire import EngineOptions
 
-    options.check_bundle(bundle, fuse, rules, deterministic)
+    options.check_bundle(bundle, fuse, rules, deterministic, tensor_parallel_size)
     if cache_per_key and not keys:
         raise click.UsageError("--cache-per-key needs the keys that it tells apart; give --api-key")
     engine_options = EngineOptions(
@@ -190,6 +192,7 @@ def command(
         max_model_len=max_model_len,
         max_itl_ms=max_itl_ms,
         deterministic=deterministic,
+        tensor_parallel_size=tensor_parallel_size,
         max_num_seqs=max_num_seqs,
         plugins=plugin_files,
         null_token_us=null_token_us,

@@ -59,6 +59,8 @@ def command(
     has_gpu = gpu_available()
     if not has_gpu:
         say("note: there is no GPU, so kernels were not run; rules are checked in NumPy", err=True)
+    if opened.manifest.ranks > 1:
+        say("note: kernels that exchange words with other ranks are left out", err=True)
     with progress_bar() as progress:
         gpu, verdicts = _verify_kernels(opened, units, progress) if has_gpu else (None, None)
         rules = [] if names == [] else verify_rules(opened, names, progress)

@@ -115,6 +115,7 @@ def _step(step: KernelStep | ProductStep, target: Target) -> manifest.Step:
         kernel=step.name,
         args=[
             *(pointer(o.place) for o in step.operands),
+            *([manifest.Pointer(tensor=manifest.EXCHANGE)] if step.exchanged else []),
             *(manifest.SymbolArg(symbol=symbol) for _, symbol in step.symbols),
         ],
         grid=list(step.grid),
@@ -122,6 +123,7 @@ def _step(step: KernelStep | ProductStep, target: Target) -> manifest.Step:
         shared_bytes=step.shared_bytes,
         cluster=step.cluster,
         programmatic=target.programmatic,
+        exchanged=step.exchanged,
     )
 
 

@@ -208,7 +208,7 @@ class NodePlanner:
     def _with_slots(self, kernel: Template, host: Hosted) -> KernelStep:
         """The step of a template that computes absorbed ops while it reads rows and before it writes its result."""
         (node,), call = host.nodes, host.call
-        slot = kernel.pointwise_operand or next(iter(kernel.row_ops))
+        slot = kernel.pointwise_operand or next(iter(kernel.row_ops or host.operands))
         names = self._identifiers(kernel)
         context, row_op_operands = self._prologues(host, kernel, names)
         constants = self._settled(kernel, call)
@@ -369,6 +369,7 @@ class NodePlanner:
             threads=evaluate(formula["threads"], {}),
             shared_bytes=evaluate(formula["shared"], {}),
             cluster=formula["cluster"],
+            exchanged=formula["exchanged"],
             bytes=bytes_moved(moved, partly_moved_by(self.body, self.inputs, lead)),
             flops=0 if counted else flops(self.body, lead),
             passed_over=() if counted else self.passed_over,
@@ -437,6 +438,7 @@ def _formulas(spec: Template) -> dict[str, Formula]:
         "threads": spec.threads,
         "shared": spec.shared_bytes,
         "cluster": spec.cluster,
+        "exchanged": spec.exchanged,
     }
 
 

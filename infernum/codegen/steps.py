@@ -28,6 +28,7 @@ class KernelStep:
     threads: int
     shared_bytes: int
     cluster: Formula
+    exchanged: Formula
     bytes: Formula
     flops: Formula
     passed_over: tuple[str, ...] = ()
@@ -41,7 +42,9 @@ class KernelStep:
     @property
     def signature(self) -> str:
         """The C parameters, one to a line."""
-        names = [operand.parameter for operand in self.operands] + [f"int {name}" for name, _ in self.symbols]
+        names = [operand.parameter for operand in self.operands]
+        names += ["Exchange* exchange"] if self.exchanged else []
+        names += [f"int {name}" for name, _ in self.symbols]
         return ",\n    ".join(["\n    " + names[0], *names[1:]]) if names else ""
 
 

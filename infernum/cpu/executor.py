@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -63,15 +63,24 @@ class HostTokens:
 
 @dataclass(frozen=True)
 class _Bound:
-    """A block in one stage of the program: its routine, and the weights and KV cache of the stage by name.
+    """A block in one stage of the program: its routine, and by rank, the weights and KV cache of the stage by name.
 
     Its page table is that of cache group number `group`.
     """
 
     routine: Routine
     streams: tuple[str, ...]
-    arrays: dict[str, Array]
+    arrays: tuple[dict[str, Array], ...]
     group: int
+
+    def run(self, inputs: Mapping[str, Array], streams: Sequence[Sequence[Array]]) -> list[list[Array]]:
+        """The outputs of each rank, for the inputs of the step and the streams of each rank."""
+        return self.routine.run_ranks(
+            [
+                {**inputs, **arrays, **dict(zip(self.streams, flowing, strict=True))}
+                for arrays, flowing in zip(self.arrays, streams, strict=True)
+            ]
+        )
 
 
 @dataclass
@@ -87,15 +96,27 @@ class _LastStep:
 
 
 class CpuExecutor:
-    """One model in host memory. Not for use by several threads at the same time."""
+    """One model in host memory. Not for use by several threads at the same time.
+
+    The ranks of a model that is divided run in lockstep, and have weights and caches of their own. All get the same
+    logits, from which the first samples.
+    """
 
     def __init__(
-        self, bundle: Bundle, weights: HostWeights, pages: dict[int, int], windows: dict[int, int]
+        self,
+        bundle: Bundle,
+        weights: Sequence[HostWeights],
+        pages: dict[int, int],
+        windows: dict[int, int],
     ) -> None:
-        """`pages`: of each cache group, by its window. `windows`: the window of each stage that has a cache."""
+        """`weights`: of each rank. `pages`: of each cache group, by its window.
+
+        `windows`: the window of each stage that has a cache.
+        """
         self._bundle = bundle
         self._pages = pages
-        self._caches = _allocate(bundle.manifest, {stage: pages[own] for stage, own in windows.items()})
+        needed = {stage: pages[own] for stage, own in windows.items()}
+        self._caches = [_allocate(bundle.manifest, needed) for _ in weights]
         groups = {stage: list(pages).index(window) for stage, window in windows.items()}
         binder = _RoutineBinder(bundle, weights, self._caches, groups)
         stages = list(enumerate(bundle.manifest.program))
@@ -136,7 +157,10 @@ class CpuExecutor:
         pages = _count_pages(bundle.manifest, windows, max_model_len)
         if max_pages_total is not None:
             pages = {window: min(count, max_pages_total) for window, count in pages.items()}
-        weights = HostWeights.load(bundle.manifest, checkpoint, seed=seed, progress=progress)
+        weights = [
+            HostWeights.load(bundle.manifest, checkpoint, rank, seed=seed, progress=progress)
+            for rank in range(bundle.manifest.ranks)
+        ]
         return cls(bundle, weights, pages, windows)
 
     @property
@@ -230,11 +254,11 @@ class CpuExecutor:
         for write in late() if late is not None else ():
             self._tables[write.table][write.row] = write.values
         bound = self._samplers[step.sampler]
-        next_tokens, *_ = bound.routine.run(step.inputs | dict(zip(bound.streams, [logits], strict=True)))
+        ((next_tokens, *_),) = bound.run(step.inputs, [[logits]])
         computed = None
         if step.logprobs and self._logprobs is not None:
-            streams = dict(zip(self._logprobs.streams, [logits, next_tokens], strict=True))
-            computed = Logprobs(*self._logprobs.routine.run(step.inputs | streams))
+            (outputs,) = self._logprobs.run(step.inputs, [[logits, next_tokens]])
+            computed = Logprobs(*outputs)
         self._last = step
         self._sampled = np.maximum(next_tokens, 0)
         return HostTokens(next_tokens, computed)
@@ -245,12 +269,10 @@ class CpuExecutor:
 
     def _forward(self, variant: str, inputs: dict[str, Array], page_tables: tuple[Int32, ...]) -> Float32:
         """Run the stages of the program, each on the outputs of the stage before it; the last outputs the logits."""
-        flowing: list[Array] = []
+        flowing: list[list[Array]] = [[] for _ in self._caches]
         for bound in self._programs[variant]:
-            streams = dict(zip(bound.streams, flowing, strict=True))
-            table = {"page_table": page_tables[bound.group]}
-            flowing = bound.routine.run(inputs | table | bound.arrays | streams)
-        return flowing[0]
+            flowing = bound.run({**inputs, "page_table": page_tables[bound.group]}, flowing)
+        return flowing[0][0]
 
     def _variant(self, batch: Batch) -> str:
         variant = self._bundle.variant_for(batch.tokens, batch.decodes)
@@ -262,7 +284,11 @@ class _RoutineBinder:
     """Binds each stage to its routine and arrays. A block's graph is read once for all its layers."""
 
     def __init__(
-        self, bundle: Bundle, weights: HostWeights, caches: dict[int, Array], groups: dict[int, int]
+        self,
+        bundle: Bundle,
+        weights: Sequence[HostWeights],
+        caches: Sequence[dict[int, Array]],
+        groups: dict[int, int],
     ) -> None:
         self._bundle = bundle
         self._weights = weights
@@ -271,14 +297,22 @@ class _RoutineBinder:
         self._routines: dict[str, Routine] = {}
 
     def bind(self, stage: Stage, variant: str, index: int | None) -> _Bound:
-        """Block `stage.block` with its weights and, for stage `index` of the program, its KV cache."""
+        """Block `stage.block` with its weights and, for stage `index` of the program, its KV cache, on every rank.
+
+        A sampler, which has no `index`, is bound for the first rank alone.
+        """
         block = self._bundle.manifest.blocks[stage.block][variant]
         for spec in block.batch:
             check_input(spec.name, dtypes.dtype(spec.dtype), stage.block)
-        arrays = {name: self._weights.array(weight, stage) for name, weight in block.weights.items()}
+        ranks = list(zip(self._weights, self._caches, strict=True))[: None if index is not None else 1]
+        arrays = tuple(
+            {name: weights.array(weight, stage) for name, weight in block.weights.items()}
+            for weights, _ in ranks
+        )
         for state in block.state:
             assert index is not None, f"{stage.block}: a sampler has no KV cache"
-            arrays[state.name] = self._caches[index]
+            for own, (_, caches) in zip(arrays, ranks, strict=True):
+                own[state.name] = caches[index]
         if block.graph not in self._routines:
             self._routines[block.graph] = _read_routine(self._bundle, block.graph)
         streams = tuple(spec.name for spec in block.stream_in)
@@ -314,7 +348,8 @@ def _count_pages(manifest: Manifest, windows: Mapping[int, int], max_model_len: 
 
     Without `max_model_len` it may be less than one such sequence.
     """
-    page_bytes = {stage: F32.bytes * math.prod(shape) for stage, shape in _cache_shapes(manifest).items()}
+    element_bytes = manifest.ranks * F32.bytes
+    page_bytes = {stage: element_bytes * math.prod(shape) for stage, shape in _cache_shapes(manifest).items()}
     groups = cache_groups(windows, page_bytes)
     length, size = max_model_len or manifest.model.context, manifest.page_size
     chunk = max(variant.max_tokens for variant in manifest.variants)

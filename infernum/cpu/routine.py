@@ -7,7 +7,7 @@ an operand, is rounded already.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
 class _RoutineCall:
     """One op call. `rounded[i]` is the type that result i is rounded to, None where it needs no rounding.
 
-    `last_reads` are the registers that no later call reads.
+    `last_reads` are the registers that no later call reads. A `collective` call reads the operands of all ranks.
     """
 
     meaning: Callable[..., Any]
@@ -35,6 +35,7 @@ class _RoutineCall:
     results: tuple[int, ...]
     rounded: tuple[DType | None, ...]
     last_reads: tuple[int, ...]
+    collective: bool
 
 
 class Routine:
@@ -59,26 +60,48 @@ class Routine:
             results = tuple(registers[Value(node.name, i)] for i in range(len(node.types)))
             rounded = tuple(_rounding(op, i, t.dtype) for i, t in enumerate(node.types))
             done = tuple(s for s in dict.fromkeys(operands) if last[s] == place and s not in outlasting)
-            steps.append(_RoutineCall(op.meaning, tuple(operands), node.attrs, results, rounded, done))
+            steps.append(
+                _RoutineCall(op.meaning, tuple(operands), node.attrs, results, rounded, done, op.collective)
+            )
         self._steps = tuple(steps)
 
-    @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """The graph's outputs. Inputs are by name, as for `interpret`; extra ones are ignored.
 
         Overflow and NaN raise no warning, as on a GPU: the sampler returns `NO_TOKEN` for such a row.
         """
-        values: list[Any] = [None] * self._count
-        for name, register in self.inputs.items():
-            values[register] = inputs[name]
+        return self.run_ranks([inputs])[0]
+
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")
+    def run_ranks(self, inputs: Sequence[Mapping[str, Array]]) -> list[list[Array]]:
+        """The graph's outputs on each rank, from the inputs of each. The ranks run in lockstep, call by call."""
+        ranks: list[list[Any]] = [[None] * self._count for _ in inputs]
+        for values, given in zip(ranks, inputs, strict=True):
+            for name, register in self.inputs.items():
+                values[register] = given[name]
         for step in self._steps:
-            out = step.meaning(*[values[register] for register in step.operands], **step.attrs)
-            results = cast("tuple[Array, ...]", out if isinstance(out, tuple) else (out,))
-            for register, result, dtype in zip(step.results, results, step.rounded, strict=True):
-                values[register] = result if dtype is None else round_to(np.asarray(result), dtype)
-            for register in step.last_reads:
-                values[register] = None
-        return [values[register] for register in self._outputs]
+            operands = [[values[register] for register in step.operands] for values in ranks]
+            if step.collective:
+                results = [_results(step, [np.stack(each) for each in zip(*operands, strict=True)])] * len(
+                    ranks
+                )
+            else:
+                results = [_results(step, own) for own in operands]
+            for values, computed in zip(ranks, results, strict=True):
+                for register, result in zip(step.results, computed, strict=True):
+                    values[register] = result
+                for register in step.last_reads:
+                    values[register] = None
+        return [[values[register] for register in self._outputs] for values in ranks]
+
+
+def _results(step: _RoutineCall, operands: Sequence[Array]) -> list[Array]:
+    out = step.meaning(*operands, **step.attrs)
+    results = cast("tuple[Array, ...]", out if isinstance(out, tuple) else (out,))
+    return [
+        result if dtype is None else round_to(np.asarray(result), dtype)
+        for result, dtype in zip(results, step.rounded, strict=True)
+    ]
 
 
 def _rounding(op: Op, result: int, dtype: DType) -> DType | None:

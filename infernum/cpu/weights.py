@@ -29,17 +29,19 @@ class HostWeights:
         cls,
         manifest: Manifest,
         source: TensorSource | None,
+        rank: int = 0,
         *,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> HostWeights:
-        """Read the weights from a checkpoint; without a checkpoint, generate random weights from `seed`.
+        """Read the weights of a rank from a checkpoint; without a checkpoint, generate random weights from `seed`.
 
         Raises CheckpointError, before any weight is read, when a tensor is missing or cannot be read, and DeviceError
         when the machine has too little memory.
         """
-        plan, tensors = settle(plan_weights(manifest), source, seed)
-        done, total = 0, F32.bytes * sum(weight.size for weight in plan.stored)
+        plan, tensors = settle(plan_weights(manifest, rank), source, seed)
+        own = F32.bytes * sum(weight.size for weight in plan.stored)
+        done, total = rank * own, manifest.ranks * own
         _check_memory(total)
         stored: list[Array] = []
         for weight in plan.stored:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from infernum.dims import SYMBOLS, evaluate
 from infernum.dtypes import F32, I32, DType
@@ -22,7 +22,7 @@ from infernum.ir.hazards import check_in_place
 from infernum.ir.op import as_tuple
 from infernum.ir.settings import is_plain, suffix
 from infernum.ir.trace import Tensor, Trace, caller, shown_path
-from infernum.recipes import Read, Recipe, Rows, prefixed, shape_of, spelled
+from infernum.recipes import Read, Recipe, Rows, Share, prefixed, shape_of, spelled
 from infernum.step import INPUTS, TABLES
 
 PAGE = 64
@@ -34,7 +34,10 @@ BATCH: dict[str, TensorType] = {
 """The inputs of a step whose shapes are the same for all models; a block reads the others by `BatchInputs.tables`."""
 
 
-RESERVED = frozenset((*(item.name for item in INPUTS), *SYMBOLS, "kv", "out"))
+Shard = Literal["rows", "columns"]
+"""The axis along which a weight is divided among ranks: its rows, or its columns."""
+
+RESERVED = frozenset((*(item.name for item in INPUTS), *SYMBOLS, "kv", "out", "exchange"))
 """Names that no weight may have: inputs of the step and parameters of kernels."""
 
 
@@ -52,20 +55,52 @@ class Weights:
     prefix: str = ""
     beginnings: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
 
+    @property
+    def ranks(self) -> int:
+        """Number of GPUs that the model is divided among."""
+        return self.trace.ranks
+
     def tensor(
-        self, name: str, *shape: int, alternatives: Sequence[str] = (), dtype: DType | None = None
+        self,
+        name: str,
+        *shape: int,
+        alternatives: Sequence[str] = (),
+        dtype: DType | None = None,
+        shard: Shard | None = None,
+        heads: int = 0,
     ) -> Tensor:
-        """The checkpoint tensor of that name and shape, or else the first of `alternatives` that is there."""
-        return self.weight(name, Read((name, *alternatives), shape, _stored(dtype)), dtype)
+        """The checkpoint tensor of that name and shape, or else the first of `alternatives` that is there.
+
+        shard  the axis of which each rank has its part; None: each rank has the whole tensor
+        heads  the axis is that many heads, which are not cut (`Share`)
+        """
+        read = Read((name, *alternatives), shape, _stored(dtype))
+        return self.weight(name, self._share(read, shard, heads), dtype)
 
     def rows(
-        self, called: str, name: str, *shape: int, start: int, stop: int, dtype: DType | None = None
+        self,
+        called: str,
+        name: str,
+        *shape: int,
+        start: int,
+        stop: int,
+        dtype: DType | None = None,
+        shard: Shard | None = None,
+        heads: int = 0,
     ) -> Tensor:
         """Rows start … stop − 1 of the fused checkpoint tensor `name`, of that shape; `called` names them in the graph.
 
         q = w.rows("q_proj", "qkv_proj.weight", q + 2 * kv, cfg.hidden_size, start=0, stop=q)
+
+        `shard` and `heads` are of these rows, as in `tensor`.
         """
-        return self.weight(called, Rows(Read((name,), shape, _stored(dtype)), start, stop), dtype)
+        rows = Rows(Read((name,), shape, _stored(dtype)), start, stop)
+        return self.weight(called, self._share(rows, shard, heads), dtype)
+
+    def _share(self, recipe: Recipe, shard: Shard | None, heads: int) -> Recipe:
+        if shard is None or self.ranks == 1:
+            return recipe
+        return Share(recipe, {"rows": 0, "columns": 1}[shard], heads)
 
     def weight(self, called: str, recipe: Recipe, dtype: DType | None = None) -> Tensor:
         """The weight that a recipe describes; `called` names it in the graph.
@@ -73,7 +108,7 @@ class Weights:
         Raises ShapeError with the DSL line in front for a recipe that makes no sense.
         """
         try:
-            type_ = TensorType(shape_of(recipe), dtype or self.dtype)
+            type_ = TensorType(shape_of(recipe, self.ranks), dtype or self.dtype)
         except ShapeError as error:
             raise ShapeError(f"{caller()}: {error}") from error
         recipe = spelled(prefixed(recipe, self.prefix), self.beginnings)
@@ -208,10 +243,13 @@ class Block:
         self._check_bound()
         return self.function(**by_name, batch=batch, w=w, cfg=cfg, **self.settings)
 
-    def trace(self, cfg: Any, dtype: DType) -> Graph:
-        """Run the function once and return its graph. Raises ShapeError, DTypeError or CompileError at the DSL line."""
+    def trace(self, cfg: Any, dtype: DType, ranks: int = 1) -> Graph:
+        """Run the function once and return the graph that each of `ranks` GPUs runs.
+
+        Raises ShapeError, DTypeError or CompileError at the DSL line.
+        """
         self._check_bound()
-        trace = Trace()
+        trace = Trace(ranks=ranks)
         streams = {
             n: trace.input(n, Input("stream"), _stream_type(text, cfg, dtype))
             for n, text in self.streams.items()

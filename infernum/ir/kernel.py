@@ -217,9 +217,11 @@ class Template:
     next_kernel        a further kernel of the same op, launched after this one, with the same layout if it has none
     arguments          operands, results and workspaces that are passed to the kernel; empty: all of them
     symbols            symbols that are passed to the kernel, as ints
+    exchanged          words that the kernel sends to each other rank; it is then given `exchange`, the `Exchange` of
+                       templates/include/exchange.cuh. 0: it sends none
 
-    `grid`, `threads`, `shared_bytes` and `cluster` are formulas over symbols and the layout's constants; `threads` and
-    `shared_bytes` must not depend on a symbol.
+    `grid`, `threads`, `shared_bytes`, `cluster` and `exchanged` are formulas over symbols and the layout's constants;
+    `threads` and `shared_bytes` must not depend on a symbol.
     """
 
     name: str
@@ -239,6 +241,7 @@ class Template:
     next_kernel: Template | None = None
     arguments: tuple[str, ...] = ()
     symbols: tuple[str, ...] = ("tokens",)
+    exchanged: Formula = 0
 
     def plan(self, call: Call, target: Target) -> Layout | Refusal:
         """The kernel's default layout for a call, or the reason why it cannot serve the call."""

@@ -104,6 +104,8 @@ class Op:
     moved_bytes  bytes actually read or written, as formulas by operand, for operands that are not moved exactly once in
                  full (a cache, a gathered table)
     signature    operand and result types, where `@op` was given a signature
+    collective   True if the meaning takes its operands of all ranks, stacked along a new first axis, whose length is
+                 the attribute `ranks`; evaluated for a single rank, the others have the same values
     """
 
     name: str
@@ -122,6 +124,7 @@ class Op:
     flops: Callable[[Call], Formula] = lambda call: 0
     moved_bytes: Callable[[Call], Mapping[str, Formula]] = lambda call: {}
     signature: Signature | None = None
+    collective: bool = False
 
     @property
     def doc(self) -> str:
@@ -142,6 +145,8 @@ class Op:
         `batched`: by the function that is faster, if the op has one; for what is compared under a tolerance.
         """
         function = self.batched if batched and self.batched else self.meaning
+        if self.collective:
+            operands = [np.broadcast_to(each, (attrs["ranks"], *each.shape)) for each in operands]
         results = as_tuple(function(*operands, **attrs))
         return [
             r if i in self.in_place else round_to(np.asarray(r), t.dtype)
@@ -278,6 +283,7 @@ def op(
     in_place: Mapping[int, int] | None = None,
     flops: Callable[[Call], Formula] = lambda call: 0,
     moved_bytes: Callable[[Call], Mapping[str, Formula]] = lambda call: {},
+    collective: bool = False,
 ) -> Callable[[Callable[..., Any]], Op]:
     """Declare an op from its NumPy meaning. `infer` is for types that a signature cannot say.
 
@@ -315,6 +321,7 @@ def op(
                 flops=flops,
                 moved_bytes=moved_bytes,
                 signature=parsed,
+                collective=collective,
             )
         )
 

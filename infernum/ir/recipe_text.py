@@ -6,6 +6,7 @@ i32("words" [64, 8])                           the type that it must be stored i
 "q" [64, 64], "k" [32, 64]                     a stack
 rows("qkv" [128, 64], 0, 64)                   rows 0 to 63
 share("q" [64, 64], 0)                         this rank's part of axis 0
+share("k" [64, 64], 0, 4)                      which is 4 heads
 each("experts.{expert}.up" [96, 64], 8)        one after the other on a new first axis
 packed("up" [64, 96], transpose)               in another order
 either("q" [64, 64], rows("qkv" [128, 64], 0, 64))
@@ -58,6 +59,8 @@ def _text(recipe: Recipe) -> str:
         text = f"{_names(recipe.names)} {list(recipe.shape)}"
         return f"{recipe.dtype}({text})" if recipe.dtype else text
     _, *settings = recipe.__struct_fields__  # the first is `of`
+    if isinstance(recipe, Share) and not recipe.heads:
+        settings.remove("heads")
     arguments = [*map(_text, parts_of(recipe)), *(str(getattr(recipe, name)) for name in settings)]
     return f"{type(recipe).__name__.lower()}({', '.join(arguments)})"
 
@@ -69,6 +72,8 @@ def _recipe(node: ast.expr, whole: Shape = ()) -> Recipe:
             return Rows(_recipe(of), start, stop)
         case ast.Call(ast.Name("share"), [of, ast.Constant(int(axis))], []):
             return Share(_recipe(of), axis)
+        case ast.Call(ast.Name("share"), [of, ast.Constant(int(axis)), ast.Constant(int(heads))], []):
+            return Share(_recipe(of), axis, heads)
         case ast.Call(ast.Name("each"), [of, ast.Constant(int(count))], []):
             return Each(_recipe(of), count)
         case ast.Call(ast.Name("packed"), [of, ast.Name(by)], []):

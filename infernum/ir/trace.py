@@ -18,10 +18,14 @@ _INTERNAL = tuple(str(_PACKAGE / part) for part in ("ir", "ops"))
 
 
 class Trace:
-    """A graph under construction. `typed` is False for patterns, whose values have no types."""
+    """A graph under construction, which each of `ranks` ranks runs.
 
-    def __init__(self, *, typed: bool = True, where: tuple[str, ...] | None = None) -> None:
+    `typed` is False for patterns, whose values have no types.
+    """
+
+    def __init__(self, *, typed: bool = True, where: tuple[str, ...] | None = None, ranks: int = 1) -> None:
         self.typed = typed
+        self.ranks = ranks
         self.where = where
         self.entries: dict[str, tuple[Node, tuple[Value, ...]]] = {}
 

@@ -30,6 +30,7 @@ from infernum.ops import (
     dense,
     embedding,
     flatten,
+    gathered,
     gelu_tanh,
     heads,
     linear,
@@ -77,30 +78,32 @@ def norm(x: Tensor, w: Weights, name: str, cfg: GemmaConfig) -> Tensor:
 
 def self_attention(h: Tensor, batch: BatchInputs, w: Weights, cfg: GemmaConfig, kind: str = "full") -> Tensor:
     query_size, kv_size = cfg.num_attention_heads * cfg.head_dim, cfg.num_key_value_heads * cfg.head_dim
-    q = heads(dense(h, w, "q_proj", query_size, bias=cfg.attention_bias), dim=cfg.head_dim)
-    k = heads(dense(h, w, "k_proj", kv_size, bias=cfg.attention_bias), dim=cfg.head_dim)
-    v = heads(dense(h, w, "v_proj", kv_size, bias=cfg.attention_bias), dim=cfg.head_dim)
+    q = dense(h, w, "q_proj", query_size, bias=cfg.attention_bias, shard="rows")
+    k = dense(h, w, "k_proj", kv_size, bias=cfg.attention_bias, shard="rows", heads=cfg.num_key_value_heads)
+    v = dense(h, w, "v_proj", kv_size, bias=cfg.attention_bias, shard="rows", heads=cfg.num_key_value_heads)
+    q, k, v = (heads(part, dim=cfg.head_dim) for part in (q, k, v))
     if cfg.normed_heads:
         q, k = norm(q, w, "q_norm", cfg), norm(k, w, "k_norm", cfg)
     rope = cfg.rope_of(kind)
     q, k = turn(q, batch, rope), turn(k, batch, rope.of_keys)
-    cache = batch.kv(cfg.num_key_value_heads, cfg.head_dim)
+    cache = batch.kv(int(k.shape[1]), cfg.head_dim)
     kv = append(cache, k, v, batch.positions, batch.sequence, batch.page_table)
     step = batch.positions, batch.sequence, batch.query_start, batch.page_table
     a = attention(q, kv, *step, scale=cfg.score_scale, window=cfg.window(kind), softcap=cfg.caps[0])
-    return dense(flatten(a), w, "o_proj", cfg.hidden_size, bias=cfg.attention_bias)
+    return dense(flatten(a), w, "o_proj", cfg.hidden_size, bias=cfg.attention_bias, shard="columns")
 
 
 def mlp(h: Tensor, w: Weights, cfg: GemmaConfig) -> Tensor:
-    gate = cfg.activations[cfg.activation](dense(h, w, "gate_proj", cfg.intermediate_size))
-    return dense(mul(gate, dense(h, w, "up_proj", cfg.intermediate_size)), w, "down_proj", cfg.hidden_size)
+    gate = cfg.activations[cfg.activation](dense(h, w, "gate_proj", cfg.intermediate_size, shard="rows"))
+    up = dense(h, w, "up_proj", cfg.intermediate_size, shard="rows")
+    return dense(mul(gate, up), w, "down_proj", cfg.hidden_size, shard="columns")
 
 
 @block(x="tokens hidden_size")
 def head(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: GemmaConfig) -> Tensor:
     h = norm(select_rows(x, batch.output_rows), w, "model.norm", cfg)
-    logits = linear(h, vocabulary_table("lm_head.weight", w, cfg), out="f32")
-    return softcap(logits, cap=cfg.caps[1]) if cfg.caps[1] else logits
+    logits = linear(h, vocabulary_table("lm_head.weight", w, cfg, shard="rows"), out="f32")
+    return gathered(softcap(logits, cap=cfg.caps[1]) if cfg.caps[1] else logits, cfg.vocab_size)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from infernum.errors import ConfigError
-from infernum.ir.block import BatchInputs, Block, Tensor, Weights, block
+from infernum.ir.block import BatchInputs, Block, Shard, Tensor, Weights, block
 from infernum.models.activations import ACTIVATIONS
 from infernum.models.config_fields import (
     fixed,
@@ -36,6 +36,7 @@ from infernum.ops import (
     dense,
     embedding,
     flatten,
+    gathered,
     heads,
     linear,
     mul,
@@ -133,9 +134,10 @@ def self_attention(
     h: Tensor, batch: BatchInputs, w: Weights, cfg: LlamaConfig, *, turned: bool = True, window: int = 0
 ) -> Tensor:
     query_size, kv_size = cfg.num_attention_heads * cfg.head_dim, cfg.num_key_value_heads * cfg.head_dim
-    q = heads(dense(h, w, "q_proj", query_size, bias=cfg.attention_bias), dim=cfg.head_dim)
-    k = heads(dense(h, w, "k_proj", kv_size, bias=cfg.attention_bias), dim=cfg.head_dim)
-    v = heads(dense(h, w, "v_proj", kv_size, bias=cfg.attention_bias), dim=cfg.head_dim)
+    q = dense(h, w, "q_proj", query_size, bias=cfg.attention_bias, shard="rows")
+    k = dense(h, w, "k_proj", kv_size, bias=cfg.attention_bias, shard="rows", heads=cfg.num_key_value_heads)
+    v = dense(h, w, "v_proj", kv_size, bias=cfg.attention_bias, shard="rows", heads=cfg.num_key_value_heads)
+    q, k, v = (heads(part, dim=cfg.head_dim) for part in (q, k, v))
     if cfg.normed_heads:
         q = rms_norm(q, w.tensor("q_norm.weight", cfg.head_dim), eps=cfg.rms_norm_eps)
         k = rms_norm(k, w.tensor("k_norm.weight", cfg.head_dim), eps=cfg.rms_norm_eps)
@@ -143,12 +145,12 @@ def self_attention(
         q = turn(q, batch, cfg.rope)
         k = turn(k, batch, cfg.rope.of_keys)
     a = attended(q, k, v, batch, cfg, window)
-    return dense(a, w, "o_proj", cfg.hidden_size, bias=cfg.output_bias)
+    return dense(a, w, "o_proj", cfg.hidden_size, bias=cfg.output_bias, shard="columns")
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, batch: BatchInputs, cfg: LlamaConfig, window: int) -> Tensor:
     """Attention of q [tokens, heads, dim] to the cache, to which k and v are appended -> [tokens, heads * dim]."""
-    cache = batch.kv(cfg.num_key_value_heads, cfg.head_dim)
+    cache = batch.kv(int(k.shape[1]), cfg.head_dim)
     kv = append(cache, k, v, batch.positions, batch.sequence, batch.page_table)
     facts = batch.positions, batch.sequence, batch.query_start, batch.page_table
     return flatten(attention(q, kv, *facts, scale=cfg.factors.scores, window=window))
@@ -156,9 +158,9 @@ def attended(q: Tensor, k: Tensor, v: Tensor, batch: BatchInputs, cfg: LlamaConf
 
 def mlp(h: Tensor, w: Weights, cfg: LlamaConfig) -> Tensor:
     act = ACTIVATIONS[cfg.hidden_act]
-    gate = dense(h, w, "gate_proj", cfg.intermediate_size, bias=cfg.mlp_bias)
-    up = dense(h, w, "up_proj", cfg.intermediate_size, bias=cfg.mlp_bias)
-    return dense(mul(act(gate), up), w, "down_proj", cfg.hidden_size, bias=cfg.mlp_bias)
+    gate = dense(h, w, "gate_proj", cfg.intermediate_size, bias=cfg.mlp_bias, shard="rows")
+    up = dense(h, w, "up_proj", cfg.intermediate_size, bias=cfg.mlp_bias, shard="rows")
+    return dense(mul(act(gate), up), w, "down_proj", cfg.hidden_size, bias=cfg.mlp_bias, shard="columns")
 
 
 def layer_of(cfg: LlamaConfig, index: int) -> Block:
@@ -172,8 +174,8 @@ def layer_of(cfg: LlamaConfig, index: int) -> Block:
 def head(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: LlamaConfig) -> Tensor:
     x = select_rows(x, batch.output_rows)
     h = rms_norm(x, w.tensor("model.norm.weight", cfg.hidden_size), eps=cfg.rms_norm_eps)
-    table = vocabulary_table("lm_head.weight", w, cfg)
-    return scaled(linear(h, table, out="f32"), cfg.factors.logits)
+    table = vocabulary_table("lm_head.weight", w, cfg, shard="rows")
+    return gathered(scaled(linear(h, table, out="f32"), cfg.factors.logits), cfg.vocab_size)
 
 
 def scaled(x: Tensor, by: float) -> Tensor:
@@ -181,11 +183,13 @@ def scaled(x: Tensor, by: float) -> Tensor:
     return x if by == 1 else scale(x, by=by)
 
 
-def vocabulary_table(name: str, w: Weights, cfg: Any) -> Tensor:
+def vocabulary_table(name: str, w: Weights, cfg: Any, shard: Shard | None = None) -> Tensor:
     """Embedding or head [vocab_size, hidden_size]. Tied, they are one tensor, stored under either name.
 
-    Where config.json does not say, they are tied unless the checkpoint has both.
+    Where config.json does not say, they are tied unless the checkpoint has both. A vocabulary that does not divide
+    among the ranks is whole on each.
     """
+    shard = shard if cfg.vocab_size % w.ranks == 0 else None
     match cfg.tie_word_embeddings:
         case True:
             names = ("model.embed_tokens.weight", "lm_head.weight")
@@ -193,7 +197,7 @@ def vocabulary_table(name: str, w: Weights, cfg: Any) -> Tensor:
             names = (name,)
         case _:
             names = tuple(dict.fromkeys((name, "model.embed_tokens.weight")))
-    return w.tensor(names[0], cfg.vocab_size, cfg.hidden_size, alternatives=names[1:])
+    return w.tensor(names[0], cfg.vocab_size, cfg.hidden_size, alternatives=names[1:], shard=shard)
 
 
 @dataclass(frozen=True)

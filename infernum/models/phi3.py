@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
@@ -51,24 +52,35 @@ def decoder(x: Tensor, *, batch: BatchInputs, w: Weights, cfg: Phi3Config, windo
 def self_attention(h: Tensor, batch: BatchInputs, w: Weights, cfg: Phi3Config, window: int) -> Tensor:
     query_size, kv_size = cfg.num_attention_heads * cfg.head_dim, cfg.num_key_value_heads * cfg.head_dim
     sizes = {"q_proj": query_size, "k_proj": kv_size, "v_proj": kv_size}
-    q, k, v = (heads(part, dim=cfg.head_dim) for part in fused(h, w, "qkv_proj", sizes))
+    parts = fused(h, w, "qkv_proj", sizes, heads=dict.fromkeys(("k_proj", "v_proj"), cfg.num_key_value_heads))
+    q, k, v = (heads(part, dim=cfg.head_dim) for part in parts)
     q, k = turn(q, batch, cfg.rope), turn(k, batch, cfg.rope.of_keys)
-    return dense(attended(q, k, v, batch, cfg, window), w, "o_proj", cfg.hidden_size)
+    return dense(attended(q, k, v, batch, cfg, window), w, "o_proj", cfg.hidden_size, shard="columns")
 
 
 def mlp(h: Tensor, w: Weights, cfg: Phi3Config) -> Tensor:
     act = ACTIVATIONS[cfg.hidden_act]
     sizes = {"gate_proj": cfg.intermediate_size, "up_proj": cfg.intermediate_size}
     gate, up = fused(h, w, "gate_up_proj", sizes)
-    return dense(mul(act(gate), up), w, "down_proj", cfg.hidden_size)
+    return dense(mul(act(gate), up), w, "down_proj", cfg.hidden_size, shard="columns")
 
 
-def fused(h: Tensor, w: Weights, name: str, sizes: dict[str, int]) -> list[Tensor]:
-    """A product with each part of the tensor `name`, whose rows are parts of these names and `sizes`, in order."""
+def fused(
+    h: Tensor, w: Weights, name: str, sizes: Mapping[str, int], heads: Mapping[str, int] | None = None
+) -> list[Tensor]:
+    """A product with each part of the tensor `name`, whose rows are parts of these names and `sizes`, in order.
+
+    Each part is divided among the ranks. `heads`: number of heads of the parts that are heads of keys or values.
+    """
     ends = pairwise(accumulate(sizes.values(), initial=0))
-    shape = sum(sizes.values()), int(h.shape[-1])
+    shape, whole = (sum(sizes.values()), int(h.shape[-1])), heads or {}
     return [
-        linear(h, w.rows(part, f"{name}.weight", *shape, start=start, stop=stop))
+        linear(
+            h,
+            w.rows(
+                part, f"{name}.weight", *shape, start=start, stop=stop, shard="rows", heads=whole.get(part, 0)
+            ),
+        )
         for part, (start, stop) in zip(sizes, ends, strict=True)
     ]
 

@@ -22,6 +22,7 @@ from infernum.ops.pointwise import (
     sqrt_softplus,
     tanh,
 )
+from infernum.ops.ranks import gather_ranks, gathered, sum_ranks
 from infernum.ops.rope import append, rope, rope_by_length, turn
 from infernum.ops.sampling import advance, argmax, count_tokens, logprobs, sample
 from infernum.ops.shape import columns, flatten, heads, stack_rows
@@ -39,6 +40,8 @@ __all__ = [
     "dense",
     "embedding",
     "flatten",
+    "gather_ranks",
+    "gathered",
     "gelu",
     "gelu_tanh",
     "hardswish",
@@ -60,6 +63,7 @@ __all__ = [
     "softplus",
     "sqrt_softplus",
     "stack_rows",
+    "sum_ranks",
     "tanh",
     "turn",
 ]

@@ -14,10 +14,11 @@ from infernum.ir.kernel import Call, Layout, Library, Refusal, Target, Template,
 from infernum.ir.op import op
 from infernum.ops.pointwise import add
 from infernum.ops.product_wgmma import PRODUCT_WGMMA
+from infernum.ops.ranks import sum_ranks
 from infernum.roofline import GPUS
 
 if TYPE_CHECKING:
-    from infernum.ir.block import Tensor, Weights
+    from infernum.ir.block import Shard, Tensor, Weights
 
 GEMV_TOKENS = 8
 """Most tokens of a GEMV: the columns of an mma, and what registers hold sums for without one."""
@@ -248,9 +249,27 @@ def linear(x: np.ndarray, weight: np.ndarray, *, out: str = "") -> np.ndarray:
     return products[:, 0]
 
 
-def dense(x: Tensor, w: Weights, name: str, rows: int, *, bias: bool = False) -> Tensor:
-    """A linear layer as checkpoints name it: `{name}.weight` [rows, k], and `{name}.bias` [rows] where there is one."""
+def dense(
+    x: Tensor,
+    w: Weights,
+    name: str,
+    rows: int,
+    *,
+    bias: bool = False,
+    shard: Shard | None = None,
+    heads: int = 0,
+) -> Tensor:
+    """A linear layer as checkpoints name it: `{name}.weight` [rows, k], and `{name}.bias` [rows] where there is one.
+
+    shard  "rows": each rank computes its part of the results; they are `heads` heads, where these must not be cut.
+           "columns": x is the rank's part of the operands, and the ranks' sums are added up; the result is whole.
+           None: each rank computes the whole product
+    """
     width = x.shape[-1]
     assert isinstance(width, int), "a linear layer contracts a static dim"
-    product = linear(x, w.tensor(f"{name}.weight", rows, width))
-    return add(product, w.tensor(f"{name}.bias", rows)) if bias else product
+    if shard != "columns" or w.ranks == 1:
+        product = linear(x, w.tensor(f"{name}.weight", rows, width, shard=shard, heads=heads))
+        return add(product, w.tensor(f"{name}.bias", rows, shard=shard, heads=heads)) if bias else product
+    weight = w.tensor(f"{name}.weight", rows, width * w.ranks, shard=shard)
+    total = sum_ranks(linear(x, weight, out="f32"), ranks=w.ranks, out=x.dtype.name)
+    return add(total, w.tensor(f"{name}.bias", rows)) if bias else total

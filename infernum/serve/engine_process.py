@@ -297,6 +297,7 @@ def _opened(
         max_model_len=options.max_model_len,
         max_itl_ms=options.max_itl_ms,
         deterministic=options.deterministic,
+        tensor_parallel_size=options.tensor_parallel_size,
         max_num_seqs=options.max_num_seqs,
         max_pages_total=options.max_pages_total,
         seed=options.seed,
@@ -336,5 +337,6 @@ def _ready(engine: Engine, vocab_size: int, device: str, dtype: str, origin: str
 
 
 def _origin(manifest: Manifest) -> str:
-    facts = (manifest.infernum, manifest.model.config_hash, manifest.arch, manifest.dtype, manifest.rules)
+    facts = [manifest.infernum, manifest.model.config_hash, manifest.arch, manifest.dtype, manifest.rules]
+    facts += [manifest.ranks]
     return hashlib.sha256(repr(facts).encode()).hexdigest()

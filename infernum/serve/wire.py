@@ -36,6 +36,7 @@ class EngineOptions(msgspec.Struct, kw_only=True, frozen=True):
     seed: int = 0
     max_itl_ms: float | None = None
     deterministic: bool = False
+    tensor_parallel_size: int = 1
     max_num_seqs: int | None = None
     plugins: tuple[str, ...] = ()
     null_token_us: float | None = None

@@ -10,11 +10,11 @@ from infernum import dims, dtypes
 from infernum.errors import BundleError, CheckpointError, ShapeError
 from infernum.manifest import Manifest, Stage, Weight
 from infernum.recipes import (
-    ALONE,
     Rank,
     Read,
     Recipe,
     Shape,
+    Share,
     filled,
     has_field,
     reads,
@@ -99,13 +99,14 @@ def weight_key(weight: Weight, stage: Stage) -> WeightKey:
     return filled(weight.recipe, "layer", stage.layer), weight.spec.dtype
 
 
-def plan_weights(manifest: Manifest, rank: Rank = ALONE) -> WeightPlan:
-    """Lay out every distinct weight of a rank once, however many blocks, variants and layers use it.
+def plan_weights(manifest: Manifest, index: int = 0) -> WeightPlan:
+    """Lay out every distinct weight of rank `index` once, however many blocks, variants and layers use it.
 
     A weight that is a run of a stack (q within q, k, v) is stored only in the stack, if it begins there at a multiple
     of `ALIGNMENT`. Raises BundleError for a recipe of another shape than its weight, and for two recipes that read one
     tensor in different shapes.
     """
+    rank = Rank(index, manifest.ranks)
     added = _distinct(manifest, rank)
     places: dict[WeightKey, WeightPlace] = {}
     stored: list[StoredWeight] = []
@@ -181,9 +182,16 @@ def _check(weight: Weight, recipe: Recipe, where: str, rank: Rank, shapes: dict[
 
 
 def _aligned_runs(weight: StoredWeight, rank: Rank) -> Iterator[tuple[Recipe, int]]:
-    """Every run of consecutive parts that begins at an aligned element, with the number of that element."""
+    """Every run of consecutive parts that begins at an aligned element, with the number of that element.
+
+    The rank's share of the rows too, of a weight that is whole: a head that is tied to the embedding.
+    """
     parts = stacked(weight.recipe)
     starts = [0, *accumulate(size_of(part, rank.count) for part in parts)]
-    for first, end in combinations(range(len(starts)), 2):
-        if starts[first] * dtypes.dtype(weight.dtype).bytes % ALIGNMENT == 0:
-            yield stack(parts[first:end]), starts[first]
+    runs = [(stack(parts[first:end]), starts[first]) for first, end in combinations(range(len(starts)), 2)]
+    rows = shape_of(weight.recipe, rank.count)[0]
+    if rank.count > 1 and rows % rank.count == 0:
+        runs.append((Share(weight.recipe, 0), weight.size // rank.count * rank.index))
+    for run, first in runs:
+        if first * dtypes.dtype(weight.dtype).bytes % ALIGNMENT == 0:
+            yield run, first

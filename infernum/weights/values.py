@@ -23,6 +23,7 @@ from infernum.recipes import (
     all_names,
     filled,
     find_packing,
+    first_of,
     map_parts,
     parts_of,
     shape_of,
@@ -101,7 +102,7 @@ def run_of(recipe: Recipe, rank: Rank = ALONE) -> tuple[Read, int] | None:
         case Rows(of=of, start=start):
             row = start
         case Share(of=of, axis=0):
-            row = rank.index * shape_of(recipe, rank.count)[0]
+            row = first_of(recipe, rank)
         case _:
             return None
     inner = run_of(of, rank)
@@ -130,10 +131,10 @@ def _rows(recipe: Recipe, start: int, stop: int, source: TensorSource, rank: Ran
         case Rows(of=of, start=first):
             return _rows(of, first + start, first + stop, source, rank)
         case Share(of=of, axis=axis):
-            width = shape_of(recipe, rank.count)[axis]
-            first = rank.index * width
+            first = first_of(recipe, rank)
             if axis == 0:
                 return _rows(of, first + start, first + stop, source, rank)
+            width = shape_of(recipe, rank.count)[axis]
             share = (*(slice(None) for _ in range(axis)), slice(first, first + width))
             return _rows(of, start, stop, source, rank)[share]
         case Stack(of=parts):

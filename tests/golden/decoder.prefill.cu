@@ -14,39 +14,39 @@
 //   weight %gate_up_proj : bf16[192, 64] = "model.layers.{layer}.mlp.gate_proj.weight" [96, 64], "model.layers.{layer}.mlp.up_proj.weight" [96, 64]
 //   weight %down_proj : bf16[64, 96] = "model.layers.{layer}.mlp.down_proj.weight"
 //
-//   %rms_norm_1 = rms_norm(%x, %input_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:125
-//   %linear_8 = linear(%rms_norm_1, %q_k_v_proj) : bf16[tokens, 128]  # models/llama.py:136, models/llama.py:137, models/llama.py:138
-//   %columns_1 = columns(%linear_8) {start = 0, stop = 64} : bf16[tokens, 64]  # models/llama.py:136, models/llama.py:137, models/llama.py:138
-//   %columns_2 = columns(%linear_8) {start = 64, stop = 96} : bf16[tokens, 32]  # models/llama.py:136, models/llama.py:137, models/llama.py:138
-//   %columns_3 = columns(%linear_8) {start = 96, stop = 128} : bf16[tokens, 32]  # models/llama.py:136, models/llama.py:137, models/llama.py:138
-//   %heads_1 = heads(%columns_1) {dim = 16} : bf16[tokens, 4, 16]  # models/llama.py:136
-//   %heads_2 = heads(%columns_2) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:137
-//   %heads_3 = heads(%columns_3) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:138
-//   %rope_1, %rope_1.1 = fused rope_append(%q = %heads_1, %k = %heads_2, %v = %heads_3, %kv = %kv, %positions = %positions, %sequence = %sequence, %page_table = %page_table) {rope = Rope(), key_rope = Rope()} by rope_append : bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {  # models/llama.py:143, models/llama.py:144, models/llama.py:152
-//     %rope_1 = rope(%q, %positions) {rope = Rope()} : bf16[tokens, 4, 16]  # models/llama.py:143
-//     %rope_2 = rope(%k, %positions) {rope = Rope()} : bf16[tokens, 2, 16]  # models/llama.py:144
-//     %append_1 = append(%kv, %rope_2, %v, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # models/llama.py:152
+//   %rms_norm_1 = rms_norm(%x, %input_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:126
+//   %linear_8 = linear(%rms_norm_1, %q_k_v_proj) : bf16[tokens, 128]  # models/llama.py:137, models/llama.py:138, models/llama.py:139
+//   %columns_1 = columns(%linear_8) {start = 0, stop = 64} : bf16[tokens, 64]  # models/llama.py:137, models/llama.py:138, models/llama.py:139
+//   %columns_2 = columns(%linear_8) {start = 64, stop = 96} : bf16[tokens, 32]  # models/llama.py:137, models/llama.py:138, models/llama.py:139
+//   %columns_3 = columns(%linear_8) {start = 96, stop = 128} : bf16[tokens, 32]  # models/llama.py:137, models/llama.py:138, models/llama.py:139
+//   %heads_1 = heads(%columns_1) {dim = 16} : bf16[tokens, 4, 16]  # models/llama.py:140
+//   %heads_2 = heads(%columns_2) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:140
+//   %heads_3 = heads(%columns_3) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:140
+//   %rope_1, %rope_1.1 = fused rope_append(%q = %heads_1, %k = %heads_2, %v = %heads_3, %kv = %kv, %positions = %positions, %sequence = %sequence, %page_table = %page_table) {rope = Rope(), key_rope = Rope()} by rope_append : bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {  # models/llama.py:145, models/llama.py:146, models/llama.py:154
+//     %rope_1 = rope(%q, %positions) {rope = Rope()} : bf16[tokens, 4, 16]  # models/llama.py:145
+//     %rope_2 = rope(%k, %positions) {rope = Rope()} : bf16[tokens, 2, 16]  # models/llama.py:146
+//     %append_1 = append(%kv, %rope_2, %v, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # models/llama.py:154
 //     return %rope_1, %append_1
 //   }
-//   %attention_1 = attention(%rope_1, %rope_1.1, %positions, %sequence, %query_start, %page_table) {scale = 0.25} : bf16[tokens, 4, 16]  # models/llama.py:154
-//   %flatten_1 = flatten(%attention_1) : bf16[tokens, 64]  # models/llama.py:154
-//   %linear_4 = linear(%flatten_1, %o_proj) : bf16[tokens, 64]  # models/llama.py:146
-//   %add_1, %add_1.1 = fused into_norm(%x = %x, %linear_4 = %linear_4, %post_attention_layernorm = %post_attention_layernorm) by into_norm : bf16[tokens, 64], bf16[tokens, 64] {  # models/llama.py:127, models/llama.py:128
-//     %add_1 = add(%x, %linear_4) : bf16[tokens, 64]  # models/llama.py:127
-//     %rms_norm_2 = rms_norm(%add_1, %post_attention_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:128
+//   %attention_1 = attention(%rope_1, %rope_1.1, %positions, %sequence, %query_start, %page_table) {scale = 0.25} : bf16[tokens, 4, 16]  # models/llama.py:156
+//   %flatten_1 = flatten(%attention_1) : bf16[tokens, 64]  # models/llama.py:156
+//   %linear_4 = linear(%flatten_1, %o_proj) : bf16[tokens, 64]  # models/llama.py:148
+//   %add_1, %add_1.1 = fused into_norm(%x = %x, %linear_4 = %linear_4, %post_attention_layernorm = %post_attention_layernorm) by into_norm : bf16[tokens, 64], bf16[tokens, 64] {  # models/llama.py:128, models/llama.py:129
+//     %add_1 = add(%x, %linear_4) : bf16[tokens, 64]  # models/llama.py:128
+//     %rms_norm_2 = rms_norm(%add_1, %post_attention_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:129
 //     return %add_1, %rms_norm_2
 //   }
-//   %linear_1 = linear(%add_1.1, %gate_up_proj) : bf16[tokens, 192]  # models/llama.py:159, models/llama.py:160
-//   %columns_4 = columns(%linear_1) {start = 0, stop = 96} : bf16[tokens, 96]  # models/llama.py:159, models/llama.py:160
-//   %columns_5 = columns(%linear_1) {start = 96, stop = 192} : bf16[tokens, 96]  # models/llama.py:159, models/llama.py:160
-//   %mul_1 = fused merge_pointwise(%columns_4 = %columns_4, %columns_5 = %columns_5) by merge_pointwise : bf16[tokens, 96] {  # models/llama.py:161
-//     %silu_1 = silu(%columns_4) : bf16[tokens, 96]  # models/llama.py:161
-//     %mul_1 = mul(%silu_1, %columns_5) : bf16[tokens, 96]  # models/llama.py:161
+//   %linear_1 = linear(%add_1.1, %gate_up_proj) : bf16[tokens, 192]  # models/llama.py:161, models/llama.py:162
+//   %columns_4 = columns(%linear_1) {start = 0, stop = 96} : bf16[tokens, 96]  # models/llama.py:161, models/llama.py:162
+//   %columns_5 = columns(%linear_1) {start = 96, stop = 192} : bf16[tokens, 96]  # models/llama.py:161, models/llama.py:162
+//   %mul_1 = fused merge_pointwise(%columns_4 = %columns_4, %columns_5 = %columns_5) by merge_pointwise : bf16[tokens, 96] {  # models/llama.py:163
+//     %silu_1 = silu(%columns_4) : bf16[tokens, 96]  # models/llama.py:163
+//     %mul_1 = mul(%silu_1, %columns_5) : bf16[tokens, 96]  # models/llama.py:163
 //     return %mul_1
 //   }
-//   %add_2 = fused into_library(%mul_1 = %mul_1, %down_proj = %down_proj, %add_1 = %add_1) by into_library : bf16[tokens, 64] {  # models/llama.py:161, models/llama.py:129
-//     %linear_7 = linear(%mul_1, %down_proj) : bf16[tokens, 64]  # models/llama.py:161
-//     %add_2 = add(%add_1, %linear_7) : bf16[tokens, 64]  # models/llama.py:129
+//   %add_2 = fused into_library(%mul_1 = %mul_1, %down_proj = %down_proj, %add_1 = %add_1) by into_library : bf16[tokens, 64] {  # models/llama.py:163, models/llama.py:130
+//     %linear_7 = linear(%mul_1, %down_proj) : bf16[tokens, 64]  # models/llama.py:163
+//     %add_2 = add(%add_1, %linear_7) : bf16[tokens, 64]  # models/llama.py:130
 //     return %add_2
 //   }
 //   return %add_2
@@ -605,7 +605,7 @@ __device__ __forceinline__ void add_values(float (&sum)[TILES][HEAD_DIM / 8][4],
 
 // ---- rms_norm_input_layernorm
 // rms_norm
-// from models/llama.py:125
+// from models/llama.py:126
 // 512 token(s): 131 kB, 131 kFLOP; at least 0.03 us on one H200
 // One block per row; each thread keeps its elements in registers between the sum of squares and the scaling.
 extern "C" __global__ void __launch_bounds__(32) rms_norm_input_layernorm(
@@ -646,7 +646,7 @@ extern "C" __global__ void __launch_bounds__(32) rms_norm_input_layernorm(
 
 // ---- rope_append
 // rope -> rope -> append, by rope_append
-// from models/llama.py:143, models/llama.py:144, models/llama.py:152
+// from models/llama.py:145, models/llama.py:146, models/llama.py:154
 // 512 token(s): 266 kB, 147 kFLOP; at least 0.06 us on one H200
 // One block per token: PAIR_LANES threads, PAIRS pairs each, serve one head of q, k or v; HEAD_LANES heads go
 // side by side.
@@ -705,7 +705,7 @@ extern "C" __global__ void __launch_bounds__(16) rope_append(
 
 // ---- attention_prefill
 // attention
-// from models/llama.py:154
+// from models/llama.py:156
 // 512 token(s) at context 1024: 266 kB, 101 MFLOP; at least 0.13 us on one H200
 // One block per key head and tile of QUERIES tokens: its ROWS rows are the tokens' GROUP query heads, shared by four
 // warps.
@@ -820,7 +820,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(
 
 // ---- add_rms_norm_post_attention_layernorm
 // add -> rms_norm, by into_norm
-// from models/llama.py:127, models/llama.py:128
+// from models/llama.py:128, models/llama.py:129
 // 512 token(s): 262 kB, 164 kFLOP; at least 0.06 us on one H200
 // One block per row; each thread keeps its elements in registers between the sum of squares and the scaling.
 extern "C" __global__ void __launch_bounds__(32) add_rms_norm_post_attention_layernorm(
@@ -851,7 +851,7 @@ extern "C" __global__ void __launch_bounds__(32) add_rms_norm_post_attention_lay
         for (int i = 0; i < VECTOR; i++) {
             const float x_value = x_values[i];
             const float linear_4_value = linear_4_values[i];
-            const float add_1 = round_to<bf16_t>(x_value + linear_4_value);  // models/llama.py:127
+            const float add_1 = round_to<bf16_t>(x_value + linear_4_value);  // models/llama.py:128
             kept[v][i] = add_1;
         }
         store_vector(out_add_1 + token * 64 + column, kept[v]);
@@ -874,7 +874,7 @@ extern "C" __global__ void __launch_bounds__(32) add_rms_norm_post_attention_lay
 
 // ---- silu_mul
 // silu -> mul, by merge_pointwise
-// from models/llama.py:161
+// from models/llama.py:163
 // 512 token(s): 295 kB, 246 kFLOP; at least 0.06 us on one H200
 // Each thread computes 8 consecutive elements of a row.
 extern "C" __global__ void __launch_bounds__(256) silu_mul(
@@ -900,9 +900,9 @@ extern "C" __global__ void __launch_bounds__(256) silu_mul(
     for (int i = 0; i < VECTOR; i++) {
         const float columns_4_value = columns_4_values[i];
         const float columns_5_value = columns_5_values[i];
-        // models/llama.py:161
+        // models/llama.py:163
         const float silu_1 = round_to<bf16_t>(__fdividef(columns_4_value, 1.0f + expf(-columns_4_value)));
-        const float mul_1 = silu_1 * columns_5_value;  // models/llama.py:161
+        const float mul_1 = silu_1 * columns_5_value;  // models/llama.py:163
         out_values[i] = mul_1;
     }
     store_vector(out + token * 96 + column, out_values);

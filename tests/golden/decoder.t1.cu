@@ -14,42 +14,42 @@
 //   weight %gate_up_proj : bf16[192, 64] = "model.layers.{layer}.mlp.gate_proj.weight" [96, 64], "model.layers.{layer}.mlp.up_proj.weight" [96, 64]
 //   weight %down_proj : bf16[64, 96] = "model.layers.{layer}.mlp.down_proj.weight"
 //
-//   %linear_8 = fused into_prologue(%x = %x, %input_layernorm = %input_layernorm, %q_k_v_proj = %q_k_v_proj) by merge_products, into_prologue : bf16[tokens, 128] {  # models/llama.py:125, models/llama.py:136, models/llama.py:137, models/llama.py:138
-//     %rms_norm_1 = rms_norm(%x, %input_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:125
-//     %linear_8 = linear(%rms_norm_1, %q_k_v_proj) : bf16[tokens, 128]  # models/llama.py:136, models/llama.py:137, models/llama.py:138
+//   %linear_8 = fused into_prologue(%x = %x, %input_layernorm = %input_layernorm, %q_k_v_proj = %q_k_v_proj) by merge_products, into_prologue : bf16[tokens, 128] {  # models/llama.py:126, models/llama.py:137, models/llama.py:138, models/llama.py:139
+//     %rms_norm_1 = rms_norm(%x, %input_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:126
+//     %linear_8 = linear(%rms_norm_1, %q_k_v_proj) : bf16[tokens, 128]  # models/llama.py:137, models/llama.py:138, models/llama.py:139
 //     return %linear_8
 //   }
-//   %columns_1 = columns(%linear_8) {start = 0, stop = 64} : bf16[tokens, 64]  # models/llama.py:136, models/llama.py:137, models/llama.py:138
-//   %columns_2 = columns(%linear_8) {start = 64, stop = 96} : bf16[tokens, 32]  # models/llama.py:136, models/llama.py:137, models/llama.py:138
-//   %columns_3 = columns(%linear_8) {start = 96, stop = 128} : bf16[tokens, 32]  # models/llama.py:136, models/llama.py:137, models/llama.py:138
-//   %heads_1 = heads(%columns_1) {dim = 16} : bf16[tokens, 4, 16]  # models/llama.py:136
-//   %heads_2 = heads(%columns_2) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:137
-//   %heads_3 = heads(%columns_3) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:138
-//   %attention_1, %attention_1.1 = fused attend(%q = %heads_1, %k = %heads_2, %v = %heads_3, %kv = %kv, %positions = %positions, %sequence = %sequence, %query_start = %query_start, %page_table = %page_table) {scale = 0.25, window = 0, softcap = 0.0} by attend, into_prologue : bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {  # models/llama.py:144, models/llama.py:143, models/llama.py:152, models/llama.py:154
-//     %rope_2 = rope(%k, %positions) {rope = Rope()} : bf16[tokens, 2, 16]  # models/llama.py:144
-//     %rope_1 = rope(%q, %positions) {rope = Rope()} : bf16[tokens, 4, 16]  # models/llama.py:143
-//     %append_1 = append(%kv, %rope_2, %v, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # models/llama.py:152
-//     %attention_1 = attention(%rope_1, %append_1, %positions, %sequence, %query_start, %page_table) {scale = 0.25} : bf16[tokens, 4, 16]  # models/llama.py:154
+//   %columns_1 = columns(%linear_8) {start = 0, stop = 64} : bf16[tokens, 64]  # models/llama.py:137, models/llama.py:138, models/llama.py:139
+//   %columns_2 = columns(%linear_8) {start = 64, stop = 96} : bf16[tokens, 32]  # models/llama.py:137, models/llama.py:138, models/llama.py:139
+//   %columns_3 = columns(%linear_8) {start = 96, stop = 128} : bf16[tokens, 32]  # models/llama.py:137, models/llama.py:138, models/llama.py:139
+//   %heads_1 = heads(%columns_1) {dim = 16} : bf16[tokens, 4, 16]  # models/llama.py:140
+//   %heads_2 = heads(%columns_2) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:140
+//   %heads_3 = heads(%columns_3) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:140
+//   %attention_1, %attention_1.1 = fused attend(%q = %heads_1, %k = %heads_2, %v = %heads_3, %kv = %kv, %positions = %positions, %sequence = %sequence, %query_start = %query_start, %page_table = %page_table) {scale = 0.25, window = 0, softcap = 0.0} by attend, into_prologue : bf16[tokens, 4, 16], bf16[pages, 2, 2, 64, 16] {  # models/llama.py:146, models/llama.py:145, models/llama.py:154, models/llama.py:156
+//     %rope_2 = rope(%k, %positions) {rope = Rope()} : bf16[tokens, 2, 16]  # models/llama.py:146
+//     %rope_1 = rope(%q, %positions) {rope = Rope()} : bf16[tokens, 4, 16]  # models/llama.py:145
+//     %append_1 = append(%kv, %rope_2, %v, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # models/llama.py:154
+//     %attention_1 = attention(%rope_1, %append_1, %positions, %sequence, %query_start, %page_table) {scale = 0.25} : bf16[tokens, 4, 16]  # models/llama.py:156
 //     return %attention_1, %append_1
 //   }
-//   %flatten_1 = flatten(%attention_1) : bf16[tokens, 64]  # models/llama.py:154
-//   %add_1 = fused into_epilogue(%flatten_1 = %flatten_1, %o_proj = %o_proj, %x = %x) by into_epilogue : bf16[tokens, 64] {  # models/llama.py:146, models/llama.py:127
-//     %linear_4 = linear(%flatten_1, %o_proj) : bf16[tokens, 64]  # models/llama.py:146
-//     %add_1 = add(%x, %linear_4) : bf16[tokens, 64]  # models/llama.py:127
+//   %flatten_1 = flatten(%attention_1) : bf16[tokens, 64]  # models/llama.py:156
+//   %add_1 = fused into_epilogue(%flatten_1 = %flatten_1, %o_proj = %o_proj, %x = %x) by into_epilogue : bf16[tokens, 64] {  # models/llama.py:148, models/llama.py:128
+//     %linear_4 = linear(%flatten_1, %o_proj) : bf16[tokens, 64]  # models/llama.py:148
+//     %add_1 = add(%x, %linear_4) : bf16[tokens, 64]  # models/llama.py:128
 //     return %add_1
 //   }
-//   %mul_1 = fused into_prologue(%add_1 = %add_1, %post_attention_layernorm = %post_attention_layernorm, %gate_up_proj = %gate_up_proj) by merge_products, into_epilogue, into_prologue : bf16[tokens, 96] {  # models/llama.py:128, models/llama.py:159, models/llama.py:160, models/llama.py:161
-//     %rms_norm_2 = rms_norm(%add_1, %post_attention_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:128
-//     %linear_1 = linear(%rms_norm_2, %gate_up_proj) : bf16[tokens, 192]  # models/llama.py:159, models/llama.py:160
-//     %columns_4 = columns(%linear_1) {start = 0, stop = 96} : bf16[tokens, 96]  # models/llama.py:159, models/llama.py:160
-//     %columns_5 = columns(%linear_1) {start = 96, stop = 192} : bf16[tokens, 96]  # models/llama.py:159, models/llama.py:160
-//     %silu_1 = silu(%columns_4) : bf16[tokens, 96]  # models/llama.py:161
-//     %mul_1 = mul(%silu_1, %columns_5) : bf16[tokens, 96]  # models/llama.py:161
+//   %mul_1 = fused into_prologue(%add_1 = %add_1, %post_attention_layernorm = %post_attention_layernorm, %gate_up_proj = %gate_up_proj) by merge_products, into_epilogue, into_prologue : bf16[tokens, 96] {  # models/llama.py:129, models/llama.py:161, models/llama.py:162, models/llama.py:163
+//     %rms_norm_2 = rms_norm(%add_1, %post_attention_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:129
+//     %linear_1 = linear(%rms_norm_2, %gate_up_proj) : bf16[tokens, 192]  # models/llama.py:161, models/llama.py:162
+//     %columns_4 = columns(%linear_1) {start = 0, stop = 96} : bf16[tokens, 96]  # models/llama.py:161, models/llama.py:162
+//     %columns_5 = columns(%linear_1) {start = 96, stop = 192} : bf16[tokens, 96]  # models/llama.py:161, models/llama.py:162
+//     %silu_1 = silu(%columns_4) : bf16[tokens, 96]  # models/llama.py:163
+//     %mul_1 = mul(%silu_1, %columns_5) : bf16[tokens, 96]  # models/llama.py:163
 //     return %mul_1
 //   }
-//   %add_2 = fused into_epilogue(%mul_1 = %mul_1, %down_proj = %down_proj, %add_1 = %add_1) by into_epilogue : bf16[tokens, 64] {  # models/llama.py:161, models/llama.py:129
-//     %linear_7 = linear(%mul_1, %down_proj) : bf16[tokens, 64]  # models/llama.py:161
-//     %add_2 = add(%add_1, %linear_7) : bf16[tokens, 64]  # models/llama.py:129
+//   %add_2 = fused into_epilogue(%mul_1 = %mul_1, %down_proj = %down_proj, %add_1 = %add_1) by into_epilogue : bf16[tokens, 64] {  # models/llama.py:163, models/llama.py:130
+//     %linear_7 = linear(%mul_1, %down_proj) : bf16[tokens, 64]  # models/llama.py:163
+//     %add_2 = add(%add_1, %linear_7) : bf16[tokens, 64]  # models/llama.py:130
 //     return %add_2
 //   }
 //   return %add_2
@@ -1075,7 +1075,7 @@ template <typename T, int WIDTH, int VECTOR, int THREADS> struct RowGain {
 
 // ---- gemv_mma_q_k_v_proj
 // rms_norm -> linear, by merge_products, into_prologue
-// from models/llama.py:125, models/llama.py:136, models/llama.py:137, models/llama.py:138
+// from models/llama.py:126, models/llama.py:137, models/llama.py:138, models/llama.py:139
 // 1 token(s): 16.9 kB, 16.6 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
@@ -1104,7 +1104,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_q_k_v_proj(
 #pragma unroll
     for (int i = 0; i < PREFILL; i++) stream.load();  // weights depend on no kernel: ahead of the wait
     StagedRows<T, WIDTH, TOKENS, THREADS, 8> rows(rings + WARPS * DEPTH * Stream::SLOT);
-    rows.load_gain(input_layernorm);  // models/llama.py:125
+    rows.load_gain(input_layernorm);  // models/llama.py:126
     wait_for_previous_kernel();
     rows.load(x, 64, tokens);
     rows.normalise(RmsNorm{1e-05f, 0.0f});
@@ -1153,7 +1153,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_q_k_v_proj(
 
 // ---- attend_cluster
 // rope -> rope -> append -> attention, by attend, into_prologue
-// from models/llama.py:144, models/llama.py:143, models/llama.py:152, models/llama.py:154
+// from models/llama.py:146, models/llama.py:145, models/llama.py:154, models/llama.py:156
 // 1 token(s) at context 1024: 132 kB, 262 kFLOP; at least 0.03 us on one H200
 // Clusters of blocks, one or several splits per token and HEAD_TILE query heads of one key head. Their warps share out
 // the context in units of 16 positions; the blocks of a cluster then send each other what they found, and each finishes
@@ -1350,7 +1350,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) attend_cluster(
 
 // ---- gemv_mma_o_proj
 // linear -> add, by into_epilogue
-// from models/llama.py:146, models/llama.py:127
+// from models/llama.py:148, models/llama.py:128
 // 1 token(s): 8.58 kB, 8.26 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
@@ -1424,14 +1424,14 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_o_proj(
             whole_0 += partial[turn][w][token][in_tile];
         }
         const float part_0 = round_to<bf16_t>(whole_0);
-        const float add_1 = x_value + part_0;  // models/llama.py:127
+        const float add_1 = x_value + part_0;  // models/llama.py:128
         out[token * 64 + column] = from_float<bf16_t>(add_1);
     }
 }
 
 // ---- gemv_mma_gate_up_proj
 // rms_norm -> linear -> columns -> columns -> silu -> mul, by merge_products, into_epilogue, into_prologue
-// from models/llama.py:128, models/llama.py:159, models/llama.py:160, models/llama.py:161
+// from models/llama.py:129, models/llama.py:161, models/llama.py:162, models/llama.py:163
 // 1 token(s): 25 kB, 25.3 kFLOP; at least 0.01 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
@@ -1460,7 +1460,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_gate_up_proj(
 #pragma unroll
     for (int i = 0; i < PREFILL; i++) stream.load();  // weights depend on no kernel: ahead of the wait
     StagedRows<T, WIDTH, TOKENS, THREADS, 8> rows(rings + WARPS * DEPTH * Stream::SLOT);
-    rows.load_gain(post_attention_layernorm);  // models/llama.py:128
+    rows.load_gain(post_attention_layernorm);  // models/llama.py:129
     wait_for_previous_kernel();
     rows.load(add_1, 64, tokens);
     rows.normalise(RmsNorm{1e-05f, 0.0f});
@@ -1506,15 +1506,15 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_gate_up_proj(
         }
         const float part_0 = round_to<bf16_t>(whole_0);
         const float part_1 = round_to<bf16_t>(whole_1);
-        const float silu_1 = round_to<bf16_t>(__fdividef(part_0, 1.0f + expf(-part_0)));  // models/llama.py:161
-        const float mul_1 = silu_1 * part_1;  // models/llama.py:161
+        const float silu_1 = round_to<bf16_t>(__fdividef(part_0, 1.0f + expf(-part_0)));  // models/llama.py:163
+        const float mul_1 = silu_1 * part_1;  // models/llama.py:163
         out[token * 96 + column] = from_float<bf16_t>(mul_1);
     }
 }
 
 // ---- gemv_down_proj
 // linear -> add, by into_epilogue
-// from models/llama.py:161, models/llama.py:129
+// from models/llama.py:163, models/llama.py:130
 // 1 token(s): 12.7 kB, 12.4 kFLOP; at least 0.00 us on one H200
 // Each warp computes whole output columns, for all tokens at once, and strides over the columns with the grid. Its
 // lanes share a row of weights in chunks of 8; two tiles of them are on their way ahead of the sum.
@@ -1571,7 +1571,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) gemv_down_proj(
 
         if (token >= tokens) return;
         const float part_0 = round_to<bf16_t>(sum[0][0]);
-        const float add_2 = add_1_value + part_0;  // models/llama.py:129
+        const float add_2 = add_1_value + part_0;  // models/llama.py:130
         out[token * 64 + column] = from_float<bf16_t>(add_2);
     };
     while (column < COLUMNS) {

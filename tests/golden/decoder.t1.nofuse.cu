@@ -17,27 +17,27 @@
 //   weight %up_proj : bf16[96, 64] = "model.layers.{layer}.mlp.up_proj.weight"
 //   weight %down_proj : bf16[64, 96] = "model.layers.{layer}.mlp.down_proj.weight"
 //
-//   %rms_norm_1 = rms_norm(%x, %input_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:125
-//   %linear_1 = linear(%rms_norm_1, %q_proj) : bf16[tokens, 64]  # models/llama.py:136
-//   %heads_1 = heads(%linear_1) {dim = 16} : bf16[tokens, 4, 16]  # models/llama.py:136
-//   %linear_2 = linear(%rms_norm_1, %k_proj) : bf16[tokens, 32]  # models/llama.py:137
-//   %heads_2 = heads(%linear_2) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:137
-//   %linear_3 = linear(%rms_norm_1, %v_proj) : bf16[tokens, 32]  # models/llama.py:138
-//   %heads_3 = heads(%linear_3) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:138
-//   %rope_1 = rope(%heads_1, %positions) {rope = Rope()} : bf16[tokens, 4, 16]  # models/llama.py:143
-//   %rope_2 = rope(%heads_2, %positions) {rope = Rope()} : bf16[tokens, 2, 16]  # models/llama.py:144
-//   %append_1 = append(%kv, %rope_2, %heads_3, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # models/llama.py:152
-//   %attention_1 = attention(%rope_1, %append_1, %positions, %sequence, %query_start, %page_table) {scale = 0.25} : bf16[tokens, 4, 16]  # models/llama.py:154
-//   %flatten_1 = flatten(%attention_1) : bf16[tokens, 64]  # models/llama.py:154
-//   %linear_4 = linear(%flatten_1, %o_proj) : bf16[tokens, 64]  # models/llama.py:146
-//   %add_1 = add(%x, %linear_4) : bf16[tokens, 64]  # models/llama.py:127
-//   %rms_norm_2 = rms_norm(%add_1, %post_attention_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:128
-//   %linear_5 = linear(%rms_norm_2, %gate_proj) : bf16[tokens, 96]  # models/llama.py:159
-//   %linear_6 = linear(%rms_norm_2, %up_proj) : bf16[tokens, 96]  # models/llama.py:160
-//   %silu_1 = silu(%linear_5) : bf16[tokens, 96]  # models/llama.py:161
-//   %mul_1 = mul(%silu_1, %linear_6) : bf16[tokens, 96]  # models/llama.py:161
-//   %linear_7 = linear(%mul_1, %down_proj) : bf16[tokens, 64]  # models/llama.py:161
-//   %add_2 = add(%add_1, %linear_7) : bf16[tokens, 64]  # models/llama.py:129
+//   %rms_norm_1 = rms_norm(%x, %input_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:126
+//   %linear_1 = linear(%rms_norm_1, %q_proj) : bf16[tokens, 64]  # models/llama.py:137
+//   %linear_2 = linear(%rms_norm_1, %k_proj) : bf16[tokens, 32]  # models/llama.py:138
+//   %linear_3 = linear(%rms_norm_1, %v_proj) : bf16[tokens, 32]  # models/llama.py:139
+//   %heads_1 = heads(%linear_1) {dim = 16} : bf16[tokens, 4, 16]  # models/llama.py:140
+//   %heads_2 = heads(%linear_2) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:140
+//   %heads_3 = heads(%linear_3) {dim = 16} : bf16[tokens, 2, 16]  # models/llama.py:140
+//   %rope_1 = rope(%heads_1, %positions) {rope = Rope()} : bf16[tokens, 4, 16]  # models/llama.py:145
+//   %rope_2 = rope(%heads_2, %positions) {rope = Rope()} : bf16[tokens, 2, 16]  # models/llama.py:146
+//   %append_1 = append(%kv, %rope_2, %heads_3, %positions, %sequence, %page_table) : bf16[pages, 2, 2, 64, 16]  # models/llama.py:154
+//   %attention_1 = attention(%rope_1, %append_1, %positions, %sequence, %query_start, %page_table) {scale = 0.25} : bf16[tokens, 4, 16]  # models/llama.py:156
+//   %flatten_1 = flatten(%attention_1) : bf16[tokens, 64]  # models/llama.py:156
+//   %linear_4 = linear(%flatten_1, %o_proj) : bf16[tokens, 64]  # models/llama.py:148
+//   %add_1 = add(%x, %linear_4) : bf16[tokens, 64]  # models/llama.py:128
+//   %rms_norm_2 = rms_norm(%add_1, %post_attention_layernorm) {eps = 1e-05} : bf16[tokens, 64]  # models/llama.py:129
+//   %linear_5 = linear(%rms_norm_2, %gate_proj) : bf16[tokens, 96]  # models/llama.py:161
+//   %linear_6 = linear(%rms_norm_2, %up_proj) : bf16[tokens, 96]  # models/llama.py:162
+//   %silu_1 = silu(%linear_5) : bf16[tokens, 96]  # models/llama.py:163
+//   %mul_1 = mul(%silu_1, %linear_6) : bf16[tokens, 96]  # models/llama.py:163
+//   %linear_7 = linear(%mul_1, %down_proj) : bf16[tokens, 64]  # models/llama.py:163
+//   %add_2 = add(%add_1, %linear_7) : bf16[tokens, 64]  # models/llama.py:130
 //   return %add_2
 // }
 
@@ -929,7 +929,7 @@ template <typename T, int WIDTH, int VECTOR, int THREADS> struct RowGain {
 
 // ---- rms_norm_input_layernorm
 // rms_norm
-// from models/llama.py:125
+// from models/llama.py:126
 // 1 token(s): 384 B, 256 FLOP; at least 0.00 us on one H200
 // One block per row; each thread keeps its elements in registers between the sum of squares and the scaling.
 extern "C" __global__ void __launch_bounds__(32) rms_norm_input_layernorm(
@@ -970,7 +970,7 @@ extern "C" __global__ void __launch_bounds__(32) rms_norm_input_layernorm(
 
 // ---- gemv_mma_q_proj
 // linear
-// from models/llama.py:136
+// from models/llama.py:137
 // 1 token(s): 8.45 kB, 8.19 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
@@ -1045,7 +1045,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_q_proj(
 
 // ---- gemv_mma_k_proj
 // linear
-// from models/llama.py:137
+// from models/llama.py:138
 // 1 token(s): 4.29 kB, 4.1 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
@@ -1120,7 +1120,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_k_proj(
 
 // ---- gemv_mma_v_proj
 // linear
-// from models/llama.py:138
+// from models/llama.py:139
 // 1 token(s): 4.29 kB, 4.1 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
@@ -1195,7 +1195,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_v_proj(
 
 // ---- rope
 // rope
-// from models/llama.py:143
+// from models/llama.py:145
 // 1 token(s): 260 B, 192 FLOP; at least 0.00 us on one H200
 // One block per token: PAIR_LANES threads, PAIRS pairs each, turn one head; HEAD_LANES heads go side by side.
 __device__ const __align__(16) float rope_inv_freq[8] = {
@@ -1235,7 +1235,7 @@ extern "C" __global__ void __launch_bounds__(8) rope(
 
 // ---- rope_2
 // rope
-// from models/llama.py:144
+// from models/llama.py:146
 // 1 token(s): 132 B, 96 FLOP; at least 0.00 us on one H200
 // One block per token: PAIR_LANES threads, PAIRS pairs each, turn one head; HEAD_LANES heads go side by side.
 __device__ const __align__(16) float rope_2_inv_freq[8] = {
@@ -1275,7 +1275,7 @@ extern "C" __global__ void __launch_bounds__(4) rope_2(
 
 // ---- append
 // append
-// from models/llama.py:152
+// from models/llama.py:154
 // 1 token(s): 328 B, 0 FLOP; at least 0.00 us on one H200
 // One block per token: it copies the token's keys and values to its row of the cache, VECTOR elements an access.
 extern "C" __global__ void __launch_bounds__(32) append(
@@ -1309,7 +1309,7 @@ extern "C" __global__ void __launch_bounds__(32) append(
 
 // ---- attention_split
 // attention
-// from models/llama.py:154
+// from models/llama.py:156
 // 1 token(s) at context 1024: 131 kB, 262 kFLOP; at least 0.03 us on one H200
 // One block per token, HEAD_TILE query heads of one key head, and split of the context: LANES lanes read a position.
 extern "C" __global__ void __launch_bounds__(128) attention_split(
@@ -1378,7 +1378,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_split(
 
 // ---- attention_combine
 // attention
-// from models/llama.py:154
+// from models/llama.py:156
 // 1 token(s): 128 B, 0 FLOP; at least 0.00 us on one H200
 // One block per token and query head, GROUPS threads per element: they sum the splits of the context, rescaled.
 extern "C" __global__ void __launch_bounds__(128) attention_combine(
@@ -1430,7 +1430,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_combine(
 
 // ---- gemv_mma_o_proj
 // linear
-// from models/llama.py:146
+// from models/llama.py:148
 // 1 token(s): 8.45 kB, 8.19 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
@@ -1505,7 +1505,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_o_proj(
 
 // ---- add
 // add
-// from models/llama.py:127
+// from models/llama.py:128
 // 1 token(s): 384 B, 64 FLOP; at least 0.00 us on one H200
 // Each thread computes 8 consecutive elements of a row.
 extern "C" __global__ void __launch_bounds__(256) add(
@@ -1531,7 +1531,7 @@ extern "C" __global__ void __launch_bounds__(256) add(
     for (int i = 0; i < VECTOR; i++) {
         const float x_value = x_values[i];
         const float linear_4_value = linear_4_values[i];
-        const float add_1 = x_value + linear_4_value;  // models/llama.py:127
+        const float add_1 = x_value + linear_4_value;  // models/llama.py:128
         out_values[i] = add_1;
     }
     store_vector(out + token * 64 + column, out_values);
@@ -1539,7 +1539,7 @@ extern "C" __global__ void __launch_bounds__(256) add(
 
 // ---- rms_norm_post_attention_layernorm
 // rms_norm
-// from models/llama.py:128
+// from models/llama.py:129
 // 1 token(s): 384 B, 256 FLOP; at least 0.00 us on one H200
 // One block per row; each thread keeps its elements in registers between the sum of squares and the scaling.
 extern "C" __global__ void __launch_bounds__(32) rms_norm_post_attention_layernorm(
@@ -1580,7 +1580,7 @@ extern "C" __global__ void __launch_bounds__(32) rms_norm_post_attention_layerno
 
 // ---- gemv_mma_gate_proj
 // linear
-// from models/llama.py:159
+// from models/llama.py:161
 // 1 token(s): 12.6 kB, 12.3 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
@@ -1655,7 +1655,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_gate_proj(
 
 // ---- gemv_mma_up_proj
 // linear
-// from models/llama.py:160
+// from models/llama.py:162
 // 1 token(s): 12.6 kB, 12.3 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
@@ -1730,7 +1730,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_up_proj(
 
 // ---- silu
 // silu
-// from models/llama.py:161
+// from models/llama.py:163
 // 1 token(s): 384 B, 384 FLOP; at least 0.00 us on one H200
 // Each thread computes 8 consecutive elements of a row.
 extern "C" __global__ void __launch_bounds__(256) silu(
@@ -1752,7 +1752,7 @@ extern "C" __global__ void __launch_bounds__(256) silu(
 #pragma unroll
     for (int i = 0; i < VECTOR; i++) {
         const float linear_5_value = linear_5_values[i];
-        const float silu_1 = __fdividef(linear_5_value, 1.0f + expf(-linear_5_value));  // models/llama.py:161
+        const float silu_1 = __fdividef(linear_5_value, 1.0f + expf(-linear_5_value));  // models/llama.py:163
         out_values[i] = silu_1;
     }
     store_vector(out + token * 96 + column, out_values);
@@ -1760,7 +1760,7 @@ extern "C" __global__ void __launch_bounds__(256) silu(
 
 // ---- mul
 // mul
-// from models/llama.py:161
+// from models/llama.py:163
 // 1 token(s): 576 B, 96 FLOP; at least 0.00 us on one H200
 // Each thread computes 8 consecutive elements of a row.
 extern "C" __global__ void __launch_bounds__(256) mul(
@@ -1786,7 +1786,7 @@ extern "C" __global__ void __launch_bounds__(256) mul(
     for (int i = 0; i < VECTOR; i++) {
         const float silu_1_value = silu_1_values[i];
         const float linear_6_value = linear_6_values[i];
-        const float mul_1 = silu_1_value * linear_6_value;  // models/llama.py:161
+        const float mul_1 = silu_1_value * linear_6_value;  // models/llama.py:163
         out_values[i] = mul_1;
     }
     store_vector(out + token * 96 + column, out_values);
@@ -1794,7 +1794,7 @@ extern "C" __global__ void __launch_bounds__(256) mul(
 
 // ---- gemv_down_proj
 // linear
-// from models/llama.py:161
+// from models/llama.py:163
 // 1 token(s): 12.6 kB, 12.3 kFLOP; at least 0.00 us on one H200
 // Each warp computes whole output columns, for all tokens at once, and strides over the columns with the grid. Its
 // lanes share a row of weights in chunks of 8; two tiles of them are on their way ahead of the sum.
@@ -1866,7 +1866,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) gemv_down_proj(
 
 // ---- add_2
 // add
-// from models/llama.py:129
+// from models/llama.py:130
 // 1 token(s): 384 B, 64 FLOP; at least 0.00 us on one H200
 // Each thread computes 8 consecutive elements of a row.
 extern "C" __global__ void __launch_bounds__(256) add_2(
@@ -1892,7 +1892,7 @@ extern "C" __global__ void __launch_bounds__(256) add_2(
     for (int i = 0; i < VECTOR; i++) {
         const float add_1_value = add_1_values[i];
         const float linear_7_value = linear_7_values[i];
-        const float add_2 = add_1_value + linear_7_value;  // models/llama.py:129
+        const float add_2 = add_1_value + linear_7_value;  // models/llama.py:130
         out_values[i] = add_2;
     }
     store_vector(out + token * 64 + column, out_values);

@@ -6,10 +6,10 @@
 //   weight %model_norm : bf16[64] = "model.norm.weight"
 //   weight %lm_head : bf16[96, 64] = "lm_head.weight"
 //
-//   %select_rows_1 = select_rows(%x, %output_rows) : bf16[rows, 64]  # models/llama.py:173
-//   %linear_1 = fused into_prologue(%select_rows_1 = %select_rows_1, %model_norm = %model_norm, %lm_head = %lm_head) by into_prologue : f32[rows, 96] {  # models/llama.py:174, models/llama.py:176
-//     %rms_norm_1 = rms_norm(%select_rows_1, %model_norm) {eps = 1e-05} : bf16[rows, 64]  # models/llama.py:174
-//     %linear_1 = linear(%rms_norm_1, %lm_head) {out = 'f32'} : f32[rows, 96]  # models/llama.py:176
+//   %select_rows_1 = select_rows(%x, %output_rows) : bf16[rows, 64]  # models/llama.py:175
+//   %linear_1 = fused into_prologue(%select_rows_1 = %select_rows_1, %model_norm = %model_norm, %lm_head = %lm_head) by into_prologue : f32[rows, 96] {  # models/llama.py:176, models/llama.py:178
+//     %rms_norm_1 = rms_norm(%select_rows_1, %model_norm) {eps = 1e-05} : bf16[rows, 64]  # models/llama.py:176
+//     %linear_1 = linear(%rms_norm_1, %lm_head) {out = 'f32'} : f32[rows, 96]  # models/llama.py:178
 //     return %linear_1
 //   }
 //   return %linear_1
@@ -449,7 +449,7 @@ struct RmsNorm {
 
 // ---- select_rows
 // select_rows
-// from models/llama.py:173
+// from models/llama.py:175
 // 1 token(s): 260 B, 0 FLOP; at least 0.00 us on one H200
 // One block per wanted row: it copies the row, VECTOR elements to a thread and access.
 extern "C" __global__ void __launch_bounds__(32) select_rows(
@@ -468,7 +468,7 @@ extern "C" __global__ void __launch_bounds__(32) select_rows(
 
 // ---- gemv_mma_lm_head
 // rms_norm -> linear, by into_prologue
-// from models/llama.py:174, models/llama.py:176
+// from models/llama.py:176, models/llama.py:178
 // 1 token(s): 12.9 kB, 12.5 kFLOP; at least 0.00 us on one H200
 // On tensor cores, weights as the 16 rows of an mma and tokens as its 8 columns. Each block computes a range of output
 // columns, a tile after another; its warps share the width of a tile and stream their weights through rings of
@@ -497,7 +497,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemv_mma_lm_head(
 #pragma unroll
     for (int i = 0; i < PREFILL; i++) stream.load();  // weights depend on no kernel: ahead of the wait
     StagedRows<T, WIDTH, TOKENS, THREADS, 8> rows(rings + WARPS * DEPTH * Stream::SLOT);
-    rows.load_gain(model_norm);  // models/llama.py:174
+    rows.load_gain(model_norm);  // models/llama.py:176
     wait_for_previous_kernel();
     rows.load(select_rows_1, 64, tokens);
     rows.normalise(RmsNorm{1e-05f, 0.0f});

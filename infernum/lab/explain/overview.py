@@ -48,6 +48,7 @@ class Overview:
     dtype: str
     gpu: str
     context: int
+    ranks: int
     blocks: list[BlockSummary]
     steps: list[BlockSummary]
     rules: list[RuleSummary]
@@ -68,6 +69,7 @@ def explain_bundle(
         dtype=manifest.dtype,
         gpu=gpu_of(bundle.arch).name,
         context=context,
+        ranks=manifest.ranks,
         blocks=[BlockSummary(b.block, b.variant, b.tokens, b.before, b.after) for b in blocks],
         steps=[
             _step(name, [b for b in blocks if b.variant == name])
@@ -87,7 +89,8 @@ def _step(variant: str, blocks: list[BlockExplanation]) -> BlockSummary:
 def overview_text(overview: Overview, width: int) -> list[Text]:
     """The bundle in two tables, and commands to run next."""
     title = Text().append(overview.model, style="bold cyan")
-    title.append(f"  {overview.dtype}, {overview.arch}, in {overview.folder}", style="dim")
+    rank = "" if overview.ranks == 1 else f" one of {overview.ranks} ranks,"
+    title.append(f"  {overview.dtype}, {overview.arch},{rank} in {overview.folder}", style="dim")
     header = ("block", "variant", "kernels", "", "", "bytes", "", "", "floor", "", "")
     rows = [header, *(_row(block) for block in (*overview.blocks, *overview.steps))]
     sizes = ", ".join(map(str, sorted({block.tokens for block in overview.blocks})))

@@ -63,7 +63,7 @@ def report_data(bundle: Bundle, bench: Measurements | None = None) -> dict[str, 
 def _bundle_data(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
     layers = Counter(stage.block for stage in manifest.program)
-    copied = "infernum nvrtc arch dtype fuse rules page_size samplers plugins edits model variants"
+    copied = "infernum nvrtc arch dtype ranks fuse rules page_size samplers plugins edits model variants"
     return {
         "name": bundle.folder.resolve().name,
         **msgspec.to_builtins(_fields(manifest, copied)),

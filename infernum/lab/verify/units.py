@@ -19,7 +19,16 @@ from infernum.ir.host import body_of, is_free
 from infernum.ir.kernel import Target
 from infernum.ir.op import Op
 from infernum.ir.text import parse_graph
-from infernum.manifest import ANY, BlockVariant, Kernel, TensorSpec, VariantSpec, named_tensors, spec_of
+from infernum.manifest import (
+    ANY,
+    BlockVariant,
+    Kernel,
+    Launch,
+    TensorSpec,
+    VariantSpec,
+    named_tensors,
+    spec_of,
+)
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,7 @@ class Unit:
 def units_of(bundle: Bundle, variant: BlockVariant, serving: str | None = None) -> list[Unit]:
     """A unit for every node of a block variant that is no view; together they have all steps of the variant.
 
+    Nodes whose kernels exchange words with other ranks are left out: they cannot run alone.
     `serving`: the class of steps for which they are checked; by default all steps that run the block variant.
     """
     once = ANY in bundle.manifest.blocks[variant.block]
@@ -155,6 +165,8 @@ def units_of(bundle: Bundle, variant: BlockVariant, serving: str | None = None) 
     assert [node.name for node in nodes] == list(steps), f"{where}: its steps are of {list(steps)}"
     units: list[Unit] = []
     for node in nodes:
+        if any(isinstance(step, Launch) and step.exchanged for step, _ in steps[node.name]):
+            continue
         kernels = tuple(kernel for _, kernel in steps[node.name])
         program = UnitProgram(
             " + ".join(kernel.name for kernel in kernels),
