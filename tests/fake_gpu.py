@@ -196,7 +196,10 @@ class FakeModule:
 
 @dataclass
 class FakeGpu:
-    """Stands in for `infernum.runtime.device.Device`. `live` and `graphs` hold what was not given back."""
+    """Stands in for `infernum.runtime.device.Device`. `live` and `graphs` hold what was not given back.
+
+    `reached` has the numbers of the GPUs whose memory this one may use.
+    """
 
     kernels: dict[str, tuple[str, Kernel]]
     arch: tuple[int, int] = (9, 0)
@@ -206,10 +209,14 @@ class FakeGpu:
     graph_launches: int = 0
     eager_launches: int = 0
     closed: bool = False
+    references: int = 1
+    index: int = 0
+    reached: set[int] = field(default_factory=set[int])
+    streams: list[FakeStream] = field(default_factory=list["FakeStream"])
 
     @property
     def facts(self) -> GpuFacts:
-        return GpuFacts(0, "a fake GPU", self.arch, 4, 227 * 1024, self.total)
+        return GpuFacts(self.index, "a fake GPU", self.arch, 4, 227 * 1024, self.total)
 
     def is_pinned(self, address: int) -> bool:
         return any(memory.address <= address < memory.address + memory.nbytes for memory in self.live)
@@ -224,7 +231,18 @@ class FakeGpu:
         return FakeMemory(self, nbytes, pinned=True)
 
     def stream(self) -> FakeStream:
-        return FakeStream(self)
+        self.streams.append(FakeStream(self))
+        return self.streams[-1]
+
+    def retained(self) -> FakeGpu:
+        self.references += 1
+        return self
+
+    def reach(self, other: FakeGpu) -> None:
+        self.reached.add(other.index)
+
+    def write(self, address: int, values: np.ndarray) -> None:
+        ctypes.memmove(address, values.ctypes.data, values.nbytes)
 
     def event(self, *, timing: bool = False) -> FakeEvent:
         return FakeEvent()
@@ -236,4 +254,5 @@ class FakeGpu:
         assert not self.closed
 
     def close(self) -> None:
-        self.closed = True
+        self.references -= 1
+        self.closed = self.references < 1

@@ -30,9 +30,8 @@ from infernum.errors import BundleError, CheckpointError, DeviceError, LogitsErr
 from infernum.llm import LLM
 from infernum.manifest import Manifest, Stage, Weight
 from infernum.recipes import Read, Recipe, read
+from infernum.runtime import decode_graphs, driver, kv_cache, layout, sampled, weights
 from infernum.runtime import device as device_module
-from infernum.runtime import driver, kv_cache, layout, sampled, weights
-from infernum.runtime import executor as executor_module
 from infernum.runtime.device import Device
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.gemm import MatrixProduct
@@ -175,7 +174,7 @@ def test_a_decode_that_cannot_be_captured_is_launched_by_kernel_and_not_tried_ag
 def test_of_many_decodes_the_graphs_of_those_used_last_are_kept(
     open_toy: Open, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor_module, "MOST_DECODES", 2)
+    monkeypatch.setattr(decode_graphs, "MOST_DECODES", 2)
     pages, prompts = [[0, 1], [2, 3], [4, 5], [6, 7]], [[8, 8], [30, 31], [2, 4], [9, 1]]
 
     def decode_of(executor: CudaExecutor, seqs: int) -> int:

@@ -16,6 +16,8 @@ from infernum.runtime.stream import CudaEvent, Stream
 
 GIB = 2**30
 
+_PEER_ACCESS_ALREADY_ENABLED = 704  # CUresult
+
 
 @dataclass
 class DeviceMemory:
@@ -81,6 +83,28 @@ class Device:
     def activate(self) -> None:
         """Make this GPU the current GPU of the calling thread. Cheap enough to call for every step."""
         checked(self._api.cuCtxSetCurrent(self._context), "switching to a GPU")
+
+    def retained(self) -> Device:
+        """Another handle of the same open GPU, to be closed by itself."""
+        context = checked(self._api.cuDevicePrimaryCtxRetain(self._handle), f"opening {self.facts.name}")
+        return Device(self._api, self.facts, self._handle, context)
+
+    def reach(self, other: Device) -> None:
+        """Let kernels on this GPU read and write the memory of another. Raises DeviceError where they cannot."""
+        if other.facts.index == self.facts.index:
+            return
+        self.activate()
+        pair = f"GPU {self.facts.index} and GPU {other.facts.index}"
+        if not checked(self._api.cuDeviceCanAccessPeer(self._handle, other._handle), pair):
+            raise DeviceError(f"{pair} cannot reach each other's memory; see `nvidia-smi topo -p2p w`")
+        result = self._api.cuCtxEnablePeerAccess(other._context, 0)
+        if int(result[0]) != _PEER_ACCESS_ALREADY_ENABLED:
+            checked(result, f"letting {pair} reach each other's memory")
+
+    def write(self, address: int, values: np.ndarray[Any, Any]) -> None:
+        """Copy an array into GPU memory; returns once it is there."""
+        data = np.ascontiguousarray(values)
+        checked(self._api.cuMemcpyHtoD(address, data.ctypes.data, data.nbytes), "copying to the GPU")
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of GPU memory now."""

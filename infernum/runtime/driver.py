@@ -91,10 +91,15 @@ class DriverFacts:
     gpus: tuple[GpuFacts, ...]
 
 
+def gpu_count() -> int:
+    """Number of visible GPUs. Raises DeviceError when there is no driver."""
+    return checked(bindings().cuDeviceGetCount(), "counting GPUs")
+
+
 def gpu_available() -> bool:
     """True when a driver is installed and sees at least one GPU."""
     try:
-        return checked(bindings().cuDeviceGetCount(), "counting GPUs") > 0
+        return gpu_count() > 0
     except DeviceError:
         return False
 
@@ -103,8 +108,7 @@ def describe() -> DriverFacts:
     """The driver and its GPUs, without opening any. Raises DeviceError when there is no driver or no GPU."""
     api = bindings()
     version: int = checked(api.cuDriverGetVersion(), "asking for the driver's version")
-    count: int = checked(api.cuDeviceGetCount(), "counting GPUs")
-    gpus = tuple(gpu_facts(index) for index in range(count))
+    gpus = tuple(gpu_facts(index) for index in range(gpu_count()))
     return DriverFacts(f"{version // 1000}.{version % 1000 // 10}", gpus)
 
 

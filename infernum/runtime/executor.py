@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -17,52 +15,22 @@ from infernum import dims
 from infernum.bundle import Bundle
 from infernum.errors import BundleError, DeviceError
 from infernum.manifest import Gemm
+from infernum.runtime.decode_graphs import DecodeGraphs, StepShape
 from infernum.runtime.device import Device
 from infernum.runtime.gemm import CublasLt
 from infernum.runtime.gemm_algorithms import TunedProduct
 from infernum.runtime.inputs import Padding
 from infernum.runtime.layout import block_variant
 from infernum.runtime.loading import LoadOptions, MemoryUse, OpenLibrary, load_bundle
+from infernum.runtime.lockstep import Phases, in_lockstep
 from infernum.runtime.prepared import PreparedStep
 from infernum.runtime.product import MatrixProduct
-from infernum.runtime.recent import Recent
 from infernum.runtime.sampled import TURNS, SampledTokens, TokenRing
-from infernum.runtime.stream import CudaGraph, Stream
+from infernum.runtime.stream import CudaGraph
 from infernum.runtime.timing import StepMarks
 from infernum.sampling_params import SamplingParams
 from infernum.step import Batch, Float32, LateRows, Sampling
 from infernum.weights.source import Progress, TensorSource
-
-MOST_DECODES = 128
-"""Most decodes whose CUDA graphs are held: those of all sizes of `dims.round_decodes` at four lengths of context."""
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StepShape:
-    """Everything that the kernels of a step and their grids depend on. Steps of one shape share a CUDA graph."""
-
-    variant: str
-    tokens: int
-    seqs: int
-    rows: int
-    context_pages: int
-    sampler: str
-    logprobs: bool = False
-
-    @property
-    def is_decode(self) -> bool:
-        """True when every sequence has one token and one row: the sampled token is the next step's input."""
-        return self.tokens == self.seqs == self.rows
-
-
-@dataclass
-class _DecodeGraphs:
-    """The CUDA graphs of a decode that has run before, by turn. `capturable` is False once a capture has failed."""
-
-    graphs: dict[int, CudaGraph] = field(default_factory=dict[int, CudaGraph])
-    capturable: bool = True
 
 
 class CudaExecutor:
@@ -102,9 +70,7 @@ class CudaExecutor:
                 bundle, checkpoint, device, self._stream, options, open_library, self._stack, progress
             )
             self._ring = TokenRing(device, self._stream, self._loaded.limits.rows, self._stack)
-            self._decodes = Recent[StepShape, _DecodeGraphs](
-                MOST_DECODES, partial(_close_graphs, self._stream)
-            )
+            self._decodes = DecodeGraphs(self._stream)
             self._stack.callback(self._decodes.clear)
         except BaseException:
             with suppress(DeviceError):  # the first error is the one to report
@@ -187,6 +153,14 @@ class CudaExecutor:
 
         Raises BundleError when the bundle was compiled without the sampler that `sampling` needs.
         """
+        return in_lockstep([self.phases(batch, sampling)])
+
+    def phases(self, batch: Batch, sampling: Sampling) -> Phases[SampledTokens]:
+        """What `run` does, in phases.
+
+        The first ends before the launch, with nothing left to allocate. With `Sampling.late` the second ends when the
+        model is launched, and its sampler waits.
+        """
         self._device.activate()
         shape = self._shape(batch, "greedy" if sampling.greedy else "sample")
         if sampling.logprobs:
@@ -200,7 +174,7 @@ class CudaExecutor:
             shape, padding = self._padded(shape)
         self._last = None
         self._loaded.inputs.upload(batch, sampling, padding)
-        sampled = self._step(shape, batch.rows, sampling.late)
+        sampled = yield from self._step(shape, batch.rows, sampling.late)
         self._last, self._last_rows = shape, batch.rows
         self._last_step = (batch, replace(sampling, writes=())) if self._is_in_parts(shape) else None
         self._longest = batch.longest
@@ -213,29 +187,38 @@ class CudaExecutor:
         Nothing is uploaded. The page table of that batch must have pages for the new positions. After a step that
         failed, call `run` first: the inputs on the GPU are then unknown.
         """
+        return in_lockstep([self.advance_phases()])
+
+    def advance_phases(self) -> Phases[SampledTokens]:
+        """What `advance` does, in phases."""
         shape, self._last = self._last, None
         assert shape is not None and shape.is_decode, "advance() follows a run() of one token per sequence"
         assert self._advances_left > 0, "advance() would go past the pages of a sequence"
         if self._last_step is not None:
             batch, sampling = self._last_step
             rows = np.arange(batch.rows, dtype=np.int32)
-            return self.run(replace(batch, token_ids=-1 - rows, positions=batch.positions + 1), sampling)
+            batch = replace(batch, token_ids=-1 - rows, positions=batch.positions + 1)
+            return (yield from self.phases(batch, sampling))
         self._advances_left -= 1
         self._longest += 1
         context_pages = self._context_pages(self._longest)
         if context_pages != shape.context_pages:
             shape = replace(shape, context_pages=context_pages)
         self._device.activate()
-        sampled = self._step(shape, self._last_rows)
+        sampled = yield from self._step(shape, self._last_rows)
         self._last = shape
         return sampled
 
-    def warm_graphs(self, progress: Progress | None = None) -> None:
+    def warm_graphs(
+        self, progress: Progress | None = None, run: Callable[[Batch, Sampling], SampledTokens] | None = None
+    ) -> None:
         """Capture the CUDA graphs of decodes of every size and sampler, for contexts of up to 64 pages.
 
         Graphs of longer contexts are captured at their second step. Ends early, with a warning, when a graph cannot be
-        captured. The next step must be a `run`. Raises DeviceError.
+        captured. The next step must be a `run`. `run` runs a step in place of `self.run`, with further GPUs. Raises
+        DeviceError.
         """
+        run = run or self.run
         most = self.max_rows
         sizes = sorted({min(dims.round_decodes(n), most) for n in range(1, most + 1)})
         samplings = [Sampling.off(size) for size in sizes]
@@ -248,10 +231,9 @@ class CudaExecutor:
                 zeros, zeros, rows[:-1], rows, pages, rows[:-1], windowed=np.array(windowed, np.int32)
             )
             for _ in range(1 + TURNS):
-                self.run(batch, sampling).tokens()
+                run(batch, sampling).tokens()
             assert self._last is not None, "a decode has run"
-            decode = self._decodes.get(self._last)
-            if decode is None or not decode.capturable:
+            if not self._decodes.can_capture(self._last):
                 break
             if progress is not None:
                 progress(number, len(samplings))
@@ -318,17 +300,26 @@ class CudaExecutor:
 
     def logits(self, batch: Batch) -> Float32:
         """Run a step and return its logits, float32 [rows, vocab], for at most `max_rows` rows."""
-        self._device.activate()
-        shape = self._shape(batch, "")
-        self._last = None
-        self._loaded.inputs.upload(batch, None)
         logits = np.empty((batch.rows, self._loaded.limits.vocab), np.float32)
-        for first, rows in self._queue_model(shape):
+        for first, rows in self.queue_logits(batch):
             part = logits[first : first + rows]
             if part.size:
                 self._stream.download(part.ctypes.data, self._loaded.logits, part.nbytes)
         self._stream.synchronize()
         return logits
+
+    def queue_logits(self, batch: Batch) -> Iterator[tuple[int, int]]:
+        """Queue a step without a sampler. Yields the first row and the number of rows whose logits come next."""
+        self._device.activate()
+        shape = self._shape(batch, "")
+        self._last = None
+        self._loaded.inputs.upload(batch, None)
+        yield from self._queue_model(shape)
+
+    def synchronize(self) -> None:
+        """Wait until all steps that were launched are done."""
+        self._device.activate()
+        self._stream.synchronize()
 
     def close(self) -> None:
         """Free device memory; the executor cannot be used afterwards."""
@@ -377,18 +368,26 @@ class CudaExecutor:
         padded = replace(shape, variant=variant, tokens=sequences, seqs=sequences, rows=sequences)
         return padded, Padding(sequences, self._scratch_pages)
 
-    def _step(self, shape: StepShape, rows: int, late: LateRows | None = None) -> SampledTokens:
+    def _step(self, shape: StepShape, rows: int, late: LateRows | None = None) -> Phases[SampledTokens]:
         """Launch a step and the copy of the tokens of its first `rows` rows."""
         turn = self._ring.next_turn()
+        model = shape if late is None else replace(shape, sampler="", logprobs=False)
+        if late is None or not self._is_in_parts(shape):
+            self._graph(model, turn if late is None else 0)  # captured now if it is due
+        yield
+        self._device.activate()
         if self._marks is not None:
             self._marks.mark()
         if late is None:
             self._launch(shape, turn)
         elif self._is_in_parts(shape):
-            self._queue(shape, turn, late)
+            yield from self._queue(shape, turn, late)
         else:
-            self._launch(replace(shape, sampler="", logprobs=False), 0)
-            self._loaded.inputs.write(late())
+            self._launch(model, 0)
+            yield
+            rows_of_tables = late()
+            self._device.activate()
+            self._loaded.inputs.write(rows_of_tables)
             self._loaded.symbols.set(shape.tokens, shape.seqs, shape.rows, shape.context_pages)
             self._loaded.samplers[shape.variant, shape.sampler, turn].queue()
             if shape.logprobs:
@@ -403,14 +402,13 @@ class CudaExecutor:
 
     def _launch(self, shape: StepShape, turn: int) -> None:
         """Launch the model, and the sampler if there is one: by a CUDA graph where the shape has run before."""
-        decode = self._decodes.get(shape)
-        graph = self._graph(decode, shape, turn) if decode is not None else None
+        graph = self._graph(shape, turn)
         if graph is not None:
             graph.launch()
-        else:
-            self._queue(shape, turn)
-        if decode is None and self._use_graphs and shape.is_decode:
-            self._decodes.put(shape, _DecodeGraphs())
+            return
+        _run_through(self._queue(shape, turn))
+        if self._use_graphs:
+            self._decodes.note(shape)
 
     def _products(self, library: CublasLt, tokens: int) -> list[tuple[MatrixProduct, int]]:
         """The matrix products of a step of one sequence, in order, each with its rows."""
@@ -426,36 +424,20 @@ class CudaExecutor:
             program.queue(numbers)
         return collected
 
-    def _graph(self, decode: _DecodeGraphs, shape: StepShape, turn: int) -> CudaGraph | None:
-        """The CUDA graph of a decode, captured at its second run: the first loads kernels and picks algorithms.
+    def _graph(self, shape: StepShape, turn: int) -> CudaGraph | None:
+        """The CUDA graph of a step, captured now if it is due; None for one that is launched kernel by kernel."""
+        return self._decodes.graph(shape, turn, lambda: _run_through(self._queue(shape, turn)))
 
-        None when the capture failed, usually for lack of memory. The decode is then always launched kernel by kernel.
-        """
-        graph = decode.graphs.get(turn)
-        if graph is not None or not decode.capturable:
-            return graph
-        try:
-            with self._stream.capture() as capture:
-                self._queue(shape, turn)
-        except DeviceError as error:
-            decode.capturable = False
-            log.warning(
-                "a decode of %d tokens is launched without a CUDA graph, which is slower (%s)",
-                shape.tokens,
-                error,
-            )
-            return None
-        assert capture.graph is not None, "a capture that ended well has a graph"
-        decode.graphs[turn] = capture.graph
-        return capture.graph
-
-    def _queue(self, shape: StepShape, turn: int, late: LateRows | None = None) -> None:
+    def _queue(self, shape: StepShape, turn: int, late: LateRows | None = None) -> Phases[None]:
         """Queue a step. Rows of many sequences are sampled part by part, as their logits are computed."""
         for first, rows in self._queue_model(shape):
             if not shape.sampler:
                 continue
             if late is not None and first == 0:
-                self._loaded.inputs.write(late())
+                yield
+                rows_of_tables = late()
+                self._device.activate()
+                self._loaded.inputs.write(rows_of_tables)
             self._loaded.samplers[shape.variant, shape.sampler, turn].queue()
             if shape.logprobs:
                 self._loaded.logprobs[turn].queue()
@@ -490,17 +472,15 @@ class CudaExecutor:
         return shape.rows > self._rows_at_once
 
 
+def _run_through(phases: Phases[None]) -> None:
+    """Run all phases of what waits for no other rank."""
+    for _ in phases:
+        raise AssertionError("a sampler that waits is queued by `_step`")
+
+
 def _give_back_quietly(device: Device, stack: ExitStack) -> None:
     """Close the stack of a garbage-collected executor. Errors are dropped, since no caller could handle them."""
     with suppress(DeviceError):
         device.activate()
     with suppress(DeviceError):
         stack.close()
-
-
-def _close_graphs(stream: Stream, decode: _DecodeGraphs) -> None:
-    """Destroy the graphs of a decode, none of which may be running."""
-    if decode.graphs:
-        stream.synchronize()
-    for graph in decode.graphs.values():
-        graph.close()

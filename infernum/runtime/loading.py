@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from infernum.bundle import Bundle
 from infernum.cache_groups import cache_groups, stage_windows
 from infernum.errors import BundleError
-from infernum.manifest import BlockVariant, Gemm, Launch, Manifest, VariantSpec
+from infernum.manifest import EXCHANGE, BlockVariant, Gemm, Launch, Manifest, VariantSpec
 from infernum.runtime.binding import BoundProgram, ProductLibrary, Symbols
 from infernum.runtime.device import Device, DeviceMemory
+from infernum.runtime.exchange import check_ranks
 from infernum.runtime.inputs import Inputs
 from infernum.runtime.kv_cache import KV, POISON, KvCache, count_pages, plan_cache
 from infernum.runtime.layout import Limits, StreamPlan, block_variant, check_arch, plan_streams, step_limits
@@ -34,12 +35,17 @@ class LoadOptions:
     max_model_len           longest sequence in tokens, which must fit the KV cache; None: the model's context
     max_pages_total         most KV cache pages of a cache group; None: as many as fit
     seed                    of the random weights that are used when there is no checkpoint
+    rank                    the part of the model, of as many as the bundle was compiled for
+    exchange                address of the rank's record of what ranks exchange (`infernum.runtime.exchange`); 0: there
+                            is one rank
     """
 
     gpu_memory_utilization: float = 0.9
     max_model_len: int | None = None
     max_pages_total: int | None = None
     seed: int = 0
+    rank: int = 0
+    exchange: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,9 @@ def load_bundle(
     manifest = bundle.manifest
     check_arch(bundle, device.facts.arch, device.facts.name)
     limits = step_limits(manifest, options.max_model_len)
-    weight_plan = plan_weights(manifest)
+    if not options.exchange:
+        check_ranks(manifest, 1, str(bundle.folder))
+    weight_plan = plan_weights(manifest, options.rank)
     stream_plan = plan_streams(manifest, limits)
     cache_plan = plan_cache(manifest)
     _check_logits(manifest)
@@ -144,6 +152,7 @@ def load_bundle(
         cache=cache,
         groups=group_of,
         modules=modules,
+        exchange=options.exchange,
     )
     programs: dict[str, BoundProgram] = {}
     samplers: dict[tuple[str, str, int], BoundProgram] = {}
@@ -251,6 +260,7 @@ class _AddressBinder:
     cache: KvCache
     groups: dict[int, int]
     modules: dict[tuple[str, str], Module]
+    exchange: int
 
     def program(self, spec: VariantSpec, bound: BoundProgram) -> BoundProgram:
         """All stages of the model, bound into `bound`."""
@@ -305,6 +315,7 @@ class _AddressBinder:
         self.inputs.check(block.batch, block.block)
         _check_names(block)
         addresses = {tensor.name: self.inputs.addresses[tensor.name] for tensor in block.batch}
+        addresses |= {EXCHANGE: self.exchange} if self.exchange else {}
         return addresses | {name: self.arena + buffer.offset for name, buffer in block.buffers.items()}
 
 
