@@ -111,6 +111,7 @@ class FakeStream:
         self.waiting: list[Callable[[], None]] = []
         self.done = 0
         self.capturing: list[Callable[[], None]] | None = None
+        self.configs: list[FakeConfig] = []
 
     def put(self, item: Callable[[], None]) -> None:
         (self.waiting if self.capturing is None else self.capturing).append(item)
@@ -155,7 +156,8 @@ class FakeStream:
     def launch_config(
         self, block: tuple[int, int, int], shared_bytes: int, programmatic: bool, clustered: bool = False
     ) -> FakeConfig:
-        return FakeConfig(block, shared_bytes, programmatic, clustered)
+        self.configs.append(FakeConfig(block, shared_bytes, programmatic, clustered))
+        return self.configs[-1]
 
     def launch(self, config: FakeConfig, kernel: tuple[str, Kernel], params: int) -> None:
         signature, function = kernel

@@ -7,8 +7,10 @@ before every rank has been given it fails here, as it would hang on GPUs.
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from test_runtime_host import FakeProducts, decode, expected_decode
 from infernum.errors import BundleError, DeviceError
 from infernum.manifest import BlockVariant, Buffer, Gemm, Launch, Manifest, Pointer, Stage, Weight
 from infernum.recipes import Share, read
-from infernum.runtime import weights
+from infernum.runtime import driver, weights
 from infernum.runtime.device import Device
 from infernum.runtime.exchange import _RECORD as RECORD  # pyright: ignore[reportPrivateUsage]
 from infernum.runtime.exchange import words_exchanged
@@ -189,6 +191,42 @@ def test_a_rank_has_its_part_of_the_head_within_the_whole_embedding(tmp_path: Pa
     assert len(sizes) <= 2
 
 
+def test_a_step_is_launched_block_by_block_on_all_ranks_in_turn(open_ranks: Open, gpus: Gpus) -> None:
+    """A stream has room for a thousand launches, and a rank whose stream is full waits for what others lack."""
+    launched: list[int] = []
+    for gpu in gpus:
+        stream_of = gpu.stream
+
+        def stream(gpu: FakeGpu = gpu, made: Any = stream_of) -> Any:
+            opened = made()
+            launch = opened.launch
+
+            def noted(*arguments: Any) -> None:
+                launched.append(gpu.index)
+                launch(*arguments)
+
+            opened.launch = noted
+            return opened
+
+        gpu.stream = stream  # pyright: ignore[reportAttributeAccessIssue]
+    with open_ranks() as executor:
+        executor.run(toy.step([[8, 3]], [2], [[0]]), toy.greedy(1)).tokens()
+        turns = [rank for rank, _ in groupby(launched)]
+        assert turns[:8] == [0, 1] * 4, "the embedding and three layers, one after the other"
+
+
+def test_ranks_of_one_gpu_start_no_kernel_early(open_ranks: Open) -> None:
+    """It could take the room of another rank's kernel, for which the kernel before it waits."""
+    together = Gpus(RANKS)
+    together[1].index = 0
+    early: list[bool] = []
+    for gpus in (together, Gpus(RANKS)):
+        with open_ranks(gpus=gpus):
+            configs = [config for stream in gpus[0].streams for config in stream.configs]
+        early.append(any(config.programmatic for config in configs))
+    assert early == [False, True]
+
+
 def test_fewer_pages_on_one_gpu_are_what_all_have(open_ranks: Open, gpus: Gpus) -> None:
     with open_ranks(pages=None) as executor:
         most = executor.num_pages
@@ -272,3 +310,37 @@ def test_gpus_reach_each_other_or_the_error_says_which_cannot(pair: Any) -> None
     replies["cuDeviceCanAccessPeer"] = (0, 0)
     with pytest.raises(DeviceError, match="GPU 0 and GPU 1 cannot reach each other's memory"):
         first.reach(second)
+
+
+def test_kernels_are_loaded_at_once_or_the_error_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA reads its environment when it is started; afterwards it is too late."""
+
+    class Mode:
+        CU_MODULE_EAGER_LOADING = 1
+
+    class Api:
+        CUmoduleLoadingMode = Mode
+        mode = 2
+
+        def cuModuleGetLoadingMode(self) -> tuple[int, int]:
+            return 0, self.mode
+
+    class Started:
+        currsize = 0
+
+    api, info = Api(), Started()
+
+    def bindings() -> Api:
+        return api
+
+    bindings.cache_info = lambda: info  # pyright: ignore[reportFunctionMemberAccess]
+    monkeypatch.setattr(driver, "bindings", bindings)
+    monkeypatch.setenv("CUDA_MODULE_LOADING", "LAZY")
+    api.mode, info.currsize = 1, 0
+    driver.load_kernels_at_once()
+    assert os.environ["CUDA_MODULE_LOADING"] == "EAGER"
+    monkeypatch.delenv("CUDA_MODULE_LOADING")
+    api.mode, info.currsize = 2, 1
+    with pytest.raises(DeviceError, match="set CUDA_MODULE_LOADING=EAGER in the environment"):
+        driver.load_kernels_at_once()
+    assert "CUDA_MODULE_LOADING" not in os.environ

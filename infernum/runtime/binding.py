@@ -7,7 +7,7 @@ launches are packed once. Each step only sets the cells, and the grids that depe
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -104,12 +104,21 @@ class StepPlace:
 class BoundProgram:
     """Launches and products in order, ready to be queued on one stream. `places` has the place of each."""
 
-    def __init__(self, stream: Stream, symbols: Symbols, products: ProductLibrary | None) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        symbols: Symbols,
+        products: ProductLibrary | None,
+        *,
+        starts_early: bool = True,
+    ) -> None:
+        """`starts_early`: kernels that allow it may start before the one before them has ended."""
         self._stream = stream
         self._symbols = symbols
         self._products = products
+        self._starts_early = starts_early
         self.places: list[StepPlace] = []
-        self._last_block = 0
+        self._blocks: list[range] = []
         self._steps: list[BoundLaunch | BoundProduct] = []
         self._configs: dict[tuple[object, ...], LaunchConfig] = {}
         self._grids: list[tuple[LaunchConfig, tuple[Formula, ...]]] = []
@@ -122,7 +131,7 @@ class BoundProgram:
         layer: int | None = None,
     ) -> None:
         """Bind and append the steps of a block. `addresses` has the address of every tensor that the steps name."""
-        self._last_block = len(self._steps)
+        self._blocks.append(range(len(self._steps), len(self._steps) + len(variant.steps)))
         self.places += [StepPlace(variant.block, layer, index) for index in range(len(variant.steps))]
         where = f"{variant.block}.{variant.variant}"
         for step in variant.steps:
@@ -142,8 +151,18 @@ class BoundProgram:
         With `only`, queue just the steps of these numbers, in that order.
         """
         self._set_grids()
+        self._queue(self._steps if only is None else [self._steps[number] for number in only])
+
+    def queue_by_block(self) -> Iterator[None]:
+        """Queue every step, and pause behind each block."""
+        self._set_grids()
+        for block in self._blocks:
+            self._queue(self._steps[block.start : block.stop])
+            yield
+
+    def _queue(self, steps: Sequence[BoundLaunch | BoundProduct]) -> None:
         value, launch = self._symbols.value, self._stream.launch
-        for step in self._steps if only is None else [self._steps[number] for number in only]:
+        for step in steps:
             if isinstance(step, BoundLaunch):
                 if not step.config.empty:
                     launch(step.config, step.kernel, step.params)
@@ -153,7 +172,7 @@ class BoundProgram:
 
     def queue_last_block(self) -> None:
         """Queue the steps of the block that was appended last, for the current values of the symbols."""
-        self.queue(range(self._last_block, len(self._steps)))
+        self.queue(self._blocks[-1])
 
     def queued(self) -> list[int]:
         """The numbers of the steps that `queue` does not skip for the current values of the symbols."""
@@ -176,7 +195,10 @@ class BoundProgram:
         if config is None:
             block = (*launch.block, 1, 1)[:3]
             config = self._stream.launch_config(
-                (block[0], block[1], block[2]), launch.shared_bytes, launch.programmatic, launch.cluster != 1
+                (block[0], block[1], block[2]),
+                launch.shared_bytes,
+                launch.programmatic and self._starts_early,
+                launch.cluster != 1,
             )
             self._configs[key] = config
             grid = (*launch.grid, 1, 1)[:3]

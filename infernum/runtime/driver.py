@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -89,6 +90,23 @@ class DriverFacts:
 
     cuda_version: str
     gpus: tuple[GpuFacts, ...]
+
+
+def load_kernels_at_once() -> None:
+    """Have kernels loaded along with their module or library, not when they are first launched.
+
+    The driver may load a kernel only while the GPU is idle, which it is not while a kernel waits for another GPU's.
+    Raises DeviceError where the driver has been started otherwise in this process.
+    """
+    if bindings.cache_info().currsize == 0:
+        os.environ["CUDA_MODULE_LOADING"] = "EAGER"
+    api = bindings()
+    mode = checked(api.cuModuleGetLoadingMode(), "asking how kernels are loaded")
+    if mode != api.CUmoduleLoadingMode.CU_MODULE_EAGER_LOADING:
+        raise DeviceError(
+            "several GPUs: CUDA has been started in this process and loads kernels when they are first launched; set"
+            " CUDA_MODULE_LOADING=EAGER in the environment"
+        )
 
 
 def gpu_count() -> int:

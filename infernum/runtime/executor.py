@@ -29,7 +29,7 @@ from infernum.runtime.sampled import TURNS, SampledTokens, TokenRing
 from infernum.runtime.stream import CudaGraph
 from infernum.runtime.timing import StepMarks
 from infernum.sampling_params import SamplingParams
-from infernum.step import Batch, Float32, LateRows, Sampling
+from infernum.step import Batch, Executor, Float32, LateRows, Sampling
 from infernum.weights.source import Progress, TensorSource
 
 
@@ -209,16 +209,15 @@ class CudaExecutor:
         self._last = shape
         return sampled
 
-    def warm_graphs(
-        self, progress: Progress | None = None, run: Callable[[Batch, Sampling], SampledTokens] | None = None
-    ) -> None:
+    def warm_graphs(self, progress: Progress | None = None, by: Executor | None = None) -> None:
         """Capture the CUDA graphs of decodes of every size and sampler, for contexts of up to 64 pages.
 
         Graphs of longer contexts are captured at their second step. Ends early, with a warning, when a graph cannot be
-        captured. The next step must be a `run`. `run` runs a step in place of `self.run`, with further GPUs. Raises
+        captured. The next step must be a `run`. `by` runs the steps where this executor is one rank of several. Raises
         DeviceError.
         """
-        run = run or self.run
+        by = by or self
+        scratch_pages = (by.num_pages, *by.windowed_pages.values())  # which no sequence owns
         most = self.max_rows
         sizes = sorted({min(dims.round_decodes(n), most) for n in range(1, most + 1)})
         samplings = [Sampling.off(size) for size in sizes]
@@ -226,12 +225,12 @@ class CudaExecutor:
         for number, (size, sampling) in enumerate(zip(2 * sizes, samplings, strict=True), 1):
             rows = np.arange(size + 1, dtype=np.int32)
             zeros = np.zeros(size, np.int32)
-            pages, *windowed = (np.full((size, 1), page, np.int32) for page in self._scratch_pages)
+            pages, *windowed = (np.full((size, 1), page, np.int32) for page in scratch_pages)
             batch = Batch(
                 zeros, zeros, rows[:-1], rows, pages, rows[:-1], windowed=np.array(windowed, np.int32)
             )
             for _ in range(1 + TURNS):
-                run(batch, sampling).tokens()
+                by.run(batch, sampling).tokens()
             assert self._last is not None, "a decode has run"
             if not self._decodes.can_capture(self._last):
                 break
@@ -300,21 +299,26 @@ class CudaExecutor:
 
     def logits(self, batch: Batch) -> Float32:
         """Run a step and return its logits, float32 [rows, vocab], for at most `max_rows` rows."""
+        return in_lockstep([self.logits_phases(batch)])
+
+    def logits_phases(self, batch: Batch) -> Phases[Float32]:
+        """What `logits` does, in phases."""
+        self._device.activate()
+        shape = self._shape(batch, "")
+        self._last = None
+        self._loaded.inputs.upload(batch, None)
         logits = np.empty((batch.rows, self._loaded.limits.vocab), np.float32)
-        for first, rows in self.queue_logits(batch):
+        for queued in self._queue_model(shape):
+            yield
+            self._device.activate()
+            if queued is None:
+                continue
+            first, rows = queued
             part = logits[first : first + rows]
             if part.size:
                 self._stream.download(part.ctypes.data, self._loaded.logits, part.nbytes)
         self._stream.synchronize()
         return logits
-
-    def queue_logits(self, batch: Batch) -> Iterator[tuple[int, int]]:
-        """Queue a step without a sampler. Yields the first row and the number of rows whose logits come next."""
-        self._device.activate()
-        shape = self._shape(batch, "")
-        self._last = None
-        self._loaded.inputs.upload(batch, None)
-        yield from self._queue_model(shape)
 
     def synchronize(self) -> None:
         """Wait until all steps that were launched are done."""
@@ -379,11 +383,11 @@ class CudaExecutor:
         if self._marks is not None:
             self._marks.mark()
         if late is None:
-            self._launch(shape, turn)
+            yield from self._launch(shape, turn)
         elif self._is_in_parts(shape):
             yield from self._queue(shape, turn, late)
         else:
-            self._launch(model, 0)
+            yield from self._launch(model, 0)
             yield
             rows_of_tables = late()
             self._device.activate()
@@ -400,13 +404,13 @@ class CudaExecutor:
         logprobs = inputs.all_logprobs(turn) if in_parts else inputs.logprobs(turn)
         return self._ring.fetch(tokens, rows, self, logprobs if shape.logprobs else None)
 
-    def _launch(self, shape: StepShape, turn: int) -> None:
+    def _launch(self, shape: StepShape, turn: int) -> Phases[None]:
         """Launch the model, and the sampler if there is one: by a CUDA graph where the shape has run before."""
         graph = self._graph(shape, turn)
         if graph is not None:
             graph.launch()
             return
-        _run_through(self._queue(shape, turn))
+        yield from self._queue(shape, turn)
         if self._use_graphs:
             self._decodes.note(shape)
 
@@ -426,13 +430,17 @@ class CudaExecutor:
 
     def _graph(self, shape: StepShape, turn: int) -> CudaGraph | None:
         """The CUDA graph of a step, captured now if it is due; None for one that is launched kernel by kernel."""
-        return self._decodes.graph(shape, turn, lambda: _run_through(self._queue(shape, turn)))
+        return self._decodes.graph(shape, turn, lambda: in_lockstep([self._queue(shape, turn)]))
 
     def _queue(self, shape: StepShape, turn: int, late: LateRows | None = None) -> Phases[None]:
         """Queue a step. Rows of many sequences are sampled part by part, as their logits are computed."""
-        for first, rows in self._queue_model(shape):
-            if not shape.sampler:
+        for part in self._queue_model(shape):
+            if part is None:
+                yield
+                self._device.activate()
+            if part is None or not shape.sampler:
                 continue
+            first, rows = part
             if late is not None and first == 0:
                 yield
                 rows_of_tables = late()
@@ -446,9 +454,11 @@ class CudaExecutor:
                 if shape.logprobs:
                     self._loaded.inputs.collect_logprobs(turn, first, rows)
 
-    def _queue_model(self, shape: StepShape) -> Iterator[tuple[int, int]]:
+    def _queue_model(self, shape: StepShape) -> Iterator[tuple[int, int] | None]:
         """Queue the model. Yields the first row and the number of rows whose logits are the last to be queued.
 
+        Also yields, None, behind each block of a model that has further ranks: a stream holds a thousand launches, and
+        must not be full while another rank lacks those that it waits for.
         The logits of the next rows overwrite them. Samplers change the positions of the first rows, which no later row
         reads: `output_rows` is ascending.
         """
@@ -460,7 +470,10 @@ class CudaExecutor:
         for first in range(0, max(shape.rows, 1), most):
             rows = min(most, shape.rows - first)
             symbols.set(shape.tokens, shape.seqs, rows, shape.context_pages)
-            if first == 0:
+            if first == 0 and self._bundle.manifest.ranks > 1:
+                for _ in program.queue_by_block():
+                    yield None
+            elif first == 0:
                 program.queue()
             else:
                 self._loaded.inputs.move_rows(first, rows)
@@ -470,12 +483,6 @@ class CudaExecutor:
     def _is_in_parts(self, shape: StepShape) -> bool:
         """True when the logits of the rows are not all computed at once."""
         return shape.rows > self._rows_at_once
-
-
-def _run_through(phases: Phases[None]) -> None:
-    """Run all phases of what waits for no other rank."""
-    for _ in phases:
-        raise AssertionError("a sampler that waits is queued by `_step`")
 
 
 def _give_back_quietly(device: Device, stack: ExitStack) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from infernum.bundle import Bundle
 from infernum.cache_groups import cache_groups, stage_windows
@@ -38,6 +39,8 @@ class LoadOptions:
     rank                    the part of the model, of as many as the bundle was compiled for
     exchange                address of the rank's record of what ranks exchange (`infernum.runtime.exchange`); 0: there
                             is one rank
+    shares_gpu              another rank has the same GPU: a kernel that starts early could keep it from the kernels
+                            that it waits for
     """
 
     gpu_memory_utilization: float = 0.9
@@ -46,6 +49,7 @@ class LoadOptions:
     seed: int = 0
     rank: int = 0
     exchange: int = 0
+    shares_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,20 +158,21 @@ def load_bundle(
         modules=modules,
         exchange=options.exchange,
     )
+    bound = partial(BoundProgram, stream, symbols, products, starts_early=not options.shares_gpu)
     programs: dict[str, BoundProgram] = {}
     samplers: dict[tuple[str, str, int], BoundProgram] = {}
     for variant in manifest.variants:
-        programs[variant.name] = binder.program(variant, BoundProgram(stream, symbols, products))
+        programs[variant.name] = binder.program(variant, bound())
     for block in (block for name in manifest.samplers for block in manifest.blocks[name].values()):
         for turn in range(TURNS):
-            bound = binder.sampler(block, turn, BoundProgram(stream, symbols, products))
+            sampler = binder.sampler(block, turn, bound())
             samplers |= {
-                (variant.name, block.block, turn): bound
+                (variant.name, block.block, turn): sampler
                 for variant in manifest.variants
                 if block_variant(manifest, block.block, variant.name) is block
             }
     logprobs = [
-        binder.logprobs(block, turn, BoundProgram(stream, symbols, products))
+        binder.logprobs(block, turn, bound())
         for block in manifest.blocks.get(LOGPROBS, {}).values()
         for turn in range(TURNS)
     ]

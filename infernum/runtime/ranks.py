@@ -13,7 +13,7 @@ from typing import Self
 from infernum.bundle import Bundle
 from infernum.errors import DeviceError
 from infernum.runtime.device import Device
-from infernum.runtime.driver import gpu_count
+from infernum.runtime.driver import gpu_count, load_kernels_at_once
 from infernum.runtime.exchange import Exchange, check_ranks, words_exchanged
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.gemm import CublasLt
@@ -28,8 +28,8 @@ class RanksExecutor:
     """One model on several GPUs, a rank on each. Not for use by several threads at the same time.
 
     The kernels of a step wait for those of the other ranks. So a step is uploaded, and its CUDA graphs are captured, on
-    all GPUs before it is launched on any; and nothing waits for a step before it is launched on all. Every rank samples
-    the same tokens; those of the first are read.
+    all GPUs before it is launched on any; it is launched block by block on all of them in turn; and nothing waits for
+    it before it is launched on all. Every rank samples the same tokens; those of the first are read.
     """
 
     def __init__(
@@ -54,12 +54,14 @@ class RanksExecutor:
             check_ranks(bundle.manifest, len(devices), str(bundle.folder))
             exchange = Exchange(devices, words_exchanged(bundle.manifest))
             for rank, record in enumerate(exchange.records):
-                own = replace(options, rank=rank, exchange=record)
+                device = waiting.pop(0)
+                shares = sum(other.facts.index == device.facts.index for other in devices) > 1
+                own = replace(options, rank=rank, exchange=record, shares_gpu=shares)
                 self._ranks.append(
                     CudaExecutor(
                         bundle,
                         checkpoint,
-                        waiting.pop(0),
+                        device,
                         own,
                         use_graphs=use_graphs,
                         progress=_part_of(progress, rank, len(devices)),
@@ -94,6 +96,7 @@ class RanksExecutor:
 
         Without a checkpoint, with random weights from `seed`. For the other options see `LoadOptions`.
         """
+        load_kernels_at_once()
         ranks, visible = bundle.manifest.ranks, gpu_count()
         indices = range(ranks) if device_indices is None else device_indices
         if device_indices is None and ranks > visible:
@@ -148,15 +151,11 @@ class RanksExecutor:
 
     def warm_graphs(self, progress: Progress | None = None) -> None:
         """Capture the CUDA graphs of decodes of every size and sampler, as `CudaExecutor.warm_graphs` does."""
-        self._ranks[0].warm_graphs(progress, self.run)
+        self._ranks[0].warm_graphs(progress, self)
 
     def logits(self, batch: Batch) -> Float32:
         """Run a step and return its logits, float32 [rows, vocab], for at most `max_rows` rows."""
-        first, *others = self._ranks
-        for rank in others:
-            for _ in rank.queue_logits(batch):
-                pass
-        return first.logits(batch)
+        return in_lockstep([rank.logits_phases(batch) for rank in self._ranks])
 
     def close(self) -> None:
         """Free device memory; the executor cannot be used afterwards."""

@@ -45,7 +45,7 @@ __device__ __forceinline__ Words look_at(const Words* from) {
 // all others have begun n + 1, and so have read what it sent them in n. All blocks of a kernel must be resident at once,
 // and send all their words before they wait for any.
 template <int RANKS> struct Round {
-    static constexpr long long PATIENCE = 2000000000;  // cycles, about a second: then the kernel traps
+    static constexpr long long PATIENCE = 3000000000;  // cycles, about one and a half seconds: then the kernel traps
 
     const Exchange& exchange;
     unsigned number, rank;

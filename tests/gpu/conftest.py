@@ -19,6 +19,8 @@ from infernum.lab.verify.bench import Bench, open_bench
 from infernum.machine import default_arch
 from infernum.runtime.device import Device
 
+os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")  # as several ranks need it, before CUDA is started
+
 
 @pytest.fixture(scope="session", autouse=True)
 def open_gpu() -> Iterator[None]:
