@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from infernum.grammar import Grammar
     from infernum.llm import LLM
     from infernum.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "Grammar", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from infernum.llm import LLM
 
         return LLM
+    if name == "Grammar":
+        from infernum.grammar import Grammar
+
+        return Grammar
     if name == "SamplingParams":
         from infernum.sampling_params import SamplingParams
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,21 @@ from infernum.chat.chat import Chat, ChatOptions, Messages
 from infernum.chat.files import find_templates
 from infernum.checkpoint import Checkpoint
 from infernum.engine.engine import Completion, Engine, Event, Statistics
-from infernum.engine.request import read_params, read_prompts, read_texts, read_token_ids, shown
+from infernum.engine.request import (
+    read_grammars,
+    read_params,
+    read_prompts,
+    read_texts,
+    read_token_ids,
+    shown,
+)
+from infernum.engine.sequence import MakeMask
 from infernum.engine.tokenizer import Tokenizer, load_tokenizer, why_no_tokenizer
 from infernum.errors import BundleError, CheckpointError, CompileError, DeviceError, RequestError
+from infernum.grammar import Grammar
 from infernum.machine import Device, choose_device, native_arch, tuned_here
 from infernum.manifest import Manifest
-from infernum.model_folder.folder import find_weights
+from infernum.model_folder.folder import TOKENIZER, find_weights
 from infernum.model_folder.weights import FolderWeights
 from infernum.models.config import GenerationDefaults, config_hash
 from infernum.models.presets import ModelSource, resolve
@@ -41,7 +50,10 @@ from infernum.step import Executor, Float32
 from infernum.weights.plan import plan_weights
 from infernum.weights.values import choose
 
-__all__ = ["LLM", "Completion", "Event", "SamplingParams", "default_params", "load_executor"]
+if TYPE_CHECKING:
+    from infernum.engine.grammars import Grammars
+
+__all__ = ["LLM", "Completion", "Event", "Grammar", "SamplingParams", "default_params", "load_executor"]
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +70,9 @@ Prompts = str | Ids | Iterable[str | Ids]
 
 Params = SamplingParams | Iterable[SamplingParams]
 """Parameters for all prompts, or a list with one for each prompt."""
+
+Forms = Grammar | Iterable[Grammar | None]
+"""The grammar of all outputs, or a list with that of each prompt; None: any output."""
 
 
 class Progress(Protocol):
@@ -200,39 +215,56 @@ class LLM:
         """Counts of tokens and seconds since the model was loaded."""
         return replace(self._engine.statistics)
 
-    def generate(self, prompts: Prompts, params: Params | None = None) -> list[Completion]:
+    def generate(
+        self, prompts: Prompts, params: Params | None = None, *, grammar: Forms | None = None
+    ) -> list[Completion]:
         """Generate for all prompts as one ragged batch. Returns one completion for each prompt, in order.
 
-        `params` is one object for all prompts or one for each; None: the defaults of the model. Raises RequestError,
-        and LogitsError when the logits of a prompt are not finite, for example when a float16 model overflows.
+        `params` is one object for all prompts or one for each; None: the defaults of the model. `grammar` is the form
+        of all outputs, or a list with that of each (None: any); it needs llguidance, of the extra `serve`. Raises
+        RequestError, and LogitsError when the logits of a prompt are not finite, for example when a float16 model
+        overflows.
         """
-        return self._engine.generate(*self._request(prompts, params))
+        return self._engine.generate(*self._request(prompts, params, grammar))
 
-    def stream(self, prompts: Prompts, params: Params | None = None) -> Iterator[Event]:
+    def stream(
+        self, prompts: Prompts, params: Params | None = None, *, grammar: Forms | None = None
+    ) -> Iterator[Event]:
         """Generate as `generate` does, and yield events as they come. `Event.sequence` is the index of the prompt."""
-        return self._engine.stream(*self._request(prompts, params))
+        return self._engine.stream(*self._request(prompts, params, grammar))
 
     def chat(
-        self, messages: Messages, params: SamplingParams | None = None, **options: Unpack[ChatOptions]
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        grammar: Grammar | None = None,
+        **options: Unpack[ChatOptions],
     ) -> Completion:
         """Generate the answer to a conversation, which the model's chat template renders.
 
         messages  [{"role": "user", "content": "Hello"}, …]; a content is a text or a list of parts
         params    None: the defaults of the model, and as many tokens as its context has room for
+        grammar   the form of the answer, as of `generate`
         options   tools, template_args and others: see `ChatOptions`
 
         The answer also ends at the token that the template writes behind an answer. Raises RequestError, and
         ConfigError for a model without a chat template.
         """
-        prompt = self.encode_chat(messages, **options)
-        return self._engine.generate([prompt], self._chat_params(params))[0]
+        prompt, own = self.encode_chat(messages, **options), self._chat_params(params)
+        return self._engine.generate([prompt], own, self._masks([grammar], [own]))[0]
 
     def stream_chat(
-        self, messages: Messages, params: SamplingParams | None = None, **options: Unpack[ChatOptions]
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        grammar: Grammar | None = None,
+        **options: Unpack[ChatOptions],
     ) -> Iterator[Event]:
         """Generate as `chat` does, and yield events as they come."""
-        prompt = self.encode_chat(messages, **options)
-        return self._engine.stream([prompt], self._chat_params(params))
+        prompt, own = self.encode_chat(messages, **options), self._chat_params(params)
+        return self._engine.stream([prompt], own, self._masks([grammar], [own]))
 
     def encode_chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> list[int]:
         """The token ids of the prompt of `chat`. Raises RequestError or ConfigError."""
@@ -297,13 +329,44 @@ class LLM:
         return self.tokenizer.encode(prompt)
 
     def _request(
-        self, prompts: Prompts, params: Params | None
-    ) -> tuple[list[list[int]], list[SamplingParams]]:
-        """The token ids and the parameters of each prompt. Raises RequestError."""
+        self, prompts: Prompts, params: Params | None, grammar: Forms | None
+    ) -> tuple[list[list[int]], list[SamplingParams], list[MakeMask | None]]:
+        """The token ids, the parameters and what makes the mask of each prompt. Raises RequestError."""
         self._engine.require_open()
         encoded = self.encode(prompts)
-        chosen = default_params(self.source.generation) if params is None else params
-        return encoded, read_params(chosen, len(encoded))
+        chosen = read_params(
+            default_params(self.source.generation) if params is None else params, len(encoded)
+        )
+        return encoded, chosen, self._masks(read_grammars(grammar, len(encoded)), chosen)
+
+    def _masks(
+        self, grammars: Sequence[Grammar | None], params: Sequence[SamplingParams]
+    ) -> list[MakeMask | None]:
+        """What makes the mask of each prompt's sequences. Raises RequestError for a grammar that is none."""
+        if not any(grammars):
+            return []
+        compiler = self._compiler
+        return [
+            grammar and compiler.maker(grammar, own.stop_token_ids)
+            for grammar, own in zip(grammars, params, strict=True)
+        ]
+
+    @cached_property
+    def _compiler(self) -> Grammars:
+        if self.source.folder is None or self.tokenizer is None:
+            raise RequestError(
+                f"a grammar needs a tokenizer: {why_no_tokenizer(self.source.folder, self.source.name)}"
+            )
+        try:
+            from infernum.engine.grammars import Grammars
+        except ModuleNotFoundError as error:
+            raise RequestError(
+                f"a grammar needs {error.name}, which is not installed; run `pip install infernum[serve]`"
+            ) from error
+        tokens = self.bundle.manifest.model.vocab_size, self._engine.end_tokens
+        compiler = Grammars(self.source.folder / TOKENIZER, *tokens)
+        self._engine.prepare_masks = compiler.prepare
+        return compiler
 
 
 def _path(value: object, name: str, expected: str) -> str:

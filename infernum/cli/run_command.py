@@ -12,6 +12,7 @@ from infernum.cli import options
 from infernum.cli.streams import read_stdin, write
 
 if TYPE_CHECKING:
+    from infernum.grammar import Grammar
     from infernum.llm import LLM
     from infernum.sampling_params import SamplingParams
 
@@ -67,6 +68,12 @@ LONGEST_ID = 10
     metavar="K",
     help="With --json: the same for each token of the prompt; --max-tokens may then be 0.",
 )
+@click.option(
+    "--json-schema", type=options.path, metavar="FILE", help="Generate JSON that the schema in FILE allows."
+)
+@click.option(
+    "--regex", metavar="PATTERN", help="Generate text that a regular expression matches from end to end."
+)
 @options.load_format
 @options.gpu_memory_utilization
 @options.max_model_len
@@ -95,6 +102,8 @@ def command(
     min_tokens: int,
     logprobs: int | None,
     prompt_logprobs: int | None,
+    json_schema: Path | None,
+    regex: str | None,
     load_format: str,
     gpu_memory_utilization: float,
     max_model_len: int | None,
@@ -113,11 +122,14 @@ def command(
     from infernum.cli.console import progress_bar, warn
     from infernum.engine.tokenizer import has_tokenizer, why_no_tokenizer
     from infernum.errors import RequestError
+    from infernum.grammar import Grammar
     from infernum.llm import LLM, default_params
     from infernum.models.presets import resolve
 
     sampling = options.chosen_sampling(sampling, greedy)
     options.check_bundle(bundle, fuse, rules, deterministic, tensor_parallel_size)
+    if json_schema is not None and regex is not None:
+        raise click.UsageError("--json-schema and --regex exclude each other")
     if prompt is None and (prompt_ids or model != DEMO_MODEL):
         raise click.UsageError("a PROMPT is needed; - reads it from stdin")
     source = resolve(model)
@@ -137,6 +149,9 @@ def command(
     ids = _token_ids(text) if prompt_ids else None
     if ids is None and not has_tokenizer(source.folder):
         raise RequestError(why_no_tokenizer(source.folder, source.name))
+    grammar = None if regex is None else Grammar.regex(regex)
+    if json_schema is not None:
+        grammar = Grammar.json(_schema(json_schema))
     warn(source.warnings)
     with progress_bar() as progress:
         llm = LLM(
@@ -156,11 +171,28 @@ def command(
             progress=progress,
         )
     with llm:
-        _generate(llm, text, ids, params, stats=stats, as_json=as_json)
+        _generate(llm, text, ids, params, grammar, stats=stats, as_json=as_json)
+
+
+def _schema(file: Path) -> str:
+    from infernum.errors import RequestError
+
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise RequestError(f"--json-schema {file}: cannot be read ({why}); give a file of JSON") from error
 
 
 def _generate(
-    llm: LLM, text: str, ids: list[int] | None, params: SamplingParams, *, stats: bool, as_json: bool
+    llm: LLM,
+    text: str,
+    ids: list[int] | None,
+    params: SamplingParams,
+    grammar: Grammar | None,
+    *,
+    stats: bool,
+    as_json: bool,
 ) -> None:
     from infernum.cli.console import print_json
 
@@ -170,7 +202,7 @@ def _generate(
     reason = ""
     logprobs: list[dict[str, object]] = []
     of_prompt: list[dict[str, object] | None] = []
-    for event in llm.stream([prompt], params):
+    for event in llm.stream([prompt], params, grammar=grammar):
         piece = event.text if llm.tokenizer else "".join(f"{token} " for token in event.tokens)
         pieces.append(piece)
         tokens.extend(event.tokens)

@@ -28,7 +28,7 @@ from infernum.engine.masks import PrepareMasks
 from infernum.engine.page_pool import PagePool
 from infernum.engine.request import read_params
 from infernum.engine.scheduler import Scheduler
-from infernum.engine.sequence import Mask, Sequence
+from infernum.engine.sequence import MakeMask, Mask, Sequence
 from infernum.engine.slots import integers
 from infernum.engine.step_inputs import prompt_logits
 from infernum.engine.step_loop import StepLoop
@@ -213,28 +213,35 @@ class Engine:
         self._take_requests_unless_stepping()
 
     def stream(
-        self, prompts: Ordered[Ordered[int]], params: SamplingParams | Ordered[SamplingParams]
+        self,
+        prompts: Ordered[Ordered[int]],
+        params: SamplingParams | Ordered[SamplingParams],
+        masks: Ordered[MakeMask | None] = (),
     ) -> Iterator[Event]:
         """Generate for several prompts at once and yield events as they come.
 
         `Event.sequence` is the index of the prompt in `prompts`; a prompt with `SamplingParams.n` counts n times.
         `params` is one object for all prompts or one for each. With a seed, sequence i has a seed derived from the seed
-        and i; without, each has a random seed.
+        and i; without, each has a random seed. `masks` makes the masks of each prompt's sequences (`add`); (): none has
+        one.
         Closing the iterator stops the generation. Raises RequestError before any step runs, and LogitsError, which
         ends all sequences, when the logits of a prompt are not finite.
         """
         self.require_open()
-        return self._stream(self._sequences_of(prompts, params))
+        return self._stream(self._sequences_of(prompts, params, masks))
 
     def generate(
-        self, prompts: Ordered[Ordered[int]], params: SamplingParams | Ordered[SamplingParams]
+        self,
+        prompts: Ordered[Ordered[int]],
+        params: SamplingParams | Ordered[SamplingParams],
+        masks: Ordered[MakeMask | None] = (),
     ) -> list[Completion]:
         """Generate for several prompts at once, as `stream` does, and return when all are done.
 
         With `SamplingParams.n`, the n completions of a prompt follow each other. They run at once: where the prompt is
         not in the cache yet, each computes it.
         """
-        sequences = self._sequences_of(prompts, params)
+        sequences = self._sequences_of(prompts, params, masks)
         completions: dict[int, Completion] = {}
         with self._opened(sequences) as stream:
             outputs = dict(zip(stream.numbers, self._transcripts_of(sequences), strict=True))
@@ -288,12 +295,20 @@ class Engine:
             self._pool.release(pages)
 
     def _sequences_of(
-        self, prompts: Ordered[Ordered[int]], params: SamplingParams | Ordered[SamplingParams]
+        self,
+        prompts: Ordered[Ordered[int]],
+        params: SamplingParams | Ordered[SamplingParams],
+        masks: Ordered[MakeMask | None],
     ) -> list[Sequence]:
         self.require_open()
-        pairs = zip(prompts, read_params(params, len(prompts)), strict=True)
-        each = [(prompt, own) for prompt, own in pairs for _ in range(own.n)]
-        return [self._intake.sequence(prompt, own, index) for index, (prompt, own) in enumerate(each)]
+        own = read_params(params, len(prompts))
+        makers = masks or [None] * len(prompts)
+        sequences: list[Sequence] = []
+        for prompt, chosen, make_mask in zip(prompts, own, makers, strict=True):
+            for _ in range(chosen.n):
+                sequences.append(self._intake.sequence(prompt, chosen, len(sequences)))
+                sequences[-1].mask = make_mask and make_mask()
+        return sequences
 
     def _transcripts_of(self, sequences: list[Sequence]) -> list[Transcript]:
         return [Transcript(self.tokenizer, sequence.tokens, sequence.params) for sequence in sequences]

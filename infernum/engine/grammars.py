@@ -5,17 +5,21 @@ A grammar is a text that `LLMatcher` reads: a grammar in Lark's notation, or JSO
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Ordered
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.gbnf_to_lark import any_to_lark
 
-from infernum.engine.sequence import Mask
+from infernum.engine.sequence import MakeMask, Mask
 from infernum.engine.table_rows import bits_of
 from infernum.errors import RequestError
+from infernum.grammar import Grammar
 from infernum.step import Int32
 
 RECENT = 64
@@ -143,6 +147,19 @@ class Grammars:
         bits = bits_of(is_end)
         return GrammarMask(matcher, len(bits), bits)
 
+    def maker(self, grammar: Grammar, stops: Iterable[int] = ()) -> MakeMask:
+        """What makes the masks of sequences, which the tokens `stops` end too. Raises RequestError."""
+        ends = tuple(stops)
+        try:
+            text = text_of(grammar)
+            self.check(text)
+            self.mask(text, ends)
+        except RequestError as error:
+            raise RequestError(f"the grammar cannot be used: {error}") from error
+        except RecursionError as error:
+            raise RequestError("the grammar is nested too deeply") from error
+        return lambda: self.mask(text, ends)
+
     def prepare(self, masks: Ordered[tuple[Mask, Int32]]) -> None:
         """Compute the masks of a step at once, each for the output beside it."""
         own = [(mask, output) for mask, output in masks if isinstance(mask, GrammarMask)]
@@ -159,6 +176,28 @@ class Grammars:
         if matcher.is_error():
             raise RequestError(sentence(matcher.get_error()))
         return matcher
+
+
+def text_of(grammar: Grammar) -> str:
+    """A grammar as `Grammars` takes it. Raises RequestError with llguidance's sentence."""
+    text = grammar.text
+    try:
+        match grammar.kind:
+            case "json_schema":
+                options: Any = dict(grammar.options)
+                return LLMatcher.grammar_from_json_schema(text, overrides=options)
+            case "regex":
+                return LLMatcher.grammar_from_regex(text)
+            case "choice":
+                return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, json.loads(text))))
+            case "grammar":
+                return LLMatcher.grammar_from_lark(any_to_lark(text))
+            case "llguidance":
+                return text
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as error:  # GBNF is read by code that raises what it likes
+        raise RequestError(sentence(str(error))) from error
 
 
 _STOPS = {

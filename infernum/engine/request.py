@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infernum.errors import RequestError
+from infernum.grammar import Grammar
 from infernum.sampling_params import SamplingParams
 
 
@@ -77,6 +78,18 @@ def read_params(params: object, count: int) -> list[SamplingParams]:
             raise RequestError(f"params[{place}] is {shown(item)}; {expected}")
     if len(items) != count:
         raise RequestError(f"{len(items)} sampling parameters are given for {count} prompts")
+    return items
+
+
+def read_grammars(grammar: object, count: int) -> list[Grammar | None]:
+    """The grammar of each of `count` prompts, from one for all prompts or one for each; None: any output."""
+    if grammar is None or isinstance(grammar, Grammar):
+        return [grammar] * count
+    items, expected = _items(grammar), "give a Grammar, or a list with one for each prompt"
+    if items is None or not all(each is None or isinstance(each, Grammar) for each in items):
+        raise RequestError(f"grammar is {shown(grammar)}; {expected}")
+    if len(items) != count:
+        raise RequestError(f"{len(items)} grammars are given for {count} prompts")
     return items
 
 

@@ -17,6 +17,9 @@ Bit t % 32 of word t // 32 stands for token t. The result depends on the output 
 step fails. It must not call the engine.
 """
 
+MakeMask = Callable[[], Mask]
+"""Makes the mask of a new sequence."""
+
 
 class Sequence:
     """A sequence from its request to its end.

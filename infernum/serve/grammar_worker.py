@@ -14,11 +14,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from llguidance import LLMatcher
-from llguidance.gbnf_to_lark import any_to_lark
-
-from infernum.engine.grammars import Grammars, sentence
+from infernum.engine.grammars import Grammars, text_of
 from infernum.errors import RequestError
+from infernum.grammar import Grammar
 from infernum.worker_process import limit_memory
 
 SECONDS = 0.06
@@ -31,32 +29,10 @@ STACK = 1 << 20
 """Bytes of the stack on which a grammar is read here; the engine's threads have more."""
 
 
-def grammar_of(kind: str, text: str, options: dict[str, Any]) -> str:
-    """The grammar that a text of some kind stands for. Raises ValueError.
-
-    kind     "json_schema"; "regex"; "choice", a list in JSON; "grammar", in Lark's notation or in GBNF;
-             "llguidance", as `LLMatcher` takes it
-    options  of a JSON schema: as `LLMatcher.grammar_from_json_schema` takes them
-    """
-    match kind:
-        case "json_schema":
-            return LLMatcher.grammar_from_json_schema(text, overrides=options)  # pyright: ignore[reportArgumentType]
-        case "regex":
-            return LLMatcher.grammar_from_regex(text)
-        case "choice":
-            return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, json.loads(text))))
-        case "llguidance":
-            return text
-        case "grammar":
-            return LLMatcher.grammar_from_lark(any_to_lark(text))
-        case _:
-            raise AssertionError(f"{kind} is no kind of a grammar")
-
-
 def answer(grammars: Grammars, request: dict[str, Any]) -> dict[str, str]:
     """The `grammar` of a request, or the `error` that says what is wrong with it."""
     try:
-        grammar = grammar_of(request["kind"], request["text"], request["options"])
+        grammar = text_of(Grammar(request["kind"], request["text"], request["options"]))
         grammars.check(grammar)
     except MemoryError:
         return {"error": f"it needs more than {MEBIBYTES} MiB of memory"}
@@ -64,8 +40,6 @@ def answer(grammars: Grammars, request: dict[str, Any]) -> dict[str, str]:
         return {"error": "it is nested too deeply"}
     except RequestError as error:
         return {"error": str(error)}
-    except Exception as error:  # GBNF is read by code that raises what it likes
-        return {"error": sentence(str(error))}
     return {"grammar": grammar}
 
 

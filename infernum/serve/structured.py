@@ -7,11 +7,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from infernum.grammar import WHITESPACE
 from infernum.serve.grammar_check import GrammarSource
 from infernum.serve.problems import invalid
-
-WHITESPACE = r"[ \n\r\t]{0,40}"
-"""What may stand between the parts of JSON. With an end, since some models write spaces for ever."""
 
 MOST_CHOICES = 4096
 """Texts of `structured_outputs.choice`."""
