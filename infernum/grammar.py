@@ -51,10 +51,10 @@ class Grammar:
     @classmethod
     def choice(cls, texts: Sequence[str]) -> Grammar:
         """One of several texts. Raises RequestError when there are none."""
-        given = [] if isinstance(texts, str) else list[object](texts)
-        if not given or not all(isinstance(each, str) for each in given):
+        listed = [] if isinstance(texts, str) else list[object](texts)
+        if not listed or not all(isinstance(each, str) for each in listed):
             raise RequestError(f"the choice is {texts!r}; give a list of at least one text")
-        return cls("choice", json.dumps(given))
+        return cls("choice", json.dumps(listed))
 
     @classmethod
     def lark(cls, grammar: str) -> Grammar:

@@ -26,7 +26,7 @@ MAX_BATCH_TOKENS = 4096
 """Most tokens in one step, unless another number is given."""
 
 MOST_RANKS = 8
-"""Most GPUs that a model is divided among: those of one host."""
+"""Largest number of GPUs that a model is divided among: the GPUs of one host."""
 
 
 @dataclass(frozen=True)

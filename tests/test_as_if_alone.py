@@ -26,9 +26,9 @@ from infernum.compiler import Options, compile_model
 from infernum.engine.engine import Engine
 from infernum.engine.events import StepRecord
 from infernum.graph_bundle import trace_model
-from infernum.llm import load_executor
 from infernum.machine import Device, native_arch
 from infernum.models.presets import resolve
+from infernum.opening import load_executor
 from infernum.resources import demo_folder
 from infernum.sampling_params import SamplingParams
 from infernum.step import Array, Int32

@@ -353,7 +353,7 @@ def test_what_runs_a_bundle_on_a_gpu_imports_nothing_that_compiles(dante_bundle:
         "from pathlib import Path\n"
         "from infernum.bundle import open_bundle\n"
         "from infernum.models.presets import resolve\n"
-        "infernum.llm.check_bundle(open_bundle(Path(sys.argv[1])), resolve('dante'))\n"
+        "infernum.opening.check_bundle(open_bundle(Path(sys.argv[1])), resolve('dante'))\n"
         f"print({COMPILE_SIDE} & set(sys.modules))"
     )
     done = python("-c", code, str(dante_bundle.folder))

@@ -21,13 +21,13 @@ from infernum.compiler import Options, emit_sources
 from infernum.dtypes import BF16, F32
 from infernum.errors import CheckpointError, ConfigError
 from infernum.ir.block import Tensor, Weights
-from infernum.llm import check_claims
 from infernum.models import gemma
 from infernum.models.activations import ACTIVATIONS
 from infernum.models.config import find_family, understand
 from infernum.models.fields import Fields
 from infernum.models.gemma import Gemma2Config, Gemma3TextConfig, GemmaConfig
 from infernum.models.presets import resolve
+from infernum.opening import check_claims
 from infernum.rope import Rope
 
 MODEL_TYPES = gemma.FAMILY.model_types

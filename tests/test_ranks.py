@@ -30,7 +30,7 @@ from infernum.recipes import Rank, Share, read, shape_of
 from infernum.weights.plan import plan_weights
 
 SAME = 5e-6
-"""Largest relative error of the logits of several ranks, whose sums run in another order, against those of one."""
+"""Largest relative error between the logits of several ranks and of a single one: their sums run in another order."""
 
 EIGHT_HEADS = TINY | {
     "vocab_size": 96,
@@ -227,7 +227,7 @@ def test_partial_sums_are_float32_and_columns_of_ranks_make_a_whole() -> None:
 def test_a_bundle_of_ranks_says_so_and_its_kernels_add_what_follows_a_sum(
     tmp_path: Path, infernum: Callable[..., Outcome]
 ) -> None:
-    """Of a layer for one token, seven kernels: those of one GPU, and the two that sum over ranks."""
+    """A layer for one token has seven kernels: five as on one GPU, and two that sum over ranks."""
     model, out = written(tmp_path / "model", config("llama", dtype="bfloat16")), tmp_path / "bundle"
     made = infernum("compile", model, "--tensor-parallel-size", "2", "--arch", "sm_90a", "-o", out)
     assert made.code == 0, made.err

@@ -22,10 +22,10 @@ from infernum.cpu.weights import HostWeights
 from infernum.dtypes import BF16, F16, F32, I32, dtype, round_to
 from infernum.errors import BundleError, CheckpointError
 from infernum.graph_bundle import describe_graphs
-from infernum.llm import check_checkpoint
 from infernum.manifest import Manifest, Stage, Weight
 from infernum.model_folder.weights import SINGLE
 from infernum.models.presets import resolve
+from infernum.opening import check_checkpoint
 from infernum.recipes import (
     ALONE,
     Each,

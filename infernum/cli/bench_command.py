@@ -18,7 +18,7 @@ from infernum.cli.bench_throughput import throughput
 
 if TYPE_CHECKING:
     from infernum.bundle import Bundle
-    from infernum.llm import Progress
+    from infernum.opening import Progress
 
 
 BURSTS = (

@@ -73,10 +73,10 @@ def command(
     """Compile MODEL, a preset or a folder in Hugging Face's format, into a bundle."""
     from infernum.cli.console import print_json, progress_bar, warn
     from infernum.errors import CompileError
-    from infernum.llm import check_folder
     from infernum.machine import default_arch, native_arch, tuned_here
     from infernum.models.config import config_hash
     from infernum.models.presets import resolve
+    from infernum.opening import check_folder
 
     if max_batch_tokens < 1:
         raise CompileError(f"--max-batch-tokens is {max_batch_tokens}; it must be 1 or more")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from infernum.llm import Progress
+    from infernum.opening import Progress
 
 PLAIN_WIDTH = 160
 """Columns of a table when stdout is no terminal."""

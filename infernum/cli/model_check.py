@@ -140,8 +140,8 @@ def _of_config(source: ModelSource, inside: ModelFolder | None) -> Iterator[Chec
     from infernum.checkpoint import Checkpoint
     from infernum.errors import InfernumError
     from infernum.graph_bundle import describe_graphs
-    from infernum.llm import check_claims, check_tensors
     from infernum.model_folder.weights import FolderWeights
+    from infernum.opening import check_claims, check_tensors
 
     try:
         weights = None if inside is None else inside.weights

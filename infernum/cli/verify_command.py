@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from infernum.lab.verify.check import Verdict
     from infernum.lab.verify.rule_verdict import RuleVerdict
     from infernum.lab.verify.units import Unit
-    from infernum.llm import Progress
+    from infernum.opening import Progress
 
 WRONG = 1
 """The exit code when some kernel or rule is wrong."""

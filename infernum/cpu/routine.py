@@ -76,9 +76,9 @@ class Routine:
     def run_ranks(self, inputs: Sequence[Mapping[str, Array]]) -> list[list[Array]]:
         """The graph's outputs on each rank, from the inputs of each. The ranks run in lockstep, call by call."""
         ranks: list[list[Any]] = [[None] * self._count for _ in inputs]
-        for values, given in zip(ranks, inputs, strict=True):
+        for values, arrays in zip(ranks, inputs, strict=True):
             for name, register in self.inputs.items():
-                values[register] = given[name]
+                values[register] = arrays[name]
         for step in self._steps:
             operands = [[values[register] for register in step.operands] for values in ranks]
             if step.collective:

@@ -71,7 +71,7 @@ class Weights:
     ) -> Tensor:
         """The checkpoint tensor of that name and shape, or else the first of `alternatives` that is there.
 
-        shard  the axis of which each rank has its part; None: each rank has the whole tensor
+        shard  the axis that is divided among the ranks; None: every rank has the whole tensor
         heads  the axis is that many heads, which are not cut (`Share`)
         """
         read = Read((name, *alternatives), shape, _stored(dtype))

@@ -90,7 +90,7 @@ def gather_ranks(x: np.ndarray, *, ranks: int) -> np.ndarray:
 
 def gathered(x: Tensor, width: int) -> Tensor:
     """x [rows, width] whole on every rank; x itself, without an op, where it is whole already."""
-    ranks, left = divmod(width, x.type.width)
-    if left:
+    ranks, remainder = divmod(width, x.type.width)
+    if remainder:
         raise ShapeError(f"gathered: {x.type.width} columns of a rank do not make {width}")
     return x if ranks == 1 else gather_ranks(x, ranks=ranks)

@@ -159,9 +159,10 @@ class RanksExecutor:
 
     def close(self) -> None:
         """Free device memory; the executor cannot be used afterwards."""
-        if (found := self._dropped.detach()) is not None:
-            _, _, (ranks, exchange), _ = found
-            _close(ranks, exchange)
+        finalizer = self._dropped.detach()
+        if finalizer is not None:
+            _, _, arguments, _ = finalizer
+            _close(*arguments)
 
     def __enter__(self) -> Self:
         return self

@@ -18,7 +18,8 @@ from gpu.recipes import PAGES, Bundles, Recipe, grouped
 from infernum.bundle import Bundle
 from infernum.checkpoint import Checkpoint
 from infernum.engine.step_inputs import page_table, prompt_logits
-from infernum.llm import LLM, load_executor
+from infernum.llm import LLM
+from infernum.opening import load_executor
 from infernum.resources import demo_folder
 from infernum.step import Batch, Executor, Float32
 

@@ -22,8 +22,8 @@ from infernum.compiler import Sources, describe, texts
 from infernum.errors import CompileError
 from infernum.ir.kernel import Tuned
 from infernum.ir.parameters import ParameterSpace
-from infernum.llm import Progress
 from infernum.manifest import ANY, VariantSpec, spec_of
+from infernum.opening import Progress
 from infernum.roofline import gpu_of
 
 Values = Mapping[str, int]

@@ -22,7 +22,7 @@ from infernum.lab.measure.cuts import KernelInStep, cuts, in_place
 from infernum.lab.measure.origin import origin
 from infernum.lab.measure.step_timer import StepTimer, blocks_of
 from infernum.lab.measure.workload import Workload, greedy, workload
-from infernum.llm import Progress
+from infernum.opening import Progress
 from infernum.runtime.executor import CudaExecutor
 from infernum.weights.source import TensorSource
 

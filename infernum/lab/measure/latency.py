@@ -35,7 +35,7 @@ from infernum.lab.measure.origin import origin
 from infernum.lab.measure.shared_weights import tensors_on_gpu
 from infernum.lab.measure.subject import ModelRequest
 from infernum.lab.measure.workload import page_table, random_prompts
-from infernum.llm import Progress
+from infernum.opening import Progress
 from infernum.runtime.executor import CudaExecutor
 from infernum.sampling_params import PARAMETERS, SamplingParams
 from infernum.step import Executor, Float32, Int32

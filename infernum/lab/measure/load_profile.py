@@ -21,7 +21,7 @@ from infernum.errors import RequestError
 from infernum.lab.measure.origin import origin
 from infernum.lab.measure.requests import requests_of, serve, warm_up_lengths
 from infernum.lab.measure.trace import complete_event, metadata_event
-from infernum.llm import Progress
+from infernum.opening import Progress
 from infernum.runtime.executor import CudaExecutor
 from infernum.weights.source import TensorSource
 

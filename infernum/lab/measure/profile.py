@@ -25,8 +25,8 @@ from infernum.lab.measure.bounds import cost, cost_symbols
 from infernum.lab.measure.origin import origin
 from infernum.lab.measure.trace import TracedKernel, TracedStep, block_name, trace
 from infernum.lab.measure.workload import decode_batch, greedy, page_table, prompt_steps, random_prompts
-from infernum.llm import Progress
 from infernum.manifest import Gemm, Launch, Step
+from infernum.opening import Progress
 from infernum.runtime.executor import CudaExecutor
 from infernum.runtime.layout import block_variant
 from infernum.runtime.prepared import PreparedStep

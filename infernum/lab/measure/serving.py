@@ -33,7 +33,7 @@ from infernum.lab.measure.requests import (
     requests_of,
     warm_up_lengths,
 )
-from infernum.llm import Progress
+from infernum.opening import Progress
 
 VOCAB = 2304
 """Prompts have the token ids 256 to 1303: ordinary tokens of every vocabulary that is not tiny."""

@@ -8,9 +8,16 @@ from pathlib import Path
 from infernum.bundle import Bundle, open_bundle
 from infernum.checkpoint import Checkpoint
 from infernum.errors import DeviceError, RequestError
-from infernum.llm import Progress, check_bundle, check_checkpoint, check_claims, compile_for, open_checkpoint
 from infernum.machine import Device
 from infernum.models.presets import ModelSource, resolve
+from infernum.opening import (
+    Progress,
+    check_bundle,
+    check_checkpoint,
+    check_claims,
+    compile_for,
+    open_checkpoint,
+)
 from infernum.runtime.driver import GpuFacts, describe
 from infernum.runtime.layout import check_arch
 from infernum.weights.source import TensorSource

@@ -33,7 +33,7 @@ from infernum.lab.measure.requests import (
     warm_up_lengths,
 )
 from infernum.lab.measure.subject import ModelRequest
-from infernum.llm import Progress, load_executor
+from infernum.opening import Progress, load_executor
 from infernum.step import Executor, Float32
 
 CHECKED_REQUESTS = 4

@@ -42,9 +42,9 @@ from infernum.lab.measure.subject import ModelRequest, require_gpu
 from infernum.lab.measure.tuning_result import TuningResult, record_kernel_times, row, spelled, why
 from infernum.lab.measure.variant_timer import KernelName, VariantTimer
 from infernum.lab.measure.workload import Workload, workload
-from infernum.llm import Progress
 from infernum.machine import native_arch
 from infernum.models.config import config_hash
+from infernum.opening import Progress
 from infernum.runtime.executor import CudaExecutor
 
 COMPILING, RACING = 0.35, 0.75
