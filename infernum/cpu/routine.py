@@ -37,6 +37,14 @@ class _RoutineCall:
     last_reads: tuple[int, ...]
     collective: bool
 
+    def write(self, values: list[Any], out: Any) -> None:
+        """Write what the call has returned to its registers, and forget what no later call reads."""
+        results = cast("tuple[Array, ...]", out if isinstance(out, tuple) else (out,))
+        for register, result, dtype in zip(self.results, results, self.rounded, strict=True):
+            values[register] = result if dtype is None else round_to(np.asarray(result), dtype)
+        for register in self.last_reads:
+            values[register] = None
+
 
 class Routine:
     """A graph that is ready to run. Values live in numbered registers, and fused nodes are split into their ops."""
@@ -63,7 +71,7 @@ class Routine:
             steps.append(
                 _RoutineCall(op.meaning, tuple(operands), node.attrs, results, rounded, done, op.collective)
             )
-        self._steps = tuple(steps)
+        self._segments = _segments(steps)
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """The graph's outputs. Inputs are by name, as for `interpret`; extra ones are ignored.
@@ -74,34 +82,35 @@ class Routine:
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def run_ranks(self, inputs: Sequence[Mapping[str, Array]]) -> list[list[Array]]:
-        """The graph's outputs on each rank, from the inputs of each. The ranks run in lockstep, call by call."""
+        """The graph's outputs on each rank, from the inputs of each.
+
+        Each rank runs up to the next collective call, which then takes the operands of all.
+        """
         ranks: list[list[Any]] = [[None] * self._count for _ in inputs]
         for values, arrays in zip(ranks, inputs, strict=True):
             for name, register in self.inputs.items():
                 values[register] = arrays[name]
-        for step in self._steps:
-            operands = [[values[register] for register in step.operands] for values in ranks]
-            if step.collective:
-                results = [_results(step, [np.stack(each) for each in zip(*operands, strict=True)])] * len(
-                    ranks
-                )
-            else:
-                results = [_results(step, own) for own in operands]
-            for values, computed in zip(ranks, results, strict=True):
-                for register, result in zip(step.results, computed, strict=True):
-                    values[register] = result
-                for register in step.last_reads:
-                    values[register] = None
+        for calls, collective in self._segments:
+            for values in ranks:
+                for call in calls:
+                    call.write(values, call.meaning(*[values[r] for r in call.operands], **call.attrs))
+            if collective is not None:
+                operands = [np.stack([values[r] for values in ranks]) for r in collective.operands]
+                out = collective.meaning(*operands, **collective.attrs)
+                for values in ranks:
+                    collective.write(values, out)
         return [[values[register] for register in self._outputs] for values in ranks]
 
 
-def _results(step: _RoutineCall, operands: Sequence[Array]) -> list[Array]:
-    out = step.meaning(*operands, **step.attrs)
-    results = cast("tuple[Array, ...]", out if isinstance(out, tuple) else (out,))
-    return [
-        result if dtype is None else round_to(np.asarray(result), dtype)
-        for result, dtype in zip(results, step.rounded, strict=True)
-    ]
+def _segments(calls: Sequence[_RoutineCall]) -> list[tuple[tuple[_RoutineCall, ...], _RoutineCall | None]]:
+    """The calls in front of each collective call, with that call; behind the last one there is none."""
+    segments: list[tuple[tuple[_RoutineCall, ...], _RoutineCall | None]] = []
+    first = 0
+    for place, call in enumerate(calls):
+        if call.collective:
+            segments.append((tuple(calls[first:place]), call))
+            first = place + 1
+    return [*segments, (tuple(calls[first:]), None)]
 
 
 def _rounding(op: Op, result: int, dtype: DType) -> DType | None:
