@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -24,7 +25,7 @@ from test_runtime_host import FakeProducts, decode, expected_decode
 from infernum.errors import BundleError, DeviceError
 from infernum.manifest import BlockVariant, Buffer, Gemm, Launch, Manifest, Pointer, Stage, Weight
 from infernum.recipes import Share, read
-from infernum.runtime import driver, weights
+from infernum.runtime import driver, ranks, weights
 from infernum.runtime.device import Device
 from infernum.runtime.exchange import _RECORD as RECORD  # pyright: ignore[reportPrivateUsage]
 from infernum.runtime.exchange import words_exchanged
@@ -276,6 +277,26 @@ def test_a_bundle_for_another_number_of_gpus_is_refused(open_ranks: Open, tmp_pa
     with pytest.raises(BundleError, match="compiled for --tensor-parallel-size 2, and runs on 1 GPU"):
         CudaExecutor(bundle, toy.ToyCheckpoint(), device, LoadOptions(), open_library=library)
     assert device.closed
+
+
+def test_a_gpu_that_cannot_be_opened_leaves_none_open(
+    tmp_path: Path, gpus: Gpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(index: int) -> FakeGpu:
+        if index == RANKS - 1:
+            raise DeviceError("GPU 1 is away")
+        return gpus[index]
+
+    monkeypatch.setattr(ranks, "load_kernels_at_once", lambda: None)
+    monkeypatch.setattr(ranks, "Device", SimpleNamespace(open=opened))
+    bundle = toy.toy_bundle(tmp_path, divided(toy.toy_manifest()))
+    monkeypatch.setattr(ranks, "gpu_count", lambda: 1)
+    with pytest.raises(DeviceError, match="--tensor-parallel-size 2: needs so many GPUs, and 1 can be seen"):
+        RanksExecutor.open(bundle, None)
+    monkeypatch.setattr(ranks, "gpu_count", lambda: RANKS)
+    with pytest.raises(DeviceError, match="GPU 1 is away"):
+        RanksExecutor.open(bundle, None)
+    assert [gpu.closed for gpu in gpus] == [True, False], "the second was never opened"
 
 
 @pytest.fixture

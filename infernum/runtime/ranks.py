@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import cache
 from types import TracebackType
@@ -104,7 +104,12 @@ class RanksExecutor:
                 f"--tensor-parallel-size {ranks}: needs so many GPUs, and {visible} can be seen; see `infernum doctor`"
             )
         options = LoadOptions(gpu_memory_utilization, max_model_len, max_pages_total, seed)
-        devices = [Device.open(index) for index in indices]
+        devices: list[Device] = []
+        with ExitStack() as opened:
+            for index in indices:
+                devices.append(Device.open(index))
+                opened.callback(devices[-1].close)
+            opened.pop_all()  # the executor closes them
         return cls(bundle, checkpoint, devices, options, use_graphs=use_graphs, progress=progress)
 
     @property
