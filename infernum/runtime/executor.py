@@ -376,18 +376,18 @@ class CudaExecutor:
         """Launch a step and the copy of the tokens of its first `rows` rows."""
         turn = self._ring.next_turn()
         model = shape if late is None else replace(shape, sampler="", logprobs=False)
-        if late is None or not self._is_in_parts(shape):
-            self._graph(model, turn if late is None else 0)  # captured now if it is due
+        parts_wait = late is not None and self._is_in_parts(shape)
+        graph = None if parts_wait else self._graph(model, turn if late is None else 0)
         yield
         self._device.activate()
         if self._marks is not None:
             self._marks.mark()
         if late is None:
-            yield from self._launch(shape, turn)
-        elif self._is_in_parts(shape):
+            yield from self._launch(shape, turn, graph)
+        elif parts_wait:
             yield from self._queue(shape, turn, late)
         else:
-            yield from self._launch(model, 0)
+            yield from self._launch(model, 0, graph)
             yield
             rows_of_tables = late()
             self._device.activate()
@@ -404,9 +404,8 @@ class CudaExecutor:
         logprobs = inputs.all_logprobs(turn) if in_parts else inputs.logprobs(turn)
         return self._ring.fetch(tokens, rows, self, logprobs if shape.logprobs else None)
 
-    def _launch(self, shape: StepShape, turn: int) -> Phases[None]:
+    def _launch(self, shape: StepShape, turn: int, graph: CudaGraph | None) -> Phases[None]:
         """Launch the model, and the sampler if there is one: by a CUDA graph where the shape has run before."""
-        graph = self._graph(shape, turn)
         if graph is not None:
             graph.launch()
             return
