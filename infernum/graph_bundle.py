@@ -34,9 +34,9 @@ def trace_model(
     return bundle.write_bundle(out, _describe(program, graphs), files)
 
 
-def describe_graphs(source: ModelSource, dtype: str = "auto") -> Manifest:
-    """The manifest of a model's graphs, of which nothing is written: the weights and the state that it needs."""
-    program = read_program(source, dtype, MAX_BATCH_TOKENS)
+def describe_graphs(source: ModelSource, dtype: str = "auto", ranks: int = 1) -> Manifest:
+    """The manifest of a model's graphs, of which nothing is written: the weights and the state that a rank needs."""
+    program = read_program(source, dtype, MAX_BATCH_TOKENS, ranks)
     return _describe(program, _trace(program))
 
 

@@ -71,10 +71,7 @@ def read_program(source: ModelSource, dtype: str, max_batch_tokens: int, ranks: 
 
 def _check_ranks(program: Program) -> None:
     """Raises CompileError unless the blocks divide among the ranks, and says among how many they do."""
-    if not 1 <= program.ranks <= MOST_RANKS:
-        raise CompileError(
-            f"--tensor-parallel-size {program.ranks}: a model is divided among 1 to {MOST_RANKS} GPUs of one host"
-        )
+    check_number_of_ranks(program.ranks)
     try:
         graphs = [program.trace(block) for block in program.blocks]
     except ShapeError as error:
@@ -89,6 +86,14 @@ def _check_ranks(program: Program) -> None:
         raise CompileError(
             f"--tensor-parallel-size {program.ranks}: no block of the family {program.source.family!r} says how its"
             ' products are divided; give them shard="rows" or "columns"'
+        )
+
+
+def check_number_of_ranks(ranks: int) -> None:
+    """Raises CompileError for a number of ranks that no model can have."""
+    if not 1 <= ranks <= MOST_RANKS:
+        raise CompileError(
+            f"--tensor-parallel-size {ranks}: a model is divided among 1 to {MOST_RANKS} GPUs of one host"
         )
 
 

@@ -240,6 +240,28 @@ def test_a_bundle_of_ranks_says_so_and_its_kernels_add_what_follows_a_sum(
     assert verified.code == 0 and "exchange words with other ranks are left out" in verified.err
 
 
+def test_models_are_listed_with_the_memory_of_each_gpu(infernum: Callable[..., Outcome]) -> None:
+    """A model of 123 B parameters, which no GPU of 141 GB holds, fits two."""
+    whole, halves = (
+        {preset["name"]: preset for preset in json.loads(done.out)["presets"]}
+        for done in (
+            infernum("models", "--json"),
+            infernum("models", "--json", "--tensor-parallel-size", "2"),
+        )
+    )
+    large, half = whole["mistral-large-123b"], halves["mistral-large-123b"]
+    assert 122e9 < large["parameters"] < 123e9 and large["weight_bytes"] > 141e9
+    assert half["weight_bytes"] < 0.503 * large["weight_bytes"]
+    assert 2 * half["kv_bytes_per_token"] == large["kv_bytes_per_token"]
+    assert halves["gemma-3-1b"]["kv_bytes_per_token"] == whole["gemma-3-1b"]["kv_bytes_per_token"], (
+        "one key head"
+    )
+    thirds = infernum("models", "--tensor-parallel-size", "3").out
+    assert "on each of 3 GPUs" in thirds and "llama-3.1-8b" not in thirds
+    refused = infernum("models", "--tensor-parallel-size", "9")
+    assert refused.code == 2 and "1 to 8 GPUs of one host" in refused.err
+
+
 def test_a_gpu_refuses_several_ranks_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infernum.llm.choose_device", lambda device: "cuda")
     with pytest.raises(DeviceError, match=r"^--tensor-parallel-size 2: .*--device cpu"):

@@ -16,18 +16,22 @@ _NUMBERS = ("parameters", "weights", "KV cache a token", "context", "memory")
 
 
 @click.command("models", short_help="List model types and presets, with sizes and memory.")
+@options.tensor_parallel_size
 @options.as_json
 @options.plugin
 @options.verbose
-def command(as_json: bool) -> None:
+def command(tensor_parallel_size: int, as_json: bool) -> None:
     """List the model types that can be compiled, and the presets: models that need no folder.
 
     A preset is a model's shape, for measurements with random weights; the demos have weights too. Memory is that of
-    the weights in the preset's dtype, and of the KV cache of one sequence as long as the context.
+    the weights in the preset's dtype, and of the KV cache of one sequence as long as the context. With
+    --tensor-parallel-size it is that of each GPU, and presets that do not divide are left out.
     """
     from infernum.cli.console import print_json, print_table, say, size_text
+    from infernum.program import check_number_of_ranks
 
-    types, presets = list(_model_types()), list(_presets())
+    check_number_of_ranks(tensor_parallel_size)
+    types, presets = list(_model_types()), list(_presets(tensor_parallel_size))
     if as_json:
         print_json({"model_types": types, "presets": presets})
         return
@@ -48,7 +52,8 @@ def command(as_json: bool) -> None:
         for preset in presets
     ]
     columns = ("preset", "model_type", "parameters", "dtype", *_NUMBERS[1:])
-    print_table("Presets", columns, rows, numbers=_NUMBERS)
+    title = "Presets" if tensor_parallel_size == 1 else f"Presets, on each of {tensor_parallel_size} GPUs"
+    print_table(title, columns, rows, numbers=_NUMBERS)
     say(
         "A folder of any of these model types can be given in place of a preset; `infernum doctor FOLDER` checks it."
     )
@@ -68,8 +73,9 @@ def _model_types() -> Iterator[dict[str, str]]:
         }
 
 
-def _presets() -> Iterator[dict[str, Any]]:
-    """Each preset, with sizes in bytes."""
+def _presets(ranks: int) -> Iterator[dict[str, Any]]:
+    """Each preset that divides among so many ranks, with the sizes of a rank in bytes."""
+    from infernum.errors import CompileError
     from infernum.graph_bundle import describe_graphs
     from infernum.models.presets import PRESETS, resolve
     from infernum.runtime.kv_cache import plan_cache, sequence_bytes
@@ -77,7 +83,10 @@ def _presets() -> Iterator[dict[str, Any]]:
 
     for name in PRESETS:
         source = resolve(name)
-        manifest = describe_graphs(source)
+        try:
+            manifest = describe_graphs(source, ranks=ranks)
+        except CompileError:
+            continue
         weights = plan_weights(manifest)
         token, context = plan_cache(manifest).total_page_bytes // manifest.page_size, manifest.model.context
         yield {

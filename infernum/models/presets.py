@@ -349,6 +349,17 @@ _MODELS: dict[str, dict[str, object]] = {
     "granite-3.3-8b": _GRANITE_3_3_8B,
     "mistral-7b": _MISTRAL_7B,
     "mistral-small-24b": _MISTRAL_SMALL_24B,
+    "mistral-large-123b": _MISTRAL_7B
+    | {
+        "vocab_size": 32768,
+        "hidden_size": 12288,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 88,
+        "num_attention_heads": 96,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+        "max_position_embeddings": 131072,
+    },
     "phi-4": _PHI_4,
     "phi-4-mini": _PHI_4_MINI,
     "qwen2.5-7b": _QWEN_2_5_7B,
