@@ -250,6 +250,16 @@ def broken_library() -> Any:
     return library
 
 
+def test_ranks_are_loaded_at_once_and_what_is_done_of_all_is_reported(open_ranks: Open) -> None:
+    seen: list[tuple[int, int]] = []
+    with open_ranks(progress=lambda done, total: seen.append((done, total))):
+        pass
+    manifest = divided(toy.toy_manifest())
+    plans = [plan_weights(manifest, rank) for rank in range(RANKS)]
+    total = sum(weight.nbytes for plan in plans for weight in plan.stored)
+    assert max(seen) == (total, total) and len(seen) > RANKS
+
+
 def test_where_one_rank_cannot_be_loaded_all_memory_is_given_back(
     open_ranks: Open, gpus: Gpus, broken_library: Any
 ) -> None:

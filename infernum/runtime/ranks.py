@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from types import TracebackType
 from typing import Self
 
@@ -48,30 +49,35 @@ class RanksExecutor:
         Ranks may share a GPU, which then needs room for the kernels of all. Raises BundleError for a bundle that was
         not compiled for so many ranks, CheckpointError or DeviceError.
         """
-        self._ranks: list[CudaExecutor] = []
-        waiting, exchange = list(devices), None
+        numbers = [device.facts.index for device in devices]
+        shares_gpu = len(set(numbers)) < len(numbers)
+        exchange: Exchange | None = None
+        loaded: list[Future[CudaExecutor]] = []
         try:
             check_ranks(bundle.manifest, len(devices), str(bundle.folder))
             exchange = Exchange(devices, words_exchanged(bundle.manifest))
-            for rank, record in enumerate(exchange.records):
-                device = waiting.pop(0)
-                shares = sum(other.facts.index == device.facts.index for other in devices) > 1
-                own = replace(options, rank=rank, exchange=record, shares_gpu=shares)
-                self._ranks.append(
-                    CudaExecutor(
-                        bundle,
-                        checkpoint,
-                        device,
-                        own,
-                        use_graphs=use_graphs,
-                        progress=_part_of(progress, rank, len(devices)),
-                        open_library=open_library,
-                    )
+            sum_of_ranks = _sum_of_ranks(progress, len(devices))
+
+            def load(rank: int, record: int) -> CudaExecutor:
+                devices[rank].activate()
+                return CudaExecutor(
+                    bundle,
+                    checkpoint,
+                    devices[rank],
+                    replace(options, rank=rank, exchange=record, shares_gpu=shares_gpu),
+                    use_graphs=use_graphs,
+                    progress=partial(sum_of_ranks, rank),
+                    open_library=open_library,
                 )
+
+            # At once, so that what one rank reads of the checkpoint is still in memory when another reads it.
+            with ThreadPoolExecutor(1 if shares_gpu else len(devices)) as pool:
+                loaded = [pool.submit(load, rank, record) for rank, record in enumerate(exchange.records)]
+            self._ranks = [each.result() for each in loaded]
         except BaseException:
             with suppress(DeviceError):  # the first error is the one to report
-                _close(self._ranks, exchange)
-            for device in waiting:
+                _close([each.result() for each in loaded if each.exception() is None], exchange)
+            for device in devices[len(loaded) :]:  # a rank that fails closes its own
                 with suppress(DeviceError):
                     device.close()
             raise
@@ -180,11 +186,16 @@ class RanksExecutor:
             self.close()
 
 
-def _part_of(progress: Progress | None, rank: int, ranks: int) -> Progress | None:
-    """The progress of loading one rank, as a part of that of all."""
-    if progress is None:
-        return None
-    return lambda done, total: progress(rank * total + done, ranks * total)
+def _sum_of_ranks(progress: Progress | None, ranks: int) -> Callable[[int, int, int], None]:
+    """The progress of all ranks together, from that of each: called with the rank, what is done and the total."""
+    done, totals = [0] * ranks, [0] * ranks
+
+    def report(rank: int, own: int, total: int) -> None:
+        done[rank], totals[rank] = own, total
+        if progress is not None:
+            progress(sum(done), sum(each or total for each in totals))
+
+    return report
 
 
 def _close(ranks: Sequence[CudaExecutor], exchange: Exchange | None) -> None:
