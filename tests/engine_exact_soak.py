@@ -46,7 +46,7 @@ def open_engine(folder: Path, *, max_batch_tokens: int, pages: int) -> Engine:
     bundle = trace_model(resolve("dante"), folder, dtype="float32", max_batch_tokens=max_batch_tokens)
     executor = CpuExecutor.open(bundle, Checkpoint.open(demo_folder()), max_pages_total=pages)
     engine = Engine(executor, bundle.manifest.model, max_model_len=300)
-    engine._scheduler._reserved = lambda own: 0
+    engine._scheduler._reserved = lambda own, growing: 0
     return engine
 
 

@@ -96,7 +96,7 @@ def open_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
             bundle, Checkpoint.open(weights), place.device, max_model_len=LONGEST, max_pages_total=pages
         )
         engine = Engine(executor, bundle.manifest.model, max_model_len=LONGEST)
-        engine._scheduler._reserved = lambda own: 0
+        engine._scheduler._reserved = lambda own, growing: 0
         opened.append(engine)
         return engine
 
@@ -199,7 +199,7 @@ def test_a_sequence_that_was_preempted_gives_what_it_gives_undisturbed(
     prompts = random_prompts(scarce, [50, 60, 20, 63, 120, 40, 55, 10], seed=3)
     requests = [Request(prompt, greedy(70)) for prompt in prompts]
     preempted = scarce._scheduler.preempted
-    monkeypatch.setattr(scarce._scheduler, "_reserved", lambda own: 0)  # so that pages run out
+    monkeypatch.setattr(scarce._scheduler, "_reserved", lambda own, growing: 0)  # so that pages run out
     outputs, _ = serve(scarce, requests)
     assert scarce._scheduler.preempted >= preempted + 3
     check_as_if_alone(place, whole, requests, outputs)

@@ -23,7 +23,7 @@ from toy_executor import ToyExecutor
 
 from infernum.engine.engine import Engine
 from infernum.engine.events import Event
-from infernum.engine.page_pool import Content, PagePool
+from infernum.engine.page_pool import PagePool
 from infernum.engine.sequence import Mask
 from infernum.engine.slots import Slots
 from infernum.engine.windowed_pages import WindowedPages
@@ -80,22 +80,29 @@ ACTION = st.one_of(
 )
 
 
+def wrap_soon(engine: Engine) -> None:
+    """Let each slot have its turn as often as there are slots, as in a run of thousands of steps."""
+    slots = engine._scheduler.slots
+    slots.recent = slots.recent[: len(slots.number)]
+
+
 def check_pages(engine: Engine) -> None:
     """Every page is empty, idle, or owned by as many running sequences as the pool has counted."""
     pool, running = engine._pool, engine._scheduler.running
-    owners = np.zeros(pool.num_pages, int)
+    owners, further = np.zeros(pool.num_pages, int), 0
     for sequence in running:
-        assert len(set(sequence.pages)) == len(sequence.pages)
-        np.add.at(owners, sequence.pages, 1)
         slots, slot = engine._scheduler.slots, sequence.slot
-        assert slots.pages[slot, : len(sequence.pages)].tolist() == sequence.pages
-        assert slots.held[slot] == len(sequence.pages) * pool.page_size >= slots.computed[slot]
+        pages = slots.pages_of(slot)
+        assert len(set(pages)) == len(pages)
+        np.add.at(owners, pages, 1)
+        assert np.flatnonzero(slots.pages[slot] >= 0).tolist() == list(range(len(pages)))
+        assert slots.held[slot] == len(pages) * pool.page_size >= slots.computed[slot]
+        further += pool.pages_for(sequence.limit) - len(pages)
     assert owners.tolist() == pool._owners
-    growth = sum(pool.pages_for(sequence.limit) - len(sequence.pages) for sequence in running)
-    assert engine._scheduler._growth == growth
+    assert engine._scheduler._growth == further
     free = [*pool._empty, *pool._idle]
     assert sorted(free) == np.flatnonzero(owners == 0).tolist()
-    parents = [content.parent for content in pool._kept if isinstance(content.parent, int)]
+    parents = [parent for parent, _ in pool._kept if isinstance(parent, int)]
     assert all(pool._contents[parent] is not None for parent in parents)
     for group in engine._scheduler.slots.windowed:
         check_windowed_pages(group, [sequence.slot for sequence in running])
@@ -138,8 +145,9 @@ def test_whatever_happens_each_sequence_gets_its_own_tokens_and_no_page_is_lost(
 ):
     windowed = {} if window is None else {window: -(-window // 4) + 2 + spare}
     engine, toy = make(pages=pages, max_batch_tokens=max_batch_tokens, max_rows=max_rows, windowed=windowed)
+    wrap_soon(engine)
     if not reserves:  # so that many are preempted
-        engine._scheduler._reserved = lambda own: 0
+        engine._scheduler._reserved = lambda own, growing: 0
     requests: dict[int, Requested] = {}
     failing = []
     for name in ("run", "advance"):
@@ -278,7 +286,9 @@ def test_sequences_that_run_side_by_side_share_the_pages_of_their_common_beginni
     engine.add([*prompt, 50], GREEDY)
     engine.step()
     first, second = engine._scheduler.running
-    assert first.pages[:10] == second.pages[:10] and second.shared == 10
+    slots = engine._scheduler.slots
+    assert slots.pages_of(first.slot)[:10] == slots.pages_of(second.slot)[:10]
+    assert engine._scheduler.cached_tokens == 40
     while engine.busy:
         engine.step()
         check_pages(engine)
@@ -287,6 +297,7 @@ def test_sequences_that_run_side_by_side_share_the_pages_of_their_common_beginni
 @pytest.mark.parametrize("has_ended", [True, False])
 def test_an_answer_is_found_again_as_the_beginning_of_the_next_prompt(has_ended: bool):
     engine, toy = make(context=64, pages=64, max_rows=4)
+    wrap_soon(engine)
     params = SamplingParams(max_tokens=30, temperature=0)
     answer = alone([1, 2, 3], params)
     engine.add([1, 2, 3], params)
@@ -301,22 +312,29 @@ def test_an_answer_is_found_again_as_the_beginning_of_the_next_prompt(has_ended:
 
 
 def test_a_page_is_found_by_what_it_holds_and_never_by_a_hash_alone(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Content, "__hash__", lambda content: 1)
+    class Tokens(bytes):
+        def __hash__(self) -> int:
+            return 1
+
+    class Salt(str):
+        def __hash__(self) -> int:
+            return 1
+
+    by_page = PagePool._by_page
+    monkeypatch.setattr(PagePool, "_by_page", lambda pool, tokens: list(map(Tokens, by_page(pool, tokens))))
     pool = PagePool(8, 4)
     (page,) = pool.allocate(1)
-    pool.keep(page, Content("", np.arange(4, dtype=np.int32).tobytes()))
+    pool.keep(Salt(), [page], np.arange(4, dtype=np.int32))
     pool.release([page])
-    assert pool.find([0, 1, 2, 3, 9]) == [page]
-    assert pool.find([0, 1, 2, 4, 9]) == [] == pool.find([0, 1, 2, 3, 9], salt="other")
+    assert pool.find([0, 1, 2, 3, 9], Salt()) == [page]
+    assert pool.find([0, 1, 2, 4, 9], Salt()) == [] == pool.find([0, 1, 2, 3, 9], Salt("other"))
     assert pool.find([0, 1, 2, 3]) == [], "one token at least is computed"
 
 
 def test_of_pages_that_nobody_owns_the_one_unused_longest_is_given_out_and_children_before_parents():
     pool = PagePool(3, 2)
     first, second, third = pages = pool.allocate(3)
-    pool.keep(first, Content("", b"a"))
-    pool.keep(second, Content(first, b"b"))
-    pool.keep(third, Content(second, b"c"))
+    assert pool.keep("", pages, np.arange(6, dtype=np.int32)) == pages
     pool.release(pages)
     assert [pool.allocate(1) for _ in range(3)] == [[third], [second], [first]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import cast
 
 import numpy as np
 
@@ -13,16 +13,13 @@ from infernum.step import Int32
 Parent = int | str
 """The page before a page; of a first page, the salt: only sequences of one salt share pages."""
 
+Content = tuple[Parent, bytes]
+"""What a page holds: its parent, and the tokens of its positions after those of the parent, as the bytes of an int32
+array.
 
-class Content(NamedTuple):
-    """What a page holds: the tokens of its positions, as the bytes of an int32 array, after those of its parent.
-
-    Contents are compared as they are, never by a hash alone. A dict hashes bytes with a secret of the process, so that
-    no sender can make contents that collide.
-    """
-
-    parent: Parent
-    tokens: bytes
+Contents are compared as they are, never by a hash alone. A dict hashes bytes with a secret of the process, so that no
+sender can make contents that collide.
+"""
 
 
 class PagePool:
@@ -41,6 +38,7 @@ class PagePool:
         self._contents: list[Content | None] = [None] * num_pages
         self._kept: dict[Content, int] = {}
         self._idle = OrderedDict[int, None]()
+        self._page_of_tokens = np.dtype((np.void, page_size * np.dtype(np.int32).itemsize))
 
     @property
     def free_pages(self) -> int:
@@ -60,15 +58,17 @@ class PagePool:
         """`count` pages with one owner each; None when fewer are free."""
         if count > self.free_pages:
             return None
+        owners, contents = self._owners, self._contents
         pages = [self._empty.pop() for _ in range(min(count, len(self._empty)))]
         for _ in range(count - len(pages)):
             page, _ = self._idle.popitem(last=False)
-            content, self._contents[page] = self._contents[page], None
+            content = contents[page]
             assert content is not None, "what is idle is kept"
             del self._kept[content]
+            contents[page] = None
             pages.append(page)
         for page in pages:
-            self._owners[page] = 1
+            owners[page] = 1
         return pages
 
     def find(self, tokens: Sequence[int] | Int32, salt: str = "") -> list[int]:
@@ -78,46 +78,57 @@ class PagePool:
         """
         pages: list[int] = []
         parent: Parent = salt
-        held = np.asarray(tokens, np.int32).tobytes()
-        width = len(held) // len(tokens) * self.page_size
-        for start in range(0, len(held) - width, width):
-            page = self._kept.get(Content(parent, held[start : start + width]))
+        for held in self._by_page(np.asarray(tokens[: len(tokens) - 1], np.int32)):
+            page = self._kept.get((parent, held))
             if page is None:
                 break
-            self._idle.pop(page, None)
-            self._owners[page] += 1
+            self._share(page)
             pages.append(page)
             parent = page
         return pages
 
-    def keep(self, page: int, content: Content) -> int:
-        """Keep a page that is owned and full, whose parent is kept. Returns the page to use from now on.
+    def keep(self, parent: Parent, pages: Sequence[int], tokens: Int32) -> list[int]:
+        """Keep pages that follow each other behind `parent`, which is kept. They are full and have one owner each.
 
-        That is another page when one of this content is kept already; `page` then loses its owner.
+        Returns the pages to use from now on. A page whose content another page has already is replaced by that, and
+        loses its owner.
         """
-        parent = content.parent
-        assert self._owners[page] == 1 and self._contents[page] is None, (
-            f"page {page} is not its owner's alone"
-        )
         assert isinstance(parent, str) or self._contents[parent] is not None, "the parent is not kept"
-        known = self._kept.setdefault(content, page)
-        if known == page:
-            self._contents[page] = content
-            return page
-        self._idle.pop(known, None)
-        self._owners[known] += 1
-        self.release([page])
-        return known
+        used: list[int] = []
+        for page, held in zip(pages, self._by_page(tokens), strict=True):
+            assert self._owners[page] == 1 and self._contents[page] is None, (
+                f"page {page} is not its owner's alone"
+            )
+            content = parent, held
+            parent = self._kept.setdefault(content, page)
+            if parent == page:
+                self._contents[page] = content
+            else:
+                self._share(parent)
+                self.release([page])
+            used.append(parent)
+        return used
 
     def release(self, pages: Sequence[int]) -> None:
         """Take an owner from each page of a sequence, in the order of its positions."""
-        owners = self._owners
+        owners, contents = self._owners, self._contents
         for page in reversed(pages):
             others = owners[page] = owners[page] - 1
             assert others >= 0, f"page {page} is released and has no owner"
             if others:
                 continue
-            if self._contents[page] is not None:
-                self._idle[page] = None
-            else:
+            if contents[page] is None:
                 self._empty.append(page)
+            else:
+                self._idle[page] = None
+
+    def _share(self, page: int) -> None:
+        """Give a kept page an owner more."""
+        if not self._owners[page]:
+            del self._idle[page]
+        self._owners[page] += 1
+
+    def _by_page(self, tokens: Int32) -> list[bytes]:
+        """The tokens of each full page, as `Content` has them."""
+        full = tokens[: len(tokens) // self.page_size * self.page_size]
+        return cast("list[bytes]", full.view(self._page_of_tokens).tolist())

@@ -5,11 +5,11 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from infernum.engine.page_pool import Content, PagePool
+from infernum.engine.page_pool import PagePool
 from infernum.engine.scored_prompts import ScoredRows, scored_rows
 from infernum.engine.sequence import Sequence
 from infernum.engine.slots import Bools, Int64, Slots, integers
@@ -33,30 +33,29 @@ _FORGETTING = 0.998
 """What the reserve is multiplied by after a step."""
 
 
-@dataclass(frozen=True)
-class StepPlan:
-    """A step: of sequence i the tokens from `starts[i]` on, `lengths[i]` of them. Arrays are int32, indices int64.
+class StepPlan(NamedTuple):
+    """A step: of sequence i the tokens at `starts[i]` … `ends[i] − 1`. Arrays are int32, indices int64.
 
     slots     [seqs]  slots of the sequences
     numbers   [seqs]  numbers of the sequences
-    ends      [seqs]  starts + lengths
     sampled   [sampled]  the sequences whose last token is among them, so that the step samples the next one
     sampling  [sampled]  slots of these
     sampled_rows  [sampled]  their rows of logits
     totals    [sampled]  lengths of these sequences, with the tokens that the step samples
-    full      bool [sampled]  where that is the most that the sequence may come to
+    limits    [sampled]  most tokens that these sequences may come to
+    full      bool [sampled]  totals >= limits
     departures  `Slots.departures` when the step was planned
     """
 
     slots: Int64
     numbers: Int64
     starts: Int32
-    lengths: Int32
     ends: Int32
     sampled: Int64
     sampling: Int64
     sampled_rows: Int32
     totals: Int32
+    limits: Int32
     full: Bools
     prompt_tokens: int
     decodes: int
@@ -75,6 +74,11 @@ class StepPlan:
     def chunk_tokens(self) -> int:
         """Tokens of the sequences that do not decode: of prompts, and of outputs that are computed again."""
         return sum(end - start for _, start, end in self.chunks)
+
+    @property
+    def lengths(self) -> Int32:
+        """Number of tokens of each sequence, int32 [seqs]."""
+        return self.ends - self.starts
 
     def of_sampled(self, values: Array) -> Array:
         """Of values [seqs], those of the sequences that sample."""
@@ -140,6 +144,8 @@ class Scheduler:
             windowed,
         )
         self.reserve = LEAST_RESERVE
+        self._last: StepPlan | None = None
+        """The step that was launched last."""
         self._growth = 0
         """Number of further pages that running sequences may come to need."""
         self.table_version = 0
@@ -208,7 +214,7 @@ class Scheduler:
 
     def launched(self, plan: StepPlan) -> None:
         """Note a step that was launched: its positions are computed, and one token of each row is to be read."""
-        slots = self.slots
+        slots, self._last = self.slots, plan
         slots.computed[plan.slots] = plan.ends
         slots.newest[plan.sampling] = ~plan.sampled_rows
         slots.total[plan.sampling] = plan.totals
@@ -244,71 +250,78 @@ class Scheduler:
                 self._keep(sequence, end)
         sequence = slots.sequences.get(slots.turn)
         if sequence is not None:
+            slots.tokens_of(sequence)
             self._keep_output(sequence)
 
     def _keep_output(self, sequence: Sequence) -> None:
         """Keep the full pages of a sequence, as far as the host has read its output."""
         read = int(self.slots.read[sequence.slot])
-        if read:
+        if read > (sequence.findable + 1) * self.pool.page_size:
             self.slots.tokens_of(sequence)
             self._keep(sequence, read - 1)
 
     def _keep(self, sequence: Sequence, computed: int) -> None:
         """Keep the full pages among those of the first `computed` positions, whose tokens are in `Sequence.tokens`."""
-        size, pages = self.pool.page_size, sequence.pages
-        numbers = range(sequence.findable, computed // size)
-        if not numbers or self.slots.windowed:
+        slot, size = sequence.slot, self.pool.page_size
+        first, end = sequence.findable, computed // size
+        if first >= end or self.slots.windowed:
             return
-        for number, tokens in zip(numbers, sequence.tokens_of_pages(numbers, size), strict=True):
-            parent = pages[number - 1] if number else sequence.first_parent
-            page = self.pool.keep(pages[number], Content(parent, tokens))
-            if page != pages[number]:
-                pages[number] = self.slots.pages[sequence.slot, number] = page
-                self.table_version += 1
-        sequence.findable = numbers.stop
+        pages = self.slots.pages_of(slot)[:end]
+        parent = pages[first - 1] if first else sequence.first_parent
+        kept = self.pool.keep(parent, pages[first:], sequence.tokens[first * size : end * size])
+        if kept != pages[first:]:
+            self.slots.pages[slot, first:end] = kept
+            self.table_version += 1
+        sequence.findable = end
 
     def _admit(self) -> None:
-        if not self.waiting or not self.slots.free:
+        slots, pool = self.slots, self.pool
+        if not self.waiting:
             return
-        while self.waiting and self.slots.free:
+        growing = int(np.count_nonzero(slots.held < slots.limit))
+        while self.waiting and slots.free:
             sequence = self.waiting[0]
-            if not self.slots.tables.has_room(sequence.params):
+            if not slots.tables.has_room(sequence.params):
                 return
-            if not all(self._fits(sequence, group) for group in self.slots.windowed):
+            if not all(self._fits(sequence, group) for group in slots.windowed):
                 return
-            sequence.is_long = self._is_long(len(sequence.tokens))
-            own = self.pool.pages_for(sequence.limit) - self.pool.pages_for(len(sequence.tokens))
-            reserved = self._reserved(own) if self.slots.sequences else 0
-            if self.slots.sequences and reserved + 1 > self.pool.free_pages:
+            length = len(sequence.tokens)
+            needed = pool.pages_for(length)
+            own = pool.pages_for(sequence.limit) - needed
+            growing += own > 0
+            reserved = self._reserved(own, growing) if slots.sequences else 0
+            if slots.sequences and reserved + 1 > pool.free_pages:
                 return
-            computes_all = bool(self.slots.windowed) or sequence.asks_for_scores
-            shared = [] if computes_all else self.pool.find(sequence.tokens, sequence.first_parent)
-            count = self.pool.pages_for(len(sequence.tokens)) - len(shared)
-            pages = self.pool.allocate(count) if count + reserved <= self.pool.free_pages else None
+            sequence.is_long = self._is_long(length)
+            computes_all = bool(slots.windowed) or sequence.asks_for_scores
+            shared = [] if computes_all else pool.find(sequence.tokens, sequence.first_parent)
+            missing = needed - len(shared)
+            pages = pool.allocate(missing) if missing + reserved <= pool.free_pages else None
             if pages is None:
-                self.pool.release(shared)
+                pool.release(shared)
                 return
             self.waiting.pop(0)
             self._growth += own
-            sequence.pages = shared + pages
-            sequence.shared = sequence.findable = len(shared)
-            self.cached_tokens += min(len(shared) * self.pool.page_size, sequence.prompt_length)
-            self.slots.take(sequence, computed=len(shared) * self.pool.page_size)
+            sequence.findable = len(shared)
+            cached = len(shared) * pool.page_size
+            self.cached_tokens += min(cached, sequence.prompt_length)
+            slots.take(sequence, shared + pages, computed=cached)
             self.table_version += 1
 
-    def _reserved(self, own: int) -> int:
+    def _reserved(self, own: int, growing: int) -> int:
         """Pages that stay free when a sequence that may need `own` further pages is admitted beside others.
 
-        Each sequence that may need further pages needs the next one soon. Of the pages behind it, `reserve` is the
-        share.
+        Each of the `growing` sequences that may need further pages needs the next one soon. Of the pages behind it,
+        `reserve` is the share.
         """
-        growing = int(np.count_nonzero(self.slots.held < self.slots.limit))
-        return max(growing + (own > 0), math.ceil(self.reserve * (self._growth + own)))
+        return max(growing, math.ceil(self.reserve * (self._growth + own)))
 
     def _grow_decodes(self, unread: bool) -> bool:
         """Give each decode the page of its next position, where it lacks it; False as for `_grow`."""
         slots = self.slots
-        growing = slots.decoding[slots.computed.take(slots.decoding) >= slots.held.take(slots.decoding)]
+        (growing,) = (slots.computed >= slots.held).nonzero()
+        if len(growing):
+            growing = growing[slots.total.take(growing) < slots.limit.take(growing)]
         if len(growing) and not self._grow_all(growing):
             for slot in integers(growing):
                 if not self._grow(slot, self._grow_all, unread):
@@ -320,11 +333,9 @@ class Scheduler:
         pages = self.pool.allocate(len(slots))
         if pages is None:
             return False
-        for slot, page in zip(integers(slots), pages, strict=True):
-            own = self.slots.sequences[slot].pages
-            self.slots.pages[slot, len(own)] = page
-            own.append(page)
-            self.slots.held[slot] = len(own) * self.pool.page_size
+        held, size = self.slots.held.take(slots), self.pool.page_size
+        self.slots.pages[slots, held // size] = pages
+        self.slots.held[slots] = held + size
         self._growth -= len(pages)
         self.table_version += 1
         return True
@@ -383,9 +394,9 @@ class Scheduler:
 
     def _take_pages(self, sequence: Sequence) -> None:
         self._keep_output(sequence)
-        self._growth -= self.pool.pages_for(sequence.limit) - len(sequence.pages)
-        self.pool.release(sequence.pages)
-        sequence.pages = []
+        pages = self.slots.pages_of(sequence.slot)
+        self._growth -= self.pool.pages_for(sequence.limit) - len(pages)
+        self.pool.release(pages)
         self.slots.give_back(sequence)
         self.table_version += 1
 
@@ -439,22 +450,24 @@ class Scheduler:
 
     def _step(self, chunks: list[Chunk]) -> StepPlan | None:
         """The step of all decodes and these chunks; None where there are neither."""
-        state, decodes = self.slots, len(self.slots.decoding)
+        state, slots, last = self.slots, self.slots.decoding, self._last
+        if last is not None and last.slots is slots and not chunks:
+            return self._next(last)
+        decodes = len(slots)
         count = decodes + len(chunks)
         if not count:
             return None
-        slots, lengths = state.decoding, state.ones[:count]
         starts = state.computed.take(slots)
+        ends: Int32 = starts + state.ones[:decodes]
         prompt_tokens = int(np.count_nonzero(starts < state.prompt.take(slots)))
         if chunks:
-            slots: Int64 = np.concatenate((slots, np.array([slot for slot, _, _ in chunks])))
-            starts = np.concatenate((starts, np.array([start for _, start, _ in chunks], np.int32)))
-            lengths = lengths.copy()
-            lengths[decodes:] = [end - start for _, start, end in chunks]
+            of_chunks = np.array(chunks, np.int32)
+            slots: Int64 = np.concatenate((slots, of_chunks[:, 0]), dtype=np.int64)
+            starts = np.concatenate((starts, of_chunks[:, 1]))
+            ends = np.concatenate((ends, of_chunks[:, 2]))
             for slot, start, end in chunks:
-                prompt_tokens += max(0, min(end, int(state.prompt[slot])) - start)
-        ends: Int32 = starts + lengths
-        totals: Int32 = ends + 1
+                prompt_tokens += max(0, min(end, state.sequences[slot].prompt_length) - start)
+        totals: Int32 = ends + state.ones[:count]
         sampled, sampling, scored = state.indices[:count], slots, None
         if chunks:
             if any(end < state.total[slot] for slot, _, end in chunks):
@@ -465,23 +478,42 @@ class Scheduler:
                 for place, (slot, _, _) in enumerate(chunks, decodes)
                 if (sequence := state.sequences[slot]).asks_for_scores
             ]
-            scored = scored_rows(asking, starts, lengths, sampled) if asking else None
+            scored = scored_rows(asking, starts, ends - starts, sampled) if asking else None
+        limits = state.limit.take(sampling)
         return StepPlan(
             slots=slots,
             numbers=state.number.take(slots),
             starts=starts,
-            lengths=lengths,
             ends=ends,
             sampled=sampled,
             sampling=sampling,
             sampled_rows=state.places[: len(sampled)] if scored is None else scored.sampled,
             totals=totals,
-            full=totals >= state.limit.take(sampling),
+            limits=limits,
+            full=totals >= limits,
             prompt_tokens=prompt_tokens,
             decodes=decodes,
             chunks=chunks,
             departures=state.departures,
             scored=scored,
+        )
+
+    def _next(self, last: StepPlan) -> StepPlan:
+        """The step that follows the last one launched (`StepPlan.follows`)."""
+        state, count = self.slots, len(last.slots)
+        totals: Int32 = last.totals + state.ones[:count]
+        return last._replace(
+            starts=last.ends,
+            ends=last.totals,
+            sampled=state.indices[:count],
+            sampled_rows=state.places[:count],
+            totals=totals,
+            full=totals >= last.limits,
+            prompt_tokens=0,
+            decodes=count,
+            chunks=[],
+            departures=state.departures,
+            scored=None,
         )
 
 

@@ -26,14 +26,14 @@ class Sequence:
 
     tokens      int32: prompt and output. While the sequence runs, the newest may be missing (`Slots.tokens_of`)
     max_tokens  the `max_tokens` of the request, clamped to context and cache
+    limit       most tokens of prompt and output
     priority    the higher, the earlier it is admitted and the later preempted
     salt        only sequences of one salt share pages of the cache
     stream      number of the stream that its events belong to; 0: they are returned by `Engine.step_events`
     mask        gives the tokens that it may sample next; None: all, always
     is_long     it runs as one that is longer than the model's `short_context`
     slot        its slot while it runs, else −1
-    pages       its pages while it runs, else empty; the first `shared` were found in the cache when it was admitted,
-                the first `findable` can be found in it
+    findable    how many of its pages can be found in the cache, while it runs: the first ones
     scored      the number of prompt tokens behind the first whose log-probabilities the host has read
     """
 
@@ -53,6 +53,7 @@ class Sequence:
         self.prompt_length = len(prompt)
         self.params = params
         self.max_tokens = max_tokens
+        self.limit = len(prompt) + max_tokens
         self.seed = seed
         self.priority = priority
         self.salt = salt
@@ -60,15 +61,9 @@ class Sequence:
         self.mask: Mask | None = None
         self.is_long = False
         self.slot = -1
-        self.pages: list[int] = []
-        self.shared = self.findable = 0
+        self.findable = 0
         self.scored = 0
         self._scores: list[Logprobs] = []
-
-    @property
-    def limit(self) -> int:
-        """Most tokens of prompt and output."""
-        return self.prompt_length + self.max_tokens
 
     @property
     def asks_for_scores(self) -> bool:
@@ -96,9 +91,3 @@ class Sequence:
     def first_parent(self) -> str:
         """What tells apart first pages of the same tokens: the salt, and the turn by LongRoPE."""
         return f"{'long' if self.is_long else 'short'}:{self.salt}"
-
-    def tokens_of_pages(self, numbers: range, size: int) -> list[bytes]:
-        """The tokens of these pages, which are full, as `Content` has them."""
-        tokens = self.tokens[numbers.start * size : numbers.stop * size].tobytes()
-        width = size * self.tokens.itemsize
-        return [tokens[place : place + width] for place in range(0, len(tokens), width)]

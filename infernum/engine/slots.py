@@ -18,8 +18,11 @@ from infernum.step import PARAMETER_INPUTS, Array, Int32
 Int64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
+RECENT_STEPS = 1024
+"""Steps whose tokens wait in `Slots.recent`, at least. Most sequences end within these, and are appended to once."""
+
 _NAMES = [item.name for item in PARAMETER_INPUTS]
-_INTEGER_ROWS = [row for row, item in enumerate(PARAMETER_INPUTS) if not item.dtype.is_float]
+_IS_FLOAT = [item.dtype.is_float for item in PARAMETER_INPUTS]
 _WITHOUT_SEED = [name for name in _NAMES if name != "seed"]
 _values_of = attrgetter(*_WITHOUT_SEED)
 
@@ -36,10 +39,11 @@ def rows_of(*columns: Array) -> Iterator[tuple[int, ...]]:
 
 def parameters_of(sampling: Int32) -> dict[str, Array]:
     """The sampling parameters by name, of the rows of such an array as `Slots.sampling`."""
-    parameters: dict[str, Array] = dict(zip(_NAMES, sampling.view(np.float32), strict=True))
-    for row in _INTEGER_ROWS:
-        parameters[_NAMES[row]] = sampling[row]
-    return parameters
+    floats = sampling.view(np.float32)
+    return {
+        name: floats[row] if is_float else sampling[row]
+        for row, (name, is_float) in enumerate(zip(_NAMES, _IS_FLOAT, strict=True))
+    }
 
 
 class Slots:
@@ -52,14 +56,15 @@ class Slots:
                 sequences have come to their limits are in neither
     departures  how many sequences have given back their slots
     number      int64: number of the sequence; −1: the slot is free
-    computed    positions whose keys and values are in the cache, or will be once the launched steps have run
+    computed    positions whose keys and values are in the cache, or will be once the launched steps have run; −1: the
+                slot is free
     prompt      tokens of the prompt
     total       tokens of the sequence, with the one that a launched step samples and the host has not read
     limit       most tokens that it may come to
     newest      its last token; −1 − r is the token that row r of the last launched step samples (`Batch.token_ids`)
     pages       its pages in order, then −1; `held` positions lie in them
     read        tokens of the sequence that the host has read; 0: none was sampled yet, since it has this slot
-    recent      [count, count]: a column for each of the last steps that sampled, in a ring: the tokens that it gave.
+    recent      [steps, count]: a row for each of the last steps that sampled, in a ring: the tokens that it gave.
                 Every step gives one to each slot that decodes, and `turn` appends them to `Sequence.tokens` in time
     ends        True where the model's end tokens end the sequence
     own_stops   True where tokens end the sequence that do not end others
@@ -84,9 +89,10 @@ class Slots:
         self.number: Int64 = np.full(count, -1, np.int64)
         state: Int32 = np.zeros((7, count), np.int32)
         self.computed, self.prompt, self.total, self.limit, self.held, self.newest, self.read = state
+        self.computed[:] = -1
         self.stream = np.zeros(count, np.int32)
         self.pages = np.full((count, columns), -1, np.int32)
-        self.recent = np.zeros((count, count), np.int32)
+        self.recent = np.zeros((max(count, RECENT_STEPS), count), np.int32)
         self.turn = 0
         """The slot whose recent tokens must be taken by `tokens_of` before the next step's are appended."""
         self.ends, self.own_stops = np.zeros((2, count), np.bool_)
@@ -122,8 +128,12 @@ class Slots:
         """The sequences that have slots, in the order in which they were admitted."""
         return list(self.sequences.values())
 
-    def take(self, sequence: Sequence, computed: int) -> None:
-        """Give a slot to a sequence, whose `pages` hold the first of its tokens: `computed` of them already."""
+    def pages_of(self, slot: int) -> list[int]:
+        """The pages of a slot, in the order of their positions."""
+        return integers(self.pages[slot, : self.held[slot] // self.page_size])
+
+    def take(self, sequence: Sequence, pages: list[int], computed: int) -> None:
+        """Give a slot to a sequence, and pages for its tokens, of which the first `computed` are in them already."""
         slot = sequence.slot = self._free.pop()
         self.sequences[slot] = sequence
         self._active = None
@@ -135,8 +145,8 @@ class Slots:
         self.limit[slot] = sequence.limit
         self.newest[slot] = sequence.tokens[-1]
         self.read[slot] = 0
-        self.held[slot] = len(sequence.pages) * self.page_size
-        self.pages[slot, : len(sequence.pages)] = sequence.pages
+        self.held[slot] = len(pages) * self.page_size
+        self.pages[slot, : len(pages)] = pages
         self.ends[slot] = not params.ignore_eos
         self.own_stops[slot] = bool(params.stop_token_ids)
         self.stream[slot] = sequence.stream
@@ -160,13 +170,14 @@ class Slots:
             self.prompting.remove(slot)
         elif self.total[slot] < self.limit[slot]:
             self.decoding = self.decoding[self.decoding != slot]
-        self.number[slot] = -1
+        self.number[slot] = self.computed[slot] = -1
         self.pages[slot] = -1
         self.held[slot] = self.limit[slot] = 0
         for group in self.windowed:
             group.clear(slot)
         self.tables.give_back(slot)
         self.own_stops[slot] = False
+        self.logprobs[slot] = 0
         self._free.append(slot)
 
     def regroup(self) -> None:
@@ -181,7 +192,7 @@ class Slots:
 
         `is_end` [vocab] marks the model's end tokens. Returns where a token ends its sequence.
         """
-        self.recent[:, self.turn][slots] = tokens
+        self.recent[self.turn][slots] = tokens
         self.read[slots] = totals
         self.turn = (self.turn + 1) % len(self.recent)
         stopped = is_end.take(tokens)
@@ -197,7 +208,7 @@ class Slots:
         """Prompt and output of a running sequence, as far as the host has read them."""
         missing = int(self.read[sequence.slot]) - len(sequence.tokens)
         if missing > 0:
-            recent = self.recent[sequence.slot]
+            recent = self.recent[:, sequence.slot]
             wrapped = recent[self.turn - missing :] if missing > self.turn else recent[:0]
             newest = recent[max(0, self.turn - missing) : self.turn]
             sequence.tokens = np.concatenate((sequence.tokens, wrapped, newest))

@@ -19,7 +19,7 @@ def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
     The token of a row that the host has not read is a reference to that row (`Batch`).
     """
     count = len(plan.slots)
-    columns = int(slots.held.take(plan.slots).max()) // page_size
+    columns = int(slots.held[slots.held.argmax()]) // page_size
     table = slots.pages[:, :columns].take(plan.slots, axis=0)
     windowed = [group.table[:, :columns].take(plan.slots, axis=0) for group in slots.windowed]
     tables = np.stack(windowed) if windowed else None
@@ -27,9 +27,8 @@ def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
         rows, token_ids = slots.places[:count], slots.newest.take(plan.slots)
         return Batch(token_ids, plan.starts, rows, slots.places[: count + 1], table, rows, plan.ends, tables)
     decodes, tokens = plan.decodes, plan.decodes + plan.chunk_tokens
-    query_start = np.empty(count + 1, np.int32)
-    query_start[: decodes + 1] = slots.places[: decodes + 1]
-    token_ids, positions, sequence, lengths = (np.empty(tokens, np.int32) for _ in range(4))
+    query_start = slots.places[: count + 1].copy()
+    token_ids, positions, sequence, lengths = np.empty((4, tokens), np.int32)
     token_ids[:decodes] = slots.newest.take(plan.slots[:decodes])
     positions[:decodes] = plan.starts[:decodes]
     sequence[:decodes] = slots.places[:decodes]
@@ -80,7 +79,7 @@ def sampling_of(plan: StepPlan, slots: Slots, is_end: Bools) -> Sampling:
             parameters[item.name][~samples] = item.default
         owned = {name: np.where(samples, own, np.int32(-1)) for name, own in owned.items()}
         return Sampling(parameters, owned, tuple(writes), logprobs=True, scored=plan.scored.scored)
-    logprobs = len(plan.sampled) > 0 and bool(np.count_nonzero(slots.logprobs.take(rows)))
+    logprobs = bool(np.count_nonzero(slots.logprobs) and np.count_nonzero(slots.logprobs[plan.sampling]))
     return Sampling(parameters, owned, tuple(writes), logprobs=logprobs)
 
 

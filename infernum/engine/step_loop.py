@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,8 +29,7 @@ from infernum.step import NO_TOKEN, Executor, Int32, Logprobs, Pending, Sampling
 _STOP, _LENGTH = FINISH_REASONS.index("stop"), FINISH_REASONS.index("length")
 
 
-@dataclass(frozen=True)
-class Flight:
+class Flight(NamedTuple):
     """A launched step whose tokens the host has not read. `table_version` is that of the page tables it was given.
 
     `queued`: it was launched before the tokens of the last step were read, so that the GPU was not idle between them.
