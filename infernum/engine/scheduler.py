@@ -333,9 +333,10 @@ class Scheduler:
         pages = self.pool.allocate(len(slots))
         if pages is None:
             return False
-        held, size = self.slots.held.take(slots), self.pool.page_size
-        self.slots.pages[slots, held // size] = pages
-        self.slots.held[slots] = held + size
+        state, size = self.slots, self.pool.page_size
+        for slot, held, page in zip(integers(slots), integers(state.held[slots]), pages, strict=True):
+            state.pages[slot, held // size] = page
+            state.held[slot] = held + size
         self._growth -= len(pages)
         self.table_version += 1
         return True
@@ -502,18 +503,21 @@ class Scheduler:
         """The step that follows the last one launched (`StepPlan.follows`)."""
         state, count = self.slots, len(last.slots)
         totals: Int32 = last.totals + state.ones[:count]
-        return last._replace(
+        return StepPlan(
+            slots=last.slots,
+            numbers=last.numbers,
             starts=last.ends,
             ends=last.totals,
             sampled=state.indices[:count],
+            sampling=last.slots,
             sampled_rows=state.places[:count],
             totals=totals,
+            limits=last.limits,
             full=totals >= last.limits,
             prompt_tokens=0,
             decodes=count,
             chunks=[],
             departures=state.departures,
-            scored=None,
         )
 
 

@@ -10,7 +10,7 @@ from infernum.cache_groups import first_page
 from infernum.engine.scheduler import StepPlan
 from infernum.engine.slots import Bools, Slots, integers, parameters_of
 from infernum.engine.windowed_pages import longest_chunk
-from infernum.step import PARAMETER_INPUTS, Batch, Executor, Float32, Int32, Sampling
+from infernum.step import PARAMETER_INPUTS, Batch, Executor, Float32, Int32, Sampling, TableRow
 
 
 def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
@@ -62,16 +62,14 @@ def sampling_of(plan: StepPlan, slots: Slots, is_end: Bools) -> Sampling:
     is_plain = len(plan.sampled) and plan.scored is None
     rows = plan.sampling if is_plain else plan.slots[plan.rows]
     parameters = parameters_of(slots.sampling.take(rows, axis=1))
-    writes = [
-        write
-        for slot in integers(slots.tables.unwritten(plan.slots))
-        for write in slots.tables.writes(
-            slots.sequences[slot], slots.tokens_of(slots.sequences[slot]), is_end
-        )
-    ]
+    writes: list[TableRow] = []
     owned: dict[str, Int32] = {}
-    if slots.tables.in_use and len(plan.sampled):
-        owned = slots.tables.rows(rows, slots.total[rows] - slots.prompt[rows])
+    if slots.tables.in_use:
+        for slot in integers(slots.tables.unwritten(plan.slots)):
+            sequence = slots.sequences[slot]
+            writes += slots.tables.writes(sequence, slots.tokens_of(sequence), is_end)
+        if len(plan.sampled):
+            owned = slots.tables.rows(rows, slots.total[rows] - slots.prompt[rows])
     if plan.scored is not None:
         samples = np.zeros(len(rows), np.bool_)
         samples[plan.sampled_rows] = True
