@@ -69,11 +69,9 @@ class Piece(msgspec.Struct, gc=False):
     @property
     def is_text(self) -> bool:
         """True where the piece adds text to an answer and nothing else."""
-        return (
-            self.finish_reason is None
-            and not self.logprobs
-            and all(isinstance(segment, str) for segment in self.segments)
-        )
+        if self.finish_reason is not None or self.logprobs:
+            return False
+        return not self.segments or all(isinstance(segment, str) for segment in self.segments)
 
 
 @dataclass

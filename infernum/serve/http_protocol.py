@@ -33,13 +33,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._reader: asyncio.TimerHandle | None = None
         self._head_bytes: int | None = 0
         self._deadline: asyncio.TimerHandle | None = None
+        self.is_full = False
+        """True while the client reads more slowly than the server writes."""
         self.on_reading: Callable[[], None] | None = None
         """Called when the client reads again, after `is_full`."""
-
-    @property
-    def is_full(self) -> bool:
-        """True while the client reads more slowly than the server writes."""
-        return bool(self.flow.write_paused)
 
     def write_part(self, body: bytes) -> None:
         """Write a part of a body of unknown length, the head of which ASGI has sent."""
@@ -82,10 +79,12 @@ class HttpProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The client reads more slowly than the server writes."""
         super().pause_writing()
+        self.is_full = True
         self._watch_reader(0)
 
     def resume_writing(self) -> None:
         self._forget_reader()
+        self.is_full = False
         super().resume_writing()
         if self.on_reading is not None:
             self.on_reading()
