@@ -170,9 +170,8 @@ class Engine:
         launches from the tokens that the host has read. Tokens that cannot be read are computed again.
         """
         events = self._next_step()
-        if np.count_nonzero(events.ends):
-            for number in integers(events.sequences[events.ends > 0]):
-                self._transcripts.pop(number, None)
+        for number in integers(events.sequences[events.ends.nonzero()]):
+            self._transcripts.pop(number, None)
         return events
 
     def add(

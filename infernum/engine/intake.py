@@ -69,9 +69,8 @@ class Intake:
                 "the prompt is empty, and this model has no token to begin with; give at least one token"
             )
         last = self._model.vocab_size - 1
-        outside = (tokens < 0) | (tokens > last)
-        if np.count_nonzero(outside):
-            place = int(np.flatnonzero(outside)[0])
+        if not 0 <= tokens[tokens.argmin()] <= tokens[tokens.argmax()] <= last:
+            place = int(np.flatnonzero((tokens < 0) | (tokens > last))[0])
             raise RequestError(
                 f"token {place} of the prompt is {tokens[place]}; the model's tokens are 0 to {last}"
             )

@@ -59,16 +59,17 @@ class PagePool:
         if count > self.free_pages:
             return None
         owners, contents = self._owners, self._contents
-        pages = [self._empty.pop() for _ in range(min(count, len(self._empty)))]
-        for _ in range(count - len(pages)):
-            page, _ = self._idle.popitem(last=False)
-            content = contents[page]
-            assert content is not None, "what is idle is kept"
-            del self._kept[content]
-            contents[page] = None
-            pages.append(page)
-        for page in pages:
+        pages: list[int] = []
+        for _ in range(count):
+            if self._empty:
+                page = self._empty.pop()
+            else:
+                page, _ = self._idle.popitem(last=False)
+                content, contents[page] = contents[page], None
+                assert content is not None, "what is idle is kept"
+                del self._kept[content]
             owners[page] = 1
+            pages.append(page)
         return pages
 
     def find(self, tokens: Sequence[int] | Int32, salt: str = "") -> list[int]:

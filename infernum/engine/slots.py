@@ -22,7 +22,7 @@ RECENT_STEPS = 1024
 """Steps whose tokens wait in `Slots.recent`, at least. Most sequences end within these, and are appended to once."""
 
 _NAMES = [item.name for item in PARAMETER_INPUTS]
-_IS_FLOAT = [item.dtype.is_float for item in PARAMETER_INPUTS]
+_INTEGER_ROWS = [row for row, item in enumerate(PARAMETER_INPUTS) if not item.dtype.is_float]
 _WITHOUT_SEED = [name for name in _NAMES if name != "seed"]
 _values_of = attrgetter(*_WITHOUT_SEED)
 
@@ -39,11 +39,10 @@ def rows_of(*columns: Array) -> Iterator[tuple[int, ...]]:
 
 def parameters_of(sampling: Int32) -> dict[str, Array]:
     """The sampling parameters by name, of the rows of such an array as `Slots.sampling`."""
-    floats = sampling.view(np.float32)
-    return {
-        name: floats[row] if is_float else sampling[row]
-        for row, (name, is_float) in enumerate(zip(_NAMES, _IS_FLOAT, strict=True))
-    }
+    parameters: dict[str, Array] = dict(zip(_NAMES, sampling.view(np.float32), strict=True))
+    for row in _INTEGER_ROWS:
+        parameters[_NAMES[row]] = sampling[row]
+    return parameters
 
 
 class Slots:
@@ -130,7 +129,7 @@ class Slots:
 
     def pages_of(self, slot: int) -> list[int]:
         """The pages of a slot, in the order of their positions."""
-        return integers(self.pages[slot, : self.held[slot] // self.page_size])
+        return integers(self.pages[slot, : int(self.held[slot]) // self.page_size])
 
     def take(self, sequence: Sequence, pages: list[int], computed: int) -> None:
         """Give a slot to a sequence, and pages for its tokens, of which the first `computed` are in them already."""

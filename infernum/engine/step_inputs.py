@@ -40,7 +40,7 @@ def batch_of(plan: StepPlan, slots: Slots, page_size: int) -> Batch:
         positions[chunk] = slots.positions[start:end]
         sequence[chunk], lengths[chunk] = place, slots.total[slot]
         at = query_start[place + 1] = chunk.stop
-    rows = query_start[1:] - 1 if plan.scored is None else plan.scored.tokens
+    rows = query_start[1:] - slots.ones[:count] if plan.scored is None else plan.scored.tokens
     if plan.scored is None and len(plan.sampled) < count:
         rows = rows.take(plan.rows)
     return Batch(token_ids, positions, sequence, query_start, table, rows, lengths, tables)

@@ -236,9 +236,8 @@ class StepLoop:
             ends, tokens = events.ends, events.tokens[events.tokens != NO_TOKEN]
         if len(events):
             self.events.append((events, slots.stream.take(rows)))
-        if np.count_nonzero(ends):
-            for number in integers(numbers[ends > 0]):
-                self.remove(number)
+        for number in integers(numbers[ends.nonzero()]):
+            self.remove(number)
         self.statistics.add(plan.prompt_tokens, len(tokens), seconds)
 
     def _score(self, plan: StepPlan, logprobs: Logprobs, current: Bools | None) -> None:
