@@ -67,9 +67,9 @@ class PromptLogprobs(Sequence[TokenLogprobs | None]):
         return hash((self.tokens.tobytes(), self.values.tobytes()))
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StepEvents:
-    """The advances of one or more steps: a token for each of some sequences, in order.
+    """The advances of one or more steps: a token for each of some sequences, in order. They do not change (`Batch`).
 
     sequences  int64 [events]: numbers of the sequences
     tokens     int32 [events]; `NO_TOKEN` for a sequence that ends with its prompt
