@@ -197,7 +197,7 @@ class Scheduler:
         if not self._grow_decodes(unread):
             return None
         self.reserve = max(LEAST_RESERVE, self.reserve * _FORGETTING)
-        chunks = self._prompts(self._prompt_room(len(slots.decoding)))
+        chunks = self._prompts(self._prompt_room(len(slots.decoding))) if slots.prompting else []
         while slots.prompting and not chunks and not len(slots.decoding):  # prompts own all pages of a group
             if unread:
                 return None
@@ -244,9 +244,9 @@ class Scheduler:
         The pages of an output are kept when its slot has its turn, and when its sequence goes.
         """
         slots = self.slots
-        for (slot, _, end), number in zip(plan.chunks, integers(plan.numbers[plan.decodes :]), strict=True):
+        for place, (slot, _, end) in enumerate(plan.chunks, plan.decodes):
             sequence = slots.sequences.get(slot)
-            if sequence is not None and sequence.number == number:
+            if sequence is not None and sequence.number == plan.numbers[place]:
                 self._keep(sequence, end)
         sequence = slots.sequences.get(slots.turn)
         if sequence is not None:
@@ -326,7 +326,9 @@ class Scheduler:
             for slot in integers(growing):
                 if not self._grow(slot, self._grow_all, unread):
                     return False
-        return all(self._grow_windowed(group, slots.decoding, unread) for group in slots.windowed)
+        return not slots.windowed or all(
+            self._grow_windowed(group, slots.decoding, unread) for group in slots.windowed
+        )
 
     def _grow_all(self, slots: Int64) -> bool:
         """Give the sequence of each slot one more page; False where there are too few for all."""
