@@ -460,17 +460,18 @@ class Scheduler:
         count = decodes + len(chunks)
         if not count:
             return None
-        starts = state.computed.take(slots)
-        ends: Int32 = starts + state.ones[:decodes]
-        prompt_tokens = int(np.count_nonzero(starts < state.prompt.take(slots)))
+        lengths = state.ones[:count]
         if chunks:
-            of_chunks = np.array(chunks, np.int32)
-            slots: Int64 = np.concatenate((slots, of_chunks[:, 0]), dtype=np.int64)
-            starts = np.concatenate((starts, of_chunks[:, 1]))
-            ends = np.concatenate((ends, of_chunks[:, 2]))
-            for slot, start, end in chunks:
-                prompt_tokens += max(0, min(end, state.sequences[slot].prompt_length) - start)
+            slots: Int64 = np.concatenate((slots, np.array([slot for slot, _, _ in chunks])))
+            lengths = lengths.copy()
+            lengths[decodes:] = [end - start for _, start, end in chunks]
+        starts = state.computed.take(slots)
+        ends: Int32 = starts + lengths
         totals: Int32 = ends + state.ones[:count]
+        prompts = state.prompt.take(slots)
+        prompt_tokens = int(np.count_nonzero(starts[:decodes] < prompts[:decodes]))
+        for place, (_, start, end) in enumerate(chunks, decodes):
+            prompt_tokens += max(0, min(end, int(prompts[place])) - start)
         sampled, sampling, scored = state.indices[:count], slots, None
         if chunks:
             if any(end < state.total[slot] for slot, _, end in chunks):
@@ -481,7 +482,7 @@ class Scheduler:
                 for place, (slot, _, _) in enumerate(chunks, decodes)
                 if (sequence := state.sequences[slot]).asks_for_scores
             ]
-            scored = scored_rows(asking, starts, ends - starts, sampled) if asking else None
+            scored = scored_rows(asking, starts, lengths, sampled) if asking else None
         limits = state.limit.take(sampling)
         return StepPlan(
             slots=slots,
