@@ -213,8 +213,9 @@ class StepLoop:
             self._score(plan, logprobs, current)
         which, rows, totals, full = plan.sampled_rows, plan.sampling, plan.totals, plan.full
         tokens, numbers = sampled.take(which), plan.of_sampled(plan.numbers)
-        valid = tokens != NO_TOKEN
-        if current is not None or np.count_nonzero(valid) < len(valid):
+        has_failed = len(tokens) > 0 and tokens[tokens.argmin()] == NO_TOKEN  # less than any token
+        if current is not None or has_failed:
+            valid = tokens != NO_TOKEN
             for number in integers(numbers[~valid]):
                 if number in self.sequences:
                     self.failed.append(self.sequences[number])
