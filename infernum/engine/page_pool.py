@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 
@@ -132,4 +131,5 @@ class PagePool:
     def _by_page(self, tokens: Int32) -> list[bytes]:
         """The tokens of each full page, as `Content` has them."""
         full = tokens[: len(tokens) // self.page_size * self.page_size]
-        return cast("list[bytes]", full.view(self._page_of_tokens).tolist())
+        pages: list[bytes] = full.view(self._page_of_tokens).tolist()
+        return pages

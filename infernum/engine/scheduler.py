@@ -215,6 +215,7 @@ class Scheduler:
     def launched(self, plan: StepPlan) -> None:
         """Note a step that was launched: its positions are computed, and one token of each row is to be read."""
         slots, self._last = self.slots, plan
+        slots.decodes_prompts = False
         slots.computed[plan.slots] = plan.ends
         slots.newest[plan.sampling] = ~plan.sampled_rows
         slots.total[plan.sampling] = plan.totals
@@ -319,36 +320,36 @@ class Scheduler:
     def _grow_decodes(self, unread: bool) -> bool:
         """Give each decode the page of its next position, where it lacks it; False as for `_grow`."""
         slots = self.slots
-        (growing,) = (slots.computed >= slots.held).nonzero()
-        if len(growing):
-            growing = growing[slots.total.take(growing) < slots.limit.take(growing)]
-        if len(growing) and not self._grow_all(growing):
-            for slot in integers(growing):
+        (lacking,) = (slots.computed >= slots.held).nonzero()
+        growing = [slot for slot in integers(lacking) if slots.total[slot] < slots.limit[slot]]
+        if growing and not self._grow_all(growing):
+            for slot in growing:
                 if not self._grow(slot, self._grow_all, unread):
                     return False
         return not slots.windowed or all(
             self._grow_windowed(group, slots.decoding, unread) for group in slots.windowed
         )
 
-    def _grow_all(self, slots: Int64) -> bool:
+    def _grow_all(self, slots: list[int]) -> bool:
         """Give the sequence of each slot one more page; False where there are too few for all."""
         pages = self.pool.allocate(len(slots))
         if pages is None:
             return False
         state, size = self.slots, self.pool.page_size
-        for slot, held, page in zip(integers(slots), integers(state.held[slots]), pages, strict=True):
+        for slot, page in zip(slots, pages, strict=True):
+            held = int(state.held[slot])
             state.pages[slot, held // size] = page
             state.held[slot] = held + size
         self._growth -= len(pages)
         self.table_version += 1
         return True
 
-    def _grow(self, slot: int, grow: Callable[[Int64], bool], unread: bool) -> bool:
+    def _grow(self, slot: int, grow: Callable[[list[int]], bool], unread: bool) -> bool:
         """Give a slot one more page by `grow`; False where a sequence must be preempted first and tokens are `unread`.
 
         The sequence of the slot may be preempted itself, or has been a moment ago.
         """
-        while slot in self.slots.sequences and not grow(np.array([slot])):
+        while slot in self.slots.sequences and not grow([slot]):
             if unread:
                 return False
             self._preempt(max(self.running, key=_order))
@@ -356,11 +357,12 @@ class Scheduler:
 
     def _grow_windowed(self, group: WindowedPages, decodes: Int64, unread: bool) -> bool:
         """Give decodes the page of their next position, where they lack it; False as for `_grow`."""
-        growing = decodes[self.slots.computed[decodes] // self.pool.page_size >= group.end[decodes]]
-        if not len(growing):
+        lacking = self.slots.computed[decodes] // self.pool.page_size >= group.end[decodes]
+        growing = integers(decodes[lacking])
+        if not growing:
             return True
         self.table_version += 1
-        return group.grow(growing) or all(self._grow(slot, group.grow, unread) for slot in integers(growing))
+        return group.grow(growing) or all(self._grow(slot, group.grow, unread) for slot in growing)
 
     def _fits(self, sequence: Sequence, group: WindowedPages) -> bool:
         """Whether a group has pages for a further sequence and a reserve, once all that run have what they need now."""
@@ -468,10 +470,12 @@ class Scheduler:
         starts = state.computed.take(slots)
         ends: Int32 = starts + lengths
         totals: Int32 = ends + state.ones[:count]
-        prompts = state.prompt.take(slots)
-        prompt_tokens = int(np.count_nonzero(starts[:decodes] < prompts[:decodes]))
-        for place, (_, start, end) in enumerate(chunks, decodes):
-            prompt_tokens += max(0, min(end, int(prompts[place])) - start)
+        prompt_tokens = sum(
+            max(0, min(end, state.sequences[slot].prompt_length) - start) for slot, start, end in chunks
+        )
+        if state.decodes_prompts:
+            decoded = starts[:decodes] < state.prompt.take(slots[:decodes])
+            prompt_tokens += int(np.count_nonzero(decoded))
         sampled, sampling, scored = state.indices[:count], slots, None
         if chunks:
             if any(end < state.total[slot] for slot, _, end in chunks):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,8 @@ _values_of = attrgetter(*_WITHOUT_SEED)
 
 def integers(values: Array) -> list[int]:
     """The elements of an array of integers."""
-    return cast("list[int]", values.tolist())
+    elements: list[int] = values.tolist()
+    return elements
 
 
 def rows_of(*columns: Array) -> Iterator[tuple[int, ...]]:
@@ -84,6 +84,8 @@ class Slots:
         self.sequences: dict[int, Sequence] = {}
         self.decoding: Int64 = np.empty(0, np.int64)
         self.prompting: list[int] = []
+        self.decodes_prompts = False
+        """True until the next step is launched where the token of a slot that decodes may be the last of its prompt."""
         self.departures = 0
         self.number: Int64 = np.full(count, -1, np.int64)
         state: Int32 = np.zeros((7, count), np.int32)
@@ -156,6 +158,7 @@ class Slots:
         self.tables.take(slot, params, masked=sequence.mask is not None)
         if total - computed == 1:
             self.decoding = np.append(self.decoding, slot)
+            self.decodes_prompts = True
         else:
             self.prompting.append(slot)
 
@@ -185,6 +188,7 @@ class Slots:
         missing = self.total[active] - self.computed[active]
         missing[self.total[active] >= self.limit[active]] = 0
         self.decoding, self.prompting = active[missing == 1], integers(active[missing > 1])
+        self.decodes_prompts = True
 
     def append(self, slots: Int64, totals: Int32, tokens: Int32, is_end: Bools) -> Bools:
         """Append a token to the sequence of each slot, which then has `totals` tokens.

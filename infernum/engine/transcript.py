@@ -23,7 +23,7 @@ class Transcript:
 
     def __init__(self, tokenizer: Tokenizer | None, prompt: Int32, params: SamplingParams) -> None:
         self._tokenizer = tokenizer
-        self._prompt_end = prompt[-_TAIL:]
+        self._prompt = prompt
         self._stop = params.stop
         self._text: TextStream | None = None
 
@@ -42,7 +42,7 @@ class Transcript:
         if self._tokenizer is None:
             return "", finish_reason
         if self._text is None:
-            self._text = TextStream(self._tokenizer, integers(self._prompt_end), self._stop)
+            self._text = TextStream(self._tokenizer, integers(self._prompt[-_TAIL:]), self._stop)
         text = self._text
         # A token that ends the sequence is not shown. Special tokens are never shown, but may complete a stop string.
         if finish_reason == "stop" and not text.hides(tokens[-1]):

@@ -48,7 +48,7 @@ class WindowedPages:
             self.first[slot] = int(first[place])
             self.end[slot] = max(self.end[slot], self.first[slot])
 
-    def grow(self, slots: Array) -> bool:
+    def grow(self, slots: list[int]) -> bool:
         """Give each slot its next page; False where there are too few for all."""
         pages = self.pool.allocate(len(slots))
         if pages is None:
