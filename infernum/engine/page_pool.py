@@ -93,16 +93,15 @@ class PagePool:
         Returns the pages to use from now on. A page whose content another page has already is replaced by that, and
         loses its owner.
         """
-        assert isinstance(parent, str) or self._contents[parent] is not None, "the parent is not kept"
+        owners, contents = self._owners, self._contents
+        assert isinstance(parent, str) or contents[parent] is not None, "the parent is not kept"
         used: list[int] = []
         for page, held in zip(pages, self._by_page(tokens), strict=True):
-            assert self._owners[page] == 1 and self._contents[page] is None, (
-                f"page {page} is not its owner's alone"
-            )
+            assert owners[page] == 1 and contents[page] is None, f"page {page} is not its owner's alone"
             content = parent, held
             parent = self._kept.setdefault(content, page)
             if parent == page:
-                self._contents[page] = content
+                contents[page] = content
             else:
                 self._share(parent)
                 self.release([page])

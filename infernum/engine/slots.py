@@ -53,7 +53,8 @@ class Slots:
                 all. The array is never written to: as long as it is the same, the same sequences decode
     prompting   the slots with more tokens to compute, in the order in which their sequences were admitted. Slots whose
                 sequences have come to their limits are in neither
-    departures  how many sequences have given back their slots
+    departures  how many sequences have given back their slots while a launched step might still have them: before the
+                host had read the last token that they may come to
     number      int64: number of the sequence; −1: the slot is free
     computed    positions whose keys and values are in the cache, or will be once the launched steps have run; −1: the
                 slot is free
@@ -167,7 +168,8 @@ class Slots:
         slot, sequence.slot = sequence.slot, -1
         del self.sequences[slot]
         self._active = None
-        self.departures += 1
+        if self.read[slot] < self.limit[slot]:
+            self.departures += 1
         if slot in self.prompting:
             self.prompting.remove(slot)
         elif self.total[slot] < self.limit[slot]:
