@@ -104,7 +104,7 @@ def test_a_step_reads_no_page_behind_its_window_and_few_pages_serve_a_sequence_i
         unread = np.setdiff1d(np.arange(100), table[table >= 0])
         for stage, own in stage_windows(bundle.manifest, 512).items():
             if own:
-                executor._caches[stage][unread] = np.nan  # pyright: ignore[reportPrivateUsage]
+                executor._caches[0][stage][unread] = np.nan  # pyright: ignore[reportPrivateUsage]
         return table[None, None]
 
     whole = run(opened, cut, lambda start, end, executor: None)
@@ -150,7 +150,7 @@ def poison_free_pages(engine: Engine, executor: CpuExecutor) -> None:
         def run(*arguments: object) -> HostTokens:
             for group in engine._scheduler.slots.windowed:  # pyright: ignore[reportPrivateUsage]
                 for stage in (stage for stage, own in windows.items() if own == group.window):
-                    executor._caches[stage][group.pool._empty] = np.nan  # pyright: ignore[reportPrivateUsage]
+                    executor._caches[0][stage][group.pool._empty] = np.nan  # pyright: ignore[reportPrivateUsage]
             return step(*arguments)
 
         return run
