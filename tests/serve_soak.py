@@ -142,33 +142,43 @@ def connected(server: RunningServer, timeout: float = 120) -> http.client.HTTPCo
 def merged(events: Sequence[dict[str, Any]], chat: bool) -> dict[str, Any]:
     """What a stream has told of one answer, in the form of `whole`."""
     text, reason, logprobs, usage = "", None, list[Any](), None
-    calls: list[tuple[str, str]] = []
+    calls: Calls = {}
     for event in events:
         usage = event.get("usage") or usage
         for choice in event["choices"]:
             text += (choice["delta"].get("content") or "") if chat else choice["text"]
-            calls += calls_of(choice["delta"]) if chat else []
+            if chat:
+                grow(calls, choice["delta"])
             reason = choice["finish_reason"] or reason
             logprobs += tokens_of(choice.get("logprobs"))
     return {"text": text, "calls": calls, "reason": reason, "logprobs": logprobs, "usage": counts(usage)}
 
 
 def whole(answer: dict[str, Any], chat: bool) -> dict[str, Any]:
-    choice = answer["choices"][0]
+    choice, calls = answer["choices"][0], Calls()
     text = choice["message"]["content"] if chat else choice["text"]
+    if chat:
+        grow(calls, choice["message"])
     return {
         "text": text or "",
-        "calls": calls_of(choice["message"]) if chat else [],
+        "calls": calls,
         "reason": choice["finish_reason"],
         "logprobs": tokens_of(choice.get("logprobs")),
         "usage": counts(answer["usage"]),
     }
 
 
-def calls_of(message: dict[str, Any]) -> list[tuple[str, str]]:
-    """The calls of a message, or of what an event adds to it, in which the server never cuts them."""
-    functions = [call["function"] for call in message.get("tool_calls", ())]
-    return [(function["name"], function["arguments"]) for function in functions]
+Calls = dict[int, tuple[str, str]]
+"""The name and the arguments of each call of an answer, by its place."""
+
+
+def grow(calls: Calls, message: dict[str, Any]) -> None:
+    """Add the calls of a message, or what an event of a stream adds to them."""
+    for place, call in enumerate(message.get("tool_calls", ())):
+        name, arguments = calls.get(call.get("index", place), ("", ""))
+        function = call["function"]
+        grown = name + function.get("name", ""), arguments + function["arguments"]
+        calls[call.get("index", place)] = grown
 
 
 def counts(usage: dict[str, Any] | None) -> dict[str, Any] | None:

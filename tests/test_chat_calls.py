@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from oracle.chat_cases import TEMPLATES
 
+from infernum.chat.calls.body import Arguments, Call
 from infernum.chat.calls.families import FAMILIES, family_of
-from infernum.chat.calls.scanner import Call
-from infernum.chat.reader import AnswerForm, AnswerReader, Thought
+from infernum.chat.reader import AnswerForm, AnswerReader, Segment, Thought
+from infernum.chat.reader import merged as joined
 
 Expected = list[str | tuple[str, Any]]
 
@@ -58,15 +59,30 @@ OUTPUTS: list[tuple[str, str, Expected]] = [
         '<tool_call>{"name": "f", "arguments": [1}</tool_call>\n<tool_call>{"name": "g"}</tool_call>',
         ['<tool_call>{"name": "f", "arguments": [1}</tool_call>', ("g", {})],
     ),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {\'x\': 1}}', [("f", "{'x': 1}")]),
     (
         "hermes",
-        '<tool_call>{"name": "f", "arguments": {"x": 1e999}}',
-        ['<tool_call>{"name": "f", "arguments": {"x": 1e999}}'],
+        '<tool_call>{"name": "f", "arguments": {"x": [1}}</tool_call>\n<tool_call>{"name": "g"}</tool_call>',
+        [("f", '{"x": [1}'), "}</tool_call>", ("g", {})],
+    ),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"x": "a\nb', [("f", '{"x": "a\\nb')]),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {}, oops', [("f", {}), ", oops"]),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {}, "id": [1], "n": 1}\nSo.', [("f", {}), "So."]),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {}', [("f", {})]),
+    (
+        "hermes",
+        '<tool_call>{"name": "\\ud800", "arguments": {}}',
+        ['<tool_call>{"name": "\\ud800", "arguments": {}}'],
     ),
     (
         "hermes",
-        '<tool_call>{"name": "f", "arguments": {"x": "\\ud800"}}',
-        ['<tool_call>{"name": "f", "arguments": {"x": "\\ud800"}}'],
+        '<tool_call>{"name": "f", "arguments": tru}}',
+        ['<tool_call>{"name": "f", "arguments": tru}}'],
+    ),
+    (
+        "hermes",
+        '<tool_call>{"name": "f", "arguments": {\n  "x": "\\"\t\\\\"\n}}',
+        [("f", {"x": '"\t\\'})],
     ),
     (
         "llama3_json",
@@ -79,12 +95,18 @@ OUTPUTS: list[tuple[str, str, Expected]] = [
         '{"name": "edit", "parameters": ' + DEEP + "}",
         [("weather", PARIS), ("edit", NESTED)],
     ),
+    (
+        "llama3_json",
+        '{"type": "function", "function": {"function": {}, "name": "f", "parameters": {}}, "id": 3}',
+        [("f", {})],
+    ),
     ("llama3_json", '{"type": "function", "function": {"name": "f", "parameters": {}}}', [("f", {})]),
     ("llama3_json", '{"name": "Dante", "age": 35}', ['{"name": "Dante", "age": 35}']),
     ("llama3_json", 'He is {"name": "f", "parameters": {}}', ['He is {"name": "f", "parameters": {}}']),
     ("llama3_json", 'So: <|python_tag|>{"name": "f", "parameters": {}}', ["So:", ("f", {})]),
     ("llama3_json", '<|python_tag|>brave.call(q="x")', ['<|python_tag|>brave.call(q="x")']),
-    ("llama3_json", '  {"name": "f", "parameters": {"a"', ['  {"name": "f", "parameters": {"a"']),
+    ("llama3_json", '  {"name": "f", "parameters": {"a"', [("f", '{"a"')]),
+    ("llama3_json", '  {"name": "f", "parameters": ', ['  {"name": "f", "parameters": ']),
     (
         "mistral",
         '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Paris", "unit": "c"}}, '
@@ -103,7 +125,7 @@ OUTPUTS: list[tuple[str, str, Expected]] = [
     (
         "mistral",
         '[TOOL_CALLS][{"name": "f", "arguments": {}}, 3]',
-        ['[TOOL_CALLS][{"name": "f", "arguments": {}}, 3]'],
+        [("f", {}), "3]"],
     ),
     ("mistral", "See [1] and [TOOL", ["See [1] and [TOOL"]),
     ("pythonic", "[weather(city=\"Paris\", unit='c')]", [("weather", PARIS)]),
@@ -124,28 +146,40 @@ OUTPUTS: list[tuple[str, str, Expected]] = [
     ("pythonic", "[f(x=__import__('os').system('ls'))]", ["[f(x=__import__('os').system('ls'))]"]),
     ("pythonic", "[f(x='\\d\\x41')]", [("f", {"x": "\\dA"})]),
     ("pythonic", "[f(x=", ["[f(x="]),
+    ("pythonic", "[f(x=1, y=", [("f", '{"x": 1'), "y="]),
+    ("pythonic", "[f(x=1, y=1e999)] no", [("f", '{"x": 1'), "y=1e999)] no"]),
+    ("pythonic", "[f(x='a' \"b\"), ]", [("f", {"x": "ab"})]),
+    ("pythonic", "[f(x='\\ud800')]", ["[f(x='\\ud800')]"]),
+    ("pythonic", '{"name": "f", "parameters": {"x": 1}}', [("f", {"x": 1})]),
     ("pythonic", "[]", ["[]"]),
 ]
 
 
-def merged(segments: list[Any]) -> Expected:
-    """Segments as they are expected: texts side by side joined, and calls as names with the values of arguments."""
-    result: Expected = []
-    for segment in segments:
-        if isinstance(segment, Call):
-            result.append((segment.name, json.loads(segment.arguments)))
-        elif isinstance(segment, Thought):
-            last = result[-1] if result else None
-            texts = last[1] if isinstance(last, tuple) and last[0] == "(thought)" else None
-            result[len(result) - (texts is not None) :] = [("(thought)", (texts or "") + segment.text)]
-        elif result and isinstance(result[-1], str):
-            result[-1] += segment
-        else:
-            result.append(segment)
-    return result
+def merged(segments: list[Segment]) -> Expected:
+    """Segments as they are expected: calls as names and the values of their arguments, or their text if broken."""
+    return [_expected(segment) for segment in joined(segments)]
 
 
-def read(form: AnswerForm, *pieces: str) -> list[Any]:
+def _expected(segment: Segment) -> str | tuple[str, Any]:
+    match segment:
+        case Call(name, arguments):
+            try:
+                return name, json.loads(arguments)
+            except ValueError:
+                return name, arguments
+        case Thought(text):
+            return "(thought)", text
+        case str():
+            return segment
+        case Arguments():
+            raise AssertionError("arguments belong to a call")
+
+
+def arguments_in(segments: list[Segment]) -> list[str]:
+    return [segment.arguments for segment in joined(segments) if isinstance(segment, Call)]
+
+
+def read(form: AnswerForm, *pieces: str) -> list[Segment]:
     reader = AnswerReader(form)
     segments = [segment for piece in pieces for segment in reader.push(piece)]
     return segments + reader.push("", final=True)
@@ -158,11 +192,11 @@ def test_an_output_has_the_same_calls_and_text_wherever_it_is_cut(
     form = AnswerForm(FAMILIES[family])
     assert merged(read(form, text)) == expected
     assert merged(read(form, *text)) == expected
-    arguments = [segment.arguments for segment in read(form, text) if isinstance(segment, Call)]
+    arguments = arguments_in(read(form, text))
     for cut in range(1, len(text)):
         segments = read(form, text[:cut], text[cut:])
         assert merged(segments) == expected, cut
-        assert [segment.arguments for segment in segments if isinstance(segment, Call)] == arguments
+        assert arguments_in(segments) == arguments
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -179,9 +213,42 @@ def test_random_cuts_of_random_pieces_of_outputs_change_nothing_and_lose_no_text
         pieces = [text[a:b] for a, b in pairwise([0, *cuts, len(text)])]
         form = AnswerForm(FAMILIES[family])
         whole = read(form, text)
-        assert merged(read(form, *pieces)) == merged(whole), text
+        assert joined(read(form, *pieces)) == joined(whole), text
         if not any(isinstance(segment, Call) for segment in whole):
-            assert "".join(whole) == text
+            assert "".join(map(str, whole)) == text
+
+
+STREAMED = [
+    ("hermes", '<tool_call>\n{"name": "f", "arguments": ', '{"t": "one two"}', "}\n</tool_call>"),
+    ("llama3_json", '{"name": "f", "parameters": ', '{"t": "one two"}', "}"),
+    ("mistral", '[TOOL_CALLS][{"name": "f", "arguments": ', '{"t": "one two"}', "}]"),
+    ("mistral", "[TOOL_CALLS]f[ARGS]", '{"t": "one two"}', ""),
+]
+
+
+@pytest.mark.parametrize(("family", "front", "arguments", "end"), STREAMED)
+def test_arguments_come_while_the_model_writes_them(
+    family: str, front: str, arguments: str, end: str
+) -> None:
+    reader = AnswerReader(AnswerForm(FAMILIES[family]))
+    assert reader.push(front) == []
+    for character in arguments:
+        expected = Call("f", "{") if character == "{" else Arguments(character)
+        assert reader.push(character) == [expected]
+    assert reader.push(end, final=True) == []
+
+
+def test_arguments_in_python_come_one_by_one() -> None:
+    reader = AnswerReader(AnswerForm(FAMILIES["pythonic"]))
+    pieces = ["[f(", "x=1, t", "='a' ", "'b', ", "u={'v': (1,)})]"]
+    segments = [reader.push(piece) for piece in pieces]
+    assert segments == [
+        [],
+        [Call("f", '{"x": 1')],
+        [],
+        [Arguments(', "t": "ab"')],
+        [Arguments(', "u": {"v": [1]}}')],
+    ]
 
 
 REASONED: list[tuple[str, bool, Expected]] = [
@@ -236,6 +303,7 @@ HOSTILE = [
     "[f(x='" + "\\" * 50_001 + "')]",
     "a" * 50_000,
     '{"' + '\\"' * 25_000,
+    '{"function": ' * 20_000,
 ]
 
 
@@ -247,8 +315,31 @@ def test_13_no_output_of_a_model_takes_long_to_read(family: str) -> None:
         for begin in ("", scanner.mark):
             start = time.process_time()
             pieces = [(begin + text)[place : place + 4] for place in range(0, len(begin + text), 4)]
-            assert "".join(read(AnswerForm(scanner), *pieces)) == begin + text
+            assert "".join(map(str, read(AnswerForm(scanner), *pieces))) == begin + text
             assert time.process_time() - start < 1.0, (begin, text[:20])
+
+
+LONG_ARGUMENTS = ("\n" * 50_000, '"' + "\n\\" * 25_001, '"a": "b", ' * 5_000, "[" * 60)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_13_no_arguments_take_long_to_read(family: str) -> None:
+    front = {"hermes": "<tool_call>", "mistral": "[TOOL_CALLS]["}.get(family, "")
+    name = "arguments" if front else "parameters"
+    for text in LONG_ARGUMENTS:
+        whole = front + f'{{"name": "f", "{name}": {{' + text
+        for size in (1, len(whole)):
+            start = time.process_time()
+            pieces = [whole[place : place + size] for place in range(0, len(whole), size)]
+            [call] = joined(read(AnswerForm(FAMILIES[family]), *pieces))
+            assert isinstance(call, Call) and len(call.arguments) > len(text)
+            assert time.process_time() - start < 2.0, (text[:20], size)
+    if family == "pythonic":
+        start = time.process_time()
+        text = "[f(" + ", ".join(f"a{i}='{'b' * 20}'" for i in range(5_000)) + ")]"
+        [call] = joined(read(AnswerForm(FAMILIES[family]), *text))
+        assert isinstance(call, Call) and len(json.loads(call.arguments)) == 5_000
+        assert time.process_time() - start < 2.0
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_14_arguments_of_a_stream_and_of_a_whole_answer(arguments: str | None, t
     events = calling.chat("Hello", tools=[FUNCTION], stream=True).events
     deltas = [choice["delta"] for event in events for choice in event["choices"]]
     calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
-    assert [call["index"] for call in calls] == [0] and calls[0]["id"]
+    assert {call["index"] for call in calls} == {0} and calls[0]["id"] and calls[0]["function"]["name"] == "f"
     joined = "".join(call["function"]["arguments"] for call in calls)
     assert joined == whole["tool_calls"][0]["function"]["arguments"]
     assert joined == (arguments if arguments not in (None, "null") else "{}")

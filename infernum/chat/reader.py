@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
-from infernum.chat.calls.scanner import Call, Scanner
+from infernum.chat.calls.body import Arguments, Call
+from infernum.chat.calls.scanner import Scanner
 from infernum.chat.reasoning import CLOSING, OPENING, Reasoning
 
 
@@ -16,22 +18,36 @@ class Thought:
     text: str
 
 
-Segment = str | Call | Thought
-"""A part of an answer."""
+Segment = str | Call | Arguments | Thought
+"""A part of an answer, or of what has come of it since the last time."""
 
 
 def merged(segments: Iterable[Segment]) -> list[Segment]:
-    """The segments of an answer, of which no two texts, and no two thoughts, are side by side."""
+    """The segments, of which no two of a kind are side by side but calls, and which have their arguments."""
     result: list[Segment] = []
-    for segment in segments:
-        match result[-1:], segment:
-            case [str(text)], str():
-                result[-1] = text + segment
-            case [Thought(text)], Thought():
-                result[-1] = Thought(text + segment.text)
+    for kind, run in groupby(segments, type):
+        if kind is Call:
+            result += run
+            continue
+        text = "".join(map(_text, run))
+        match result[-1:]:
+            case [Call(name, arguments, call)] if kind is Arguments:
+                result[-1] = Call(name, arguments + text, call)
             case _:
-                result.append(segment)
+                result.append(
+                    Arguments(text) if kind is Arguments else Thought(text) if kind is Thought else text
+                )
     return result
+
+
+def _text(segment: Segment) -> str:
+    match segment:
+        case str():
+            return segment
+        case Call():
+            return segment.arguments
+        case Arguments(text) | Thought(text):
+            return text
 
 
 @dataclass(frozen=True)
@@ -75,9 +91,8 @@ class AnswerReader:
         if self._scanner is None:
             return [*segments, text] if text else segments
         for segment in self._scanner.push(text) + (self._scanner.finish() if final else []):
-            if isinstance(segment, Call):
-                self.calls += 1
-                if self._one_call and self.calls > 1:
-                    continue
+            self.calls += isinstance(segment, Call)
+            if self._one_call and self.calls > 1 and not isinstance(segment, str):
+                continue
             segments.append(segment)
-        return segments
+        return merged(segments)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from infernum.chat.calls.scanner import Call
-from infernum.chat.reader import Thought
+from infernum.chat.calls.body import Arguments, Call
+from infernum.chat.reader import Segment, Thought
 from infernum.serve.chunks import ChunkedTask
 from infernum.serve.conversation import read_conversation
 from infernum.serve.generation import Piece
@@ -20,7 +20,9 @@ from infernum.serve.responses import (
     ChatMessage,
     ChatResponse,
     ChatStreamChoice,
+    FunctionDelta,
     ToolCall,
+    ToolCallDelta,
     Usage,
     event,
 )
@@ -68,22 +70,38 @@ class ChatTask(ChunkedTask[ChatRequest]):
         return response
 
     def chunk(self, piece: Piece | None, usage: Usage | None) -> ChatChunk:
-        return self._chunk(
-            [] if piece is None else [self._added(piece.index, self._delta(piece), piece)], usage
-        )
+        return self._chunk([], usage) if piece is None else self.chunks(piece, usage)[-1]
 
-    def _delta(self, piece: Piece) -> ChatDelta:
-        delta, reasoning, calls = ChatDelta(), _reasoning(piece), _calls(piece)
+    def chunks(self, piece: Piece, usage: Usage | None) -> list[ChatChunk]:
+        """Text and reasoning are one event; a call begins in one without arguments, which come in the next."""
+        calls = [call for segment in piece.segments for call in self._growth(piece.index, segment)]
+        deltas = [ChatDelta(tool_calls=[call]) for call in calls]
+        text, reasoning = ChatDelta(), _reasoning(piece)
         if reasoning:
-            delta.reasoning = delta.reasoning_content = reasoning
-        for index, call in enumerate(calls, self._calls[piece.index]):
-            call.index = index
-        if calls:
-            delta.tool_calls = calls
-            self._calls[piece.index] += len(calls)
+            text.reasoning = text.reasoning_content = reasoning
         if piece.text or not (reasoning or calls):
-            delta.content = piece.text
-        return delta
+            text.content = piece.text
+        if piece.text or reasoning or not calls:
+            deltas.insert(0, text)
+        *first, last = deltas
+        choices = [self._added(piece.index, delta, None) for delta in first]
+        choices.append(self._added(piece.index, last, piece))
+        return [self._chunk([choice], usage) for choice in choices]
+
+    def _growth(self, index: int, segment: Segment) -> list[ToolCallDelta]:
+        """What a segment adds to the calls of a choice."""
+        match segment:
+            case Call(name, arguments, call):
+                place = self._calls[index]
+                self._calls[index] += 1
+                begun = ToolCallDelta(
+                    index=place, id=call, type="function", function=FunctionDelta(name=name, arguments="")
+                )
+                return [begun, *self._growth(index, Arguments(arguments))] if arguments else [begun]
+            case Arguments(text):
+                return [ToolCallDelta(index=self._calls[index] - 1, function=FunctionDelta(arguments=text))]
+            case _:
+                return []
 
     def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
         return self.served.speller.chat(piece.logprobs, piece.tokens) if piece.logprobs else None

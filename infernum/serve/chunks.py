@@ -33,11 +33,16 @@ class ChunkedTask(Task[Asked]):
     def chunk(self, piece: Piece | None, usage: Usage | None) -> Any:
         """The body of an event: what a piece adds to its choice, or nothing but numbers of tokens."""
 
+    def chunks(self, piece: Piece, usage: Usage | None) -> list[Any]:
+        """The bodies of the events of a piece, most of which have one."""
+        return [self.chunk(piece, usage)]
+
     def events(self, generation: Generation) -> bytes:
         body, self._opening = self._opening, b""
         for piece in generation.pieces():
             if not piece.is_text or piece.index in self._in_full:
-                body += event(self.chunk(piece, self.usage(generation) if self._always_has_usage else None))
+                usage = self.usage(generation) if self._always_has_usage else None
+                body += b"".join(map(event, self.chunks(piece, usage)))
                 if not self._always_has_usage:
                     self._in_full.discard(piece.index)
             elif piece.text:

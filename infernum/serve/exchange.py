@@ -18,8 +18,8 @@ from infernum.serve.problems import Problem, internal
 Result = TypeVar("Result")
 
 QUIET_SECONDS = 15.0
-"""A stream in which nothing was written for so long gets a comment, so that no proxy takes it for dead: a call of a
-function comes once it is complete.
+"""A stream in which nothing was written for so long gets a comment, so that no proxy takes it for dead: text may be
+withheld while it may yet begin a call.
 """
 
 COMMENT = b": the answer goes on\n\n"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 
-from infernum.chat.calls.scanner import Call
+from infernum.chat.calls.body import Arguments, Call, read_json
+from infernum.chat.calls.json_body import as_object
 from infernum.chat.reader import Segment, Thought
 from infernum.serve.conversation import read_conversation
 from infernum.serve.generation import Generation, Piece
@@ -34,7 +34,7 @@ class ThinkingBlock(msgspec.Struct, kw_only=True, tag="thinking"):
 
 
 class ToolUseBlock(msgspec.Struct, kw_only=True, tag="tool_use"):
-    """A call of a function."""
+    """A call of a function. `input` is {} where its arguments are no whole object."""
 
     id: str
     name: str
@@ -95,7 +95,7 @@ class MessagesTask(Task[ChatRequest]):
         self._begun = False
         self._blocks = 0
         self._open: type[Segment] | None = None
-        """The kind of segments that the last block of the stream still takes."""
+        """The kind of segments that the last block of the stream still takes: `Arguments`, if it is a call."""
 
     def response(self, pieces: list[Piece], usage: Usage) -> MessageBody:
         [piece] = pieces
@@ -129,22 +129,23 @@ class MessagesTask(Task[ChatRequest]):
         """The events of what a segment adds: to the block that takes text of its kind, or as a new one."""
         match segment:
             case str(text):
-                return self._begin(segment, TextBlock(text="")) + self._delta("text_delta", text=text)
+                return self._begin(str, TextBlock(text="")) + self._delta("text_delta", text=text)
             case Thought(text):
-                began = self._begin(segment, ThinkingBlock(thinking=""))
+                began = self._begin(Thought, ThinkingBlock(thinking=""))
                 return began + self._delta("thinking_delta", thinking=text)
             case Call(name, arguments, call):
-                began = self._end_of_block() + self._begin(
-                    segment, ToolUseBlock(id=call, name=name, input={})
-                )
-                return began + self._delta("input_json_delta", partial_json=arguments) + self._end_of_block()
+                ended = self._end_of_block()
+                began = self._begin(Arguments, ToolUseBlock(id=call, name=name, input={}))
+                return ended + began + (self._growth(Arguments(arguments)) if arguments else b"")
+            case Arguments(text):
+                return self._delta("input_json_delta", partial_json=text)
 
-    def _begin(self, segment: Segment, block: Block) -> bytes:
-        """The events with which a block begins, if the last one does not take this segment."""
-        if self._open is type(segment):
+    def _begin(self, kind: type[Segment], block: Block) -> bytes:
+        """The events with which a block begins, if the last one does not take segments of this kind."""
+        if self._open is kind:
             return b""
         ended = self._end_of_block()
-        self._open = type(segment)
+        self._open = kind
         self._blocks += 1
         return ended + _event("content_block_start", index=self._blocks - 1, content_block=block)
 
@@ -152,7 +153,7 @@ class MessagesTask(Task[ChatRequest]):
         return _event("content_block_delta", index=self._blocks - 1, delta={"type": kind, **fields})
 
     def _end_of_block(self) -> bytes:
-        """The event that ends the block that takes text, if there is one."""
+        """The event that ends the last block, if it has not ended."""
         if self._open is None:
             return b""
         self._open = None
@@ -186,7 +187,9 @@ def _block(segment: Segment) -> Block:
         case Thought(text):
             return ThinkingBlock(thinking=text)
         case Call(name, arguments, call):
-            return ToolUseBlock(id=call, name=name, input=json.loads(arguments))
+            return ToolUseBlock(id=call, name=name, input=dict(as_object(read_json(arguments)) or {}))
+        case Arguments():
+            raise AssertionError("a whole answer has calls with their arguments")
 
 
 def _stop(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from infernum.chat.calls.scanner import Call
+from infernum.chat.calls.body import Arguments, Call
 from infernum.chat.reader import Segment, Thought
 from infernum.serve.response_items import (
     FunctionCall,
@@ -50,8 +50,15 @@ class Output:
             case Thought(text), _:
                 reasoning = ReasoningItem(id=self._id("rs"), status="in_progress", content=[])
                 return self._begin(reasoning) + self._grow(reasoning, text)
-            case Call() as call, _:
-                return self._call(call)
+            case Call(name, arguments, call), _:
+                item = FunctionCall(
+                    id=self._id("fc"), status="in_progress", call_id=call, name=name, arguments=""
+                )
+                return self._begin(item) + (self._grow_call(item, arguments) if arguments else b"")
+            case Arguments(text), [FunctionCall() as item]:
+                return self._grow_call(item, text)
+            case Arguments(), _:
+                raise AssertionError("arguments continue a call")
 
     def end(self, status: Status) -> bytes:
         """End the last item, if it has not ended."""
@@ -60,7 +67,10 @@ class Output:
         item = self.items[-1]
         item.status = status
         events = b""
-        if not isinstance(item, FunctionCall):
+        if isinstance(item, FunctionCall):
+            done = "response.function_call_arguments.done"
+            events += self._of_item(item, done, name=item.name, arguments=item.arguments)
+        else:
             part = item.content[0]
             events += self._of_part(item, part, "done", text=part.text)
             events += self._of_item(item, "response.content_part.done", content_index=0, part=part)
@@ -94,16 +104,10 @@ class Output:
         part.text += text
         return events + self._of_part(item, part, "delta", delta=text)
 
-    def _call(self, call: Call) -> bytes:
-        item = FunctionCall(
-            id=self._id("fc"), status="in_progress", call_id=call.id, name=call.name, arguments=""
-        )
-        events = self._begin(item)
-        item.arguments = call.arguments
-        arguments = "response.function_call_arguments"
-        events += self._of_item(item, f"{arguments}.delta", delta=call.arguments)
-        events += self._of_item(item, f"{arguments}.done", name=call.name, arguments=call.arguments)
-        return events + self.end("completed")
+    def _grow_call(self, item: FunctionCall, text: str) -> bytes:
+        """Add text to the arguments of a call."""
+        item.arguments += text
+        return self._of_item(item, "response.function_call_arguments.delta", delta=text)
 
     def _of_output(self, kind: str, item: OutputItem) -> bytes:
         return self.event(kind, output_index=len(self.items) - 1, item=item)

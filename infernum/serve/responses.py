@@ -96,12 +96,27 @@ class CalledFunction(msgspec.Struct, kw_only=True):
 
 
 class ToolCall(msgspec.Struct, kw_only=True):
-    """A call of an answer. `index` is its place among them, in the events of a stream."""
+    """A call of an answer."""
 
-    index: int | UnsetType = UNSET
     id: str
     type: Literal["function"]
     function: CalledFunction
+
+
+class FunctionDelta(msgspec.Struct, kw_only=True):
+    """The name of a function that a stream begins to call, with no arguments, or text that continues these."""
+
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class ToolCallDelta(msgspec.Struct, kw_only=True):
+    """What an event of a stream adds to a call. `index` is its place among those of the answer."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: FunctionDelta
 
 
 class ChatMessage(msgspec.Struct, kw_only=True):
@@ -125,7 +140,7 @@ class ChatDelta(msgspec.Struct, kw_only=True):
     content: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
-    tool_calls: list[ToolCall] | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, kw_only=True):

@@ -11,41 +11,32 @@ CLOSING = {"{": "}", "[": "]", "(": ")"}
 
 
 class BracketedValue:
-    """Counts the brackets of a value outside its strings. `whole` is its text once `ended`; empty where it is broken.
+    """Counts the brackets of a value, which begins with its opening bracket, outside its strings.
 
-    openings  the brackets with which the value may begin, behind white space
-    quotes    the characters that begin and end strings, in which a backslash hides what follows it
+    quotes  the characters that begin and end strings, in which a backslash hides what follows it
     """
 
-    def __init__(self, openings: str, quotes: str) -> None:
-        self._openings = openings
+    def __init__(self, quotes: str) -> None:
         self._of_interest = re.compile(rf"[{re.escape(quotes + '{}[]()')}]")
         self._in_string = {quote: re.compile(rf"[\\{quote}]") for quote in quotes}
         self._quote = ""
         self._escaped = False
         self._expected: list[str] = []
-        self._pieces: list[str] = []
         self.ended = False
-        self.whole = ""
+
+    @property
+    def broken(self) -> bool:
+        """True where the value has ended by a bracket that does not match, or by one too deep."""
+        return self.ended and bool(self._expected)
+
+    @property
+    def in_string(self) -> bool:
+        """True where the next character belongs to a string."""
+        return bool(self._quote)
 
     def take(self, text: str) -> int:
         """Read on, and return the number of characters that belong to the value: all, unless it has ended."""
         place = 0
-        if not self._expected:
-            place = len(text) - len(text.lstrip())
-            if place == len(text):
-                return place
-            if text[place] not in self._openings:
-                self.ended = True
-                return place
-        place = self._end(text, place)
-        self._pieces.append(text[:place])
-        if self.ended and not self._expected:
-            self.whole = "".join(self._pieces).strip()
-        return place
-
-    def _end(self, text: str, place: int) -> int:
-        """Where the value ends in `text`, read from `place` on."""
         while place < len(text):
             if self._escaped:
                 self._escaped = False

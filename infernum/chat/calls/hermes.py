@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from infernum.chat.calls.body import Body
 from infernum.chat.calls.json_body import JsonBody
-from infernum.chat.calls.scanner import Body, Scanner, Writing
+from infernum.chat.calls.scanner import Scanner, Writing
 
 
 class Hermes(Scanner):

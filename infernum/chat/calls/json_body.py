@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
-from infernum.chat.calls.brackets import BracketedValue
-from infernum.chat.calls.scanner import Body, Call, call_of
+from infernum.chat.calls.body import Body, Broken, Steps, json_text, read_json
+
+ARGUMENTS = ("arguments", "parameters")
+"""The fields in which a call has its arguments."""
+
+_WORD = re.compile(r"[\w.+-]*")
+"""A number, true, false or null."""
 
 
 class JsonBody(Body):
@@ -15,33 +20,106 @@ class JsonBody(Body):
 
     `openings` are the brackets that it may begin with. With `complete`, an object without arguments is no call: it may
     be an answer in JSON.
+
+    Arguments that are an object are those of the call as they are written; but those that stand in front of the name
+    come when the call ends. null, an empty text and none are {}, and the text of an object is that object.
     """
 
     def __init__(self, openings: str = "{", *, complete: bool = False) -> None:
-        self._value = BracketedValue(openings, '"')
+        super().__init__()
+        self._openings = openings
         self._complete = complete
+        self._name = ""
+        self._early = ""
+        """Arguments that the call does not have yet."""
+        self._begun = False
+        self._inside = False
+        """True within the field `function` of a call."""
 
-    def take(self, text: str) -> int:
-        size = self._value.take(text)
-        self.ended = self._value.ended
-        return size
+    def read(self) -> Steps[None]:
+        mark = yield from self.expect(self._openings)
+        if mark == "{":
+            yield from self._call()
+            return
+        while mark != "]":
+            yield from self.expect("{")
+            yield from self._call()
+            mark = yield from self.expect(",]")
+            self.claim()
 
-    def calls(self) -> list[Call]:
-        value = read_json(self._value.whole)
-        values = cast("list[object]", value) if isinstance(value, list) else [value]
-        calls = [self._call(each) for each in values]
-        return [call for call in calls if call is not None] if all(calls) else []
+    def _call(self) -> Steps[None]:
+        """A call, behind its opening bracket."""
+        self._name = self._early = ""
+        self._begun = self._inside = False
+        yield from self._fields()
+        if not self._begun:
+            if not self._name or (self._complete and not self._early):
+                raise Broken
+            self.begin(self._name)
+            self.add(self._early or "{}")
+        self.claim()
 
-    def _call(self, value: object) -> Call | None:
-        fields = as_object(value)
-        fields = fields and (as_object(fields.get("function")) or fields)
-        if fields is None:
-            return None
-        name = next((key for key in ("arguments", "parameters") if key in fields), None)
-        if name is None:
-            return None if self._complete else call_of(fields.get("name"), {})
-        arguments = arguments_of(fields[name])
-        return None if arguments is None else call_of(fields.get("name"), arguments)
+    def _fields(self) -> Steps[None]:
+        """The fields of an object, and its closing bracket."""
+        mark = ","
+        while mark == ",":
+            key = read_json((yield from self.string()))
+            yield from self.expect(":")
+            yield from self._field(key)
+            mark = yield from self.expect(",}")
+
+    def _field(self, key: object) -> Steps[None]:
+        opening = yield from self.behind_white()
+        if key == "name" and not self._name:
+            self._name = _name((yield from self.string()))
+        elif key in ARGUMENTS and not self._begun and not self._early:
+            yield from self._arguments(opening)
+        elif key == "function" and opening == "{" and not self._name and not self._inside:
+            self._inside = True
+            yield from self.expect("{")
+            yield from self._fields()
+        else:
+            yield from self._skip(opening)
+
+    def _arguments(self, opening: str) -> Steps[None]:
+        if opening != "{":
+            written = yield from (self.string() if opening == '"' else self.run(_WORD))
+            self._early = _as_arguments(written)
+        elif self._name:
+            self._begun = True
+            self.begin(self._name)
+            yield from self.bracketed(self.add)
+        else:
+            pieces: list[str] = []
+            yield from self.bracketed(pieces.append)
+            self._early = "".join(pieces)
+
+    def _skip(self, opening: str) -> Steps[None]:
+        """Read a value that says nothing of the call."""
+        if opening == '"':
+            yield from self.string()
+        elif opening in "{[":
+            yield from self.bracketed(str)
+        elif not (yield from self.run(_WORD)):
+            raise Broken
+
+
+def _name(written: str) -> str:
+    """The name of a function as it is written in JSON. Raises Broken."""
+    name = read_json(written)
+    if not isinstance(name, str) or not name:
+        raise Broken
+    json_text(name)
+    return name
+
+
+def _as_arguments(written: str) -> str:
+    """The text of arguments that are written as null, or as the text of an object. Raises Broken."""
+    value = read_json(written)
+    arguments = None if value is None and written != "null" else arguments_of(value)
+    if arguments is None:
+        raise Broken
+    return json_text(arguments)
 
 
 def arguments_of(value: object) -> Mapping[str, Any] | None:
@@ -56,11 +134,3 @@ def arguments_of(value: object) -> Mapping[str, Any] | None:
 def as_object(value: object) -> Mapping[str, Any] | None:
     """A JSON object; None for anything else."""
     return cast("Mapping[str, Any]", value) if isinstance(value, dict) else None
-
-
-def read_json(text: str) -> object:
-    """The value of a JSON text, in whose strings line breaks may stand as they are; None where it is no JSON."""
-    try:
-        return json.loads(text, strict=False)
-    except (ValueError, RecursionError):
-        return None

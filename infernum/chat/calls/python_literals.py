@@ -1,9 +1,11 @@
-"""Reads a list of calls with keyword arguments that are literals of Python, and runs nothing."""
+"""Reads a keyword argument that is a literal of Python, and runs nothing."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
+
+from infernum.chat.calls.body import Broken
 
 _TOKEN = re.compile(
     r"""\s*(?:(?P<word>[^\W\d]\w*(?:\.[^\W\d]\w*)*)"""
@@ -33,11 +35,12 @@ LONGEST_NUMBER = 300
 """Characters of a number."""
 
 
-class Broken(Exception):
-    """The text is not what a reader expects."""
+def argument_of(text: str) -> tuple[str, Any]:
+    """The name and the value of an argument, x=[1, "a"]. Raises Broken."""
+    return _Reader(text).argument()
 
 
-class Reader:
+class _Reader:
     """Reads a text token by token, from front to back. Brackets within brackets are the caller's to limit."""
 
     def __init__(self, text: str) -> None:
@@ -46,31 +49,14 @@ class Reader:
         self._kind, self._token = "", ""
         self._next()
 
-    def calls(self) -> list[tuple[str, dict[str, Any]]]:
-        """The calls of a list: names and arguments. Raises Broken."""
-        calls: list[tuple[str, dict[str, Any]]] = []
-        self._expect("[")
-        while not self._passes("]"):
-            calls.append(self._call())
-            if not self._passes(","):
-                self._expect("]")
-                break
+    def argument(self) -> tuple[str, Any]:
+        """The whole text as an argument. Raises Broken."""
+        name = self._take("word")
+        self._expect("=")
+        value = self._value()
         if self._kind:
             raise Broken
-        return calls
-
-    def _call(self) -> tuple[str, dict[str, Any]]:
-        name = self._take("word")
-        arguments: dict[str, Any] = {}
-        self._expect("(")
-        while not self._passes(")"):
-            key = self._take("word")
-            self._expect("=")
-            arguments[key] = self._value()
-            if not self._passes(","):
-                self._expect(")")
-                break
-        return name, arguments
+        return name, value
 
     def _value(self) -> Any:
         match self._kind:

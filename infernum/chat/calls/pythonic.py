@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from infernum.chat.calls.brackets import BracketedValue
+import re
+
+from infernum.chat.calls.body import Body, Broken, Steps, json_text
 from infernum.chat.calls.json_body import JsonBody
 from infernum.chat.calls.llama3_json import Llama3Json
-from infernum.chat.calls.python_literals import Broken, Reader
-from infernum.chat.calls.scanner import Body, Call, EitherBody, Scanner, call_of
+from infernum.chat.calls.python_literals import argument_of
+from infernum.chat.calls.scanner import Scanner
+
+_NAME = re.compile(r"[\w.]*")
+_PLAIN = re.compile(r"""[^]"'()[{},]*""")
 
 
 class Pythonic(Scanner):
@@ -22,42 +27,60 @@ class Pythonic(Scanner):
     writing = Llama3Json.writing
 
     def body(self) -> Body:
-        return EitherBody("{", JsonBody(complete=True), PythonicBody())
+        return PythonicBody(complete=True)
 
 
-class PythonicBody(Body):
-    """A list of calls. What does not begin like one is text at once: [1], or [a link](…)."""
+class PythonicBody(JsonBody):
+    """A list of calls, or a call in JSON. What does not begin like one is text at once: [1], or [a link](…).
 
-    def __init__(self) -> None:
-        self._value = BracketedValue("[", "\"'")
-        self._head = ""
-        self._begun = False
+    Literals become JSON one argument at a time, because strings side by side are one string.
+    """
 
-    def take(self, text: str) -> int:
-        size = 0
-        while not self._begun:
-            if self.ended or size == len(text):
-                return size
-            self._begin(text[size])
-            size += not self.ended
-        size += self._value.take(text[size:])
-        self.ended = self._value.ended
-        return size
-
-    def calls(self) -> list[Call]:
-        try:
-            calls = [call_of(name, arguments) for name, arguments in Reader(self._value.whole).calls()]
-        except Broken:
-            return []
-        return [call for call in calls if call is not None] if all(calls) else []
-
-    def _begin(self, character: str) -> None:
-        """Read a character of what stands in front of the first arguments: a bracket, a name and a parenthesis."""
-        head = (self._head + character).replace(" ", "").replace("\n", "")
-        name = head[1:].removesuffix("(")
-        if (head and head[0] != "[") or (name and not name.replace(".", "_").isidentifier()) or head == "[(":
-            self.ended = True
+    def read(self) -> Steps[None]:
+        if (yield from self.behind_white()) == "{":
+            yield from super().read()
             return
-        self._head += character
-        self._begun = head.endswith("(")
-        self._value.take(character)
+        mark = yield from self.expect("[")
+        while mark != "]":
+            yield from self._python_call()
+            mark = yield from self.expect(",]")
+            if mark == "," and (yield from self.behind_white()) == "]":
+                mark = yield from self.expect("]")
+            self.claim()
+
+    def _python_call(self) -> Steps[None]:
+        yield from self.behind_white()
+        name = yield from self.run(_NAME)
+        if not name.replace(".", "_").isidentifier():
+            raise Broken
+        yield from self.expect("(")
+        separator = "{"
+        while (yield from self.behind_white()) != ")":
+            key, value = argument_of((yield from self._written_argument()))
+            text = f"{json_text(key)}: {json_text(value)}"
+            if separator == "{":
+                self.begin(name)
+            self.add(separator + text)
+            separator = ", "
+            if (yield from self.peek()) == ",":
+                yield from self.one()
+                self.claim()
+        yield from self.expect(")")
+        if separator == "{":
+            self.begin(name)
+        self.add("{}" if separator == "{" else "}")
+
+    def _written_argument(self) -> Steps[str]:
+        """An argument as it is written, up to the comma or the parenthesis behind it."""
+        pieces: list[str] = []
+        while True:
+            pieces.append((yield from self.run(_PLAIN)))
+            character = yield from self.peek()
+            if character in ",)":
+                return "".join(pieces)
+            if character in "]}":
+                raise Broken
+            if character in "\"'":
+                pieces.append((yield from self.string(character)))
+            else:
+                yield from self.bracketed(pieces.append, "\"'")

@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import secrets
-import string
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-LETTERS_AND_DIGITS = string.ascii_letters + string.digits
+from infernum.chat.calls.body import Arguments, Body, Call
 
-
-def new_id() -> str:
-    """A new id of a call: nine letters and digits, because the templates of Mistral refuse any other."""
-    return "".join(secrets.choice(LETTERS_AND_DIGITS) for _ in range(9))
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call of a function: its name, its arguments as the text of a JSON object, and the id that its result has."""
-
-    name: str
-    arguments: str
-    id: str = field(default_factory=new_id, compare=False)
-
-
-def call_of(name: object, arguments: Mapping[str, Any]) -> Call | None:
-    """A call with these arguments; None where they are no JSON, such as an infinite number or half a character."""
-    if not isinstance(name, str) or not name:
-        return None
-    try:
-        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-        (name + text).encode()
-    except ValueError:
-        return None
-    return Call(name, text)
+Part = str | Call | Arguments
+"""Text of an answer, a call that begins, or what continues the last call."""
 
 
 @dataclass(frozen=True)
@@ -58,49 +31,13 @@ class Writing:
     closing: str = ""
 
 
-class Body(ABC):
-    """One call, or one list of calls, behind its mark. `ended`: the last character is read, or it is broken."""
-
-    ended: bool = False
-
-    @abstractmethod
-    def take(self, text: str) -> int:
-        """Read on, and return the number of characters that belong to the body: all, unless it has ended."""
-
-    @abstractmethod
-    def calls(self) -> list[Call]:
-        """The calls of a body that has ended; none where it is broken."""
-
-
-class EitherBody(Body):
-    """A body of one of two forms: that of the bracket with which it begins behind white space, or `other`."""
-
-    def __init__(self, bracket: str, bracketed: Body, other: Body) -> None:
-        self._bracket = bracket
-        self._bracketed = bracketed
-        self._other = other
-        self._chosen: Body | None = None
-
-    def take(self, text: str) -> int:
-        white = 0
-        if self._chosen is None:
-            white = len(text) - len(text.lstrip())
-            if white == len(text):
-                return white
-            self._chosen = self._bracketed if text[white] == self._bracket else self._other
-        size = white + self._chosen.take(text[white:])
-        self.ended = self._chosen.ended
-        return size
-
-    def calls(self) -> list[Call]:
-        return [] if self._chosen is None else self._chosen.calls()
-
-
 class Scanner(ABC):
     """Turns the text of an answer, piece by piece, into text and calls, alike wherever the pieces part.
 
-    A call is returned once it is complete. A call that is broken, or cut by the end of the answer, is returned as the
-    text that it is. White space beside a call is dropped. Nothing is read twice, so the time is linear in the length.
+    A call begins once its name and the beginning of its arguments have come, and its arguments grow with the text.
+    What is broken, or cut by the end of the answer, before a call has begun is the text that it is. Arguments that
+    are broken end there, and what follows is text. White space beside a call is dropped. Nothing is read twice, so the
+    time is linear in the length.
 
     mark     what stands in front of a call; a special token, perhaps
     bare     the characters with which a call begins that has no mark, at the start of an answer or behind another call
@@ -118,8 +55,8 @@ class Scanner(ABC):
     def __init__(self) -> None:
         self._unread = ""
         self._body: Body | None = None
-        self._of_call: list[str] = []
-        """The text of the call that is being read, from the white space in front of its mark on."""
+        self._front = ""
+        """The mark in front of the call that is being read, with the white space around it."""
         self._may_be_bare = bool(self.bare)
         self._behind_call = False
 
@@ -127,17 +64,17 @@ class Scanner(ABC):
     def body(self) -> Body:
         """The reader of the next call."""
 
-    def push(self, text: str) -> list[str | Call]:
+    def push(self, text: str) -> list[Part]:
         """Add text, and return what is certain now."""
         self._unread += text
         return self._segments(final=False)
 
-    def finish(self) -> list[str | Call]:
+    def finish(self) -> list[Part]:
         """The rest, at the end of the answer."""
         return self._segments(final=True)
 
-    def _segments(self, *, final: bool) -> list[str | Call]:
-        segments: list[str | Call] = []
+    def _segments(self, *, final: bool) -> list[Part]:
+        segments: list[Part] = []
         while self._unread or self._body is not None:
             if self._body is not None:
                 goes_on = self._read_call(self._body, segments, final)
@@ -149,16 +86,17 @@ class Scanner(ABC):
                 break
         return segments
 
-    def _read_call(self, body: Body, segments: list[str | Call], final: bool) -> bool:
+    def _read_call(self, body: Body, segments: list[Part], final: bool) -> bool:
         size = body.take(self._unread)
-        self._of_call.append(self._unread[:size])
         self._unread = self._unread[size:]
+        segments += body.parts()
         if not body.ended and not final:
             return False
-        calls = body.calls() if body.ended else []
-        segments += calls or ["".join(self._of_call)]
+        text = "" if body.whole else body.text
+        text = text.lstrip() if body.called else self._front + text
+        segments += [text] if text else []
         self._body = None
-        self._behind_call = bool(calls)
+        self._behind_call = body.called and not text
         self._may_be_bare = self._behind_call and bool(self.bare)
         return True
 
@@ -179,7 +117,7 @@ class Scanner(ABC):
         self._may_be_bare = self._behind_call = False
         return True
 
-    def _read_text(self, segments: list[str | Call], final: bool) -> bool:
+    def _read_text(self, segments: list[Part], final: bool) -> bool:
         place = self._unread.find(self.mark)
         if place >= 0:
             shown = len(self._unread[:place].rstrip())
@@ -198,7 +136,7 @@ class Scanner(ABC):
 
     def _begin(self, white: int, mark: int) -> None:
         """Begin to read a call, behind so many characters of white space and so many of a mark."""
-        self._of_call = [self._unread[: white + mark]]
+        self._front = self._unread[: white + mark]
         self._unread = self._unread[white + mark :]
         self._body = self.body()
 
